@@ -1,0 +1,1 @@
+"""The host's place in the directory, and the lease its guests serve under."""

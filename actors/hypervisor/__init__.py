@@ -1,0 +1,1 @@
+"""Runs guests on one host and keeps their life cycle."""

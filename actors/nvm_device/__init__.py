@@ -1,0 +1,1 @@
+"""Regions: named, page-addressed ranges of persistent memory."""

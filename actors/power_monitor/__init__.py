@@ -1,0 +1,1 @@
+"""Saves the machine's memory to storage, and restores it."""

@@ -1,0 +1,1 @@
+"""Reads guests' log rings."""

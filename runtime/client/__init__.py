@@ -1,0 +1,1 @@
+"""The typed, asynchronous client from outside: `everram.runtime.client.Cluster`."""

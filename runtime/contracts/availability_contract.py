@@ -1,0 +1,52 @@
+"""Generated from proto/availability.proto by proto/generate.py; do not edit."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+
+from everram.runtime.actor import Actor
+from everram.runtime.contracts import availability_pb2, common_pb2
+from everram.runtime.method import DEFAULT_TIMEOUT_S, Contract, Method
+from everram.runtime.refs import Ref
+
+
+AVAILABILITY_REGISTER = Method("everram.v1.Availability", "Register", availability_pb2.Registration, common_pb2.Empty)
+AVAILABILITY_GIVE_BACK = Method("everram.v1.Availability", "GiveBack", availability_pb2.GuestKey, common_pb2.Empty)
+AVAILABILITY_STATUS = Method("everram.v1.Availability", "Status", common_pb2.Empty, availability_pb2.LeaseStatus)
+AVAILABILITY = Contract("everram.v1.Availability", (AVAILABILITY_REGISTER, AVAILABILITY_GIVE_BACK, AVAILABILITY_STATUS,))
+
+
+class AvailabilityRef(Ref):
+    """Asks a Availability actor, wherever it is."""
+
+    contract = AVAILABILITY
+
+    async def register(
+        self, request: availability_pb2.Registration, *, timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> common_pb2.Empty:
+        return await self.ask(AVAILABILITY_REGISTER, request, timeout_s)
+
+    async def give_back(
+        self, request: availability_pb2.GuestKey, *, timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> common_pb2.Empty:
+        return await self.ask(AVAILABILITY_GIVE_BACK, request, timeout_s)
+
+    async def status(
+        self, request: common_pb2.Empty, *, timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> availability_pb2.LeaseStatus:
+        return await self.ask(AVAILABILITY_STATUS, request, timeout_s)
+
+
+class AvailabilityActor(Actor):
+    """Answers the Availability contract: override every method."""
+
+    contract = AVAILABILITY
+
+    def register(self, request: availability_pb2.Registration) -> common_pb2.Empty | Awaitable[common_pb2.Empty]:
+        raise NotImplementedError
+
+    def give_back(self, request: availability_pb2.GuestKey) -> common_pb2.Empty | Awaitable[common_pb2.Empty]:
+        raise NotImplementedError
+
+    def status(self, request: common_pb2.Empty) -> availability_pb2.LeaseStatus | Awaitable[availability_pb2.LeaseStatus]:
+        raise NotImplementedError

@@ -1,0 +1,37 @@
+from everram.runtime.contracts import common_pb2 as _common_pb2
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Registration(_message.Message):
+    __slots__ = ("guest",)
+    GUEST_FIELD_NUMBER: _ClassVar[int]
+    guest: _common_pb2.Guest
+    def __init__(self, guest: _Optional[_Union[_common_pb2.Guest, _Mapping]] = ...) -> None: ...
+
+class GuestKey(_message.Message):
+    __slots__ = ("guest_id", "epoch")
+    GUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    guest_id: str
+    epoch: int
+    def __init__(self, guest_id: _Optional[str] = ..., epoch: _Optional[int] = ...) -> None: ...
+
+class LeaseStatus(_message.Message):
+    __slots__ = ("lease_id", "ttl_s", "remaining_s", "renewals", "failures", "held")
+    LEASE_ID_FIELD_NUMBER: _ClassVar[int]
+    TTL_S_FIELD_NUMBER: _ClassVar[int]
+    REMAINING_S_FIELD_NUMBER: _ClassVar[int]
+    RENEWALS_FIELD_NUMBER: _ClassVar[int]
+    FAILURES_FIELD_NUMBER: _ClassVar[int]
+    HELD_FIELD_NUMBER: _ClassVar[int]
+    lease_id: int
+    ttl_s: float
+    remaining_s: float
+    renewals: int
+    failures: int
+    held: bool
+    def __init__(self, lease_id: _Optional[int] = ..., ttl_s: _Optional[float] = ..., remaining_s: _Optional[float] = ..., renewals: _Optional[int] = ..., failures: _Optional[int] = ..., held: _Optional[bool] = ...) -> None: ...

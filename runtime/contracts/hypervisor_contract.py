@@ -1,0 +1,124 @@
+"""Generated from proto/hypervisor.proto by proto/generate.py; do not edit."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable
+
+from everram.runtime.actor import Actor
+from everram.runtime.contracts import common_pb2, hypervisor_pb2
+from everram.runtime.method import DEFAULT_TIMEOUT_S, Contract, Method
+from everram.runtime.refs import Ref
+
+
+HYPERVISOR_RUN = Method("everram.v1.Hypervisor", "Run", common_pb2.GuestSpec, common_pb2.Guest)
+HYPERVISOR_LIST = Method("everram.v1.Hypervisor", "List", common_pb2.Empty, hypervisor_pb2.GuestList)
+HYPERVISOR_INSPECT = Method("everram.v1.Hypervisor", "Inspect", hypervisor_pb2.GuestName, common_pb2.Guest)
+HYPERVISOR_STOP = Method("everram.v1.Hypervisor", "Stop", hypervisor_pb2.StopRequest, common_pb2.Guest)
+HYPERVISOR_START = Method("everram.v1.Hypervisor", "Start", hypervisor_pb2.GuestName, common_pb2.Guest)
+HYPERVISOR_RESTART = Method("everram.v1.Hypervisor", "Restart", hypervisor_pb2.StopRequest, common_pb2.Guest)
+HYPERVISOR_REMOVE = Method("everram.v1.Hypervisor", "Remove", hypervisor_pb2.RemoveRequest, common_pb2.Empty)
+HYPERVISOR_KILL = Method("everram.v1.Hypervisor", "Kill", hypervisor_pb2.GuestName, common_pb2.Guest)
+HYPERVISOR_LOGS = Method("everram.v1.Hypervisor", "Logs", hypervisor_pb2.LogsRequest, hypervisor_pb2.LogChunk, streams=True)
+HYPERVISOR_WAIT = Method("everram.v1.Hypervisor", "Wait", hypervisor_pb2.GuestName, common_pb2.Guest)
+HYPERVISOR_REGIONS = Method("everram.v1.Hypervisor", "Regions", common_pb2.Empty, hypervisor_pb2.RegionList)
+HYPERVISOR = Contract("everram.v1.Hypervisor", (HYPERVISOR_RUN, HYPERVISOR_LIST, HYPERVISOR_INSPECT, HYPERVISOR_STOP, HYPERVISOR_START, HYPERVISOR_RESTART, HYPERVISOR_REMOVE, HYPERVISOR_KILL, HYPERVISOR_LOGS, HYPERVISOR_WAIT, HYPERVISOR_REGIONS,))
+
+
+class HypervisorRef(Ref):
+    """Asks a Hypervisor actor, wherever it is."""
+
+    contract = HYPERVISOR
+
+    async def run(
+        self, request: common_pb2.GuestSpec, *, timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> common_pb2.Guest:
+        return await self.ask(HYPERVISOR_RUN, request, timeout_s)
+
+    async def list(
+        self, request: common_pb2.Empty, *, timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> hypervisor_pb2.GuestList:
+        return await self.ask(HYPERVISOR_LIST, request, timeout_s)
+
+    async def inspect(
+        self, request: hypervisor_pb2.GuestName, *, timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> common_pb2.Guest:
+        return await self.ask(HYPERVISOR_INSPECT, request, timeout_s)
+
+    async def stop(
+        self, request: hypervisor_pb2.StopRequest, *, timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> common_pb2.Guest:
+        return await self.ask(HYPERVISOR_STOP, request, timeout_s)
+
+    async def start(
+        self, request: hypervisor_pb2.GuestName, *, timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> common_pb2.Guest:
+        return await self.ask(HYPERVISOR_START, request, timeout_s)
+
+    async def restart(
+        self, request: hypervisor_pb2.StopRequest, *, timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> common_pb2.Guest:
+        return await self.ask(HYPERVISOR_RESTART, request, timeout_s)
+
+    async def remove(
+        self, request: hypervisor_pb2.RemoveRequest, *, timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> common_pb2.Empty:
+        return await self.ask(HYPERVISOR_REMOVE, request, timeout_s)
+
+    async def kill(
+        self, request: hypervisor_pb2.GuestName, *, timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> common_pb2.Guest:
+        return await self.ask(HYPERVISOR_KILL, request, timeout_s)
+
+    def logs(
+        self, request: hypervisor_pb2.LogsRequest, *, timeout_s: float | None = None
+    ) -> AsyncIterator[hypervisor_pb2.LogChunk]:
+        return self.stream(HYPERVISOR_LOGS, request, timeout_s)
+
+    async def wait(
+        self, request: hypervisor_pb2.GuestName, *, timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> common_pb2.Guest:
+        return await self.ask(HYPERVISOR_WAIT, request, timeout_s)
+
+    async def regions(
+        self, request: common_pb2.Empty, *, timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> hypervisor_pb2.RegionList:
+        return await self.ask(HYPERVISOR_REGIONS, request, timeout_s)
+
+
+class HypervisorActor(Actor):
+    """Answers the Hypervisor contract: override every method."""
+
+    contract = HYPERVISOR
+
+    def run(self, request: common_pb2.GuestSpec) -> common_pb2.Guest | Awaitable[common_pb2.Guest]:
+        raise NotImplementedError
+
+    def list(self, request: common_pb2.Empty) -> hypervisor_pb2.GuestList | Awaitable[hypervisor_pb2.GuestList]:
+        raise NotImplementedError
+
+    def inspect(self, request: hypervisor_pb2.GuestName) -> common_pb2.Guest | Awaitable[common_pb2.Guest]:
+        raise NotImplementedError
+
+    def stop(self, request: hypervisor_pb2.StopRequest) -> common_pb2.Guest | Awaitable[common_pb2.Guest]:
+        raise NotImplementedError
+
+    def start(self, request: hypervisor_pb2.GuestName) -> common_pb2.Guest | Awaitable[common_pb2.Guest]:
+        raise NotImplementedError
+
+    def restart(self, request: hypervisor_pb2.StopRequest) -> common_pb2.Guest | Awaitable[common_pb2.Guest]:
+        raise NotImplementedError
+
+    def remove(self, request: hypervisor_pb2.RemoveRequest) -> common_pb2.Empty | Awaitable[common_pb2.Empty]:
+        raise NotImplementedError
+
+    def kill(self, request: hypervisor_pb2.GuestName) -> common_pb2.Guest | Awaitable[common_pb2.Guest]:
+        raise NotImplementedError
+
+    def logs(self, request: hypervisor_pb2.LogsRequest) -> AsyncIterator[hypervisor_pb2.LogChunk]:
+        raise NotImplementedError
+
+    def wait(self, request: hypervisor_pb2.GuestName) -> common_pb2.Guest | Awaitable[common_pb2.Guest]:
+        raise NotImplementedError
+
+    def regions(self, request: common_pb2.Empty) -> hypervisor_pb2.RegionList | Awaitable[hypervisor_pb2.RegionList]:
+        raise NotImplementedError

@@ -1,0 +1,42 @@
+from everram.runtime.contracts import common_pb2 as _common_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class CreateRegionsRequest(_message.Message):
+    __slots__ = ("guest_id", "regions", "log_bytes")
+    GUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    REGIONS_FIELD_NUMBER: _ClassVar[int]
+    LOG_BYTES_FIELD_NUMBER: _ClassVar[int]
+    guest_id: str
+    regions: _containers.RepeatedCompositeFieldContainer[_common_pb2.RegionSpec]
+    log_bytes: int
+    def __init__(self, guest_id: _Optional[str] = ..., regions: _Optional[_Iterable[_Union[_common_pb2.RegionSpec, _Mapping]]] = ..., log_bytes: _Optional[int] = ...) -> None: ...
+
+class RegionFilter(_message.Message):
+    __slots__ = ("guest_id",)
+    GUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    guest_id: str
+    def __init__(self, guest_id: _Optional[str] = ...) -> None: ...
+
+class RegionSet(_message.Message):
+    __slots__ = ("regions", "log")
+    REGIONS_FIELD_NUMBER: _ClassVar[int]
+    LOG_FIELD_NUMBER: _ClassVar[int]
+    regions: _containers.RepeatedCompositeFieldContainer[_common_pb2.Region]
+    log: str
+    def __init__(self, regions: _Optional[_Iterable[_Union[_common_pb2.Region, _Mapping]]] = ..., log: _Optional[str] = ...) -> None: ...
+
+class NvmStatus(_message.Message):
+    __slots__ = ("capacity_bytes", "allocated_bytes", "regions")
+    CAPACITY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    ALLOCATED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    REGIONS_FIELD_NUMBER: _ClassVar[int]
+    capacity_bytes: int
+    allocated_bytes: int
+    regions: int
+    def __init__(self, capacity_bytes: _Optional[int] = ..., allocated_bytes: _Optional[int] = ..., regions: _Optional[int] = ...) -> None: ...

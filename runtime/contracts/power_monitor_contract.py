@@ -1,0 +1,43 @@
+"""Generated from proto/power_monitor.proto by proto/generate.py; do not edit."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+
+from everram.runtime.actor import Actor
+from everram.runtime.contracts import common_pb2, power_monitor_pb2
+from everram.runtime.method import DEFAULT_TIMEOUT_S, Contract, Method
+from everram.runtime.refs import Ref
+
+
+POWER_MONITOR_SAVE = Method("everram.v1.PowerMonitor", "Save", power_monitor_pb2.SaveRequest, power_monitor_pb2.SaveReport)
+POWER_MONITOR_STATUS = Method("everram.v1.PowerMonitor", "Status", common_pb2.Empty, power_monitor_pb2.PowerStatus)
+POWER_MONITOR = Contract("everram.v1.PowerMonitor", (POWER_MONITOR_SAVE, POWER_MONITOR_STATUS,))
+
+
+class PowerMonitorRef(Ref):
+    """Asks a PowerMonitor actor, wherever it is."""
+
+    contract = POWER_MONITOR
+
+    async def save(
+        self, request: power_monitor_pb2.SaveRequest, *, timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> power_monitor_pb2.SaveReport:
+        return await self.ask(POWER_MONITOR_SAVE, request, timeout_s)
+
+    async def status(
+        self, request: common_pb2.Empty, *, timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> power_monitor_pb2.PowerStatus:
+        return await self.ask(POWER_MONITOR_STATUS, request, timeout_s)
+
+
+class PowerMonitorActor(Actor):
+    """Answers the PowerMonitor contract: override every method."""
+
+    contract = POWER_MONITOR
+
+    def save(self, request: power_monitor_pb2.SaveRequest) -> power_monitor_pb2.SaveReport | Awaitable[power_monitor_pb2.SaveReport]:
+        raise NotImplementedError
+
+    def status(self, request: common_pb2.Empty) -> power_monitor_pb2.PowerStatus | Awaitable[power_monitor_pb2.PowerStatus]:
+        raise NotImplementedError

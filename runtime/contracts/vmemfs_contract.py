@@ -1,0 +1,79 @@
+"""Generated from proto/vmemfs.proto by proto/generate.py; do not edit."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+
+from everram.runtime.actor import Actor
+from everram.runtime.contracts import common_pb2, vmemfs_pb2
+from everram.runtime.method import DEFAULT_TIMEOUT_S, Contract, Method
+from everram.runtime.refs import Ref
+
+
+VMEMFS_PUT_GUEST = Method("everram.v1.VMemFS", "PutGuest", common_pb2.Guest, vmemfs_pb2.Generation)
+VMEMFS_REMOVE_GUEST = Method("everram.v1.VMemFS", "RemoveGuest", vmemfs_pb2.GuestId, vmemfs_pb2.Generation)
+VMEMFS_GUESTS = Method("everram.v1.VMemFS", "Guests", common_pb2.Empty, vmemfs_pb2.StoredGuests)
+VMEMFS_PUT_HOST = Method("everram.v1.VMemFS", "PutHost", vmemfs_pb2.HostRecord, vmemfs_pb2.Generation)
+VMEMFS_GET_HOST = Method("everram.v1.VMemFS", "GetHost", common_pb2.Empty, vmemfs_pb2.HostRecord)
+VMEMFS_STATUS = Method("everram.v1.VMemFS", "Status", common_pb2.Empty, vmemfs_pb2.VMemFSStatus)
+VMEMFS = Contract("everram.v1.VMemFS", (VMEMFS_PUT_GUEST, VMEMFS_REMOVE_GUEST, VMEMFS_GUESTS, VMEMFS_PUT_HOST, VMEMFS_GET_HOST, VMEMFS_STATUS,))
+
+
+class VMemFSRef(Ref):
+    """Asks a VMemFS actor, wherever it is."""
+
+    contract = VMEMFS
+
+    async def put_guest(
+        self, request: common_pb2.Guest, *, timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> vmemfs_pb2.Generation:
+        return await self.ask(VMEMFS_PUT_GUEST, request, timeout_s)
+
+    async def remove_guest(
+        self, request: vmemfs_pb2.GuestId, *, timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> vmemfs_pb2.Generation:
+        return await self.ask(VMEMFS_REMOVE_GUEST, request, timeout_s)
+
+    async def guests(
+        self, request: common_pb2.Empty, *, timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> vmemfs_pb2.StoredGuests:
+        return await self.ask(VMEMFS_GUESTS, request, timeout_s)
+
+    async def put_host(
+        self, request: vmemfs_pb2.HostRecord, *, timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> vmemfs_pb2.Generation:
+        return await self.ask(VMEMFS_PUT_HOST, request, timeout_s)
+
+    async def get_host(
+        self, request: common_pb2.Empty, *, timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> vmemfs_pb2.HostRecord:
+        return await self.ask(VMEMFS_GET_HOST, request, timeout_s)
+
+    async def status(
+        self, request: common_pb2.Empty, *, timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> vmemfs_pb2.VMemFSStatus:
+        return await self.ask(VMEMFS_STATUS, request, timeout_s)
+
+
+class VMemFSActor(Actor):
+    """Answers the VMemFS contract: override every method."""
+
+    contract = VMEMFS
+
+    def put_guest(self, request: common_pb2.Guest) -> vmemfs_pb2.Generation | Awaitable[vmemfs_pb2.Generation]:
+        raise NotImplementedError
+
+    def remove_guest(self, request: vmemfs_pb2.GuestId) -> vmemfs_pb2.Generation | Awaitable[vmemfs_pb2.Generation]:
+        raise NotImplementedError
+
+    def guests(self, request: common_pb2.Empty) -> vmemfs_pb2.StoredGuests | Awaitable[vmemfs_pb2.StoredGuests]:
+        raise NotImplementedError
+
+    def put_host(self, request: vmemfs_pb2.HostRecord) -> vmemfs_pb2.Generation | Awaitable[vmemfs_pb2.Generation]:
+        raise NotImplementedError
+
+    def get_host(self, request: common_pb2.Empty) -> vmemfs_pb2.HostRecord | Awaitable[vmemfs_pb2.HostRecord]:
+        raise NotImplementedError
+
+    def status(self, request: common_pb2.Empty) -> vmemfs_pb2.VMemFSStatus | Awaitable[vmemfs_pb2.VMemFSStatus]:
+        raise NotImplementedError

@@ -1,0 +1,303 @@
+"""The environment: the one seam behind which production and the simulation differ.
+
+Everything a host needs from the outside comes from here: time, randomness, files, memory, processes, other hosts and
+coordination. `everram.runtime.production` fills it with the real thing, `everram.runtime.simulation` with virtual time and
+seeded faults. No module outside the seam reads a clock, draws randomness, opens a file or socket, or starts a process
+(ruff's banned-api holds the rule). Waiting needs no seam: `asyncio.sleep` runs on the loop's time, virtual or real.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from everram.runtime.coordination.api import Coordination
+from everram.runtime.memory.contract import Mapping
+
+
+class Clock(Protocol):
+    """CLOCK_MONOTONIC of this computer: the same for all its processes, so deadlines may be shared through memory."""
+
+    def now_ns(self) -> int: ...
+
+    def wall_ns(self) -> int:
+        """Nanoseconds since 1970, for people only; never for decisions."""
+
+
+class Entropy(Protocol):
+    def randbytes(self, n: int) -> bytes: ...
+
+    def uniform(self, low: float, high: float) -> float: ...
+
+    def token(self) -> str:
+        """A fresh identity: 16 lower-case hexadecimal digits."""
+
+
+class DiskFile(Protocol):
+    """An open file. Nothing is durable before `sync` returns; after a crash unsynced writes may be lost or torn."""
+
+    async def pread(self, offset: int, length: int) -> bytes:
+        """Up to `length` bytes; shorter at the end of the file."""
+
+    async def pwrite(self, offset: int, data: bytes | memoryview) -> None:
+        """Raises ResourceExhausted on a full disk, DataLoss on an I/O error."""
+
+    async def sync(self) -> None: ...
+
+    async def size(self) -> int: ...
+
+    async def close(self) -> None: ...
+
+
+class Disk(Protocol):
+    """The host's state folder. Names are relative paths such as `image/regions/0`; folders appear as needed."""
+
+    async def open(self, name: str, *, create: bool = False) -> DiskFile:
+        """Raises NotFound."""
+
+    async def read(self, name: str) -> bytes:
+        """Raises NotFound."""
+
+    async def replace(self, name: str, data: bytes) -> None:
+        """Atomically and durably: write aside, sync, rename, sync the folder."""
+
+    async def list(self, folder: str) -> list[str]:
+        """Sorted names of the files directly in `folder`; empty if it does not exist."""
+
+    async def remove(self, name: str) -> None:
+        """A file, or a folder with all it holds; durable; not an error if it does not exist."""
+
+    async def free_bytes(self) -> int: ...
+
+
+class MemoryObject(Protocol):
+    """Memory that the machine keeps under a name; sparse, of a fixed size, zero where never written.
+
+    `read`/`write` go by descriptor (a host's mmap read of a hole would silently create a page).
+    """
+
+    name: str
+    size_bytes: int
+
+    def map(self) -> Mapping:
+        """A shared writable mapping of the whole object."""
+
+    def read(self, offset: int, length: int) -> bytes: ...
+
+    def write(self, offset: int, data: bytes | memoryview) -> None: ...
+
+    def extents(self) -> list[tuple[int, int]]:
+        """(offset, length) of what is present, page-aligned, ascending."""
+
+    def punch(self, offset: int, length: int) -> None:
+        """Give the pages back; they read as zeros afterwards."""
+
+
+class Memory(Protocol):
+    """The machine's memory objects. An object survives its creator until removed or until the machine dies."""
+
+    capacity_bytes: int
+
+    def names(self) -> list[str]:
+        """Sorted."""
+
+    def open(self, name: str) -> MemoryObject:
+        """Raises NotFound."""
+
+    async def create(self, name: str, size_bytes: int) -> MemoryObject:
+        """A zeroed object, kept by the machine when this returns. Raises AlreadyExists, ResourceExhausted."""
+
+    async def remove(self, name: str) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """One memory object that a guest gets at attach."""
+
+    label: str
+    """What the guest calls it: "log", or a region's name."""
+    role: str
+    """"log", "logged" or "mapped"."""
+    memory: str
+    """Name of the memory object."""
+    size_bytes: int
+    """Logical size, at most the object's."""
+    tracked: bool = False
+    """Whether its faults are served by the host: the guest makes a userfaultfd and waits for `admit`."""
+
+
+@dataclass(frozen=True, slots=True)
+class GuestLaunch:
+    """What the machine needs to start one incarnation of a guest."""
+
+    guest_id: str
+    name: str
+    epoch: int
+    argv: tuple[bytes, ...]
+    working_directory: bytes
+    environment: tuple[tuple[str, bytes], ...]
+    log_path: str
+    """Where stdout and stderr are appended, relative to the machine's state folder."""
+    grants: tuple[Grant, ...]
+    port: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class GuestProcess:
+    """What the machine knows of a guest's current or last incarnation."""
+
+    guest_id: str
+    epoch: int
+    pid: int
+    """0 once it has ended."""
+    exit_status: int = -1
+    """-1 while it runs; exit code, or 128 + signal."""
+    freeze_reasons: tuple[str, ...] = ()
+    attached_pid: int = 0
+    """The process in the guest's tree that attached; 0 if none."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrackedRange:
+    """A guest's mapping of a tracked region, in the guest's own addresses."""
+
+    label: str
+    memory: str
+    address: int
+    length_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class MachineEvent:
+    """Something the host has to know. `kind`: "exited", "attached", "mains", "frozen"."""
+
+    kind: str
+    guest_id: str = ""
+    epoch: int = 0
+    exit_status: int = -1
+    pid: int = 0
+    userfaultfd: int = -1
+    """With "attached" of a guest that has tracked ranges: the descriptor, now the host's own."""
+    ranges: tuple[TrackedRange, ...] = ()
+    mains: bool = True
+    reason: str = ""
+    """With "frozen": the freeze reason that the machine added by itself ("lease")."""
+
+
+class Machine(Protocol):
+    """The hardware, as its host sees it (D2, D3). Only the machine starts, freezes, thaws and kills guests."""
+
+    async def ready(self) -> None:
+        """READY=1: this host serves."""
+
+    def alive(self) -> None:
+        """WATCHDOG=1; due every `watchdog_interval_s`."""
+
+    watchdog_interval_s: float
+
+    async def spawn(self, launch: GuestLaunch) -> GuestProcess:
+        """Raises NotFound / PermissionDenied for a program that cannot be executed, FailedPrecondition if it runs."""
+
+    async def freeze(self, guest_id: str, reason: str) -> None:
+        """Returns when every process of the guest is stopped (or blocked in a fault of ours)."""
+
+    async def thaw(self, guest_id: str, reason: str) -> None:
+        """Takes one reason away; the guest continues when none is left. Reason "lease" cannot be taken away."""
+
+    async def signal(self, guest_id: str, signal_number: int) -> None:
+        """To the guest's process group."""
+
+    async def kill(self, guest_id: str) -> GuestProcess:
+        """SIGKILL to every process of the guest; returns its end."""
+
+    async def forget(self, guest_id: str) -> None:
+        """Drop an ended guest's record."""
+
+    async def admit(self, guest_id: str) -> None:
+        """Let an attaching guest with tracked ranges go on: its faults are served from now on."""
+
+    async def guests(self) -> list[GuestProcess]:
+        """Everything the machine runs or has run and not forgotten, by guest_id: how a new host takes guests back."""
+
+    async def tracked(self) -> list[MachineEvent]:
+        """The kept userfaultfds of attached guests as "attached" events: how a new host takes fault service back."""
+
+    async def lease(self, deadline_ns: int) -> None:
+        """Guests may serve until then (Clock.now_ns); the machine freezes them a margin before, reason "lease"."""
+
+    async def free_port(self) -> int:
+        """A TCP port on loopback that nobody listens on now, not handed out again soon."""
+
+    def events(self) -> AsyncIterator[MachineEvent]:
+        """From the start of this host on, in order; ends with the machine."""
+
+
+class LinkStream(Protocol):
+    """One end of a stream of batches between two hosts: ordered; broken as a whole or not at all."""
+
+    async def send(self, batch: bytes) -> None:
+        """Raises Unavailable when the stream has ended."""
+
+    async def receive(self) -> bytes:
+        """Raises Unavailable when the stream has ended."""
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class HostAddress:
+    """Where a host listens, as the directory says it."""
+
+    host: str
+    """Its name, unique in the cluster."""
+    host_id: str
+    address: str
+    """`unix:PATH` or `HOST:PORT`."""
+
+
+class Network(Protocol):
+    """Streams between hosts. What they carry is decided by `everram.runtime.transport.link`."""
+
+    async def connect(self, peer: HostAddress) -> LinkStream:
+        """Raises Unavailable."""
+
+    def serve(self, accept: Callable[[LinkStream], Awaitable[None]]) -> None:
+        """`accept` runs for each stream a peer opens, and the stream ends when it returns."""
+
+
+class Doorbell(Protocol):
+    """Wakes a sleeping reader of a guest's log ring (an eventfd shared with the guest)."""
+
+    async def wait(self, timeout_s: float) -> bool:
+        """True if it rang, False after `timeout_s`."""
+
+    def close(self) -> None: ...
+
+
+class Logs(Protocol):
+    """Guests' output files, which the machine appends to."""
+
+    async def read(self, path: str, offset: int, limit: int) -> bytes: ...
+
+    async def size(self, path: str) -> int: ...
+
+    async def remove(self, path: str) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """Everything one host gets from outside."""
+
+    clock: Clock
+    entropy: Entropy
+    disk: Disk
+    memory: Memory
+    machine: Machine
+    network: Network
+    coordination: Coordination
+    logs: Logs
+    doorbell: Callable[[str], Doorbell]
+    """The doorbell of a guest, by guest_id."""
+    missing: Sequence[str] = field(default=())
+    """What this computer cannot do and what is used instead (D13), in sentences for `status`."""

@@ -1,0 +1,52 @@
+"""The configuration files of a machine's host, written by whoever starts the cluster and read by `everram host`.
+
+JSON, so that a person can read and an installer can write them; unknown members are refused by name, because a setting
+that is silently ignored is worse than an error.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from everram.runtime.errors import InvalidArgument
+
+LEASE_TTL_S = 2.0
+"""How long guests may serve without a renewal (D5); a host restart must fit well inside."""
+
+
+@dataclass(frozen=True, slots=True)
+class HostConfig:
+    """What one host is told at its start."""
+
+    cluster: str
+    cluster_id: str
+    host: str
+    host_id: str
+    socket: str
+    """Path of the Unix socket on which it serves gRPC."""
+    state_dir: str
+    coordination: str
+    """`unix:PATH` or `HOST:PORT` of an etcd v3 server."""
+    memory_bytes: int
+    nvm_bytes: int
+    lease_ttl_s: float = LEASE_TTL_S
+    tcp_port: int = 0
+    """0: no TCP listener. On loopback only, and with the token."""
+    token: str = ""
+    open_image: str = ""
+    """Named choice for an image that may not be opened silently: "incomplete" or "opened" (D1)."""
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+    @staticmethod
+    def read(path: str) -> HostConfig:
+        """Raises InvalidArgument with the file's name and what is wrong in it."""
+        try:
+            members = json.loads(Path(path).read_text())
+            return HostConfig(**members)
+        except (OSError, ValueError, TypeError) as error:
+            raise InvalidArgument(f"{path} is not a host's configuration: {error}") from error

@@ -1,0 +1,1 @@
+"""The same contracts under virtual time: loop, network, disk, memory, machines, faults, trace."""
