@@ -1,0 +1,127 @@
+"""What a `MachineCore` tells its driver to do, and the times it goes by.
+
+Each effect says which event of the core reports what came of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from everram.runtime.errors import EverramError
+
+MILLISECOND_NS = 1_000_000
+SECOND_NS = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The times a machine goes by."""
+
+    watchdog_ns: int = 500 * MILLISECOND_NS
+    """A ready host that says nothing for so long is hung; it pings five times as often."""
+    start_ns: int = 10 * SECOND_NS
+    """A host that is not ready after so long is hung; long, because a loaded computer and a restore are slow."""
+    lease_margin_ns: int = 150 * MILLISECOND_NS
+    """Guests stop so long before the lease's deadline: time to stop every process on a loaded computer (D5)."""
+    stop_grace_ns: int = 2 * SECOND_NS
+    """A host has so long to end after its socket closed."""
+    stable_ns: int = 1 * SECOND_NS
+    """A host that was ready for so long did not live a short life."""
+    patience: int = 2
+    """So many short lives in a row are followed by a restart at once."""
+    delay_first_ns: int = 50 * MILLISECOND_NS
+    delay_limit_ns: int = 5 * SECOND_NS
+    """The pause before a restart doubles from the first to the limit: slow enough to harm nothing, never for ever."""
+    late_tick_ns: int = 50 * MILLISECOND_NS
+    """A tick later than this means that the machine itself did not run: the host's pings may just not be read yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class StartHost:
+    """Start a host process; its end is `host_exited`, even if it could not be executed."""
+
+    incarnation: int
+
+
+@dataclass(frozen=True, slots=True)
+class KillHost:
+    """SIGKILL."""
+
+
+@dataclass(frozen=True, slots=True)
+class HangHost:
+    """SIGSTOP: a fault for tests; the watchdog finds it."""
+
+
+@dataclass(frozen=True, slots=True)
+class CloseHost:
+    """Close the host's socket, which tells it to end."""
+
+
+@dataclass(frozen=True, slots=True)
+class SpawnGuest:
+    """Start the guest's program; then `guest_spawned` or `spawn_failed`, at once or later."""
+
+    guest_id: str
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class StopGuest:
+    """Stop every process of the guest; `guest_stopped` when none runs, unless `ContinueGuest` or its end came first."""
+
+    guest_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class ContinueGuest:
+    guest_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class KillGuest:
+    """SIGKILL every process of the guest; `guest_exited` for the first, `guest_gone` when none is left."""
+
+    guest_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Admit:
+    """Tell the attaching process to go on."""
+
+    guest_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Notify:
+    """An event for the host, if there is one: the fields are those of `environment.MachineEvent`."""
+
+    kind: str
+    guest_id: str = ""
+    epoch: int = 0
+    exit_status: int = -1
+    pid: int = 0
+    mains: bool = True
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    request: int
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    request: int
+    error: EverramError
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """Nothing is left: the machine may end."""
+
+
+Effect = (
+    StartHost | KillHost | HangHost | CloseHost | SpawnGuest | StopGuest | ContinueGuest | KillGuest
+    | Admit | Notify | Done | Failed | End
+)  # fmt: skip

@@ -1,0 +1,491 @@
+"""The machine's core: its tables, step by step, and its invariants under any sequence of events."""
+
+from __future__ import annotations
+
+import pytest
+from everram.runtime.errors import (
+    AlreadyExists,
+    EverramError,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    PermissionDenied,
+)
+from everram.runtime.machine.core import MachineCore, restart_delay_ns
+from everram.runtime.machine.effects import (
+    Admit,
+    CloseHost,
+    ContinueGuest,
+    Done,
+    Effect,
+    End,
+    Failed,
+    HangHost,
+    KillGuest,
+    KillHost,
+    Limits,
+    Notify,
+    SpawnGuest,
+    StartHost,
+    StopGuest,
+)
+from everram.runtime.machine.lives import REASONS
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+MS = 1_000_000
+LIMITS = Limits()
+
+
+class Bench:
+    """A core with a hand on its clock."""
+
+    def __init__(self, *, lease_ms: int = 60_000, ready: bool = True) -> None:
+        self.now = 0
+        self.core = MachineCore(LIMITS)
+        assert self.core.start(self.now) == [StartHost(1)]
+        if ready:
+            assert self.core.host_ready(self.now, 1) == []
+        if lease_ms:
+            self.core.lease(self.now, lease_ms * MS)
+
+    def after(self, ms: int) -> int:
+        self.now += ms * MS
+        return self.now
+
+    def running(self, guest_id: str = "g", epoch: int = 1, pid: int = 100) -> None:
+        assert self.core.spawn(self.now, guest_id, epoch, 1) == [SpawnGuest(guest_id, epoch)]
+        assert self.core.guest_spawned(self.now, guest_id, pid) == [Done(1)]
+        self.core.validate()
+
+    def ping_until(self, ms: int) -> list[Effect]:
+        """Let the host ping until then; what else came of it."""
+        effects: list[Effect] = []
+        while self.now < ms * MS:
+            self.after(100)
+            effects += self.core.host_alive(self.now, self.core.host.incarnation)
+            self.core.validate()
+        return effects
+
+
+# -- the host ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_host_that_goes_silent_is_killed_and_restarted() -> None:
+    bench = Bench()
+    assert bench.ping_until(2000) == []
+    assert bench.core.next_deadline_ns() == 2500 * MS
+    assert bench.core.tick(2499 * MS) == []
+    assert bench.core.tick(2500 * MS) == [KillHost()]
+    assert bench.core.host.state == "hung"
+    assert bench.core.next_deadline_ns() is None
+    assert bench.core.host_exited(2501 * MS, 1) == [StartHost(2)]
+    bench.core.validate()
+
+
+def test_a_late_tick_gives_the_host_time_to_be_heard_once() -> None:
+    bench = Bench()
+    assert bench.core.tick(900 * MS) == []
+    assert bench.core.next_deadline_ns() == 1300 * MS
+    assert bench.core.tick(1300 * MS) == [KillHost()]
+
+
+def test_a_host_that_never_gets_ready_is_killed() -> None:
+    bench = Bench(ready=False)
+    assert bench.core.host_alive(5000 * MS, 1) == []
+    assert bench.core.next_deadline_ns() == LIMITS.start_ns
+    assert bench.core.tick(LIMITS.start_ns) == [KillHost()]
+
+
+def test_a_host_that_closes_its_socket_is_killed() -> None:
+    bench = Bench()
+    assert bench.core.host_disconnected(1, 1) == [KillHost()]
+    assert bench.core.host_disconnected(2, 1) == []
+    assert bench.core.host_exited(3, 1) == [StartHost(2)]
+
+
+def test_restarts_slow_down_but_never_end_and_recover_after_a_stable_life() -> None:
+    delays = [restart_delay_ns(LIMITS, n) // MS for n in range(12)]
+    assert delays == [0, 0, 0, 50, 100, 200, 400, 800, 1600, 3200, 5000, 5000]
+    assert restart_delay_ns(LIMITS, 10**9) == LIMITS.delay_limit_ns
+    bench = Bench()
+    for incarnation in range(1, 20):
+        bench.core.host_exited(bench.after(1), incarnation)
+        if bench.core.host.state == "waiting":
+            assert bench.core.host.deadline_ns is not None
+            bench.now = bench.core.host.deadline_ns
+            assert StartHost(incarnation + 1) in bench.core.tick(bench.now)
+    assert bench.core.host.restarts == 19
+    bench.core.host_ready(bench.after(1), 20)
+    bench.ping_until(bench.now // MS + 2000)
+    assert bench.core.host_exited(bench.after(1), 20) == [StartHost(21)]
+
+
+def test_events_of_a_dead_host_are_ignored() -> None:
+    bench = Bench()
+    bench.core.host_exited(1, 1)
+    assert bench.core.host_ready(2, 1) == []
+    assert bench.core.host_exited(2, 1) == []
+    assert bench.core.host_disconnected(2, 1) == []
+    assert bench.core.host.state == "starting"
+
+
+def test_host_faults() -> None:
+    bench = Bench()
+    assert bench.core.kill_host(1) == [KillHost()]
+    assert bench.core.hang_host(1) == [HangHost()]
+    bench.core.stop(2)
+    with pytest.raises(FailedPrecondition):
+        bench.core.kill_host(3)
+
+
+def test_mains_reach_the_host_and_its_successor() -> None:
+    bench = Bench()
+    assert bench.core.set_mains(1, False) == [Notify("mains", mains=False)]
+    assert bench.core.set_mains(1, False) == []
+    bench.core.host_exited(2, 1)
+    assert bench.core.host_ready(3, 2) == [Notify("mains", mains=False)]
+
+
+# -- freezing ----------------------------------------------------------------------------------------------------------
+
+
+def test_only_the_first_reason_stops_and_only_the_last_continues() -> None:
+    bench = Bench()
+    bench.running()
+    core = bench.core
+    assert core.freeze(1, "g", "snapshot", 2) == [StopGuest("g")]
+    assert core.freeze(1, "g", "upgrade", 3) == []
+    assert core.guest_stopped(2, "g") == [Done(2), Done(3)]
+    assert core.freeze(2, "g", "snapshot", 4) == [Done(4)]
+    assert core.thaw(3, "g", "snapshot") == []
+    assert core.thaw(3, "g", "snapshot") == []
+    assert core.thaw(3, "g", "upgrade") == [ContinueGuest("g")]
+    assert core.guest_stopped(4, "g") == []
+    core.validate()
+
+
+def test_a_thaw_before_the_stop_fails_who_waited() -> None:
+    bench = Bench()
+    bench.running()
+    bench.core.freeze(1, "g", "snapshot", 2)
+    continued, failed = bench.core.thaw(1, "g", "snapshot")
+    assert continued == ContinueGuest("g")
+    assert isinstance(failed, Failed) and failed.request == 2
+
+
+def test_reasons_outlive_the_host_but_its_requests_do_not() -> None:
+    bench = Bench()
+    bench.running()
+    bench.core.freeze(1, "g", "snapshot", 2)
+    assert bench.core.host_exited(2, 1) == [StartHost(2)]
+    assert bench.core.guest_stopped(3, "g") == []
+    assert bench.core.guests["g"].reasons == {"snapshot"}
+    assert bench.core.guests["g"].state == "frozen"
+
+
+def test_the_lease_freezes_a_margin_before_its_deadline_and_for_good() -> None:
+    bench = Bench(lease_ms=1000)
+    bench.running()
+    core = bench.core
+    end = 1000 * MS - LIMITS.lease_margin_ns
+    bench.ping_until(800)
+    assert core.next_deadline_ns() == end
+    assert core.tick(end - 1) == []
+    assert core.tick(end) == [StopGuest("g")]
+    # The renewal came too late for this guest ...
+    assert core.lease(end + 1, 10_000 * MS) == []
+    assert core.guest_stopped(end + 2, "g") == [Notify("frozen", "g", 1, pid=100, reason="lease")]
+    with pytest.raises(FailedPrecondition):
+        core.thaw(end + 3, "g", "lease")
+    # ... but not for a new one.
+    assert core.spawn(end + 3, "h", 1, 5) == [SpawnGuest("h", 1)]
+    assert core.kill(end + 4, "g", 6) == [KillGuest("g")]
+    assert core.guest_exited(end + 5, "g", 137) == []
+    assert core.guest_gone(end + 6, "g") == [Notify("exited", "g", 1, exit_status=137, pid=100), Done(6)]
+
+
+def test_the_lease_also_takes_hold_of_a_guest_frozen_for_another_reason() -> None:
+    bench = Bench(lease_ms=400)
+    bench.running()
+    bench.core.freeze(1, "g", "snapshot", 2)
+    bench.core.guest_stopped(2, "g")
+    assert bench.core.tick(400 * MS) == [Notify("frozen", "g", 1, pid=100, reason="lease")]
+    assert bench.core.thaw(401 * MS, "g", "snapshot") == []
+    assert bench.core.guests["g"].state == "frozen"
+
+
+def test_a_refused_request_hands_out_what_was_due_with_the_next_tick() -> None:
+    bench = Bench(lease_ms=400)
+    bench.running()
+    with pytest.raises(NotFound):
+        bench.core.forget(400 * MS, "nobody")
+    assert bench.core.next_deadline_ns() == 0
+    assert bench.core.tick(400 * MS) == [StopGuest("g")]
+
+
+def test_without_a_lease_nothing_starts() -> None:
+    bench = Bench(lease_ms=0)
+    with pytest.raises(FailedPrecondition, match="lease"):
+        bench.core.spawn(1, "g", 1, 1)
+
+
+def test_a_frozen_machine_starts_nothing_and_stops_everything() -> None:
+    bench = Bench()
+    bench.running("a", pid=1)
+    core = bench.core
+    core.spawn(1, "late", 1, 2)
+    assert core.freeze(1, "", "power", 3) == [StopGuest("a")]
+    with pytest.raises(FailedPrecondition, match="power"):
+        core.spawn(1, "b", 1, 4)
+    assert core.guest_stopped(2, "a") == []
+    assert core.guest_spawned(2, "late", 9) == [Done(2), StopGuest("late")]
+    with pytest.raises(FailedPrecondition):
+        core.thaw(2, "a", "power")
+    assert core.guest_stopped(3, "late") == [Done(3)]
+    assert core.thaw(4, "", "power") == [ContinueGuest("a"), ContinueGuest("late")]
+    core.validate()
+
+
+def test_wrong_reasons_are_refused() -> None:
+    bench = Bench()
+    bench.running()
+    for attempt in (
+        lambda: bench.core.freeze(1, "g", "mood", 2),
+        lambda: bench.core.thaw(1, "g", "mood"),
+        lambda: bench.core.freeze(1, "", "lease", 2),
+    ):
+        with pytest.raises(InvalidArgument):
+            attempt()
+    with pytest.raises(NotFound):
+        bench.core.freeze(1, "h", "snapshot", 2)
+
+
+# -- guests ------------------------------------------------------------------------------------------------------------
+
+
+def test_exit_status_is_kept_until_forgotten_and_epochs_only_rise() -> None:
+    bench = Bench()
+    bench.running(epoch=3)
+    core = bench.core
+    with pytest.raises(FailedPrecondition):
+        core.spawn(1, "g", 4, 2)
+    with pytest.raises(FailedPrecondition):
+        core.forget(1, "g")
+    assert core.guest_exited(1, "g", 7) == [KillGuest("g")]
+    assert core.guest_gone(2, "g") == [Notify("exited", "g", 3, exit_status=7, pid=100)]
+    assert (core.guests["g"].exit_status, core.guests["g"].live_pid) == (7, 0)
+    assert core.freeze(3, "g", "down", 3) == [Done(3)]
+    assert core.kill(3, "g", 4) == [Done(4)]
+    with pytest.raises(InvalidArgument, match="epoch"):
+        core.spawn(3, "g", 3, 5)
+    assert core.spawn(3, "g", 4, 6) == [SpawnGuest("g", 4)]
+    error = NotFound("no such program")
+    assert core.spawn_failed(3, "g", error) == [Failed(6, error)]
+    assert (core.guests["g"].epoch, core.guests["g"].exit_status) == (3, 7)
+    core.forget(4, "g")
+    assert core.guests == {}
+
+
+def test_stop_ends_guests_and_host_then_the_machine() -> None:
+    bench = Bench()
+    bench.running()
+    core = bench.core
+    assert core.stop(1) == [KillGuest("g"), CloseHost()]
+    assert core.stop(1) == []
+    assert core.next_deadline_ns() == 1 + LIMITS.stop_grace_ns
+    assert core.tick(1 + LIMITS.stop_grace_ns) == [KillHost()]
+    assert core.host_exited(3, 1) == []
+    core.guest_exited(3, "g", 137)
+    assert core.guest_gone(3, "g")[-1] == End()
+    with pytest.raises(FailedPrecondition):
+        core.spawn(4, "h", 1, 2)
+    core.validate()
+
+
+# -- attachment --------------------------------------------------------------------------------------------------------
+
+
+def test_attach_rules() -> None:
+    bench = Bench()
+    bench.running()
+    core = bench.core
+    with pytest.raises(PermissionDenied):
+        core.attach(1, "g", 1, 7, in_tree=False, tracked=False)
+    with pytest.raises(NotFound):
+        core.attach(1, "x", 1, 7, in_tree=True, tracked=False)
+    with pytest.raises(FailedPrecondition, match="epoch"):
+        core.attach(1, "g", 2, 7, in_tree=True, tracked=False)
+    assert core.attach(1, "g", 1, 7, in_tree=True, tracked=False) == [Notify("attached", "g", 1, pid=7)]
+    with pytest.raises(AlreadyExists, match="7"):
+        core.attach(1, "g", 1, 8, in_tree=True, tracked=False)
+    assert core.detached(2, "g", 8) == []
+    assert core.detached(2, "g", 7) == [Notify("detached", "g", 1, pid=7)]
+    core.validate()
+
+
+def test_a_tracked_attachment_waits_for_the_host() -> None:
+    bench = Bench()
+    bench.running()
+    core = bench.core
+    assert core.attach(1, "g", 1, 7, in_tree=True, tracked=True) == []
+    with pytest.raises(FailedPrecondition):
+        core.admit(1, "g")
+    with pytest.raises(FailedPrecondition):
+        core.tracked(1, "g", 8)
+    assert core.tracked(1, "g", 7) == [Notify("attached", "g", 1, pid=7)]
+    core.validate()
+    assert core.admit(2, "g") == [Admit("g")]
+    assert core.admit(2, "g") == []
+    core.detached(3, "g", 7)
+    core.attach(4, "g", 1, 9, in_tree=True, tracked=True)
+    assert core.untracked(4, "g", 9) == [Notify("attached", "g", 1, pid=9)]
+
+
+# -- any sequence ------------------------------------------------------------------------------------------------------
+
+GUESTS = st.sampled_from(["", "a", "b"])
+REASON = st.sampled_from(sorted(REASONS))
+
+
+class AnySequence(RuleBasedStateMachine):
+    """A model of the world outside obeys the effects; after each step the invariants of both must hold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0
+        self.core = MachineCore(LIMITS)
+        self.requests = 0
+        self.open: dict[int, int] = {}
+        """Requests without an answer, and the incarnation of the host that made them."""
+        self.host = 0
+        self.stopped: set[str] = set()
+        """Guests whose last order was StopGuest."""
+        self.last_deadline: int | None = None
+        self.obey(self.core.start(0))
+
+    def obey(self, effects: list[Effect]) -> None:
+        for effect in effects:
+            match effect:
+                case StartHost(incarnation):
+                    self.host = incarnation
+                case SpawnGuest(guest_id):
+                    self.stopped.discard(guest_id)
+                case StopGuest(guest_id):
+                    assert guest_id not in self.stopped, "stopped twice"
+                    self.stopped.add(guest_id)
+                case ContinueGuest(guest_id):
+                    assert guest_id in self.stopped, "continued while it runs"
+                    self.stopped.discard(guest_id)
+                case Done(request) | Failed(request):
+                    del self.open[request]
+
+    def ask(self, call: object, *arguments: object) -> None:
+        self.requests += 1
+        self.open[self.requests] = self.host
+        try:
+            self.obey(call(self.now, *arguments, self.requests))  # type: ignore[operator]
+        except EverramError:
+            del self.open[self.requests]
+
+    def attempt(self, call: object, *arguments: object, **named: object) -> None:
+        try:
+            self.obey(call(self.now, *arguments, **named))  # type: ignore[operator]
+        except EverramError:
+            pass
+
+    @rule(ms=st.sampled_from([0, 1, 40, 100, 300, 600, 2500]))
+    def time_passes(self, ms: int) -> None:
+        end = self.now + ms * MS
+        while (due := self.core.next_deadline_ns()) is not None and due <= end:
+            self.now = max(self.now, due)
+            self.obey(self.core.tick(self.now))
+            self.core.validate()
+        self.now = end
+
+    @rule(late_ms=st.integers(1, 3000))
+    def machine_sleeps(self, late_ms: int) -> None:
+        self.now += late_ms * MS
+        self.obey(self.core.tick(self.now))
+
+    @rule(event=st.sampled_from(["host_ready", "host_alive", "host_disconnected", "host_exited"]))
+    def host_event(self, event: str) -> None:
+        self.obey(getattr(self.core, event)(self.now, self.host))
+        if event == "host_exited":
+            self.open = {r: h for r, h in self.open.items() if h == self.core.host.incarnation and h != self.host}
+
+    @rule(ahead_ms=st.integers(-500, 3000))
+    def lease(self, ahead_ms: int) -> None:
+        self.obey(self.core.lease(self.now, self.now + ahead_ms * MS))
+
+    @rule(guest_id=st.sampled_from(["a", "b"]), step=st.integers(0, 1))
+    def spawn(self, guest_id: str, step: int) -> None:
+        record = self.core.guests.get(guest_id)
+        self.ask(self.core.spawn, guest_id, (record.epoch if record else 0) + step)
+
+    @rule(guest_id=st.sampled_from(["a", "b"]), fails=st.booleans())
+    def spawned(self, guest_id: str, fails: bool) -> None:
+        if guest_id in self.core.guests and self.core.guests[guest_id].state == "spawning":
+            if fails:
+                self.obey(self.core.spawn_failed(self.now, guest_id, NotFound("no such program")))
+            else:
+                self.obey(self.core.guest_spawned(self.now, guest_id, 1 + len(guest_id)))
+
+    @rule(guest_id=GUESTS, reason=REASON)
+    def freeze(self, guest_id: str, reason: str) -> None:
+        self.ask(self.core.freeze, guest_id, reason)
+
+    @rule(guest_id=GUESTS, reason=REASON)
+    def thaw(self, guest_id: str, reason: str) -> None:
+        self.attempt(self.core.thaw, guest_id, reason)
+
+    @rule(guest_id=GUESTS)
+    def kill(self, guest_id: str) -> None:
+        self.ask(self.core.kill, guest_id)
+
+    @rule(guest_id=GUESTS)
+    def stops(self, guest_id: str) -> None:
+        self.obey(self.core.guest_stopped(self.now, guest_id))
+
+    @rule(guest_id=st.sampled_from(["a", "b"]), status=st.integers(0, 255))
+    def ends(self, guest_id: str, status: int) -> None:
+        guest = self.core.guests.get(guest_id)
+        if guest is None or guest.state in ("spawning", "exited"):
+            return
+        if guest.exit_status < 0:
+            self.obey(self.core.guest_exited(self.now, guest_id, status))
+        else:
+            self.obey(self.core.guest_gone(self.now, guest_id))
+
+    @rule(guest_id=GUESTS, action=st.sampled_from(["forget", "admit"]))
+    def other(self, guest_id: str, action: str) -> None:
+        self.attempt(getattr(self.core, action), guest_id)
+
+    @rule(guest_id=GUESTS, epoch=st.integers(0, 2), pid=st.integers(1, 2), in_tree=st.booleans(), tracked=st.booleans())
+    def attach(self, guest_id: str, epoch: int, pid: int, in_tree: bool, tracked: bool) -> None:
+        self.attempt(self.core.attach, guest_id, epoch, pid, in_tree=in_tree, tracked=tracked)
+
+    @rule(guest_id=GUESTS, pid=st.integers(1, 2), event=st.sampled_from(["tracked", "untracked", "detached"]))
+    def attaching(self, guest_id: str, pid: int, event: str) -> None:
+        self.attempt(getattr(self.core, event), guest_id, pid)
+
+    @rule(often=st.integers(0, 20))
+    def stop(self, often: int) -> None:
+        if often == 0:
+            self.obey(self.core.stop(self.now))
+
+    @invariant()
+    def holds(self) -> None:
+        self.obey(self.core.tick(self.now))
+        self.core.validate()
+        for guest in self.core.guests.values():
+            if guest.state in ("running", "freezing", "frozen"):
+                assert (guest.guest_id in self.stopped) == bool(guest.reasons)
+                assert self.core.serving(self.now) or "lease" in guest.reasons
+        waiting = {request for guest in self.core.guests.values() for request in guest.waiters}
+        assert self.open.keys() == waiting | self.core.waiters.keys()
+
+
+TestAnySequence = AnySequence.TestCase
+TestAnySequence.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
