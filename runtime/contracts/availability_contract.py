@@ -12,8 +12,9 @@ from everram.runtime.refs import Ref
 
 AVAILABILITY_REGISTER = Method("everram.v1.Availability", "Register", availability_pb2.Registration, common_pb2.Empty)
 AVAILABILITY_GIVE_BACK = Method("everram.v1.Availability", "GiveBack", availability_pb2.GuestKey, common_pb2.Empty)
+AVAILABILITY_FORGET = Method("everram.v1.Availability", "Forget", availability_pb2.GuestKey, common_pb2.Empty)
 AVAILABILITY_STATUS = Method("everram.v1.Availability", "Status", common_pb2.Empty, availability_pb2.LeaseStatus)
-AVAILABILITY = Contract("everram.v1.Availability", (AVAILABILITY_REGISTER, AVAILABILITY_GIVE_BACK, AVAILABILITY_STATUS,))
+AVAILABILITY = Contract("everram.v1.Availability", (AVAILABILITY_REGISTER, AVAILABILITY_GIVE_BACK, AVAILABILITY_FORGET, AVAILABILITY_STATUS,))
 
 
 class AvailabilityRef(Ref):
@@ -31,6 +32,11 @@ class AvailabilityRef(Ref):
     ) -> common_pb2.Empty:
         return await self.ask(AVAILABILITY_GIVE_BACK, request, timeout_s)
 
+    async def forget(
+        self, request: availability_pb2.GuestKey, *, timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> common_pb2.Empty:
+        return await self.ask(AVAILABILITY_FORGET, request, timeout_s)
+
     async def status(
         self, request: common_pb2.Empty, *, timeout_s: float = DEFAULT_TIMEOUT_S
     ) -> availability_pb2.LeaseStatus:
@@ -46,6 +52,9 @@ class AvailabilityActor(Actor):
         raise NotImplementedError
 
     def give_back(self, request: availability_pb2.GuestKey) -> common_pb2.Empty | Awaitable[common_pb2.Empty]:
+        raise NotImplementedError
+
+    def forget(self, request: availability_pb2.GuestKey) -> common_pb2.Empty | Awaitable[common_pb2.Empty]:
         raise NotImplementedError
 
     def status(self, request: common_pb2.Empty) -> availability_pb2.LeaseStatus | Awaitable[availability_pb2.LeaseStatus]:
