@@ -1,7 +1,7 @@
 """What a host may ask of coordination: the etcd v3 subset, as a plain Python contract.
 
-Revisions, versions and leases mean what they mean in etcd. Keys and values are bytes; everram's own keys and their values
-(JSON) are in `everram.runtime.coordination.directory`.
+Revisions, versions and leases mean what they mean in etcd. Keys and values are bytes; everram's own keys and their
+values (JSON) are in `everram.runtime.coordination.directory`.
 
 Errors: Unavailable when no server answered (`unknown` set if a write may have happened), DeadlineExceeded likewise,
 NotFound for a lease that is gone, FailedPrecondition for a revision that was compacted.
@@ -44,12 +44,14 @@ class Relation(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Compare:
-    """`operand` is an int, or bytes for VALUE. A missing key has version, revisions and lease 0."""
+    """`operand` is an int, or bytes for VALUE. A missing key has version, revisions and lease 0, and no value: every
+    comparison of its VALUE is false. With `range_end` every key of the range must satisfy it."""
 
     key: bytes
     target: Target
     relation: Relation
     operand: int | bytes
+    range_end: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,10 +1,11 @@
 """The cluster's directory: which keys coordination holds and what their JSON values say.
 
-    everram/cluster                    {"cluster_id", "name"}
-    everram/hosts/HOST                 {"host_id", "memory_id", "address"}                 (under the host's lease)
-    everram/guests/GUEST_ID            {"name", "host", "epoch", "state", "publish_port"}  (lives until the guest is removed)
-    everram/names/NAME                 {"guest_id"}
-    everram/serving/GUEST_ID           {"host", "epoch", "port"}                           (under the host's lease: who serves now)
+    everram/cluster           {"cluster_id", "name"}
+    everram/hosts/HOST        {"host_id", "memory_id", "address"}         under the host's lease
+    everram/guests/GUEST_ID   {"name", "host", "memory_id", "epoch",
+                               "state", "publish_port"}                   until the guest is removed
+    everram/names/NAME        {"guest_id"}                                until the guest is removed
+    everram/serving/GUEST_ID  {"host", "epoch", "port"}                   under the host's lease: who serves now
 
 An epoch is raised by a transaction on `everram/guests/GUEST_ID` that compares its mod_revision; `serving` is written only
 by the holder of that epoch. Unknown members of a value are kept by whoever rewrites it.
