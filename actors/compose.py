@@ -1,0 +1,47 @@
+"""Builds a host's actors from its configuration: the same call in production and in the simulation.
+
+    node = await compose(config, environment)
+    await node.start()
+
+Order matters twice. Before any actor exists, the machine's memory is made whole: kept by the machine, restored from an
+image, or empty. Then actors start after those they ask: VMemFS, the NVM device, the power monitor, the replicator, the
+lease, and the guests last; they stop in the reverse order.
+"""
+
+from __future__ import annotations
+
+from everram.runtime.contracts.availability_contract import AVAILABILITY
+from everram.runtime.contracts.nvm_device_contract import NVM_DEVICE
+from everram.runtime.contracts.replicator_contract import REPLICATOR
+from everram.runtime.contracts.vmemfs_contract import VMEMFS
+from everram.runtime.environment import Environment
+from everram.runtime.formats.config import HostConfig
+from everram.runtime.node import Node
+
+from everram.actors.availability.actor import Availability
+from everram.actors.hypervisor.actor import Hypervisor
+from everram.actors.hypervisor.faults import FaultService
+from everram.actors.nvm_device.actor import NvmDevice
+from everram.actors.power_monitor.actor import PowerMonitor
+from everram.actors.power_monitor.save import restore
+from everram.actors.replicator.actor import Replicator
+from everram.actors.report import Report
+from everram.actors.vmemfs.actor import VMemFS
+
+
+async def compose(
+    config: HostConfig, environment: Environment, *, faults: FaultService | None = None, pid: int = 0
+) -> Node:
+    """The node of one host, not started. Raises FailedPrecondition for an image that may not be opened silently."""
+    restored = None
+    if "vmemfs" not in environment.memory.names():
+        restored = await restore(environment, config.open_image)
+    node = Node(environment, config.host)
+    node.add(lambda: VMemFS(restored))
+    node.add(lambda: NvmDevice(config.nvm_bytes, tracking=faults is not None), after=(VMEMFS,))
+    node.add(lambda: PowerMonitor(restored), after=(VMEMFS,))
+    node.add(Replicator, after=(NVM_DEVICE,))
+    node.add(lambda: Availability(config), after=(VMEMFS,))
+    node.add(lambda: Hypervisor(config.host, faults), after=(NVM_DEVICE, REPLICATOR, AVAILABILITY))
+    node.add(lambda: Report(config, node, pid), after=(NVM_DEVICE,))
+    return node

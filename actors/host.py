@@ -1,0 +1,97 @@
+"""The program of one host: `everram host --config FILE`, or `python -m everram.actors.host --config FILE`.
+
+A machine starts it, and its end is nothing special: everything that matters is in the machine's memory, from which the
+next one goes on. It says READY when its actors serve, tells the machine that it lives from its own loop (a stuck loop is
+a dead host), and ends on SIGTERM or when the machine's socket closes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import sys
+
+import uvloop
+
+from everram.runtime.errors import EverramError, FailedPrecondition
+from everram.runtime.environment import Machine
+from everram.runtime.formats.config import HostConfig
+from everram.runtime.node import Node
+from everram.runtime.production.environment import Production
+from everram.runtime.transport.front import Front
+
+from everram.actors.compose import compose
+
+EXIT_REFUSED = 78
+"""EX_CONFIG of sysexits.h: starting again will not help, a person has to choose. The machine then stops trying."""
+
+
+async def serve(config: HostConfig) -> None:
+    """One life of a host, from what its predecessor left to its end."""
+    loop = asyncio.get_running_loop()
+    ending = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, ending.set)
+    production = await Production.connect(config)
+    environment = production.environment
+    node = await compose(config, environment, faults=production.faults, pid=os.getpid())
+    front = Front(node, config.socket, tcp_port=config.tcp_port, token=config.token)
+    try:
+        await node.start()
+        await front.start()
+        await environment.machine.ready()
+        await _live(environment.machine, node, ending)
+    finally:
+        await front.stop()
+        await node.stop()
+        await production.close()
+
+
+async def _live(machine: Machine, node: Node, ending: asyncio.Event) -> None:
+    """Tell the machine that this loop turns, until it is time to end. Raises what the node failed of."""
+    async with asyncio.TaskGroup() as tasks:
+        failed = tasks.create_task(node.wait_failed())
+        beating = tasks.create_task(_beat(machine))
+        await ending.wait()
+        failed.cancel()
+        beating.cancel()
+
+
+async def _beat(machine: Machine) -> None:
+    while True:
+        machine.alive()
+        await asyncio.sleep(machine.watchdog_interval_s)
+
+
+def run(path: str) -> int:
+    """Exit status: 0 after an orderly end, EXIT_REFUSED where a person has to choose, 1 after a failure."""
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
+    try:
+        uvloop.run(serve(HostConfig.read(path)))
+    except EverramError as error:
+        print(f"everram host: {error.message}", file=sys.stderr)
+        return EXIT_REFUSED if isinstance(error, FailedPrecondition) else 1
+    except ExceptionGroup as failures:
+        print(f"everram host: {failures.exceptions[0]}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add `everram host`."""
+    parser = subparsers.add_parser("host", help="run one host from its configuration file (a machine starts it)")
+    parser.add_argument("--config", required=True, metavar="FILE")
+    parser.set_defaults(handler=lambda args: run(args.config))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="everram.actors.host")
+    parser.add_argument("--config", required=True, metavar="FILE")
+    sys.exit(run(parser.parse_args().config))
+
+
+if __name__ == "__main__":
+    main()

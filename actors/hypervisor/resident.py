@@ -1,0 +1,95 @@
+"""A resident: one guest as its hypervisor holds it in memory, between its stored record and its process."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+
+from everram.runtime.contracts import common_pb2 as pb
+from everram.runtime.environment import Grant, GuestLaunch
+from everram.runtime.log.ring import Ring
+from everram.runtime.memory.contract import Mapping
+
+from everram.actors.hypervisor.life import ENDED, Ends
+
+
+@dataclass(slots=True)
+class Resident:
+    """`guest` is what VMemFS stores; the rest is this host's and is made anew by its successor."""
+
+    guest: pb.Guest
+    changing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while its life is being changed: one start, stop or removal at a time."""
+    settled: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set exactly while its state is one of ENDED."""
+    process_gone: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set exactly while no process of the current epoch lives, as far as the machine has told."""
+    ends: Ends = field(default_factory=Ends)
+    ended_epoch: int = 0
+    """The last epoch whose process has ended; its end may be told before its start has been answered."""
+
+    def __post_init__(self) -> None:
+        self.process_gone.set()
+        self.become(self.guest.state, self.guest.reason)
+
+    def become(self, state: pb.GuestState, reason: str = "") -> None:
+        """Change the state; `settled` follows it."""
+        self.guest.state = state
+        self.guest.reason = reason
+        if state in ENDED:
+            self.settled.set()
+        else:
+            self.settled.clear()
+
+    def lives(self, pid: int) -> None:
+        """The current epoch has a process, unless the machine has told of its end already."""
+        self.become(pb.RUNNING)
+        if self.ended_epoch != self.guest.epoch:
+            self.guest.pid = pid
+            self.process_gone.clear()
+
+    def died(self, exit_status: int) -> None:
+        self.ended_epoch = self.guest.epoch
+        self.guest.pid = 0
+        self.guest.exit_status = exit_status
+        self.process_gone.set()
+
+    def stored(self) -> pb.Guest:
+        """A copy for a message: what was sent may not change afterwards."""
+        copy = pb.Guest()
+        copy.CopyFrom(self.guest)
+        return copy
+
+    @property
+    def log_name(self) -> str:
+        return f"log.{self.guest.guest_id}"
+
+    @property
+    def output_path(self) -> str:
+        """Where its stdout and stderr go, relative to the machine's state folder."""
+        return f"guests/{self.guest.guest_id}.log"
+
+    def launch(self, log_bytes: int, *, tracking: bool) -> GuestLaunch:
+        """What the machine needs to start the current epoch; `tracking`: whether this host serves faults."""
+        guest, spec = self.guest, self.guest.spec
+        grants = [Grant("log", "log", self.log_name, log_bytes)]
+        for region in guest.regions:
+            role = "mapped" if region.kind == pb.MAPPED else "logged"
+            tracked = tracking and region.tracked and region.kind == pb.MAPPED
+            grants.append(Grant(region.name, role, region.arena, region.size_bytes, tracked))
+        return GuestLaunch(
+            guest_id=guest.guest_id,
+            name=guest.name,
+            epoch=guest.epoch,
+            argv=tuple(spec.argv),
+            working_directory=spec.working_directory,
+            environment=tuple((v.name, v.value) for v in spec.environment),
+            log_path=self.output_path,
+            grants=tuple(grants),
+            port=guest.port,
+        )
+
+
+def begin_epoch(log: Mapping, epoch: int) -> None:
+    """Start a new epoch in a guest's log ring, at the end of what its predecessor committed. Raises DataLoss."""
+    Ring.open(log).begin_epoch(epoch)

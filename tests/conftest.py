@@ -1,0 +1,65 @@
+"""Shared by all tests: what they need, and that they leave nothing behind."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+FOLDERS = ("/usr/local/sbin", "/usr/sbin", "/sbin")
+"""Where Debian puts servers; not on every user's PATH."""
+
+
+def _missing(need: str) -> str:
+    """Empty if `need` is met; otherwise what to do about it."""
+    if need == "userfaultfd":
+        from everram.runtime.memory import probe
+
+        found = probe.userfaultfd()
+        return "" if found.available else found.enable
+    if need == "root":
+        return "" if os.geteuid() == 0 else "run the tests as root to include it"
+    path = os.environ.get("PATH", "") + ":" + ":".join(FOLDERS)
+    return "" if shutil.which(need, path=path) else f"install {need} to include it"
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for marker in item.iter_markers("needs"):
+        for need in marker.args:
+            reason = _missing(need)
+            if reason and os.environ.get("CI"):
+                pytest.fail(f"needs {need}, which may not be missing in CI: {reason}")
+            if reason:
+                pytest.skip(f"needs {need}: {reason}")
+
+
+def _everram_processes() -> dict[int, str]:
+    """Every process that carries a machine's mark, or is one of a cluster's own."""
+    found = {}
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdigit() or int(folder.name) == os.getpid():
+            continue
+        try:
+            command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            marked = b"EVERRAM_MACHINE=" in (folder / "environ").read_bytes()
+            state = (folder / "stat").read_text().rsplit(")", 1)[1].split()[0]
+        except OSError:
+            continue
+        if state != "Z" and (marked or "-m everram." in command):
+            found[int(folder.name)] = command
+    return found
+
+
+@pytest.fixture(autouse=True)
+def _leaves_no_process(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A test of real processes ends with those it began with."""
+    if request.node.get_closest_marker("process") is None:
+        yield
+        return
+    before = _everram_processes().keys()
+    yield
+    left = {pid: command for pid, command in _everram_processes().items() if pid not in before}
+    assert not left, f"processes left behind: {left}"
