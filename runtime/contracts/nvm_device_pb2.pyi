@@ -40,3 +40,13 @@ class NvmStatus(_message.Message):
     allocated_bytes: int
     regions: int
     def __init__(self, capacity_bytes: _Optional[int] = ..., allocated_bytes: _Optional[int] = ..., regions: _Optional[int] = ...) -> None: ...
+
+class LogArea(_message.Message):
+    __slots__ = ("guest_id", "memory", "capacity_bytes")
+    GUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_FIELD_NUMBER: _ClassVar[int]
+    CAPACITY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    guest_id: str
+    memory: str
+    capacity_bytes: int
+    def __init__(self, guest_id: _Optional[str] = ..., memory: _Optional[str] = ..., capacity_bytes: _Optional[int] = ...) -> None: ...

@@ -1,0 +1,297 @@
+"""A two-slot record area: a small set of records in persistent memory that changes as a whole, or not at all.
+
+    area = SlotArea.format(mapping, FORMAT)
+    area.commit([Record(GUEST, payload)])
+    SlotArea.open(mapping, FORMAT).content.records
+
+A commit writes the slot that is not in use, flushes and drains, and then publishes the new generation with one 8-byte
+store: a crash at any store leaves the old content or the new one, never a mixture. Each slot says by itself which
+version and which features it was written with, so a later everram can take over an area and an earlier one can tell
+that it must not. Records it does not know are kept on rewrite unless they are marked required. docs/formats.md,
+"Two-slot record area", has the layout.
+"""
+
+from __future__ import annotations
+
+import functools
+import struct
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from importlib.metadata import version
+
+from everram.runtime.errors import DataLoss, FailedPrecondition, ResourceExhausted
+from everram.runtime.memory.contract import PAGE_BYTES, Mapping
+
+AREA_VERSION = 1
+_AREA = struct.Struct("<8sIIQ")
+"""magic, version of the area's layout, reserved, size in bytes; then its CRC-32."""
+_CHECKSUM = struct.Struct("<I")
+GENERATION_OFFSET = 64
+"""The published word has a cache line to itself."""
+SLOTS_OFFSET = PAGE_BYTES
+_SLOT = struct.Struct("<4sHHQQQIIQ32s")
+"""magic, major, minor, required features, optional features, generation, flags, records, their bytes, producer."""
+_SLOT_MAGIC = b"SLOT"
+_RECORDS_OFFSET = 128
+_RECORD = struct.Struct("<HHI")
+_CLEAN = 1
+_REQUIRED = 1
+_PRODUCER_BYTES = 32
+_CHECK_BITS = 24
+"""Of the published word, so that no flipped bit makes it name another generation, or none."""
+MAX_GENERATION = (1 << (64 - _CHECK_BITS)) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """What a kind of area holds, and what this everram knows about it."""
+
+    name: str
+    """For messages: "VMemFS superblock"."""
+    magic: bytes
+    version: tuple[int, int]
+    """Major, minor. A reader takes the same or an earlier major; a later minor only if it requires nothing unknown."""
+    record_types: frozenset[int]
+    required_features: int = 0
+    optional_features: int = 0
+    when_full: str = "remove something first"
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One item of the content; its meaning is its type's."""
+
+    type: int
+    payload: bytes
+    required: bool = False
+    """A reader that does not know the type must refuse the area instead of skipping the record."""
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What one commit left."""
+
+    generation: int
+    version: tuple[int, int]
+    required_features: int
+    optional_features: int
+    producer: str
+    """The everram that wrote it."""
+    clean: bool
+    """Its writer stopped in order after this commit."""
+    records: tuple[Record, ...] = field(repr=False)
+
+
+class SlotArea:
+    """One area; `content` is always what the last commit left."""
+
+    def __init__(self, mapping: Mapping, kind: Format, content: Content) -> None:
+        self._mapping = mapping
+        self._kind = kind
+        self.content = content
+
+    @staticmethod
+    def is_blank(mapping: Mapping) -> bool:
+        """Whether nothing was ever committed here, and so nothing can be lost by formatting it."""
+        return mapping.size_bytes < SLOTS_OFFSET or mapping.load_u64(GENERATION_OFFSET) == 0
+
+    @staticmethod
+    def format(mapping: Mapping, kind: Format, records: Iterable[Record] = ()) -> SlotArea:
+        """A new area whose first commit holds `records`; until that is published the area stays blank."""
+        if _slot_bytes(mapping.size_bytes) < PAGE_BYTES:
+            raise ResourceExhausted(f"{kind.name}: {mapping.size_bytes} bytes are too few for two slots")
+        mapping.store_u64(GENERATION_OFFSET, 0)
+        mapping.flush(GENERATION_OFFSET, 8)
+        mapping.drain()
+        header = _AREA.pack(kind.magic, AREA_VERSION, 0, mapping.size_bytes)
+        mapping.store(0, header + _CHECKSUM.pack(zlib.crc32(header)))
+        mapping.flush(0, _AREA.size + _CHECKSUM.size)
+        mapping.drain()
+        nothing = Content(0, kind.version, kind.required_features, kind.optional_features, "", False, ())
+        area = SlotArea(mapping, kind, nothing)
+        area.commit(records)
+        return area
+
+    @staticmethod
+    def open(mapping: Mapping, kind: Format) -> SlotArea:
+        """Raises DataLoss for a damaged area, FailedPrecondition for one that this everram must not touch."""
+        generation = _Reader(mapping, kind).published_generation()
+        return SlotArea(mapping, kind, _Reader(mapping, kind).content(generation))
+
+    def commit(self, records: Iterable[Record], *, clean: bool = False) -> int:
+        """Replace the content, keeping records of types unknown here; the new generation.
+
+        Persistent when this returns. Raises ResourceExhausted if it does not fit; the old content then stays.
+        """
+        old, kind = self.content, self._kind
+        generation = old.generation + 1
+        new = Content(
+            generation=generation,
+            version=max(kind.version, old.version),
+            required_features=kind.required_features | old.required_features,
+            optional_features=kind.optional_features | old.optional_features,
+            producer=_producer(),
+            clean=clean,
+            records=(*records, *(r for r in old.records if r.type not in kind.record_types)),
+        )
+        slot = _pack(new)
+        capacity = _slot_bytes(self._mapping.size_bytes)
+        if len(slot) > capacity or generation > MAX_GENERATION:
+            raise ResourceExhausted(
+                f"{kind.name} is full: {len(slot)} bytes of {capacity} wanted for {len(new.records)} records: "
+                f"{kind.when_full}"
+            )
+        offset = _slot_offset(self._mapping.size_bytes, generation)
+        self._mapping.store(offset, slot)
+        self._mapping.flush(offset, len(slot))
+        self._mapping.drain()
+        self._mapping.store_u64(GENERATION_OFFSET, _published(generation))
+        self._mapping.flush(GENERATION_OFFSET, 8)
+        self._mapping.drain()
+        self.content = new
+        return generation
+
+
+class _Reader:
+    """Reads an area and believes nothing that is not checked."""
+
+    def __init__(self, mapping: Mapping, kind: Format) -> None:
+        self._mapping = mapping
+        self._kind = kind
+
+    def published_generation(self) -> int:
+        size_bytes = self._mapping.size_bytes
+        if _slot_bytes(size_bytes) < PAGE_BYTES:
+            raise self._damaged(0, f"{size_bytes} bytes are too few for two slots")
+        header = self._mapping.load(0, _AREA.size)
+        magic, layout, _, stated_bytes = _AREA.unpack(header)
+        if magic != self._kind.magic:
+            raise self._damaged(0, f"{magic!r} is not its magic {self._kind.magic!r}")
+        if _CHECKSUM.unpack(self._mapping.load(_AREA.size, _CHECKSUM.size)) != (zlib.crc32(header),):
+            raise self._damaged(0, "the header does not match its checksum")
+        if layout > AREA_VERSION:
+            raise FailedPrecondition(
+                f"{self._kind.name}: its area has layout {layout}, everram {_producer()} reads up to {AREA_VERSION}"
+            )
+        if stated_bytes != size_bytes:
+            raise self._damaged(0, f"made for {stated_bytes} bytes, found in {size_bytes}")
+        word = self._mapping.load_u64(GENERATION_OFFSET)
+        generation = word >> _CHECK_BITS
+        if not word or word != _published(generation):
+            raise self._damaged(GENERATION_OFFSET, f"{word:#x} names no generation")
+        return generation
+
+    def content(self, generation: int) -> Content:
+        start = _slot_offset(self._mapping.size_bytes, generation)
+        header = self._mapping.load(start, _SLOT.size)
+        magic, major, minor, required, optional, own, flags, count, length, producer = _SLOT.unpack(header)
+        if magic != _SLOT_MAGIC:
+            raise self._damaged(start, f"{magic!r} is not a slot's magic")
+        if _CHECKSUM.unpack(self._mapping.load(start + _SLOT.size, _CHECKSUM.size)) != (zlib.crc32(header),):
+            raise self._damaged(start, "the slot's header does not match its checksum")
+        if own != generation or length > _slot_bytes(self._mapping.size_bytes) - _RECORDS_OFFSET:
+            raise self._damaged(start, f"the slot says generation {own} and {length} bytes of records")
+        content = Content(
+            generation=generation,
+            version=(major, minor),
+            required_features=required,
+            optional_features=optional,
+            producer=producer.rstrip(b"\0").decode("ascii", "replace"),
+            clean=bool(flags & _CLEAN),
+            records=self._records(start + _RECORDS_OFFSET, count, length, generation),
+        )
+        self._check_understood(content)
+        return content
+
+    def _records(self, start: int, count: int, length: int, generation: int) -> tuple[Record, ...]:
+        data = self._mapping.load(start, length)
+        records: list[Record] = []
+        at = 0
+        overhead = _RECORD.size + _CHECKSUM.size
+        for _ in range(count):
+            if at + overhead > length:
+                raise self._damaged(start + at, "the slot ends within a record")
+            kind, flags, payload_bytes = _RECORD.unpack_from(data, at)
+            end = at + overhead + payload_bytes
+            if end > length:
+                raise self._damaged(start + at, "a record is longer than its slot")
+            payload = data[at + overhead : end]
+            (checksum,) = _CHECKSUM.unpack_from(data, at + _RECORD.size)
+            if checksum != _record_checksum(generation, data[at : at + _RECORD.size], payload):
+                raise self._damaged(start + at, f"record {len(records)} does not match its checksum")
+            records.append(Record(kind, payload, bool(flags & _REQUIRED)))
+            at = end
+        if at != length:
+            raise self._damaged(start + at, f"{length - at} bytes after the last record")
+        return tuple(records)
+
+    def _check_understood(self, content: Content) -> None:
+        kind = self._kind
+        reason = ""
+        unknown = content.required_features & ~kind.required_features
+        strange = sorted({r.type for r in content.records if r.required and r.type not in kind.record_types})
+        if content.version[0] > kind.version[0]:
+            reason = "a later format"
+        elif unknown:
+            reason = f"required features {unknown:#x} are unknown here"
+        elif strange:
+            reason = f"required records of type {', '.join(map(str, strange))} are unknown here"
+        if reason:
+            raise FailedPrecondition(
+                f"{kind.name}: written by everram {content.producer} in version {_dotted(content.version)}, "
+                f"this is everram {_producer()} with version {_dotted(kind.version)}: {reason}; use the later everram"
+            )
+
+    def _damaged(self, offset: int, what: str) -> DataLoss:
+        return DataLoss(f"{self._kind.name} is damaged at offset {offset}: {what}")
+
+
+def _slot_bytes(size_bytes: int) -> int:
+    """Two equal slots of whole pages behind the header's page."""
+    return (size_bytes - SLOTS_OFFSET) // 2 // PAGE_BYTES * PAGE_BYTES
+
+
+def _slot_offset(size_bytes: int, generation: int) -> int:
+    return SLOTS_OFFSET + (generation & 1) * _slot_bytes(size_bytes)
+
+
+def _published(generation: int) -> int:
+    check = zlib.crc32(generation.to_bytes(8, "little")) >> (32 - _CHECK_BITS)
+    return generation << _CHECK_BITS | check
+
+
+def _record_checksum(generation: int, header: bytes, payload: bytes) -> int:
+    """The generation is in it: what an earlier commit left in the same slot never passes for this one's."""
+    return zlib.crc32(payload, zlib.crc32(header, zlib.crc32(generation.to_bytes(8, "little"))))
+
+
+def _pack(content: Content) -> bytes:
+    records = b"".join(_pack_record(content.generation, record) for record in content.records)
+    header = _SLOT.pack(
+        _SLOT_MAGIC,
+        *content.version,
+        content.required_features,
+        content.optional_features,
+        content.generation,
+        _CLEAN if content.clean else 0,
+        len(content.records),
+        len(records),
+        content.producer.encode("ascii", "replace")[:_PRODUCER_BYTES],
+    )
+    return (header + _CHECKSUM.pack(zlib.crc32(header))).ljust(_RECORDS_OFFSET, b"\0") + records
+
+
+def _pack_record(generation: int, record: Record) -> bytes:
+    header = _RECORD.pack(record.type, _REQUIRED if record.required else 0, len(record.payload))
+    checksum = _CHECKSUM.pack(_record_checksum(generation, header, record.payload))
+    return header + checksum + record.payload
+
+
+@functools.cache
+def _producer() -> str:
+    return version("everram")
+
+
+def _dotted(pair: tuple[int, int]) -> str:
+    return f"{pair[0]}.{pair[1]}"

@@ -1,0 +1,262 @@
+"""The page service: serves the page faults of guests' tracked regions. One per host; it owns every userfaultfd.
+
+    service = PageService(environment.memory)
+    service.attach(event)                            # an "attached" event of the machine; then `machine.admit`
+    service.written_pages("0f3c...", "scratch")      # exact, also after the host was killed
+    service.reset("0f3c...", "scratch")              # count from zero
+
+What is decided on a fault, and why a page is protected at all, is in `reasons`; this module moves faults and decisions
+between the kernel and it. Protection is lifted page by page and not in larger clusters, although one fault for 64 KiB
+would be cheaper for a guest that writes sequentially: a page that was unprotected with its neighbour would count as
+written although it was not, and a snapshot would save content that never changes. Neighbouring pages of one batch do
+share a system call.
+
+A new host attaches what the machine kept for it in the same way. The protection is still in place (it lives in the
+guest's page tables, not in the host), and every thread blocked on a fault that the old host read but did not resolve is
+woken once and faults again.
+
+Not seen: stores by a forked child, by a second mapping, by write(2) on the descriptor, and holes that the guest
+punches.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import itertools
+import os
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from everram.runtime.environment import MachineEvent, Memory, TrackedRange
+from everram.runtime.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
+from everram.runtime.formats.pages import PageTable, State
+from everram.runtime.memory import userfaultfd
+from everram.runtime.memory.contract import PAGE_BYTES
+from everram.runtime.memory.reasons import Keeper, NoteOnly, Reason, ReasonedPages
+from everram.runtime.memory.userfaultfd import Feature, Mode, PageFault
+
+FAULTS_PER_TURN = 16
+"""Then the loop goes round: leases and heartbeats must not wait behind a guest that writes everywhere."""
+MAX_PROTECTED_RUNS = 5000
+"""Protecting a range costs 2-3 us however short, protecting 1 GiB at once about 20 ms: beyond this many, one call for
+everything is cheaper. Pages without a reason then cost one fault that lifts the protection again."""
+FEATURES = Feature.PAGEFAULT_FLAG_WP | Feature.WP_SHMEM
+TRACKING: Mapping[Reason, Keeper] = {Reason.UNWRITTEN: NoteOnly()}
+
+
+def table_name(guest_id: str, region: str) -> str:
+    """Name of the memory object of a tracked region's page table."""
+    return f"pages.{guest_id}.{region}"
+
+
+class FaultKernel(Protocol):
+    """What the service needs of the kernel: module `userfaultfd`, or a test's own."""
+
+    def handshake(self, descriptor: int, wanted: Feature) -> Feature | None: ...
+
+    def register(self, descriptor: int, address: int, length: int, mode: Mode) -> None: ...
+
+    def protect(self, descriptor: int, address: int, length: int) -> None: ...
+
+    def unprotect(self, descriptor: int, address: int, length: int) -> None: ...
+
+    def wake(self, descriptor: int, address: int, length: int) -> None: ...
+
+    def read_faults(self, descriptor: int, limit: int) -> list[PageFault]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _ServedRange:
+    """One mapping of a tracked region in a guest's address space."""
+
+    region: str
+    address: int
+    length: int
+    pages: ReasonedPages
+
+    def __contains__(self, address: int) -> bool:
+        return self.address <= address < self.address + self.length
+
+
+@dataclass(frozen=True, slots=True)
+class _ServedGuest:
+    descriptor: int
+    ranges: tuple[_ServedRange, ...]
+    """Ascending by address, disjoint."""
+
+    def find(self, address: int) -> _ServedRange | None:
+        index = bisect_right(self.ranges, address, key=lambda served: served.address) - 1
+        return self.ranges[index] if index >= 0 and address in self.ranges[index] else None
+
+
+class PageService:
+    """Serves faults on the running loop. Errors of a guest's making end its service, never the host."""
+
+    def __init__(
+        self, memory: Memory, *, kernel: FaultKernel = userfaultfd, keepers: Mapping[Reason, Keeper] = TRACKING
+    ) -> None:
+        self._memory = memory
+        self._kernel = kernel
+        self._keepers = keepers
+        self._guests: dict[str, _ServedGuest] = {}
+
+    def attach(self, event: MachineEvent) -> None:
+        """Serve the ranges of an "attached" event from now on; the descriptor is the service's own, whatever happens.
+
+        Takes a fresh guest and one that an earlier host served alike. Raises InvalidArgument for ranges that do not fit
+        their regions, FailedPrecondition if the kernel refuses (the guest has ended, or asked for something else).
+        """
+        self.detach(event.guest_id)
+        with contextlib.ExitStack() as undo:
+            undo.callback(os.close, event.userfaultfd)
+            os.set_blocking(event.userfaultfd, False)
+            ranges = []
+            for tracked in event.ranges:
+                table = PageTable.open(self._memory.open(table_name(event.guest_id, tracked.label)).map())
+                undo.callback(table.close)
+                _check_range(tracked, table)
+                pages = ReasonedPages(table, self._keepers)
+                ranges.append(_ServedRange(tracked.label, tracked.address, tracked.length_bytes, pages))
+            guest = _ServedGuest(event.userfaultfd, tuple(sorted(ranges, key=lambda served: served.address)))
+            _check_disjoint(guest.ranges)
+            self._take_over(guest)
+            asyncio.get_running_loop().add_reader(guest.descriptor, self._serve, event.guest_id, guest)
+            undo.pop_all()
+        self._guests[event.guest_id] = guest
+
+    def detach(self, guest_id: str) -> None:
+        """Stop serving a guest that has ended or leaves; what was written stays known. Unknown guests are no error."""
+        guest = self._guests.pop(guest_id, None)
+        if guest is None:
+            return
+        asyncio.get_running_loop().remove_reader(guest.descriptor)
+        os.close(guest.descriptor)
+        for served in guest.ranges:
+            served.pages.table.close()
+
+    def close(self) -> None:
+        """Detach everything. Guests stay protected as long as somebody else, the machine, keeps their descriptors."""
+        for guest_id in list(self._guests):
+            self.detach(guest_id)
+
+    def is_served(self, guest_id: str, region: str) -> bool:
+        return guest_id in self._guests and any(r.region == region for r in self._guests[guest_id].ranges)
+
+    def written_pages(self, guest_id: str, region: str) -> int | None:
+        """Pages of a region stored to since tracking began or was last reset; None if it has no page table."""
+        with contextlib.closing(_Borrowed(self._memory, guest_id, region)) as borrowed:
+            return None if borrowed.table is None else borrowed.table.count(State.WRITTEN)
+
+    def reset(self, guest_id: str, region: str) -> None:
+        """Count from zero: pages stored to from now on. Exact also while the guest runs.
+
+        Everything is protected before anything is forgotten: a store after that blocks, and is noted on its fault.
+        Raises NotFound if the region has no page table, Unavailable if the guest's memory cannot be protected.
+        """
+        for served in self._served(guest_id, region):
+            try:
+                self._kernel.protect(self._guests[guest_id].descriptor, served.address, served.length)
+            except OSError as error:
+                raise Unavailable(
+                    f"cannot reset tracking of {region}: its guest is ending ({error.strerror})"
+                ) from error
+        with contextlib.closing(_Borrowed(self._memory, guest_id, region)) as borrowed:
+            if borrowed.table is None:
+                raise NotFound(f"region {region} of guest {guest_id} is not tracked")
+            borrowed.table.clear(State.WRITTEN)
+
+    def retry(self, guest_id: str, region: str) -> None:
+        """A keeper that said "not yet" can go on: ask again for the pages whose threads wait."""
+        for served in self._served(guest_id, region):
+            self._lift(self._guests[guest_id], served, served.pages.retry())
+
+    def _served(self, guest_id: str, region: str) -> list[_ServedRange]:
+        guest = self._guests.get(guest_id)
+        return [] if guest is None else [served for served in guest.ranges if served.region == region]
+
+    def _take_over(self, guest: _ServedGuest) -> None:
+        """Register and protect what is not yet, then have every blocked thread try again."""
+        try:
+            self._kernel.handshake(guest.descriptor, FEATURES)
+            for served in guest.ranges:
+                self._kernel.register(guest.descriptor, served.address, served.length, Mode.WRITE_PROTECT)
+                for first_page, count in _runs_to_protect(served):
+                    self._kernel.protect(guest.descriptor, served.address + first_page * PAGE_BYTES, count * PAGE_BYTES)
+            for served in guest.ranges:
+                self._kernel.wake(guest.descriptor, served.address, served.length)
+        except OSError as error:
+            raise FailedPrecondition(
+                f"the faults of this guest cannot be served: {error.strerror}; its mapped regions are not tracked"
+            ) from error
+
+    def _serve(self, guest_id: str, guest: _ServedGuest) -> None:
+        """The descriptor is readable: resolve at most one turn's faults."""
+        try:
+            faults = self._kernel.read_faults(guest.descriptor, FAULTS_PER_TURN)
+            liftable: dict[_ServedRange, set[int]] = {}
+            for fault in faults:
+                served = guest.find(fault.address)
+                if served is None:
+                    continue  # of a range that nobody registered: impossible, and nothing to resolve
+                page = (fault.address - served.address) // PAGE_BYTES
+                if served.pages.on_store(page):
+                    liftable.setdefault(served, set()).add(page)
+            for served, pages in liftable.items():
+                self._lift(guest, served, sorted(pages))
+        except OSError as error:
+            if error.errno not in (errno.ESRCH, errno.ENOENT, errno.ENOMEM):
+                raise
+            self.detach(guest_id)  # the guest's memory is gone; its end is told by the machine
+
+    def _lift(self, guest: _ServedGuest, served: _ServedRange, pages: Iterable[int]) -> None:
+        for first_page, count in _runs(pages):
+            self._kernel.unprotect(guest.descriptor, served.address + first_page * PAGE_BYTES, count * PAGE_BYTES)
+
+
+class _Borrowed:
+    """A region's page table for one look, mapped only if the memory object exists."""
+
+    def __init__(self, memory: Memory, guest_id: str, region: str) -> None:
+        name = table_name(guest_id, region)
+        self.table = PageTable.open(memory.open(name).map()) if name in memory.names() else None
+
+    def close(self) -> None:
+        if self.table is not None:
+            self.table.close()
+
+
+def _runs_to_protect(served: _ServedRange) -> list[tuple[int, int]]:
+    pages = served.length // PAGE_BYTES
+    runs = [(first, min(count, pages - first)) for first, count in served.pages.protected_runs() if first < pages]
+    return runs if len(runs) <= MAX_PROTECTED_RUNS else [(0, pages)]
+
+
+def _runs(pages: Iterable[int]) -> list[tuple[int, int]]:
+    """Ascending pages as (first, count) of neighbours."""
+    runs: list[tuple[int, int]] = []
+    for page in pages:
+        if runs and page == sum(runs[-1]):
+            runs[-1] = (runs[-1][0], runs[-1][1] + 1)
+        else:
+            runs.append((page, 1))
+    return runs
+
+
+def _check_range(tracked: TrackedRange, table: PageTable) -> None:
+    """The guest said where it mapped its regions: believe nothing."""
+    if tracked.address % PAGE_BYTES or tracked.length_bytes % PAGE_BYTES or tracked.length_bytes <= 0:
+        raise InvalidArgument(f"range of {tracked.label}: address and length must be whole pages of {PAGE_BYTES} bytes")
+    if tracked.length_bytes > table.pages * PAGE_BYTES:
+        raise InvalidArgument(
+            f"range of {tracked.label}: {tracked.length_bytes} bytes, the region has {table.pages * PAGE_BYTES}"
+        )
+
+
+def _check_disjoint(ranges: tuple[_ServedRange, ...]) -> None:
+    for before, after in itertools.pairwise(ranges):
+        if before.address + before.length > after.address:
+            raise InvalidArgument(f"ranges of {before.region} and {after.region} overlap: map each region once")
