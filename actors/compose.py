@@ -10,14 +10,6 @@ lease, and the guests last; they stop in the reverse order.
 
 from __future__ import annotations
 
-from everram.runtime.contracts.availability_contract import AVAILABILITY
-from everram.runtime.contracts.nvm_device_contract import NVM_DEVICE
-from everram.runtime.contracts.replicator_contract import REPLICATOR
-from everram.runtime.contracts.vmemfs_contract import VMEMFS
-from everram.runtime.environment import Environment
-from everram.runtime.formats.config import HostConfig
-from everram.runtime.node import Node
-
 from everram.actors.availability.actor import Availability
 from everram.actors.hypervisor.actor import Hypervisor
 from everram.actors.hypervisor.faults import FaultService
@@ -27,6 +19,13 @@ from everram.actors.power_monitor.save import restore
 from everram.actors.replicator.actor import Replicator
 from everram.actors.report import Report
 from everram.actors.vmemfs.actor import VMemFS
+from everram.runtime.contracts.availability_contract import AVAILABILITY
+from everram.runtime.contracts.nvm_device_contract import NVM_DEVICE
+from everram.runtime.contracts.replicator_contract import REPLICATOR
+from everram.runtime.contracts.vmemfs_contract import VMEMFS
+from everram.runtime.environment import Environment
+from everram.runtime.formats.config import HostConfig
+from everram.runtime.node import Node
 
 
 async def compose(

@@ -1,8 +1,8 @@
 """The program of one host: `everram host --config FILE`, or `python -m everram.actors.host --config FILE`.
 
-A machine starts it, and its end is nothing special: everything that matters is in the machine's memory, from which the
-next one goes on. It says READY when its actors serve, tells the machine that it lives from its own loop (a stuck loop is
-a dead host), and ends on SIGTERM or when the machine's socket closes.
+A machine starts it, and its end is nothing special: everything that matters is in the machine's memory, from which
+the next one goes on. It says READY when its actors serve, tells the machine that it lives from its own loop (a stuck
+loop is a dead host), and ends on SIGTERM or when the machine's socket closes.
 """
 
 from __future__ import annotations
@@ -16,14 +16,13 @@ import sys
 
 import uvloop
 
-from everram.runtime.errors import EverramError, FailedPrecondition
+from everram.actors.compose import compose
 from everram.runtime.environment import Machine
+from everram.runtime.errors import EverramError, FailedPrecondition
 from everram.runtime.formats.config import HostConfig
 from everram.runtime.node import Node
 from everram.runtime.production.environment import Production
 from everram.runtime.transport.front import Front
-
-from everram.actors.compose import compose
 
 EXIT_REFUSED = 78
 """EX_CONFIG of sysexits.h: starting again will not help, a person has to choose. The machine then stops trying."""

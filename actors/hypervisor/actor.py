@@ -12,6 +12,10 @@ import asyncio
 import signal
 from collections.abc import AsyncIterator, Awaitable
 
+from everram.actors.hypervisor import admission, output
+from everram.actors.hypervisor.faults import FaultService
+from everram.actors.hypervisor.life import ENDED, Restart
+from everram.actors.hypervisor.resident import Resident, begin_epoch
 from everram.runtime.contracts import common_pb2 as pb
 from everram.runtime.contracts import hypervisor_pb2 as hv
 from everram.runtime.contracts.availability_contract import AvailabilityRef
@@ -32,11 +36,6 @@ from everram.runtime.errors import (
     NotFound,
     Unavailable,
 )
-
-from everram.actors.hypervisor import admission, output
-from everram.actors.hypervisor.faults import FaultService
-from everram.actors.hypervisor.life import ENDED, Restart
-from everram.actors.hypervisor.resident import Resident, begin_epoch
 
 GRACE_S = 5.0
 """Between SIGTERM and SIGKILL of a guest that is asked to stop, if its user names nothing else."""

@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 
+from everram.actors.hypervisor.life import ENDED, Ends
 from everram.runtime.contracts import common_pb2 as pb
 from everram.runtime.environment import Grant, GuestLaunch
 from everram.runtime.log.ring import Ring
 from everram.runtime.memory.contract import Mapping
-
-from everram.actors.hypervisor.life import ENDED, Ends
 
 
 @dataclass(slots=True)

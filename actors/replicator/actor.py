@@ -1,20 +1,19 @@
 """The replicator actor: one follower a guest, each an owned task.
 
-In this version it verifies what guests commit and tells their positions; shipping to other hosts stands on the followers.
+In this version it verifies what guests commit and tells their positions; shipping to other hosts stands on it.
 """
 
 from __future__ import annotations
 
 import asyncio
 
+from everram.actors.replicator.follower import Follower
 from everram.runtime.contracts import common_pb2 as pb
 from everram.runtime.contracts.replicator_contract import ReplicatorActor
 from everram.runtime.contracts.replicator_pb2 import FollowRequest
 from everram.runtime.errors import DataLoss, NotFound
 from everram.runtime.log.ring import Ring, RingCorrupt
 from everram.runtime.memory.contract import Mapping
-
-from everram.actors.replicator.follower import Follower
 
 
 class _Followed:

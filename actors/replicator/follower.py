@@ -31,7 +31,7 @@ class Follower:
         return self._reader.lsn
 
     def step(self) -> bool:
-        """Read one run. Returns whether there was any. Raises LogCorrupt for a record that is not what was committed."""
+        """Read one run. Returns whether there was any. Raises RingCorrupt for a damaged record."""
         if self.ring.epoch != self._epoch:
             # A new incarnation began at the end of what was chosen, which may lie before what was read.
             self._epoch = self.ring.epoch
