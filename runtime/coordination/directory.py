@@ -7,8 +7,8 @@
     everram/names/NAME        {"guest_id"}                                until the guest is removed
     everram/serving/GUEST_ID  {"host", "epoch", "port"}                   under the host's lease: who serves now
 
-An epoch is raised by a transaction on `everram/guests/GUEST_ID` that compares its mod_revision; `serving` is written only
-by the holder of that epoch. Unknown members of a value are kept by whoever rewrites it.
+An epoch is raised by a transaction on `everram/guests/GUEST_ID` that compares its mod_revision; `serving` is written
+only by the holder of that epoch. Unknown members of a value are kept by whoever rewrites it.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@
     store.commit()                              # now watches see them; or rollback(), as if nothing had been asked
 
 Nothing may be answered before `commit`: the driver (`everram.runtime.coordination.embedded`) holds answers and reads
-back until then. Time and lease numbers are arguments. A lease ends only when `expire` says so, never by looking at a clock
-elsewhere, so a server that was stopped for a while can first give every lease its full TTL again.
+back until then. Time and lease numbers are arguments. A lease ends only when `expire` says so, never by looking at a
+clock elsewhere, so a server that was stopped for a while can first give every lease its full TTL again.
 """
 
 from __future__ import annotations
