@@ -108,8 +108,8 @@ class Embedded:
     async def revoke(self, lease: int) -> None:
         await self._write(lambda: self.store.revoke(lease))
 
-    def remaining_ms(self, lease: int) -> tuple[Lease, int]:
-        """Raises LeaseGone."""
+    def remaining(self, lease: int) -> tuple[Lease, int]:
+        """The lease, and how many milliseconds it has left. Raises LeaseGone."""
         held = self.store.leases.get(lease)
         if held is None:
             raise LeaseGone

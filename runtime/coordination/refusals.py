@@ -57,11 +57,6 @@ class EmptyKey(Refusal, InvalidArgument):
     plain = "a key must not be empty"
 
 
-class MissingKey(Refusal, InvalidArgument):
-    etcd_code, etcd_message = 3, "etcdserver: key not found"
-    plain = "there is no such key whose value or lease could be kept"
-
-
 class DuplicateKey(Refusal, InvalidArgument):
     etcd_code, etcd_message = 3, "etcdserver: duplicate key given in txn request"
     plain = "a transaction may change each key only once"
@@ -78,7 +73,7 @@ class NoSpace(Refusal, ResourceExhausted):
 
 
 REFUSALS: tuple[type[Refusal], ...] = (
-    Compacted, FutureRevision, LeaseGone, LeaseExists, EmptyKey, MissingKey, DuplicateKey, TooLarge, NoSpace,
+    Compacted, FutureRevision, LeaseGone, LeaseExists, EmptyKey, DuplicateKey, TooLarge, NoSpace,
 )  # fmt: skip
 _BY_ETCD: dict[tuple[int, str], type[Refusal]] = {(r.etcd_code, r.etcd_message): r for r in REFUSALS}
 

@@ -22,7 +22,8 @@ from pathlib import Path
 from everram.runtime.contracts import mvcc_pb2
 from everram.runtime.coordination.api import KeyValue
 from everram.runtime.coordination.refusals import NoSpace
-from everram.runtime.coordination.store import Change, Delta, Saved, SavedLease
+from everram.runtime.coordination.store import Change, Saved, SavedLease
+from everram.runtime.coordination.wire import delta_from_wire, delta_to_wire
 from everram.runtime.errors import DataLoss, EverramError, FailedPrecondition, ResourceExhausted
 
 FILE_NAME = "coordination.db"
@@ -97,7 +98,7 @@ class SqlitePersistence:
         leases = execute("SELECT lease, ttl_ms FROM leases ORDER BY lease")
         rows = execute("SELECT revision, event FROM history ORDER BY revision, position")
         history = tuple(
-            Change(revision, tuple(_to_delta(event) for _, event in group))
+            Change(revision, tuple(delta_from_wire(mvcc_pb2.Event.FromString(event)) for _, event in group))
             for revision, group in groupby(rows, key=lambda row: int(row[0]))
         )
         return Saved(
@@ -136,7 +137,10 @@ class SqlitePersistence:
         )
         run(
             "INSERT INTO history VALUES(?, ?, ?)",
-            [(change.revision, i, _from_delta(delta, change.revision)) for i, delta in enumerate(change.deltas)],
+            [
+                (change.revision, i, delta_to_wire(delta, change.revision, with_before=True).SerializeToString())
+                for i, delta in enumerate(change.deltas)
+            ],
         )
         run("INSERT INTO leases VALUES(?, ?)", [(lease.lease, lease.ttl_ms) for lease in change.granted])
         run("DELETE FROM leases WHERE lease=?", [(lease.lease,) for lease in change.revoked])
@@ -170,38 +174,3 @@ class SqlitePersistence:
             if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
                 raise FailedPrecondition(f"another coordination server has {self.path} open: stop it first") from error
             raise DataLoss(f"{self.path} cannot be used ({error}): restore it, or start a new cluster") from error
-
-
-def _to_message(kv: KeyValue) -> mvcc_pb2.KeyValue:
-    return mvcc_pb2.KeyValue(
-        key=kv.key,
-        value=kv.value,
-        create_revision=kv.create_revision,
-        mod_revision=kv.mod_revision,
-        version=kv.version,
-        lease=kv.lease,
-    )
-
-
-def _from_message(kv: mvcc_pb2.KeyValue) -> KeyValue:
-    return KeyValue(kv.key, kv.value, kv.create_revision, kv.mod_revision, kv.version, kv.lease)
-
-
-def _from_delta(delta: Delta, revision: int) -> bytes:
-    """One change as etcd tells it: a deletion's `kv` has only the key and the revision."""
-    event = mvcc_pb2.Event()
-    if delta.after is None:
-        event.type = mvcc_pb2.Event.DELETE
-        event.kv.key, event.kv.mod_revision = delta.key, revision
-    else:
-        event.kv.CopyFrom(_to_message(delta.after))
-    if delta.before is not None:
-        event.prev_kv.CopyFrom(_to_message(delta.before))
-    return event.SerializeToString()
-
-
-def _to_delta(data: bytes) -> Delta:
-    event = mvcc_pb2.Event.FromString(data)
-    deleted = event.type == mvcc_pb2.Event.DELETE
-    before = _from_message(event.prev_kv) if event.HasField("prev_kv") else None
-    return Delta(event.kv.key, before, None if deleted else _from_message(event.kv))

@@ -167,6 +167,11 @@ class Store:
             self._remember(change)
         self._trim()
 
+    @property
+    def size_bytes(self) -> int:
+        """Of all keys and values."""
+        return self._bytes
+
     # -- reading
 
     def range(self, op: Range) -> RangeResult:
