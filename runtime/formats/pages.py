@@ -43,6 +43,11 @@ class State(enum.IntFlag):
 ALL_STATES = State.SWAPPED | State.SHARED | State.DIRTY | State.WRITTEN
 
 
+def table_name(guest_id: str, region: str) -> str:
+    """Name of the memory object of a tracked region's page table."""
+    return f"pages.{guest_id}.{region}"
+
+
 class PageTable:
     """States by page number. Out-of-range pages raise IndexError (a bug in the caller)."""
 

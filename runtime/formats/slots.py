@@ -119,6 +119,21 @@ class SlotArea:
         generation = _Reader(mapping, kind).published_generation()
         return SlotArea(mapping, kind, _Reader(mapping, kind).content(generation))
 
+    @staticmethod
+    def copy(source: Mapping, target: Mapping) -> None:
+        """Copy an area into zeroed memory of the same size; the copy stays blank until its last store."""
+        for offset in range(0, source.size_bytes, PAGE_BYTES):
+            page = bytearray(source.load(offset, min(PAGE_BYTES, source.size_bytes - offset)))
+            if offset == 0:
+                page[GENERATION_OFFSET : GENERATION_OFFSET + 8] = bytes(8)
+            if any(page):
+                target.store(offset, page)
+                target.flush(offset, len(page))
+        target.drain()
+        target.store_u64(GENERATION_OFFSET, source.load_u64(GENERATION_OFFSET))
+        target.flush(GENERATION_OFFSET, 8)
+        target.drain()
+
     def commit(self, records: Iterable[Record], *, clean: bool = False) -> int:
         """Replace the content, keeping records of types unknown here; the new generation.
 

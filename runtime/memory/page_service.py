@@ -33,7 +33,7 @@ from typing import Protocol
 
 from everram.runtime.environment import MachineEvent, Memory, TrackedRange
 from everram.runtime.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
-from everram.runtime.formats.pages import PageTable, State
+from everram.runtime.formats.pages import PageTable, State, table_name
 from everram.runtime.memory import userfaultfd
 from everram.runtime.memory.contract import PAGE_BYTES
 from everram.runtime.memory.reasons import Keeper, NoteOnly, Reason, ReasonedPages
@@ -46,11 +46,6 @@ MAX_PROTECTED_RUNS = 5000
 everything is cheaper. Pages without a reason then cost one fault that lifts the protection again."""
 FEATURES = Feature.PAGEFAULT_FLAG_WP | Feature.WP_SHMEM
 TRACKING: Mapping[Reason, Keeper] = {Reason.UNWRITTEN: NoteOnly()}
-
-
-def table_name(guest_id: str, region: str) -> str:
-    """Name of the memory object of a tracked region's page table."""
-    return f"pages.{guest_id}.{region}"
 
 
 class FaultKernel(Protocol):

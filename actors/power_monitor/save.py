@@ -1,0 +1,265 @@
+"""Saving a machine's memory to storage, and making it whole again at the next start.
+
+    report = await save(environment, cause="down", memory_id=..., objects...)
+    outcome = await restore(environment, config.open_image)     # before any actor starts, at every start of a host
+
+The order of a restore is what makes it safe against a crash at any point. First every object but `vmemfs` is filled;
+then "opened" is written durably into the image; last the superblock appears, whole, with one store. A machine whose
+memory has a superblock is whole, so a host that finds none starts over. So that starting over needs nobody's consent,
+a small object `restoring` in the machine's memory holds a token that the image's marker repeats: as long as both are
+there, nobody can have used what was opened.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from everram.runtime.contracts.power_monitor_pb2 import SaveReport
+from everram.runtime.contracts.vmemfs_pb2 import HostRecord
+from everram.runtime.environment import Environment, Memory, MemoryObject
+from everram.runtime.errors import DataLoss, FailedPrecondition, ResourceExhausted
+from everram.runtime.formats import image, nvm, vmemfs
+from everram.runtime.formats.image import PIECE_BYTES, Image, ImageWriter, SavedObject, Survey
+from everram.runtime.formats.slots import SlotArea
+from everram.runtime.memory.contract import PAGE_BYTES
+from everram.runtime.memory.heap import HeapMapping
+from everram.runtime.sizes import size_text
+
+RESTORING = "restoring"
+_TOKEN_BYTES = 16
+METADATA = (vmemfs.MEMORY_NAME, nvm.MEMORY_NAME)
+"""Saved first and in one go: actors go on changing them while the rest is being saved."""
+_ORDER = (*METADATA, "log", "pages", "region")
+"""What an interrupted save should have got to first."""
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreOutcome:
+    """Where this machine's memory came from."""
+
+    kind: str
+    """"kept" by the machine, "restored" from an image, or "empty"."""
+    generation: int = 0
+    cause: str = ""
+    """Why the image was saved."""
+    lost: tuple[str, ...] = ()
+    """What an image that is not whole did not give back, in sentences."""
+
+
+# -- saving
+
+
+async def save(environment: Environment, cause: str, memory_id: str) -> SaveReport:
+    """Save every memory object; guests are frozen already. The image counts when this returns.
+
+    Raises ResourceExhausted or DataLoss if the storage cannot take it; the image before then still counts.
+    """
+    started_ns = environment.clock.now_ns()
+    memory = environment.memory
+    # No await until the metadata is read: what it says must be of one moment.
+    objects = [memory.open(name) for name in sorted(memory.names(), key=_order) if name != RESTORING]
+    metadata = {
+        number: [(offset, saved.read(offset, length)) for offset, length in pieces_of(saved)]
+        for number, saved in enumerate(objects)
+        if saved.name in METADATA
+    }
+    await _check_room(environment, objects)
+    listing = [SavedObject(saved.name, saved.size_bytes) for saved in objects]
+    writer = await ImageWriter.begin(environment.disk, cause, memory_id, listing)
+    try:
+        for number, saved in enumerate(objects):
+            if number in metadata:
+                for offset, data in metadata[number]:
+                    await writer.write(number, offset, data)
+                continue
+            for offset, length in pieces_of(saved):
+                await writer.write(number, offset, saved.read(offset, length))
+                await asyncio.sleep(0)
+        await writer.finish(environment.clock.wall_ns())
+    except BaseException:
+        await writer.abandon()
+        raise
+    return SaveReport(
+        generation=writer.generation,
+        saved_bytes=writer.saved_bytes,
+        objects=len(objects),
+        seconds=(environment.clock.now_ns() - started_ns) / 1e9,
+    )
+
+
+def pieces_of(saved: MemoryObject) -> Iterable[tuple[int, int]]:
+    """What is present of an object, in pieces of at most PIECE_BYTES."""
+    for offset, length in saved.extents():
+        for at in range(offset, offset + length, PIECE_BYTES):
+            yield at, min(PIECE_BYTES, offset + length - at)
+
+
+async def _check_room(environment: Environment, objects: Iterable[MemoryObject]) -> None:
+    present_bytes = sum(length for saved in objects for _, length in saved.extents())
+    free_bytes = await environment.disk.free_bytes()
+    if present_bytes > free_bytes:
+        raise ResourceExhausted(
+            f"saving takes {size_text(present_bytes)}, the disk of the state folder has {size_text(free_bytes)} free: "
+            "free some, or give memory up with `everram down --discard`"
+        )
+
+
+def _order(name: str) -> tuple[int, str]:
+    kind = name.split(".")[0]
+    return _ORDER.index(kind) if kind in _ORDER else len(_ORDER), name
+
+
+# -- restoring
+
+
+async def restore(environment: Environment, open_image: str = "") -> RestoreOutcome:
+    """Make the machine's memory whole before any actor starts; harmless if the machine kept it.
+
+    `open_image`: the named choice, "incomplete" or "opened", for an image that must not be opened silently. Raises
+    FailedPrecondition with the choices if one is needed, DataLoss if the image is damaged (with file and offset); the
+    image is then as it was.
+    """
+    memory = environment.memory
+    if _is_whole(memory):
+        if RESTORING in memory.names():
+            await memory.remove(RESTORING)
+        return RestoreOutcome("kept")
+    survey = await image.examine(environment.disk)
+    token = _token(memory)
+    again = bool(token) and survey.marker is not None and survey.marker.opened_by == token
+    await _clear(memory, keep=RESTORING if again else "")
+    if survey.state == "none":
+        return RestoreOutcome("empty")
+    silently = again or survey.state == "complete"
+    if not silently:
+        _check_choice(survey, open_image)
+    restorer = _Restorer(environment, survey, silently, token if again else environment.entropy.token())
+    try:
+        return await restorer.run(_chosen(survey, open_image, silently))
+    except BaseException:
+        await _clear(memory, keep=RESTORING)
+        raise
+
+
+async def _clear(memory: Memory, keep: str) -> None:
+    """Give back what a restore that did not come to its end has made."""
+    for name in memory.names():
+        if name != keep:
+            await memory.remove(name)
+
+
+def _is_whole(memory: Memory) -> bool:
+    """Whether the machine's memory has a superblock that was ever committed, damaged or not."""
+    if vmemfs.MEMORY_NAME not in memory.names():
+        return False
+    mapping = memory.open(vmemfs.MEMORY_NAME).map()
+    try:
+        return not SlotArea.is_blank(mapping)
+    finally:
+        mapping.close()
+
+
+def _token(memory: Memory) -> str:
+    if RESTORING not in memory.names():
+        return ""
+    return memory.open(RESTORING).read(0, _TOKEN_BYTES).decode("ascii", "replace")
+
+
+def _chosen(survey: Survey, open_image: str, silently: bool) -> int:
+    """The generation to open."""
+    if open_image == "opened" and not silently and survey.marker is not None:
+        return survey.marker.generation
+    return survey.generation
+
+
+def _check_choice(survey: Survey, open_image: str) -> None:
+    """Raises FailedPrecondition with what is there, what is missing and the choices, unless one of them is named."""
+    choices = []
+    marker = survey.marker
+    if survey.state == "incomplete":
+        choices.append(("incomplete", f"takes what was saved of generation {survey.generation}"))
+    if marker is not None:
+        choices.append(("opened", f"takes generation {marker.generation} ({marker.cause}) as it was saved"))
+    if open_image in (name for name, _ in choices):
+        return
+    if survey.state == "incomplete":
+        found = f"the saved memory of this machine is incomplete (generation {survey.generation}): {survey.reason}"
+        if marker is not None:
+            found += f"; an older image (generation {marker.generation}) is there too"
+    else:
+        found = (
+            f"the saved memory of this machine (generation {survey.generation}) was opened before, and what guests "
+            "wrote since was not saved"
+        )
+    ways = "; ".join(f"`everram up --open {name}` {what}" for name, what in choices)
+    raise FailedPrecondition(f"{found}. Choose: {ways}; `everram down --discard` erases it")
+
+
+class _Restorer:
+    """One restore, from an image to whole memory."""
+
+    def __init__(self, environment: Environment, survey: Survey, silently: bool, token: str) -> None:
+        self._environment = environment
+        self._memory = environment.memory
+        self._survey = survey
+        self._silently = silently
+        self._token = token
+
+    async def run(self, generation: int) -> RestoreOutcome:
+        marker = self._survey.marker
+        if marker is not None and marker.generation != generation:
+            marker = None
+        source = await Image.open(self._environment.disk, generation, marker)
+        metadata = await self._fill(source)
+        superblock = metadata.get(vmemfs.MEMORY_NAME)
+        if superblock is None or SlotArea.is_blank(superblock) or SlotArea.is_blank(metadata[nvm.MEMORY_NAME]):
+            raise DataLoss(
+                f"generation {generation} of the image ends before the records of guests and regions: nothing can be "
+                "made of it; `everram down --discard` erases it"
+            )
+        nvm.Metadata.open(metadata[nvm.MEMORY_NAME])
+        cause = marker.cause if marker else "an unfinished save"
+        record = self._host_record(vmemfs.Superblock.open(superblock), f"generation {generation}, {cause}")
+        await self._open_durably(generation, record.memory_id)
+        target = (await self._memory.create(vmemfs.MEMORY_NAME, superblock.size_bytes)).map()
+        SlotArea.copy(superblock, target)
+        target.close()
+        if RESTORING in self._memory.names():
+            await self._memory.remove(RESTORING)
+        return RestoreOutcome("restored", generation, cause, tuple(source.lost))
+
+    async def _fill(self, source: Image) -> dict[str, HeapMapping]:
+        """Make every object but the superblock's; the metadata, which has to be looked into."""
+        targets: dict[str, MemoryObject] = {}
+        metadata = {o.name: HeapMapping(o.size_bytes) for o in source.objects if o.name in METADATA}
+        metadata.setdefault(nvm.MEMORY_NAME, HeapMapping(2 * PAGE_BYTES))
+        for saved in source.objects:
+            if saved.name != vmemfs.MEMORY_NAME:
+                targets[saved.name] = await self._memory.create(saved.name, saved.size_bytes)
+        async for run in source.runs():
+            if run.name in metadata:
+                metadata[run.name].store(run.offset, run.data)
+            if run.name in targets:
+                targets[run.name].write(run.offset, run.data)
+            await asyncio.sleep(0)
+        return metadata
+
+    def _host_record(self, superblock: vmemfs.Superblock, described: str) -> HostRecord:
+        """The memory keeps its identity only if this is all that there ever was of it."""
+        record = HostRecord()
+        record.CopyFrom(superblock.host)
+        record.lease_id = 0
+        record.image = described
+        if not self._silently:
+            record.memory_id = self._environment.entropy.token()
+        superblock.put_host(record)
+        return record
+
+    async def _open_durably(self, generation: int, memory_id: str) -> None:
+        token = self._token if self._silently else ""
+        if token and RESTORING not in self._memory.names():
+            await self._memory.create(RESTORING, PAGE_BYTES)
+            self._memory.open(RESTORING).write(0, token.encode())
+        await image.mark_opened(self._environment.disk, self._survey, generation, memory_id, opened_by=token)
