@@ -32,13 +32,11 @@ async def compose(
     config: HostConfig, environment: Environment, *, faults: FaultService | None = None, pid: int = 0
 ) -> Node:
     """The node of one host, not started. Raises FailedPrecondition for an image that may not be opened silently."""
-    restored = None
-    if "vmemfs" not in environment.memory.names():
-        restored = await restore(environment, config.open_image)
+    await restore(environment, config.open_image)
     node = Node(environment, config.host)
-    node.add(lambda: VMemFS(restored))
+    node.add(VMemFS)
     node.add(lambda: NvmDevice(config.nvm_bytes, tracking=faults is not None), after=(VMEMFS,))
-    node.add(lambda: PowerMonitor(restored), after=(VMEMFS,))
+    node.add(PowerMonitor, after=(VMEMFS,))
     node.add(Replicator, after=(NVM_DEVICE,))
     node.add(lambda: Availability(config), after=(VMEMFS,))
     node.add(lambda: Hypervisor(config.host, faults), after=(NVM_DEVICE, REPLICATOR, AVAILABILITY))
