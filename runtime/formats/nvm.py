@@ -21,8 +21,8 @@ from everram.runtime.formats.slots import Format, Record, SlotArea
 from everram.runtime.memory.contract import Mapping
 
 MEMORY_NAME = "nvm"
-MEMORY_BYTES = 8 * 1024 * 1024
-"""Sparse. Each slot then holds some 30 000 regions of 128 bytes."""
+MEMORY_BYTES = 2 * 1024 * 1024
+"""Sparse. Each of the two slots then holds some 8000 regions of 128 bytes: more than a machine has descriptors for."""
 REGION = 1
 LOG = 2
 FORMAT = Format(
