@@ -18,7 +18,7 @@ from __future__ import annotations
 import enum
 from collections import deque
 from collections.abc import Callable
-from contextvars import ContextVar
+from contextvars import Context, ContextVar
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -35,11 +35,16 @@ class Killed(BaseException):
     """Unwinds the callback in which its own domain died; nothing it still does has any effect."""
 
 
+CURRENT: ContextVar[Domain | None] = ContextVar("everram_domain", default=None)
+"""The domain of the running code; None outside every domain, which counts as the loop's own."""
+
+
 class Domain:
     """Made by `SimulationLoop.domain`; its state is changed by the loop only."""
 
     __slots__ = (
         "active",
+        "context",
         "graveyard",
         "listed",
         "name",
@@ -69,6 +74,9 @@ class Domain:
         self.on_halt: list[Callable[[], None]] = []
         """Called once when it is frozen or dead and no callback of its is on the stack any more."""
         self.graveyard: list[Any] = []
+        self.context = Context()
+        """Where its callbacks run unless their scheduler names another: nothing of another process is in it."""
+        self.context.run(CURRENT.set, self)
 
     @property
     def alive(self) -> bool:
@@ -76,7 +84,3 @@ class Domain:
 
     def __repr__(self) -> str:
         return f"<Domain {self.name} {self.state.value}>"
-
-
-CURRENT: ContextVar[Domain | None] = ContextVar("everram_domain", default=None)
-"""The domain of the running code; None outside every domain, which counts as the loop's own."""

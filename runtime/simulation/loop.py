@@ -142,15 +142,11 @@ class SimulationLoop(asyncio.BaseEventLoop):
 
     def spawn(self, domain: Domain, coro: Coroutine[Any, Any, T], *, name: str | None = None) -> asyncio.Task[T]:
         """A task in `domain`, whoever asks for it."""
-        context = contextvars.copy_context()
-        context.run(CURRENT.set, domain)
-        return self.create_task(coro, name=name, context=context)
+        return self.create_task(coro, name=name, context=domain.context.copy())
 
     def run_in(self, domain: Domain, callback: Callable[..., object], *args: Any) -> None:
         """`callback` soon in `domain`."""
-        context = contextvars.copy_context()
-        context.run(CURRENT.set, domain)
-        self.call_soon(callback, *args, context=context)
+        self.call_soon(callback, *args, context=domain.context)
 
     def freeze(self, domain: Domain) -> None:
         """SIGSTOP. No effect on one that is not running."""

@@ -15,7 +15,6 @@ frozen nothing ends and nothing is received.
 from __future__ import annotations
 
 import asyncio
-import contextvars
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -32,9 +31,6 @@ WINDOW_BATCHES = 64
 
 CONNECT_TIMEOUT_S = 1.0
 """After which a connection that gets no answer is given up, as production's link does."""
-
-NOBODY = contextvars.Context()
-"""The context of what no process does: batches arriving, sockets closing. Frozen hosts do not hold it up."""
 
 
 @dataclass(slots=True)
@@ -94,7 +90,9 @@ class Fabric:
         """`deliver` at `when_ns` in nobody's domain, unless this direction is cut when it sets out."""
         lost = self._cuts.get((source, target))
         if lost is None:
-            self.loop.call_at_ns(when_ns, self._arrive, source, target, deliver, droppable, context=NOBODY)
+            self.loop.call_at_ns(
+                when_ns, self._arrive, source, target, deliver, droppable, context=self.loop.system.context
+            )
         elif not (lost and droppable):
             self._held.setdefault((source, target), []).append(deliver)
 

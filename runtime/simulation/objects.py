@@ -1,0 +1,249 @@
+"""The memory objects of a simulated machine: `environment.Memory`, with mappings in whose midst a process may die.
+
+An object is shared by all its mappings and belongs to the machine: hosts and guests come and go, the bytes stay until
+the object is removed or `Objects.wipe` ends the machine's memory. Each mapping belongs to one process and passes a
+`Gate` before and after every store: there the process may be killed (its later stores never happen) or preempted
+(others run half-way through its callback, as they do on another processor). A store of more than a word is two, with
+a gate between.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from everram.runtime.environment import MemoryObject
+from everram.runtime.errors import AlreadyExists, NotFound, ResourceExhausted
+from everram.runtime.memory.contract import PAGE_BYTES
+from everram.runtime.simulation.entropy import Stream
+from everram.runtime.simulation.loop import SimulationLoop
+
+WORD_BYTES = 8
+
+CREATE_LATENCY_S = 100e-6
+"""A round trip to the machine, which keeps the new object's descriptor."""
+
+
+class Gate:
+    """What happens to a process at its stores: counts them, preempts at some, kills at one.
+
+    `preemption_mean` is the mean number of gates between two preemptions (0: none), `kill_at` the number of the gate at
+    which the process dies (0: none), counted from 1; `on_kill` is told.
+    """
+
+    def __init__(
+        self,
+        loop: SimulationLoop,
+        stream: Stream,
+        *,
+        preemption_mean: int = 0,
+        preemption_max_ns: int = 200_000,
+        kill_at: int = 0,
+        on_kill: Callable[[], None] | None = None,
+    ) -> None:
+        self.passed = 0
+        self.kill_at = kill_at
+        self._loop = loop
+        self._stream = stream
+        self._preemption_mean = preemption_mean
+        self._preemption_max_ns = preemption_max_ns
+        self._preempt_at = self._next()
+        self._on_kill = on_kill
+
+    def split(self, length: int) -> int:
+        """Where a store of `length` bytes is cut in two."""
+        return self._stream.randrange(length + 1) if length > WORD_BYTES else length
+
+    def __call__(self) -> None:
+        """Raises Killed in a process that is dead, or dies here."""
+        self._loop.checkpoint()
+        self.passed += 1
+        if self.passed == self.kill_at:
+            if self._on_kill is not None:
+                self._on_kill()
+            self._loop.kill(self._loop.current_domain())
+            self._loop.checkpoint()
+        if self.passed == self._preempt_at:
+            self._preempt_at = self._next()
+            self._loop.preempt(self._stream.randrange(1_000, self._preemption_max_ns))
+
+    def _next(self) -> int:
+        if not self._preemption_mean:
+            return 0
+        return self.passed + 1 + self._stream.randrange(2 * self._preemption_mean)
+
+
+class Objects:
+    """What a machine keeps: every object by name."""
+
+    def __init__(self, capacity_bytes: int) -> None:
+        self.capacity_bytes = capacity_bytes
+        self.by_name: dict[str, Bytes] = {}
+
+    def wipe(self) -> None:
+        """The machine lost its power: even what is still mapped reads as zeros."""
+        for kept in self.by_name.values():
+            kept.content[:] = bytes(kept.size_bytes)
+        self.by_name.clear()
+
+
+class Bytes:
+    """One object's content. `present` has one byte a page: 0 for a hole."""
+
+    __slots__ = ("content", "present", "size_bytes")
+
+    def __init__(self, size_bytes: int) -> None:
+        self.size_bytes = size_bytes
+        self.content = bytearray(size_bytes)
+        self.present = bytearray(-(-size_bytes // PAGE_BYTES))
+
+    def check(self, offset: int, length: int) -> None:
+        if offset < 0 or length < 0 or offset + length > self.size_bytes:
+            raise IndexError(f"{length} bytes at {offset} are not inside {self.size_bytes}")
+
+    def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+        length = len(data)
+        self.check(offset, length)
+        self.content[offset : offset + length] = data
+        if length:
+            first, last = offset // PAGE_BYTES, (offset + length - 1) // PAGE_BYTES
+            self.present[first : last + 1] = b"\1" * (last + 1 - first)
+
+    def punch(self, offset: int, length: int) -> None:
+        self.check(offset, length)
+        if offset % PAGE_BYTES or length % PAGE_BYTES:
+            raise IndexError("a hole is made of whole pages")
+        self.content[offset : offset + length] = bytes(length)
+        self.present[offset // PAGE_BYTES : (offset + length) // PAGE_BYTES] = bytes(length // PAGE_BYTES)
+
+    def extents(self) -> list[tuple[int, int]]:
+        found: list[tuple[int, int]] = []
+        start = self.present.find(1)
+        while start >= 0:
+            end = self.present.find(0, start)
+            end = len(self.present) if end < 0 else end
+            offset = start * PAGE_BYTES
+            found.append((offset, min(end * PAGE_BYTES, self.size_bytes) - offset))
+            start = self.present.find(1, end)
+        return found
+
+
+class GatedMapping:
+    """`contract.Mapping` of one process. On DRAM a flush has nothing to do: what is stored is kept by the machine."""
+
+    def __init__(self, content: Bytes, gate: Gate | None = None) -> None:
+        self.size_bytes = content.size_bytes
+        self._bytes: Bytes | None = content
+        self._gate = gate
+
+    def load(self, offset: int, length: int) -> bytes:
+        kept = self._open()
+        kept.check(offset, length)
+        return bytes(kept.content[offset : offset + length])
+
+    def load_u64(self, offset: int) -> int:
+        kept = self._open()
+        self._check_word(offset)
+        return int.from_bytes(kept.content[offset : offset + WORD_BYTES], "little")
+
+    def store(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+        kept, gate = self._open(), self._gate
+        kept.check(offset, len(data))
+        if gate is None:
+            kept.write(offset, data)
+            return
+        gate()
+        cut = gate.split(len(data))
+        kept.write(offset, data[:cut])
+        if cut < len(data):
+            gate()
+            kept.write(offset + cut, data[cut:])
+        gate()
+
+    def store_u64(self, offset: int, value: int) -> None:
+        kept = self._open()
+        self._check_word(offset)
+        word = value.to_bytes(WORD_BYTES, "little")
+        if self._gate is not None:
+            self._gate()
+        kept.write(offset, word)
+        if self._gate is not None:
+            self._gate()
+
+    def flush(self, offset: int, length: int) -> None:
+        self._open().check(offset, length)
+
+    def drain(self) -> None:
+        self._open()
+
+    def close(self) -> None:
+        self._bytes = None
+
+    def _open(self) -> Bytes:
+        if self._bytes is None:
+            raise ValueError("the mapping is closed")
+        return self._bytes
+
+    def _check_word(self, offset: int) -> None:
+        self._open().check(offset, WORD_BYTES)
+        if offset % WORD_BYTES:
+            raise IndexError(f"a word at {offset} is not aligned")
+
+
+class SimulatedObject:
+    """`environment.MemoryObject` as one process has it open."""
+
+    def __init__(self, name: str, content: Bytes, gate: Gate | None) -> None:
+        self.name = name
+        self.size_bytes = content.size_bytes
+        self._bytes = content
+        self._gate = gate
+
+    def map(self) -> GatedMapping:
+        return GatedMapping(self._bytes, self._gate)
+
+    def read(self, offset: int, length: int) -> bytes:
+        self._bytes.check(offset, length)
+        return bytes(self._bytes.content[offset : offset + length])
+
+    def write(self, offset: int, data: bytes | memoryview) -> None:
+        if self._gate is not None:
+            self._gate()
+        self._bytes.write(offset, data)
+
+    def extents(self) -> list[tuple[int, int]]:
+        return self._bytes.extents()
+
+    def punch(self, offset: int, length: int) -> None:
+        self._bytes.punch(offset, length)
+
+
+class SimulatedMemory:
+    """`environment.Memory` of one host incarnation; all its stores pass `gate`."""
+
+    def __init__(self, objects: Objects, gate: Gate | None = None) -> None:
+        self._objects = objects
+        self._gate = gate
+        self.capacity_bytes = objects.capacity_bytes
+
+    def names(self) -> list[str]:
+        return sorted(self._objects.by_name)
+
+    def open(self, name: str) -> MemoryObject:
+        kept = self._objects.by_name.get(name)
+        if kept is None:
+            raise NotFound(f"the machine keeps no memory named {name}")
+        return SimulatedObject(name, kept, self._gate)
+
+    async def create(self, name: str, size_bytes: int) -> MemoryObject:
+        await asyncio.sleep(CREATE_LATENCY_S)
+        if name in self._objects.by_name:
+            raise AlreadyExists(f"the machine keeps a memory named {name} already")
+        if sum(kept.size_bytes for kept in self._objects.by_name.values()) + size_bytes > self.capacity_bytes:
+            raise ResourceExhausted(f"the machine has less than {size_bytes} bytes of memory left; free some first")
+        self._objects.by_name[name] = Bytes(size_bytes)
+        return self.open(name)
+
+    async def remove(self, name: str) -> None:
+        await asyncio.sleep(CREATE_LATENCY_S)
+        self._objects.by_name.pop(name, None)
