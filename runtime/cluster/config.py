@@ -1,0 +1,67 @@
+"""`cluster.json`: what a local cluster is made of, written by `up` and read by its supervisor.
+
+JSON, so that a person can read it; members that are unknown are refused by name, because a setting that is silently
+ignored is worse than an error.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from everram.runtime.errors import DataLoss, InvalidArgument
+
+FORMAT = 1
+HOSTS_DEFAULT = 3
+HOSTS_MAX = 32
+"""Each host is a machine process, a Python process and its links: more than this is no laptop's work."""
+MEMORY_DEFAULT_BYTES = 1 << 30
+"""Of each machine: a limit, not a reservation, since memory objects are sparse."""
+NVM_DEFAULT_BYTES = 512 << 20
+NVM_MIN_BYTES = 4 << 20
+"""Room for one guest with the smallest log ring and a region."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterConfig:
+    name: str
+    cluster_id: str
+    hosts: tuple[str, ...]
+    memory_bytes: int
+    nvm_bytes: int
+    coordination: str = "embedded"
+    format: int = FORMAT
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+    @staticmethod
+    def read(path: Path) -> ClusterConfig:
+        """Raises DataLoss with the file's name and what is wrong in it."""
+        try:
+            members = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(members, dict) or not isinstance(members.get("hosts"), list):
+                raise ValueError("it is not an object with a list of hosts")
+            if members.get("format") != FORMAT:
+                raise ValueError(f"it has format {members.get('format')!r}, and this version reads format {FORMAT}")
+            members["hosts"] = tuple(str(host) for host in members["hosts"])
+            config = ClusterConfig(**members)
+            config.check()
+        except (OSError, ValueError, TypeError, InvalidArgument) as error:
+            raise DataLoss(
+                f"{path} is not a cluster's configuration ({error}): restore that file, "
+                f"or erase the cluster with `everram down --discard`"
+            ) from error
+        return config
+
+    def check(self) -> None:
+        """Raises InvalidArgument if no such cluster could run."""
+        if not 1 <= len(self.hosts) <= HOSTS_MAX:
+            raise InvalidArgument(f"a local cluster has 1 to {HOSTS_MAX} hosts, not {len(self.hosts)}")
+        if not NVM_MIN_BYTES <= self.nvm_bytes <= self.memory_bytes:
+            raise InvalidArgument(
+                f"persistent memory (--nvm, {self.nvm_bytes} bytes) is part of the machine's memory "
+                f"(--memory, {self.memory_bytes} bytes), and at least {NVM_MIN_BYTES} bytes"
+            )
