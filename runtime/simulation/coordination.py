@@ -1,0 +1,281 @@
+"""Coordination in a simulation: the embedded server's own store and driver behind a simulated network.
+
+    server = CoordinationServer(loop, fabric, stream)      # once a world; `start`, `kill`, `hang`, `thaw`
+    coordination = server.client("h1")                     # `environment.coordination` of one host incarnation
+
+`everram.runtime.coordination.embedded.Embedded` runs here as it does in production, in a domain of its own, on a
+`DurableStore` in place of SQLite. A client behaves as the gRPC client does: it waits for a server within its deadline,
+sends a read again when the connection broke, and reports a write whose answer was lost as unknown.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing
+from functools import partial
+from typing import Any, Generic, TypeVar, cast
+
+from everram.runtime.coordination.api import Compare, Delete, KeyValue, Put, Range, TxnResult, WatchBatch
+from everram.runtime.coordination.embedded import Embedded, LocalCoordination
+from everram.runtime.coordination.refusals import NoSpace
+from everram.runtime.coordination.store import Change, Saved, SavedLease
+from everram.runtime.errors import DeadlineExceeded, EverramError, Unavailable
+from everram.runtime.simulation.domain import Domain
+from everram.runtime.simulation.entropy import Stream
+from everram.runtime.simulation.loop import SimulationLoop
+from everram.runtime.simulation.network import Fabric
+
+T = TypeVar("T")
+
+PLACE = "coordination"
+"""Its name in the network: cut ("h1", PLACE) to keep h1 from reaching it."""
+
+CALL_TIMEOUT_S = 2.0
+KEEPALIVE_TIMEOUT_S = 0.5
+RETRY_S = 0.05
+"""These three are the gRPC client's."""
+WATCH_POLL_S = 1.0
+"""A watch asks again so often: what a broken stream's reconnection is in production."""
+COMMIT_MIN_S, COMMIT_MAX_S = 200e-6, 3e-3
+"""What a durable commit takes."""
+
+
+class DurableStore:
+    """What the server's disk holds. Outlives the server; each commit happens as a whole or not at all."""
+
+    def __init__(self, stream: Stream) -> None:
+        self.full = False
+        self._stream = stream
+        self._revision, self._compacted = 1, 0
+        self._pairs: dict[bytes, KeyValue] = {}
+        self._leases: dict[int, SavedLease] = {}
+        self._history: list[Change] = []
+
+    def load(self) -> Saved:
+        pairs = tuple(self._pairs[key] for key in sorted(self._pairs))
+        leases = tuple(self._leases[lease] for lease in sorted(self._leases))
+        return Saved(self._revision, self._compacted, pairs, leases, tuple(self._history), 1)
+
+    async def append(self, changes: Sequence[Change], compacted: int) -> None:
+        """Takes effect at the beginning or the end of the time it takes: a server killed in it finds either."""
+        if self.full:
+            raise NoSpace
+        early, latency_s = self._stream.random() < 0.5, self._stream.uniform(COMMIT_MIN_S, COMMIT_MAX_S)
+        # The caller's list lives on: what is made durable is what it holds now.
+        kept = tuple(changes)
+        if early:
+            self._apply(kept, compacted)
+        await asyncio.sleep(latency_s)
+        if not early:
+            self._apply(kept, compacted)
+
+    def _apply(self, changes: Sequence[Change], compacted: int) -> None:
+        for change in changes:
+            self._revision = change.revision
+            for granted in change.granted:
+                self._leases[granted.lease] = granted
+            for revoked in change.revoked:
+                self._leases.pop(revoked.lease, None)
+            for delta in change.deltas:
+                if delta.after is None:
+                    self._pairs.pop(delta.key, None)
+                else:
+                    self._pairs[delta.key] = delta.after
+            if change.deltas:
+                self._history.append(change)
+        self._compacted = compacted
+        self._history = [change for change in self._history if change.revision > compacted]
+
+
+class CoordinationServer:
+    """The one server, killed, stopped and started again by whoever plays the supervisor."""
+
+    def __init__(self, loop: SimulationLoop, fabric: Fabric, stream: Stream) -> None:
+        self.loop = loop
+        self.fabric = fabric
+        self.durable = DurableStore(stream)
+        self.starts = 0
+        self._stream = stream
+        self._domain: Domain | None = None
+        self._local: LocalCoordination | None = None
+        self._open: dict[int, _Call[Any]] = {}
+        """Requests that arrived and are not answered, by the order of their arrival."""
+        self._arrivals = itertools.count()
+
+    def start(self) -> None:
+        """A new process on the same disk."""
+        self.starts += 1
+        domain = self._domain = self.loop.domain(f"coordination.{self.starts}")
+        domain.on_death.append(self._ended)
+        self.loop.spawn(domain, self._run())
+
+    async def _run(self) -> None:
+        embedded = Embedded(self.durable, lambda: self.loop.now_ns, lambda: self._stream.getrandbits(62) + 1)
+        self._local = LocalCoordination(embedded)
+        await embedded.run()
+
+    def kill(self) -> None:
+        if self._domain is not None:
+            self.loop.kill(self._domain)
+
+    def hang(self) -> None:
+        if self._domain is not None:
+            self.loop.freeze(self._domain)
+
+    def thaw(self) -> None:
+        if self._domain is not None:
+            self.loop.thaw(self._domain)
+
+    def client(self, host: str) -> SimulatedCoordination:
+        return SimulatedCoordination(self, host)
+
+    def _ended(self) -> None:
+        self._local = None
+        calls, self._open = self._open, {}
+        for call in calls.values():
+            call.answer(_BROKEN)
+
+    def serve(self, call: _Call[Any]) -> None:
+        """A request arrives, in nobody's domain."""
+        domain, local = self._domain, self._local
+        if domain is None or local is None or not domain.alive:
+            call.answer(_REFUSED)
+            return
+        self.loop.spawn(domain, self._perform(call, local))
+
+    async def _perform(self, call: _Call[Any], local: LocalCoordination) -> None:
+        number = next(self._arrivals)
+        self._open[number] = call
+        await call.perform(local)
+        del self._open[number]
+
+
+_REFUSED = Unavailable("no coordination server is running; it is started again by itself")
+_BROKEN = Unavailable("the connection to coordination broke", unknown=True)
+
+
+class _Call(Generic[T]):
+    """One request on its way, and its answer on the way back."""
+
+    def __init__(self, server: CoordinationServer, host: str, act: Callable[[LocalCoordination], Awaitable[T]]) -> None:
+        self.outcome: asyncio.Future[T | EverramError] = server.loop.create_future()
+        self._server = server
+        self._host = host
+        self._act = act
+        self._answered = False
+
+    def send(self) -> None:
+        fabric = self._server.fabric
+        when_ns = self._server.loop.now_ns + fabric.delay_ns()
+        fabric.carry(self._host, PLACE, when_ns, partial(self._server.serve, self), droppable=True)
+
+    async def perform(self, local: LocalCoordination) -> None:
+        """At the server."""
+        try:
+            result: T | EverramError = await self._act(local)
+        except EverramError as error:
+            result = error
+        self.answer(result)
+
+    def answer(self, result: T | EverramError) -> None:
+        if not self._answered:
+            self._answered = True
+            fabric = self._server.fabric
+            when_ns = self._server.loop.now_ns + fabric.delay_ns()
+            fabric.carry(PLACE, self._host, when_ns, partial(self._arrive, result), droppable=True)
+
+    def _arrive(self, result: T | EverramError) -> None:
+        if not self.outcome.done():
+            self.outcome.set_result(result)
+
+
+class SimulatedCoordination:
+    """`environment.coordination` of one host incarnation."""
+
+    def __init__(self, server: CoordinationServer, host: str) -> None:
+        self._server = server
+        self._host = host
+
+    async def range(self, op: Range) -> tuple[int, list[KeyValue]]:
+        return await self._call(lambda local: local.range(op))
+
+    async def put(self, op: Put) -> int:
+        return await self._call(lambda local: local.put(op), writes=True)
+
+    async def delete(self, op: Delete) -> int:
+        return await self._call(lambda local: local.delete(op), writes=True)
+
+    async def txn(
+        self,
+        compare: Sequence[Compare],
+        success: Sequence[Put | Delete | Range],
+        failure: Sequence[Put | Delete | Range] = (),
+    ) -> TxnResult:
+        return await self._call(lambda local: local.txn(compare, success, failure), writes=True)
+
+    async def lease_grant(self, ttl_s: float) -> tuple[int, float]:
+        return await self._call(lambda local: local.lease_grant(ttl_s), writes=True)
+
+    async def lease_keepalive(self, lease: int) -> float:
+        return await self._call(lambda local: local.lease_keepalive(lease), timeout_s=KEEPALIVE_TIMEOUT_S)
+
+    async def lease_revoke(self, lease: int) -> None:
+        await self._call(lambda local: local.lease_revoke(lease), writes=True)
+
+    async def watch(self, op: Range, start_revision: int = 0) -> AsyncIterator[WatchBatch]:
+        revision = start_revision
+        while not revision:
+            try:
+                revision = (await self.range(Range(op.key, limit=1)))[0] + 1
+            except (Unavailable, DeadlineExceeded):
+                await asyncio.sleep(RETRY_S)
+        while True:
+            try:
+                batch = await self._call(partial(_next_batch, op, revision), timeout_s=2 * WATCH_POLL_S)
+            except (Unavailable, DeadlineExceeded):
+                await asyncio.sleep(RETRY_S)
+                continue
+            if batch is not None:
+                revision = batch.revision + 1
+                yield batch
+
+    async def close(self) -> None:
+        """Nothing is held."""
+
+    async def _call(
+        self,
+        act: Callable[[LocalCoordination], Awaitable[T]],
+        *,
+        writes: bool = False,
+        timeout_s: float = CALL_TIMEOUT_S,
+    ) -> T:
+        """Raises what the server raised, Unavailable or DeadlineExceeded."""
+        deadline_s = self._server.loop.time() + timeout_s
+        while True:
+            call = _Call(self._server, self._host, act)
+            call.send()
+            try:
+                async with asyncio.timeout_at(deadline_s):
+                    result = await call.outcome
+            except TimeoutError:
+                raise DeadlineExceeded("coordination did not answer in time", unknown=writes) from None
+            if not isinstance(result, EverramError):
+                return result
+            again = result is _REFUSED or (result is _BROKEN and not writes)
+            if not again or self._server.loop.time() + RETRY_S >= deadline_s:
+                raise type(result)(result.message, unknown=result.unknown and writes)
+            await asyncio.sleep(RETRY_S)
+
+
+async def _next_batch(op: Range, revision: int, local: LocalCoordination) -> WatchBatch | None:
+    """The next batch at or after `revision`; None if there is none for a while."""
+    try:
+        watch = cast(AsyncGenerator[WatchBatch, None], local.watch(op, revision))
+        async with asyncio.timeout(WATCH_POLL_S), aclosing(watch) as changes:
+            async for batch in changes:
+                return batch
+    except TimeoutError:
+        pass
+    return None
