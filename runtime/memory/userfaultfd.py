@@ -102,7 +102,7 @@ def make(*, user_mode_only: bool = False) -> int:
     descriptor: int = libc.syscall(SYS_USERFAULTFD, flags)
     if descriptor < 0:
         number = ctypes.get_errno()
-        raise OSError(number, f"userfaultfd: {os.strerror(number)}")
+        raise OSError(number, os.strerror(number))
     return descriptor
 
 
