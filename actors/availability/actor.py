@@ -1,0 +1,299 @@
+"""The availability actor: keeps its host's place in the directory and the lease that the host's guests serve under.
+
+Every renewal gives a new deadline to the machine, which freezes guests a margin before it, and to a word in each
+serving guest's log ring, which the guest checks at every commit. A dead, hung or cut-off host thus cannot leave a guest
+serving. A restarted host goes on under its unexpired lease, whose number VMemFS kept. When the lease is lost the guests
+are not touched from here: their deadline passes, the machine freezes them with reason "lease", and the hypervisor
+begins new incarnations, for which `Register` waits until there is a lease again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from everram.actors.availability.lease_keeper import Grant, LeaseKeeper, Renew, Wait
+from everram.actors.availability.registration import (
+    Holder,
+    Plan,
+    Seen,
+    name_in,
+    plan_forget,
+    plan_give_back,
+    plan_register,
+    reads,
+    seen,
+    served_elsewhere,
+)
+from everram.runtime.contracts.availability_contract import AvailabilityActor
+from everram.runtime.contracts.availability_pb2 import GuestKey, LeaseStatus, Registration
+from everram.runtime.contracts.common_pb2 import Empty, Guest
+from everram.runtime.contracts.vmemfs_contract import VMemFSRef
+from everram.runtime.coordination.api import Compare, Put, Range, Relation, Target
+from everram.runtime.coordination.directory import decode, encode, host_key, serving_key
+from everram.runtime.errors import (
+    Aborted,
+    DeadlineExceeded,
+    EverramError,
+    FailedPrecondition,
+    NotFound,
+    Unavailable,
+)
+from everram.runtime.formats.config import HostConfig
+from everram.runtime.log.ring import Ring, RingCorrupt
+from everram.runtime.memory.contract import Mapping
+
+LOG_PREFIX = "log."
+"""A guest's ring is the memory object `log.GUEST_ID`."""
+RETRY_S = 0.1
+"""Between attempts to change the directory while coordination cannot be reached."""
+RACES_MAX = 10
+"""Transactions that lose to another change, one after the other, before the asker is told."""
+
+
+class ServingGuest:
+    """One guest whose lease word is kept: its epoch, and its ring while mapped."""
+
+    def __init__(self, epoch: int, mapping: Mapping) -> None:
+        self.epoch = epoch
+        self._mapping = mapping
+        self._ring = Ring.open(mapping)
+
+    @property
+    def deadline_ns(self) -> int:
+        return self._ring.lease_deadline_ns
+
+    def serve_until(self, deadline_ns: int) -> None:
+        self._ring.set_lease_deadline_ns(deadline_ns)
+
+    def close(self) -> None:
+        self._mapping.close()
+
+
+class Availability(AvailabilityActor):
+    """Lease and directory entry of one host."""
+
+    def __init__(self, config: HostConfig) -> None:
+        self._config = config
+        self._serving: dict[str, ServingGuest] = {}  # by guest_id: exactly those whose lease word is renewed
+        self._published = asyncio.Event()
+
+    # -- the lease
+
+    async def on_start(self) -> None:
+        environment = self.context.environment
+        self._coordination, self._machine, self._clock = (
+            environment.coordination,
+            environment.machine,
+            environment.clock,
+        )
+        self._vmemfs = self.context.ref(VMemFSRef)
+        self.context.resources.callback(self._drop_all)
+        record = await self._vmemfs.get_host(Empty())
+        self._memory_id = record.memory_id
+        for process in await self._machine.guests():
+            if process.pid and "lease" not in process.freeze_reasons:
+                self._adopt(process.guest_id, process.epoch)
+        published_ns = max((guest.deadline_ns for guest in self._serving.values()), default=0)
+        self._keeper = LeaseKeeper(self._config.lease_ttl_s, lease=record.lease_id, published_ns=published_ns)
+        self._entered = False  # whether hosts/HOST is known to be there under the current lease
+        self.context.spawn(self._keep_lease(), name="lease")
+
+    async def _keep_lease(self) -> None:
+        while True:
+            step = self._keeper.next_step(self._clock.now_ns())
+            if isinstance(step, Wait):
+                await asyncio.sleep(max(0.0, (step.until_ns - self._clock.now_ns()) / 1e9))
+                continue
+            try:
+                await (self._renew(step) if isinstance(step, Renew) else self._grant(step))
+                await self._machine.lease(self._keeper.deadline_ns)
+                _wake(self._published)
+                if not self._entered:
+                    await self._enter()
+            except NotFound:
+                self._lose()
+            except (Unavailable, DeadlineExceeded, FailedPrecondition) as error:
+                self._fail(error)
+
+    async def _renew(self, step: Renew) -> None:
+        sent_ns = self._clock.now_ns()
+        ttl_s = await self._coordination.lease_keepalive(step.lease)
+        if self._keeper.renewals and not self._keeper.serves(sent_ns):
+            self.context.log.warning("lease %x was renewed late; guests were frozen meanwhile", step.lease)
+        self._keeper.renewed(sent_ns, ttl_s)
+        for guest in self._serving.values():
+            guest.serve_until(self._keeper.deadline_ns)
+
+    async def _grant(self, _: Grant) -> None:
+        sent_ns = self._clock.now_ns()
+        lease, ttl_s = await self._coordination.lease_grant(self._config.lease_ttl_s)
+        record = await self._vmemfs.get_host(Empty())
+        record.lease_id = lease
+        await self._vmemfs.put_host(record)
+        self._keeper.granted(lease, sent_ns, ttl_s)
+        self.context.log.info("holds lease %x of %g s", lease, self._keeper.ttl_s)
+
+    def _lose(self) -> None:
+        if self._keeper.renewals:
+            self.context.log.warning("lease %x is gone; its guests end at their deadline", self._keeper.lease)
+        self._keeper.gone()
+        self._entered = False
+        self._drop_all()
+
+    def _fail(self, error: EverramError) -> None:
+        if self._keeper.failures % 50 == 0:
+            self.context.log.warning("the lease was not renewed: %s", error.message)
+        self._keeper.failed(self._clock.now_ns())
+
+    async def _enter(self) -> None:
+        """Write hosts/HOST under the lease. Raises FailedPrecondition while another host has the name."""
+        config, key = self._config, host_key(self._config.host)
+        _, found = await self._coordination.range(Range(key))
+        there = decode(found[0].value) if found else {}
+        if there.get("host_id", config.host_id) != config.host_id:
+            raise FailedPrecondition(
+                f"another host named {config.host} is in the directory ({there.get('host_id')}): stop it, or give this "
+                "one another name"
+            )
+        entry = {"host_id": config.host_id, "memory_id": self._memory_id, "address": f"unix:{config.socket}"}
+        unchanged = Compare(key, Target.MOD, Relation.EQUAL, found[0].mod_revision if found else 0)
+        result = await self._coordination.txn((unchanged,), (Put(key, encode(there | entry), self._keeper.lease),))
+        self._entered = result.succeeded
+
+    # -- guests
+
+    def register(self, request: Registration) -> Awaitable[Empty]:
+        return self.context.later(self._register(request.guest), cancellable=True)
+
+    async def _register(self, guest: Guest) -> Empty:
+        while True:
+            holder = await self._holder()
+            try:
+                served = await self._register_under(holder, guest)
+            except (NotFound, Unavailable, DeadlineExceeded) as error:
+                # The lease went away meanwhile, or coordination did. What was written is found by the next attempt.
+                self.context.log.info("%s is not registered yet: %s", guest.name, error.message)
+                await asyncio.sleep(RETRY_S)
+                continue
+            if served is not None:
+                await self._over(guest, served)
+            elif self._keeper.lease == holder.lease and self._keeper.serves(self._clock.now_ns()):
+                # The guest runs only after the answer, so its lease word is right before its first commit.
+                self._serve(guest.guest_id, guest.epoch).serve_until(self._keeper.deadline_ns)
+                return Empty()
+
+    async def _register_under(self, holder: Holder, guest: Guest) -> Seen | None:
+        """None once it is registered; otherwise who serves it still, under another lease."""
+        return await self._change(guest.guest_id, guest.name, lambda found: plan_register(found, guest, holder), holder)
+
+    async def _holder(self) -> Holder:
+        """Wait until the lease has enough time left for a new incarnation."""
+        while not self._keeper.serves(self._clock.now_ns()):
+            await self._published.wait()
+        return Holder(self._config.host, self._memory_id, self._keeper.lease)
+
+    async def _over(self, guest: Guest, found: Seen) -> None:
+        """Wait until nobody serves the guest under another lease: by its end, or because it was given back."""
+        try:
+            async for batch in self._coordination.watch(Range(serving_key(guest.guest_id)), found.revision + 1):
+                if batch.events:
+                    return
+        except (Unavailable, DeadlineExceeded, FailedPrecondition):
+            await asyncio.sleep(RETRY_S)
+
+    def give_back(self, request: GuestKey) -> Awaitable[Empty]:
+        serving = self._serving.get(request.guest_id)
+        if serving is not None and serving.epoch <= request.epoch:
+            self._drop(request.guest_id)
+        return self.context.later(self._give_back(request))
+
+    async def _give_back(self, request: GuestKey) -> Empty:
+        holder = self._current()
+        await self._change(request.guest_id, "", lambda f: plan_give_back(f, request.guest_id, request.epoch, holder))
+        return Empty()
+
+    def forget(self, request: GuestKey) -> Awaitable[Empty]:
+        self._drop(request.guest_id)
+        return self.context.later(self._forget(request))
+
+    async def _forget(self, request: GuestKey) -> Empty:
+        holder = self._current()
+        name = name_in(await self._read(request.guest_id, ""))
+        await self._change(request.guest_id, name, lambda f: plan_forget(f, request.guest_id, holder))
+        return Empty()
+
+    def status(self, request: Empty) -> LeaseStatus:
+        now_ns, keeper = self._clock.now_ns(), self._keeper
+        remaining_s = keeper.remaining_s(now_ns)
+        return LeaseStatus(
+            lease_id=keeper.lease,
+            ttl_s=keeper.ttl_s,
+            remaining_s=remaining_s,
+            renewals=keeper.renewals,
+            failures=keeper.failures,
+            held=remaining_s > 0,
+        )
+
+    # -- the directory
+
+    def _current(self) -> Holder:
+        return Holder(self._config.host, self._memory_id, self._keeper.lease)
+
+    async def _read(self, guest_id: str, name: str) -> Seen:
+        result = await self._coordination.txn((), reads(guest_id, name))
+        return seen(result.revision, result.ranges)
+
+    async def _change(
+        self, guest_id: str, name: str, plan: Callable[[Seen], Plan | None], holder: Holder | None = None
+    ) -> Seen | None:
+        """Read, plan and do it, again if another change came between. With `holder`: gives back what was read,
+        without a change, while the guest is served under another lease; otherwise None.
+
+        A change whose answer was lost is planned again from what is there then. Raises what `plan` raises, NotFound if
+        the lease is gone, Aborted after RACES_MAX lost races, Unavailable or DeadlineExceeded.
+        """
+        for _ in range(RACES_MAX):
+            found = await self._read(guest_id, name)
+            if holder is not None and served_elsewhere(found, holder):
+                return found
+            planned = plan(found)
+            if planned is None or (await self._coordination.txn(planned.compare, planned.success)).succeeded:
+                return None
+        raise Aborted(f"the directory entry of guest {guest_id} changes too often: try again")
+
+    # -- lease words
+
+    def _adopt(self, guest_id: str, epoch: int) -> None:
+        """Go on with the lease word of a guest that outlived this host's predecessor."""
+        try:
+            self._serve(guest_id, epoch)
+        except (FailedPrecondition, NotFound) as error:
+            # It stops serving at its deadline, and the hypervisor finds out why it cannot go on.
+            self.context.log.error("guest %s keeps no lease: %s", guest_id, error.message)
+
+    def _serve(self, guest_id: str, epoch: int) -> ServingGuest:
+        """Keep the lease word of a guest from now on. Raises FailedPrecondition if its ring is damaged."""
+        self._drop(guest_id)
+        mapping = self.context.environment.memory.open(LOG_PREFIX + guest_id).map()
+        try:
+            serving = self._serving[guest_id] = ServingGuest(epoch, mapping)
+        except RingCorrupt as error:
+            mapping.close()
+            raise FailedPrecondition(f"guest {guest_id} cannot serve: {error}") from error
+        return serving
+
+    def _drop(self, guest_id: str) -> None:
+        serving = self._serving.pop(guest_id, None)
+        if serving is not None:
+            serving.close()
+
+    def _drop_all(self) -> None:
+        for guest_id in list(self._serving):
+            self._drop(guest_id)
+
+
+def _wake(event: asyncio.Event) -> None:
+    """Let everyone who waits now go on; whoever waits later waits for the next."""
+    event.set()
+    event.clear()
