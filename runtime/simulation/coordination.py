@@ -11,18 +11,18 @@ sends a read again when the connection broke, and reports a write whose answer w
 from __future__ import annotations
 
 import asyncio
-import itertools
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from functools import partial
-from typing import Any, Generic, TypeVar, cast
+from typing import TypeVar, cast
 
 from everram.runtime.coordination.api import Compare, Delete, KeyValue, Put, Range, TxnResult, WatchBatch
 from everram.runtime.coordination.embedded import Embedded, LocalCoordination
 from everram.runtime.coordination.refusals import NoSpace
 from everram.runtime.coordination.store import Change, Saved, SavedLease
-from everram.runtime.errors import DeadlineExceeded, EverramError, Unavailable
+from everram.runtime.errors import DeadlineExceeded, Unavailable
 from everram.runtime.simulation.domain import Domain
+from everram.runtime.simulation.endpoint import Broken, Endpoint, Refused
 from everram.runtime.simulation.entropy import Stream
 from everram.runtime.simulation.loop import SimulationLoop
 from everram.runtime.simulation.network import Fabric
@@ -94,101 +94,42 @@ class CoordinationServer:
 
     def __init__(self, loop: SimulationLoop, fabric: Fabric, stream: Stream) -> None:
         self.loop = loop
-        self.fabric = fabric
         self.durable = DurableStore(stream)
+        self.endpoint: Endpoint[LocalCoordination] = Endpoint(fabric, PLACE)
         self.starts = 0
+        self.domain: Domain | None = None
+        """The latest process."""
         self._stream = stream
-        self._domain: Domain | None = None
-        self._local: LocalCoordination | None = None
-        self._open: dict[int, _Call[Any]] = {}
-        """Requests that arrived and are not answered, by the order of their arrival."""
-        self._arrivals = itertools.count()
 
     def start(self) -> None:
         """A new process on the same disk."""
         self.starts += 1
-        domain = self._domain = self.loop.domain(f"coordination.{self.starts}")
-        domain.on_death.append(self._ended)
-        self.loop.spawn(domain, self._run())
+        self.domain = self.loop.domain(f"coordination.{self.starts}")
+        self.loop.spawn(self.domain, self._run(self.domain))
 
-    async def _run(self) -> None:
+    async def _run(self, domain: Domain) -> None:
         embedded = Embedded(self.durable, lambda: self.loop.now_ns, lambda: self._stream.getrandbits(62) + 1)
-        self._local = LocalCoordination(embedded)
+        self.endpoint.open(domain, LocalCoordination(embedded))
         await embedded.run()
 
+    @property
+    def running(self) -> bool:
+        return self.domain is not None and self.domain.alive
+
     def kill(self) -> None:
-        if self._domain is not None:
-            self.loop.kill(self._domain)
+        if self.domain is not None:
+            self.loop.kill(self.domain)
 
     def hang(self) -> None:
-        if self._domain is not None:
-            self.loop.freeze(self._domain)
+        if self.domain is not None:
+            self.loop.freeze(self.domain)
 
     def thaw(self) -> None:
-        if self._domain is not None:
-            self.loop.thaw(self._domain)
+        if self.domain is not None:
+            self.loop.thaw(self.domain)
 
     def client(self, host: str) -> SimulatedCoordination:
         return SimulatedCoordination(self, host)
-
-    def _ended(self) -> None:
-        self._local = None
-        calls, self._open = self._open, {}
-        for call in calls.values():
-            call.answer(_BROKEN)
-
-    def serve(self, call: _Call[Any]) -> None:
-        """A request arrives, in nobody's domain."""
-        domain, local = self._domain, self._local
-        if domain is None or local is None or not domain.alive:
-            call.answer(_REFUSED)
-            return
-        self.loop.spawn(domain, self._perform(call, local))
-
-    async def _perform(self, call: _Call[Any], local: LocalCoordination) -> None:
-        number = next(self._arrivals)
-        self._open[number] = call
-        await call.perform(local)
-        del self._open[number]
-
-
-_REFUSED = Unavailable("no coordination server is running; it is started again by itself")
-_BROKEN = Unavailable("the connection to coordination broke", unknown=True)
-
-
-class _Call(Generic[T]):
-    """One request on its way, and its answer on the way back."""
-
-    def __init__(self, server: CoordinationServer, host: str, act: Callable[[LocalCoordination], Awaitable[T]]) -> None:
-        self.outcome: asyncio.Future[T | EverramError] = server.loop.create_future()
-        self._server = server
-        self._host = host
-        self._act = act
-        self._answered = False
-
-    def send(self) -> None:
-        fabric = self._server.fabric
-        when_ns = self._server.loop.now_ns + fabric.delay_ns()
-        fabric.carry(self._host, PLACE, when_ns, partial(self._server.serve, self), droppable=True)
-
-    async def perform(self, local: LocalCoordination) -> None:
-        """At the server."""
-        try:
-            result: T | EverramError = await self._act(local)
-        except EverramError as error:
-            result = error
-        self.answer(result)
-
-    def answer(self, result: T | EverramError) -> None:
-        if not self._answered:
-            self._answered = True
-            fabric = self._server.fabric
-            when_ns = self._server.loop.now_ns + fabric.delay_ns()
-            fabric.carry(PLACE, self._host, when_ns, partial(self._arrive, result), droppable=True)
-
-    def _arrive(self, result: T | EverramError) -> None:
-        if not self.outcome.done():
-            self.outcome.set_result(result)
 
 
 class SimulatedCoordination:
@@ -254,18 +195,17 @@ class SimulatedCoordination:
         """Raises what the server raised, Unavailable or DeadlineExceeded."""
         deadline_s = self._server.loop.time() + timeout_s
         while True:
-            call = _Call(self._server, self._host, act)
-            call.send()
             try:
                 async with asyncio.timeout_at(deadline_s):
-                    result = await call.outcome
+                    return await self._server.endpoint.call(self._host, act)
             except TimeoutError:
                 raise DeadlineExceeded("coordination did not answer in time", unknown=writes) from None
-            if not isinstance(result, EverramError):
-                return result
-            again = result is _REFUSED or (result is _BROKEN and not writes)
-            if not again or self._server.loop.time() + RETRY_S >= deadline_s:
-                raise type(result)(result.message, unknown=result.unknown and writes)
+            except Refused:
+                if self._server.loop.time() + RETRY_S >= deadline_s:
+                    raise
+            except Broken:
+                if writes or self._server.loop.time() + RETRY_S >= deadline_s:
+                    raise Unavailable("coordination ended before it answered", unknown=writes) from None
             await asyncio.sleep(RETRY_S)
 
 
