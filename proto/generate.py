@@ -57,7 +57,7 @@ def contract_source(file: FileDescriptorProto, owners: dict[str, str]) -> str:
             request, reply, method = name_of(m.input_type), name_of(m.output_type), f"{constant}_{snake(m.name).upper()}"
             if m.server_streaming:
                 lines += ["", f"    def {snake(m.name)}(", f"        self, request: {request}, *, timeout_s: float | None = None"]
-                lines += [f"    ) -> AsyncIterator[{reply}]:", f"        return self.stream({method}, request, timeout_s)"]
+                lines += [f"    ) -> Replies[{reply}]:", f"        return self.stream({method}, request, timeout_s)"]
             else:
                 lines += ["", f"    async def {snake(m.name)}(", f"        self, request: {request}, *, timeout_s: float = DEFAULT_TIMEOUT_S"]
                 lines += [f"    ) -> {reply}:", f"        return await self.ask({method}, request, timeout_s)"]
@@ -82,7 +82,7 @@ def contract_source(file: FileDescriptorProto, owners: dict[str, str]) -> str:
         "from everram.runtime.actor import Actor",
         f"from everram.runtime.contracts import {', '.join(imports)}",
         "from everram.runtime.method import DEFAULT_TIMEOUT_S, Contract, Method",
-        "from everram.runtime.refs import Ref",
+        f"from everram.runtime.refs import {'Ref, Replies' if streams else 'Ref'}",
     ]
     body = [line for s in file.service for line in service(s)]
     return "\n".join(head + body) + "\n"

@@ -111,7 +111,9 @@ class Dispatcher:
     def _start_stream(self, method: AnyMethod, items: Any, asker: StreamAsker) -> None:
         if not inspect.isasyncgen(items):
             raise TypeError(f"the handler of {method.path} returned {items!r}; a stream is an async generator")
-        task = self._scope.start(self._run_stream(method, items, asker), name=method.name)
+        task = self._scope.start(
+            self._run_stream(method, cast(AsyncGenerator[Any, None], items), asker), name=method.name
+        )
         asker.on_abandoned = task.cancel
 
     async def _run_stream(self, method: AnyMethod, items: AsyncGenerator[Any, None], asker: StreamAsker) -> None:

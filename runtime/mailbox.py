@@ -20,7 +20,7 @@ from google.protobuf.message import Message
 
 from everram.runtime.errors import DeadlineExceeded, EverramError, ResourceExhausted, Unavailable
 from everram.runtime.method import Method
-from everram.runtime.streams import Producer, Replies, ReplyBuffer
+from everram.runtime.streams import Producer, ReplyBuffer, ReplyReader
 
 RequestT = TypeVar("RequestT", bound=Message)
 ReplyT = TypeVar("ReplyT", bound=Message)
@@ -32,7 +32,7 @@ CAPACITY = 1024
 class Asker(Protocol):
     """Who waits for the answer to one message, wherever that is."""
 
-    on_abandoned: Callable[[], None] | None
+    on_abandoned: Callable[[], object] | None
     """Set while cancellable work runs for it; the asker's side calls it when nobody waits any more."""
 
     def take(self) -> bool:
@@ -62,7 +62,7 @@ class LocalAsk:
         self.path = path
         self.timeout_s = timeout_s
         self.taken = False  # a handler has begun: from now on a lost answer is *unknown*
-        self.on_abandoned: Callable[[], None] | None = None
+        self.on_abandoned: Callable[[], object] | None = None
 
     def take(self) -> bool:
         if self.future.done():
@@ -94,7 +94,7 @@ class LocalStream:
 
     def __init__(self) -> None:
         self.taken = False
-        self.on_abandoned: Callable[[], None] | None = None
+        self.on_abandoned: Callable[[], object] | None = None
         self.buffer: ReplyBuffer[Any] = ReplyBuffer(self._grant, self._abandon)
         self._producer: Producer[Any] = Producer(self.buffer.push)
 
@@ -165,7 +165,9 @@ class Mailbox:
         finally:
             timer.cancel()
 
-    def stream(self, method: Method[RequestT, ReplyT], request: RequestT, timeout_s: float | None) -> Replies[ReplyT]:
+    def stream(
+        self, method: Method[RequestT, ReplyT], request: RequestT, timeout_s: float | None
+    ) -> ReplyReader[ReplyT]:
         """Its errors come out of the iteration."""
         asker = LocalStream()
         if timeout_s is not None:
@@ -174,7 +176,7 @@ class Mailbox:
             self.deliver(method, request, asker)
         except EverramError as error:
             asker.fail(error)
-        return Replies(asker.buffer)
+        return ReplyReader(asker.buffer)
 
     def deliver(self, method: Method[Any, Any], request: Any, asker: Asker) -> None:
         """Put a message in line whose answer goes to `asker`. Raises Unavailable if the actor has stopped."""

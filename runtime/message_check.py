@@ -16,7 +16,7 @@ from google.protobuf.message import Message
 from everram.runtime.errors import Internal
 from everram.runtime.mailbox import Asker, Mailbox
 from everram.runtime.method import Method
-from everram.runtime.streams import Replies
+from everram.runtime.streams import ReplyReader
 
 RequestT = TypeVar("RequestT", bound=Message)
 ReplyT = TypeVar("ReplyT", bound=Message)
@@ -74,7 +74,9 @@ class CheckedMailbox(Mailbox):
         self._check.sent(reply, f"the reply of {method.path}")
         return reply
 
-    def stream(self, method: Method[RequestT, ReplyT], request: RequestT, timeout_s: float | None) -> Replies[ReplyT]:
+    def stream(
+        self, method: Method[RequestT, ReplyT], request: RequestT, timeout_s: float | None
+    ) -> ReplyReader[ReplyT]:
         self._watch(method, request)
         return super().stream(method, request, timeout_s)
 

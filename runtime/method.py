@@ -6,7 +6,7 @@ Both are generated from `proto/` into `runtime/contracts/*_contract.py`; nobody 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from google.protobuf.message import Message
 
@@ -37,4 +37,4 @@ class Contract:
     """One gRPC service, answered by one actor per host."""
 
     service: str
-    methods: tuple[Method[Message, Message], ...]
+    methods: tuple[Method[Any, Any], ...]

@@ -1,13 +1,12 @@
 """Refs: how an actor is reached, wherever it is.
 
-A ref is a contract plus a *carrier* that brings messages to the actor: the mailbox itself inside a host, the link between
-hosts, a gRPC channel for clients outside. The typed refs in `runtime/contracts/*_contract.py` derive from `Ref`, so the
-code that asks is the same on every way. Messages are immutable once sent.
+A ref is a contract plus a *carrier* that brings messages to the actor: the mailbox itself inside a host, the link
+between hosts, a gRPC channel for clients outside. The typed refs in `runtime/contracts/*_contract.py` derive from
+`Ref`, so the code that asks is the same on every way. Messages are immutable once sent.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import ClassVar, Protocol, TypeVar
 
 from google.protobuf.message import Message
@@ -16,6 +15,20 @@ from everram.runtime.method import Contract, Method
 
 RequestT = TypeVar("RequestT", bound=Message)
 ReplyT = TypeVar("ReplyT", bound=Message)
+ItemT = TypeVar("ItemT", covariant=True)
+
+
+class Replies(Protocol[ItemT]):
+    """The answers of a stream. `aclose()`, or letting go of it, cancels the work behind it.
+
+    Use `async with contextlib.aclosing(ref.count(...)) as replies` where a loop may be left early.
+    """
+
+    def __aiter__(self) -> Replies[ItemT]: ...
+
+    async def __anext__(self) -> ItemT: ...
+
+    async def aclose(self) -> None: ...
 
 
 class Carrier(Protocol):
@@ -27,9 +40,7 @@ class Carrier(Protocol):
     async def ask(self, method: Method[RequestT, ReplyT], request: RequestT, timeout_s: float) -> ReplyT:
         """Send and await the answer. Raises an EverramError; its `outcome` tells failed from unknown."""
 
-    def stream(
-        self, method: Method[RequestT, ReplyT], request: RequestT, timeout_s: float | None
-    ) -> AsyncIterator[ReplyT]:
+    def stream(self, method: Method[RequestT, ReplyT], request: RequestT, timeout_s: float | None) -> Replies[ReplyT]:
         """Send and iterate over the answers, with back-pressure; closing the iterator cancels."""
 
 

@@ -1,6 +1,6 @@
 """Streaming replies: the two ends of an ask that is answered many times.
 
-The producer (`Producer`, in the actor's task) may be at most `WINDOW` items ahead of the reader (`Replies`, in the
+The producer (`Producer`, in the actor's task) may be at most `WINDOW` items ahead of the reader (`ReplyReader`, in the
 asker's hands); the reader grants it more as it reads. What connects them is callables, so it is the same inside a
 host (direct calls) and between hosts (frames on the link).
 """
@@ -116,18 +116,15 @@ class ReplyBuffer(Generic[T]):
         return self._items.popleft()
 
 
-class Replies(Generic[T]):
-    """What an asker iterates over. `aclose()`, or letting go of it, cancels the work behind it.
-
-    Use `async with contextlib.aclosing(ref.count(...)) as replies` where a loop may be left early.
-    """
+class ReplyReader(Generic[T]):
+    """What an asker iterates over (a `refs.Replies`); letting go of it closes it."""
 
     __slots__ = ("_buffer",)
 
     def __init__(self, buffer: ReplyBuffer[T]) -> None:
         self._buffer = buffer
 
-    def __aiter__(self) -> Replies[T]:
+    def __aiter__(self) -> ReplyReader[T]:
         return self
 
     async def __anext__(self) -> T:

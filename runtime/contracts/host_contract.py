@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable
 from everram.runtime.actor import Actor
 from everram.runtime.contracts import common_pb2, host_pb2
 from everram.runtime.method import DEFAULT_TIMEOUT_S, Contract, Method
-from everram.runtime.refs import Ref
+from everram.runtime.refs import Ref, Replies
 
 
 HOST_STATUS = Method("everram.v1.Host", "Status", common_pb2.Empty, host_pb2.HostStatus)
@@ -33,7 +33,7 @@ class HostRef(Ref):
 
     def count(
         self, request: host_pb2.EchoMessage, *, timeout_s: float | None = None
-    ) -> AsyncIterator[host_pb2.EchoMessage]:
+    ) -> Replies[host_pb2.EchoMessage]:
         return self.stream(HOST_COUNT, request, timeout_s)
 
 

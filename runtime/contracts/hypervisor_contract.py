@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable
 from everram.runtime.actor import Actor
 from everram.runtime.contracts import common_pb2, hypervisor_pb2
 from everram.runtime.method import DEFAULT_TIMEOUT_S, Contract, Method
-from everram.runtime.refs import Ref
+from everram.runtime.refs import Ref, Replies
 
 
 HYPERVISOR_RUN = Method("everram.v1.Hypervisor", "Run", common_pb2.GuestSpec, common_pb2.Guest)
@@ -71,7 +71,7 @@ class HypervisorRef(Ref):
 
     def logs(
         self, request: hypervisor_pb2.LogsRequest, *, timeout_s: float | None = None
-    ) -> AsyncIterator[hypervisor_pb2.LogChunk]:
+    ) -> Replies[hypervisor_pb2.LogChunk]:
         return self.stream(HYPERVISOR_LOGS, request, timeout_s)
 
     async def wait(

@@ -9,31 +9,37 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Batch(_message.Message):
-    __slots__ = ("sequence", "hello", "frames")
+    __slots__ = ("sequence", "hello", "frames", "heartbeat_ms")
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     HELLO_FIELD_NUMBER: _ClassVar[int]
     FRAMES_FIELD_NUMBER: _ClassVar[int]
+    HEARTBEAT_MS_FIELD_NUMBER: _ClassVar[int]
     sequence: int
     hello: Hello
     frames: _containers.RepeatedCompositeFieldContainer[Frame]
-    def __init__(self, sequence: _Optional[int] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., frames: _Optional[_Iterable[_Union[Frame, _Mapping]]] = ...) -> None: ...
+    heartbeat_ms: int
+    def __init__(self, sequence: _Optional[int] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., frames: _Optional[_Iterable[_Union[Frame, _Mapping]]] = ..., heartbeat_ms: _Optional[int] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("cluster_id", "host_id", "host", "protocol", "session")
+    __slots__ = ("cluster_id", "host_id", "host", "protocol", "session", "incarnation", "replaces")
     CLUSTER_ID_FIELD_NUMBER: _ClassVar[int]
     HOST_ID_FIELD_NUMBER: _ClassVar[int]
     HOST_FIELD_NUMBER: _ClassVar[int]
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    REPLACES_FIELD_NUMBER: _ClassVar[int]
     cluster_id: str
     host_id: str
     host: str
     protocol: int
     session: str
-    def __init__(self, cluster_id: _Optional[str] = ..., host_id: _Optional[str] = ..., host: _Optional[str] = ..., protocol: _Optional[int] = ..., session: _Optional[str] = ...) -> None: ...
+    incarnation: str
+    replaces: str
+    def __init__(self, cluster_id: _Optional[str] = ..., host_id: _Optional[str] = ..., host: _Optional[str] = ..., protocol: _Optional[int] = ..., session: _Optional[str] = ..., incarnation: _Optional[str] = ..., replaces: _Optional[str] = ...) -> None: ...
 
 class Frame(_message.Message):
-    __slots__ = ("kind", "id", "method", "payload", "timeout_ms", "error")
+    __slots__ = ("kind", "id", "method", "payload", "timeout_ms", "error", "room")
     class Kind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         KIND_UNSPECIFIED: _ClassVar[Frame.Kind]
@@ -45,6 +51,7 @@ class Frame(_message.Message):
         END: _ClassVar[Frame.Kind]
         ERROR: _ClassVar[Frame.Kind]
         CANCEL: _ClassVar[Frame.Kind]
+        MORE: _ClassVar[Frame.Kind]
     KIND_UNSPECIFIED: Frame.Kind
     TELL: Frame.Kind
     ASK: Frame.Kind
@@ -54,16 +61,19 @@ class Frame(_message.Message):
     END: Frame.Kind
     ERROR: Frame.Kind
     CANCEL: Frame.Kind
+    MORE: Frame.Kind
     KIND_FIELD_NUMBER: _ClassVar[int]
     ID_FIELD_NUMBER: _ClassVar[int]
     METHOD_FIELD_NUMBER: _ClassVar[int]
     PAYLOAD_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_MS_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
+    ROOM_FIELD_NUMBER: _ClassVar[int]
     kind: Frame.Kind
     id: int
     method: str
     payload: bytes
     timeout_ms: int
     error: _common_pb2.Error
-    def __init__(self, kind: _Optional[_Union[Frame.Kind, str]] = ..., id: _Optional[int] = ..., method: _Optional[str] = ..., payload: _Optional[bytes] = ..., timeout_ms: _Optional[int] = ..., error: _Optional[_Union[_common_pb2.Error, _Mapping]] = ...) -> None: ...
+    room: int
+    def __init__(self, kind: _Optional[_Union[Frame.Kind, str]] = ..., id: _Optional[int] = ..., method: _Optional[str] = ..., payload: _Optional[bytes] = ..., timeout_ms: _Optional[int] = ..., error: _Optional[_Union[_common_pb2.Error, _Mapping]] = ..., room: _Optional[int] = ...) -> None: ...

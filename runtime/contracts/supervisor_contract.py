@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable
 from everram.runtime.actor import Actor
 from everram.runtime.contracts import common_pb2, supervisor_pb2
 from everram.runtime.method import DEFAULT_TIMEOUT_S, Contract, Method
-from everram.runtime.refs import Ref
+from everram.runtime.refs import Ref, Replies
 
 
 SUPERVISOR_STATUS = Method("everram.v1.Supervisor", "Status", common_pb2.Empty, supervisor_pb2.ClusterStatus)
@@ -30,7 +30,7 @@ class SupervisorRef(Ref):
 
     def down(
         self, request: supervisor_pb2.DownRequest, *, timeout_s: float | None = None
-    ) -> AsyncIterator[supervisor_pb2.Progress]:
+    ) -> Replies[supervisor_pb2.Progress]:
         return self.stream(SUPERVISOR_DOWN, request, timeout_s)
 
     async def fault(
