@@ -1,0 +1,120 @@
+"""One record of the log ring: what a transaction changed, with everything that says whether it is valid.
+
+Layout (little-endian; records are aligned to 8 bytes and never wrap):
+
+    0   u32  CRC-32 of bytes 4 to the record's end
+    4   u32  length of the record in bytes, this header included, padding excluded
+    8   u64  LSN: the record's position in the guest's log
+    16  u64  epoch of the incarnation that wrote it
+    24  u16  type
+    26  u16  flags
+    28  u32  reserved, 0
+    32  16s  guest_id
+    48  payload
+
+A record is valid at a position only if its LSN is that position, its guest is the ring's, its epoch is possible there and
+its checksum holds; never because the tail says so. The payload of `STORES` is a list of (region u32, length u32, offset
+u64, bytes), regions numbered as the guest was granted them. Records are physical: applying one twice changes nothing.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+ALIGNMENT_BYTES = 8
+_CHECKED = struct.Struct("<IQQHHI16s")
+_WHOLE = struct.Struct("<IIQQHHI16s")
+_STORE = struct.Struct("<IIQ")
+HEADER_BYTES = _WHOLE.size
+STORE_HEADER_BYTES = _STORE.size
+
+
+class RecordType(enum.IntEnum):
+    PAD = 1
+    """Fills the ring's end, because records never wrap."""
+    STORES = 2
+    # Operations on regions are log records too, so that every destination executes them at their place in the order.
+    SNAPSHOT = 16
+    REVERT = 17
+    CLONE = 18
+    GROW = 19
+    DELETE = 20
+
+
+class RecordFlags(enum.IntFlag):
+    NONE = 0
+    REQUIRED = 1
+    """A reader that does not know the type must stop; without it, it passes over the record."""
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """`data` at `offset` of region number `region`."""
+
+    region: int
+    offset: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A valid record. `end` is the LSN of whatever comes next."""
+
+    lsn: int
+    epoch: int
+    type: int
+    flags: int
+    guest_id: str
+    payload: bytes
+
+    @property
+    def end(self) -> int:
+        return self.lsn + padded(HEADER_BYTES + len(self.payload))
+
+    def stores(self) -> Iterator[Store]:
+        """Of a STORES record. Raises ValueError if the payload is not a list of stores."""
+        at, payload = 0, self.payload
+        while at < len(payload):
+            if at + STORE_HEADER_BYTES > len(payload):
+                raise ValueError(f"record at {self.lsn}: a store's header is cut off")
+            region, length, offset = _STORE.unpack_from(payload, at)
+            at += STORE_HEADER_BYTES
+            if at + length > len(payload):
+                raise ValueError(f"record at {self.lsn}: a store of {length} bytes is cut off")
+            yield Store(region, offset, payload[at : at + length])
+            at += length
+
+
+def padded(length: int) -> int:
+    return (length + ALIGNMENT_BYTES - 1) & -ALIGNMENT_BYTES
+
+
+def pack_stores(stores: Iterable[Store]) -> bytes:
+    """The payload of a STORES record."""
+    parts: list[bytes] = []
+    for store in stores:
+        parts.append(_STORE.pack(store.region, len(store.data), store.offset))
+        parts.append(store.data)
+    return b"".join(parts)
+
+
+def pack(lsn: int, epoch: int, record_type: int, flags: int, guest: bytes, payload: bytes) -> bytes:
+    """A whole record, unpadded; `guest` is the guest_id as 16 bytes."""
+    checked = _CHECKED.pack(HEADER_BYTES + len(payload), lsn, epoch, record_type, flags, 0, guest)
+    checksum = zlib.crc32(payload, zlib.crc32(checked))
+    return checksum.to_bytes(4, "little") + checked + payload
+
+
+def unpack_header(header: bytes) -> tuple[int, int, int, int, int, int, bytes]:
+    """(checksum, length, lsn, epoch, type, flags, guest) of HEADER_BYTES bytes, unverified."""
+    checksum, length, lsn, epoch, record_type, flags, _, guest = _WHOLE.unpack(header)
+    return checksum, length, lsn, epoch, record_type, flags, guest
+
+
+def checksum_holds(record: bytes) -> bool:
+    """Whether a whole record's checksum is its own."""
+    return int.from_bytes(record[:4], "little") == zlib.crc32(memoryview(record)[4:])

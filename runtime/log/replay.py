@@ -1,0 +1,44 @@
+"""Brings regions to where the log is: the first thing that a new incarnation does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from everram.runtime.log.ring import Ring, RingCorrupt, is_stores
+from everram.runtime.memory.contract import Mapping
+
+
+def replay(ring: Ring, regions: Sequence[Mapping | None]) -> int:
+    """Apply every committed record that may not be in the regions yet; returns how many transactions those were.
+
+    `regions` by number; None for one that takes no transactions. Physical and idempotent: a crash in the middle is mended
+    by doing it again. Raises RingCorrupt, before anything is applied, for a log that is damaged.
+    """
+    tail, pending = ring.tail, []
+    end = ring.applied
+    for record in ring.chain(end):
+        if end >= tail:
+            break
+        end = record.end
+        if is_stores(record):
+            pending.append(record)
+    if end < tail:
+        raise RingCorrupt(f"records between {end} and {tail} are damaged: the log was committed up to {tail}")
+    for record in pending:
+        for store in record.stores():
+            region = regions[store.region] if store.region < len(regions) else None
+            if region is None or store.offset + len(store.data) > region.size_bytes:
+                raise RingCorrupt(f"the record at {record.lsn} stores outside region {store.region}")
+            region.store(store.offset, store.data)
+            region.flush(store.offset, len(store.data))
+    if pending:
+        regions_drain(regions)
+    if end > ring.applied:
+        ring.set_applied(end)
+    return len(pending)
+
+
+def regions_drain(regions: Sequence[Mapping | None]) -> None:
+    for region in regions:
+        if region is not None:
+            region.drain()

@@ -1,0 +1,320 @@
+"""The log ring: one guest's log in shared memory, a header of single words and a circle of records.
+
+The guest appends (`writer`), the host reads (`reader`), either may die at any store. Positions are LSNs: bytes since the
+log began, never wrapping; the byte at LSN x lies at `DATA_OFFSET + x % capacity`. Each word has a cache line of its own and
+one writer; it is published by one 8-byte store:
+
+    tail        guest   everything before it is committed
+    applied     guest   everything before it is in the regions
+    freed       guest   records before it may be overwritten; min(applied, durable LSN of every required destination)
+    epoch       host    of the current incarnation
+    epoch start host    where it began: records before are of older epochs, records from here on of this one
+    lease       host    CLOCK_MONOTONIC in ns until which the guest may serve; 0: no lease is kept
+    throttle    host    how much the guest should slow down; 0: not at all
+    sleeping    host    1 while the reader sleeps and wants the bell
+    copies      host    how many other hosts must hold a record before it counts as replicated
+    slots       host    for each destination: state bits, memory_id, durable LSN
+
+applied <= tail, freed <= applied, tail - freed <= capacity. docs/formats.md describes every field.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from everram.runtime.log import record as records
+from everram.runtime.log.record import HEADER_BYTES, Record, RecordType
+from everram.runtime.memory.contract import PAGE_BYTES, Mapping
+
+MAGIC = b"EVRMRING"
+MAJOR, MINOR = 1, 0
+REQUIRED_FEATURES_KNOWN = 0
+DATA_OFFSET = PAGE_BYTES
+MIN_CAPACITY_BYTES = 64 * 1024
+"""Room for a few records of the largest size that such a ring allows."""
+DEFAULT_CAPACITY_BYTES = 4 * 1024 * 1024
+"""Seconds of a busy guest's writes while a destination is slow."""
+MAX_CAPACITY_BYTES = 16 * 1024**3
+DESTINATIONS = 8
+"""Slots; more copies than that have no use and would cost the guest time at every commit."""
+GUEST_ID_BYTES = 16
+
+_STATIC = struct.Struct("<8sHHIQQQ16s")
+_STATIC_CRC_AT = 120
+_LINE = 64
+_TAIL, _APPLIED, _FREED, _EPOCH, _EPOCH_START, _LEASE, _THROTTLE, _SLEEPING, _COPIES = (
+    128 + i * _LINE for i in range(9)
+)
+_SLOTS = 1024
+SLOT_ACTIVE, SLOT_REQUIRED = 1, 2
+
+
+class RingCorrupt(ValueError):
+    """The ring is not what a guest's log can be; the message says what was found."""
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """One slot: another host's memory that records are shipped to."""
+
+    required: bool
+    memory_id: str
+    durable_lsn: int
+
+
+class Ring:
+    """A guest's ring in `mapping`. Make one with `format` (new) or `open` (existing)."""
+
+    def __init__(self, mapping: Mapping, guest: bytes, capacity_bytes: int) -> None:
+        self.mapping = mapping
+        self.guest = guest
+        self.capacity_bytes = capacity_bytes
+
+    @staticmethod
+    def total_bytes(capacity_bytes: int) -> int:
+        """Size of the memory object that a ring of this capacity needs."""
+        return DATA_OFFSET + capacity_bytes
+
+    @staticmethod
+    def format(mapping: Mapping, *, guest_id: str, epoch: int, capacity_bytes: int) -> Ring:
+        """Make an empty ring; the static header goes in last, so a half-made ring is none. Raises ValueError."""
+        if capacity_bytes % PAGE_BYTES or not MIN_CAPACITY_BYTES <= capacity_bytes <= MAX_CAPACITY_BYTES:
+            raise ValueError(f"a ring's capacity is whole pages from {MIN_CAPACITY_BYTES} bytes, not {capacity_bytes}")
+        if Ring.total_bytes(capacity_bytes) > mapping.size_bytes:
+            raise ValueError(f"a ring of {capacity_bytes} bytes does not fit into {mapping.size_bytes}")
+        guest = guest_id.encode()
+        if not 0 < len(guest) <= GUEST_ID_BYTES:
+            raise ValueError(f"{guest_id!r} is not a guest_id")
+        guest = guest.ljust(GUEST_ID_BYTES, b"\0")
+        mapping.store(0, bytes(DATA_OFFSET))
+        mapping.store_u64(_EPOCH, epoch)
+        mapping.flush(0, DATA_OFFSET)
+        mapping.drain()
+        static = _STATIC.pack(MAGIC, MAJOR, MINOR, DATA_OFFSET, capacity_bytes, 0, 0, guest).ljust(_STATIC_CRC_AT, b"\0")
+        mapping.store(0, static + zlib.crc32(static).to_bytes(8, "little"))
+        mapping.flush(0, _STATIC_CRC_AT + 8)
+        mapping.drain()
+        return Ring(mapping, guest, capacity_bytes)
+
+    @staticmethod
+    def open(mapping: Mapping) -> Ring:
+        """Raises RingCorrupt for anything but a ring of a version and with features that this code knows."""
+        if mapping.size_bytes < DATA_OFFSET:
+            raise RingCorrupt(f"{mapping.size_bytes} bytes are too few for a log ring")
+        static = mapping.load(0, _STATIC_CRC_AT)
+        magic, major, minor, header_bytes, capacity, required, _, guest = _STATIC.unpack_from(static)
+        if magic != MAGIC:
+            raise RingCorrupt(f"there is no log ring: it begins with {magic!r}")
+        if mapping.load_u64(_STATIC_CRC_AT) != zlib.crc32(static):
+            raise RingCorrupt("the ring's header does not match its checksum")
+        if (major, minor) > (MAJOR, MINOR) and major != MAJOR:
+            raise RingCorrupt(f"the ring is of version {major}.{minor}; this everram reads up to {MAJOR}.{MINOR}")
+        if required & ~REQUIRED_FEATURES_KNOWN:
+            raise RingCorrupt(f"the ring needs features {required:#x}; this everram ({MAJOR}.{MINOR}) lacks some")
+        if header_bytes != DATA_OFFSET or Ring.total_bytes(capacity) > mapping.size_bytes or capacity % PAGE_BYTES:
+            raise RingCorrupt(f"the ring claims {capacity} bytes in a memory object of {mapping.size_bytes}")
+        ring = Ring(mapping, guest, capacity)
+        ring.check()
+        return ring
+
+    def check(self) -> None:
+        """Raises RingCorrupt if the words contradict each other."""
+        # Readers load in this order while the guest publishes: each word may only grow, so the relations still hold.
+        freed, applied, tail = self.freed, self.applied, self.tail
+        if not freed <= applied <= tail or tail - applied > self.capacity_bytes:
+            raise RingCorrupt(f"the ring's words contradict each other: freed {freed}, applied {applied}, tail {tail}")
+        if tail % records.ALIGNMENT_BYTES or applied % records.ALIGNMENT_BYTES:
+            raise RingCorrupt(f"the ring's words are not positions of records: applied {applied}, tail {tail}")
+
+    # -- words
+
+    @property
+    def guest_id(self) -> str:
+        return self.guest.rstrip(b"\0").decode(errors="replace")
+
+    @property
+    def tail(self) -> int:
+        return self.mapping.load_u64(_TAIL)
+
+    @property
+    def applied(self) -> int:
+        return self.mapping.load_u64(_APPLIED)
+
+    @property
+    def freed(self) -> int:
+        return self.mapping.load_u64(_FREED)
+
+    @property
+    def epoch(self) -> int:
+        return self.mapping.load_u64(_EPOCH)
+
+    @property
+    def epoch_start(self) -> int:
+        return self.mapping.load_u64(_EPOCH_START)
+
+    @property
+    def lease_deadline_ns(self) -> int:
+        return self.mapping.load_u64(_LEASE)
+
+    @property
+    def throttle(self) -> int:
+        return self.mapping.load_u64(_THROTTLE)
+
+    @property
+    def reader_sleeps(self) -> bool:
+        return self.mapping.load_u64(_SLEEPING) != 0
+
+    @property
+    def copies(self) -> int:
+        return self.mapping.load_u64(_COPIES)
+
+    @property
+    def features(self) -> int:
+        """The optional features of whoever formatted the ring."""
+        return int.from_bytes(self.mapping.load(32, 8), "little")
+
+    def publish(self, word: int, value: int) -> None:
+        mapping = self.mapping
+        mapping.store_u64(word, value)
+        mapping.flush(word, 8)
+        mapping.drain()
+
+    def set_tail(self, lsn: int) -> None:
+        self.publish(_TAIL, lsn)
+
+    def set_applied(self, lsn: int) -> None:
+        self.publish(_APPLIED, lsn)
+
+    def set_freed(self, lsn: int) -> None:
+        self.publish(_FREED, lsn)
+
+    def set_lease_deadline_ns(self, deadline_ns: int) -> None:
+        self.publish(_LEASE, deadline_ns)
+
+    def set_throttle(self, level: int) -> None:
+        self.publish(_THROTTLE, level)
+
+    def set_reader_sleeps(self, sleeps: bool) -> None:
+        self.publish(_SLEEPING, int(sleeps))
+
+    def set_copies(self, copies: int) -> None:
+        self.publish(_COPIES, copies)
+
+    # -- destinations
+
+    def destination(self, slot: int) -> Destination | None:
+        """The destination in a slot, or None if it is empty."""
+        at = _SLOTS + slot * _LINE
+        state = self.mapping.load_u64(at)
+        if not state & SLOT_ACTIVE:
+            return None
+        memory_id = self.mapping.load(at + 16, GUEST_ID_BYTES).rstrip(b"\0").decode(errors="replace")
+        return Destination(bool(state & SLOT_REQUIRED), memory_id, self.durable(slot))
+
+    def durable(self, slot: int) -> int:
+        """Up to where the destination in `slot` has acknowledged."""
+        return self.mapping.load_u64(_SLOTS + slot * _LINE + 8)
+
+    def set_durable(self, slot: int, lsn: int) -> None:
+        self.publish(_SLOTS + slot * _LINE + 8, lsn)
+
+    def set_destination(self, slot: int, destination: Destination | None) -> None:
+        """Fill or clear a slot. Its state is published last, so a half-filled slot is an empty one."""
+        at = _SLOTS + slot * _LINE
+        self.publish(at, 0)
+        if destination is None:
+            return
+        self.mapping.store(at + 16, destination.memory_id.encode().ljust(GUEST_ID_BYTES, b"\0"))
+        self.mapping.flush(at + 16, GUEST_ID_BYTES)
+        self.publish(at + 8, destination.durable_lsn)
+        self.publish(at, SLOT_ACTIVE | (SLOT_REQUIRED if destination.required else 0))
+
+    def required(self) -> list[int]:
+        """Slots whose destinations must hold a record before it may be overwritten or counts as replicated."""
+        mask = SLOT_ACTIVE | SLOT_REQUIRED
+        return [slot for slot in range(DESTINATIONS) if self.mapping.load_u64(_SLOTS + slot * _LINE) & mask == mask]
+
+    # -- records
+
+    def offset(self, lsn: int) -> int:
+        return DATA_OFFSET + lsn % self.capacity_bytes
+
+    def room_before_end(self, lsn: int) -> int:
+        """Bytes between `lsn` and the end of the circle."""
+        return self.capacity_bytes - lsn % self.capacity_bytes
+
+    def next_position(self, lsn: int) -> int:
+        """Where a record after `lsn` begins: what is too short for a header at the circle's end is passed over."""
+        room = self.room_before_end(lsn)
+        return lsn + room if room < HEADER_BYTES else lsn
+
+    def record_at(self, lsn: int) -> Record | None:
+        """The record at `lsn` if a valid one lies there."""
+        room = self.room_before_end(lsn)
+        header = self.mapping.load(self.offset(lsn), HEADER_BYTES)
+        _, length, at, epoch, record_type, flags, guest = records.unpack_header(header)
+        if at != lsn or guest != self.guest or not HEADER_BYTES <= length <= room or not self._possible(lsn, epoch):
+            return None
+        whole = self.mapping.load(self.offset(lsn), length)
+        if not records.checksum_holds(whole):
+            return None
+        return Record(lsn, epoch, record_type, flags, self.guest_id, whole[HEADER_BYTES:])
+
+    def _possible(self, lsn: int, epoch: int) -> bool:
+        current = self.epoch
+        return epoch == current if lsn >= self.epoch_start else epoch <= current
+
+    def chain(self, lsn: int) -> Iterator[Record]:
+        """The valid records from `lsn` on, in order, pads included; ends before the first that is not valid.
+
+        At most one lap, so that it ends whatever lies in the ring.
+        """
+        limit = lsn + self.capacity_bytes
+        at = self.next_position(lsn)
+        while at < limit:
+            record = self.record_at(at)
+            if record is None or record.end > limit:
+                return
+            yield record
+            at = self.next_position(record.end)
+
+    def committed_end(self) -> int:
+        """Where the log ends: after the last valid record from `applied` on, at or after the tail.
+
+        A record beyond the tail was whole but not yet published when its guest died: nobody was told of it, and taking it
+        is as right as leaving it. Raises RingCorrupt if the valid records end before the tail.
+        """
+        self.check()
+        end = self.applied
+        for record in self.chain(end):
+            end = record.end
+        tail = self.tail
+        if end < tail and self.next_position(end) != tail:
+            raise RingCorrupt(f"records between {end} and {tail} are damaged: the log was committed up to {tail}")
+        return max(end, tail)
+
+    def begin_epoch(self, epoch: int) -> int:
+        """Begin a new incarnation's epoch at the end of what its predecessor left; returns its first LSN.
+
+        In this order, so that a crash between any two leaves every committed record valid: take what is whole, then say
+        where the new epoch begins, then that it has. Raises ValueError for an epoch that is not higher, RingCorrupt.
+        """
+        if epoch <= self.epoch:
+            raise ValueError(f"epoch {epoch} cannot follow {self.epoch}")
+        end = self.committed_end()
+        self.set_tail(end)
+        self.publish(_EPOCH_START, end)
+        self.publish(_EPOCH, epoch)
+        return end
+
+
+def is_stores(record: Record) -> bool:
+    """Whether to apply it. Raises RingCorrupt for a required type that this code does not know."""
+    if record.type == RecordType.STORES:
+        return True
+    if record.type != RecordType.PAD and record.flags & records.RecordFlags.REQUIRED:
+        raise RingCorrupt(f"the record at {record.lsn} is of type {record.type}, which this everram does not know")
+    return False

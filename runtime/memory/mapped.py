@@ -1,0 +1,67 @@
+"""The memory contract on a real mapping: shared memory that the machine keeps, mapped into this process.
+
+    mapping = Mapped(descriptor, size_bytes)
+
+Stores reach other processes in program order and an aligned 8-byte store is never seen half-done: both are promises of
+x86-64, so elsewhere this module refuses. Flush and drain do nothing, because the memory is DRAM that the machine keeps.
+Standard library only.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import sys
+
+if os.uname().machine != "x86_64" or sys.byteorder != "little":
+    raise ImportError("everram publishes words in shared memory by plain 8-byte stores, which needs an x86-64 computer")
+
+
+class Mapped:
+    """All of a descriptor's first `size_bytes` bytes; the descriptor stays the caller's. Raises OSError."""
+
+    def __init__(self, descriptor: int, size_bytes: int, *, populate: bool = False) -> None:
+        """`populate`: touch every page now, not at its first store (about 0.75 us a page either way)."""
+        self.size_bytes = size_bytes
+        flags = mmap.MAP_SHARED | (mmap.MAP_POPULATE if populate else 0)
+        self._mmap = mmap.mmap(descriptor, size_bytes, flags)
+        self._bytes = memoryview(self._mmap)
+        # Never struct.pack_into for a word that others read: it clears before it writes.
+        self._words = self._bytes[: size_bytes & ~7].cast("Q")
+
+    @property
+    def view(self) -> memoryview:
+        """The memory itself. Release what is derived from it before `close`."""
+        return self._bytes
+
+    def load(self, offset: int, length: int) -> bytes:
+        if offset < 0 or length < 0 or offset + length > self.size_bytes:
+            raise IndexError(f"load of {length} bytes at {offset} in a mapping of {self.size_bytes}")
+        return bytes(self._bytes[offset : offset + length])
+
+    def load_u64(self, offset: int) -> int:
+        if offset & 7 or offset < 0:
+            raise IndexError(f"load of a word at {offset}")
+        return self._words[offset >> 3]
+
+    def store(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+        end = offset + len(data)
+        if offset < 0 or end > self.size_bytes:
+            raise IndexError(f"store of {len(data)} bytes at {offset} in a mapping of {self.size_bytes}")
+        self._bytes[offset:end] = data
+
+    def store_u64(self, offset: int, value: int) -> None:
+        if offset & 7 or offset < 0:
+            raise IndexError(f"store of a word at {offset}")
+        self._words[offset >> 3] = value
+
+    def flush(self, offset: int, length: int) -> None:
+        pass
+
+    def drain(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self._words.release()
+        self._bytes.release()
+        self._mmap.close()
