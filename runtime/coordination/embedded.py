@@ -1,9 +1,8 @@
 """Drives a Store and its Persistence: what the embedded server serves, and coordination inside one process.
 
     embedded = Embedded(persistence, now_ns, random_lease)
-    async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(embedded.run())
-        local = LocalCoordination(embedded)          # everram.runtime.coordination.api.Coordination
+    scope.start(embedded.run(), name="coordination")
+    local = LocalCoordination(embedded)              # everram.runtime.coordination.api.Coordination
 
 Writes that queue up while one commit is on its way to the disk form the next commit. Nothing is answered, and no watch
 sees anything, before it is durable; renewals of leases need no disk and never wait for it. The simulation drives the
@@ -40,6 +39,7 @@ from everram.runtime.coordination.store import (
     covers,
 )
 from everram.runtime.errors import EverramError, InvalidArgument, Unavailable
+from everram.runtime.tasks import TaskScope
 
 Result = TypeVar("Result")
 
@@ -66,6 +66,7 @@ class Embedded:
         self._reads: list[_Request[Any]] = []
         self._committing = False
         self._ended = False
+        self._failure: BaseException | None = None  # why expiry ended, which must end `run` too
         self._work = asyncio.Event()
         self._leases_changed = asyncio.Event()
         self._committed = asyncio.Event()
@@ -150,21 +151,28 @@ class Embedded:
 
     async def run(self) -> None:
         """Commit and expire until cancelled. Raises what persistence raised if it cannot go on."""
+        scope = TaskScope("coordination", self._expiry_failed)
         try:
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._commit_forever())
-                tasks.create_task(self._expire_forever())
+            scope.start(self._expire_forever(), name="expiry")
+            await self._commit_forever()
         finally:
             self._ended = True
+            await scope.close()
             for request in (*self._writes, *self._reads):
                 request.fail(Unavailable("the coordination server ended before it answered", unknown=True))
             self._writes.clear()
             self._reads.clear()
 
+    def _expiry_failed(self, _: str, error: BaseException) -> None:
+        self._failure = error
+        self._work.set()
+
     async def _commit_forever(self) -> None:
         while True:
             await self._work.wait()
             self._work.clear()
+            if self._failure is not None:
+                raise self._failure
             while self._writes:
                 batch, self._writes = self._writes, []
                 await self._commit(batch)

@@ -32,6 +32,7 @@ from everram.runtime.coordination.services import SERVICES, Services, handlers
 from everram.runtime.coordination.sqlite import SqlitePersistence
 from everram.runtime.coordination.store import REQUEST_BYTES_MAX
 from everram.runtime.errors import EverramError, InvalidArgument, Unavailable
+from everram.runtime.tasks import TaskScope
 
 MESSAGE_BYTES_MAX = 4 * REQUEST_BYTES_MAX
 """A transaction's values and the messages around them."""
@@ -111,19 +112,25 @@ async def serve(arguments: argparse.Namespace) -> None:
     try:
         embedded = Embedded(persistence, time.monotonic_ns, lambda: secrets.randbits(LEASE_BITS) + 1)
         servers = _listeners(arguments, embedded)
-        running = asyncio.ensure_future(embedded.run())
-        stopping = asyncio.ensure_future(stop.wait())
+        failures: list[BaseException] = []
+
+        def failed(_: str, error: BaseException) -> None:
+            failures.append(error)
+            stop.set()
+
+        scope = TaskScope("coordination", failed)
         try:
+            scope.start(embedded.run(), name="commits and leases")
             for server in servers:
                 await server.start()
             gc.freeze()
             log.info("coordination serves %s at revision %d", arguments.socket, embedded.store.revision)
-            await asyncio.wait((running, stopping), return_when=asyncio.FIRST_COMPLETED)
+            await stop.wait()
             await asyncio.gather(*(server.stop(STOP_GRACE_S) for server in servers))
         finally:
-            stopping.cancel()
-            running.cancel()
-            await _end(running)
+            await scope.close()
+        if failures:
+            raise failures[0]
     finally:
         persistence.close()
 
@@ -140,16 +147,6 @@ def _listeners(arguments: argparse.Namespace, embedded: Embedded) -> list[grpc.a
         token = Path(arguments.token_file).read_text().strip()
         servers.append(listener(services, addresses[1], [TokenGuard(token)]))
     return servers
-
-
-async def _end(running: asyncio.Future[None]) -> None:
-    """Await the end of `running`, raising what made it end unless that was us."""
-    try:
-        await running
-    except asyncio.CancelledError:
-        return
-    except BaseExceptionGroup as group:
-        raise group.exceptions[0] from group
 
 
 def main(argv: list[str] | None = None) -> int:
