@@ -15,13 +15,13 @@ from everram.runtime.contracts.nvm_device_pb2 import LogArea
 from everram.runtime.errors import AlreadyExists, InvalidArgument, ResourceExhausted
 from everram.runtime.formats.nvm import Metadata
 from everram.runtime.formats.pages import PageTable, table_name
-from everram.runtime.log.ring import DEFAULT_CAPACITY_BYTES, MIN_CAPACITY_BYTES, Ring
+from everram.runtime.log.ring import DEFAULT_CAPACITY_BYTES, MAX_CAPACITY_BYTES, MIN_CAPACITY_BYTES, Ring
 from everram.runtime.memory.contract import PAGE_BYTES
 from everram.runtime.sizes import size_text
 
 REGION_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
-GUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
-"""No dots: the names of memory objects separate their parts by dots."""
+GUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,16}")
+"""As long as a log's header has room for. No dots: the names of memory objects separate their parts by dots."""
 MAX_REGIONS_PER_GUEST = 64
 """Each is a descriptor in the guest and up to two in the machine, whose usual limit is 1024."""
 MAX_REGION_BYTES = 1 << 46
@@ -157,8 +157,9 @@ def _check_size(spec: pb.RegionSpec) -> None:
 
 def _log(guest_id: str, log_bytes: int) -> LogArea:
     capacity_bytes = log_bytes or DEFAULT_CAPACITY_BYTES
-    if not MIN_CAPACITY_BYTES <= capacity_bytes <= MAX_REGION_BYTES:
+    if not MIN_CAPACITY_BYTES <= capacity_bytes <= MAX_CAPACITY_BYTES:
         raise InvalidArgument(
-            f"a log of {log_bytes} bytes cannot be: it takes at least {size_text(MIN_CAPACITY_BYTES)}"
+            f"a log of {size_text(capacity_bytes)} cannot be: choose from {size_text(MIN_CAPACITY_BYTES)} to "
+            f"{size_text(MAX_CAPACITY_BYTES)}"
         )
     return LogArea(guest_id=guest_id, memory=log_name(guest_id), capacity_bytes=whole_pages(capacity_bytes))

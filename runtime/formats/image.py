@@ -108,10 +108,14 @@ class Marker:
         head, _, body = data.partition(b"\n")
         if head != b"everram-image %08x" % zlib.crc32(body):
             raise DataLoss(f"{MARKER} is damaged at offset 0: it does not match its checksum")
-        members = json.loads(body)
-        if int(members["format"].split(".")[0]) > VERSION[0]:
-            raise _too_new(MARKER, members["format"], members["producer"])
-        return Marker(**{name: members[name] for name in Marker.__slots__ if name in members})
+        try:
+            members = json.loads(body)
+            major = int(members["format"].split(".")[0])
+            if major <= VERSION[0]:
+                return Marker(**{name: members[name] for name in Marker.__slots__ if name in members})
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataLoss(f"{MARKER} is damaged at offset {len(head) + 1}: {error!r}") from error
+        raise _too_new(MARKER, members["format"], members.get("producer", ""))
 
 
 @dataclass(frozen=True, slots=True)
