@@ -86,6 +86,11 @@ class CoordinationClient:
         request = wire.txn_to_wire(compare, success, failure)
         return wire.txn_result_from_wire(await self._call("KV/Txn", request, etcd.TxnResponse, writes=writes))
 
+    async def compact(self, revision: int) -> None:
+        """Let the server forget what keys held before `revision`; watches from before it are refused."""
+        request = etcd.CompactionRequest(revision=revision)
+        await self._call("KV/Compact", request, etcd.CompactionResponse, writes=True)
+
     # -- leases
 
     async def lease_grant(self, ttl_s: float) -> tuple[int, float]:

@@ -285,17 +285,17 @@ class LocalCoordination:
     """`api.Coordination` straight on an Embedded of the same process."""
 
     def __init__(self, embedded: Embedded) -> None:
-        self._embedded = embedded
+        self.embedded = embedded
 
     async def range(self, op: Range) -> tuple[int, list[KeyValue]]:
-        found = await self._embedded.range(op)
+        found = await self.embedded.range(op)
         return found.revision, list(found.pairs)
 
     async def put(self, op: Put) -> int:
-        return (await self._embedded.txn((), (op,))).revision
+        return (await self.embedded.txn((), (op,))).revision
 
     async def delete(self, op: Delete) -> int:
-        (result,) = (await self._embedded.txn((), (op,))).results
+        (result,) = (await self.embedded.txn((), (op,))).results
         return len(result.deleted) if isinstance(result, DeleteResult) else 0
 
     async def txn(
@@ -304,23 +304,23 @@ class LocalCoordination:
         success: Sequence[Put | Delete | Range],
         failure: Sequence[Put | Delete | Range] = (),
     ) -> TxnResult:
-        outcome = await self._embedded.txn(compare, success, failure)
+        outcome = await self.embedded.txn(compare, success, failure)
         ranges = tuple(r.pairs if isinstance(r, RangeResult) else () for r in outcome.results)
         return TxnResult(outcome.succeeded, outcome.revision, ranges)
 
     async def lease_grant(self, ttl_s: float) -> tuple[int, float]:
-        granted = await self._embedded.grant(round(ttl_s * 1000))
+        granted = await self.embedded.grant(round(ttl_s * 1000))
         return granted.lease, granted.ttl_ms / 1000
 
     async def lease_keepalive(self, lease: int) -> float:
-        return self._embedded.keepalive(lease).ttl_ms / 1000
+        return self.embedded.keepalive(lease).ttl_ms / 1000
 
     async def lease_revoke(self, lease: int) -> None:
-        await self._embedded.revoke(lease)
+        await self.embedded.revoke(lease)
 
     async def watch(self, op: Range, start_revision: int = 0) -> AsyncIterator[WatchBatch]:
-        start = start_revision or self._embedded.store.committed_revision + 1
-        async for revision, changes in self._embedded.changes(op, start):
+        start = start_revision or self.embedded.store.committed_revision + 1
+        async for revision, changes in self.embedded.changes(op, start):
             events = tuple(to_event(delta, c.revision) for c in changes for delta in c.deltas)
             yield WatchBatch(revision, events)
 
