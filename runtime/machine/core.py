@@ -25,6 +25,8 @@ The host:
     ready      host_disconnected            hung       KillHost        (likewise from starting)
     ready      host_exited                  waiting    -
     hung       host_exited                  waiting    -
+    starting   host_exited, refusing        refused    -               (a person has to choose; see its log)
+    refused    retry_host                   starting   StartHost       (likewise from waiting)
     any        stop                         stopping   CloseHost; KillHost after the grace
     stopping   host_exited                  ended      -
 
@@ -88,7 +90,7 @@ from everram.runtime.machine.effects import (
     StartHost,
     StopGuest,
 )
-from everram.runtime.machine.lives import ALIVE, LEASE, REASONS, GuestLife, HostLife
+from everram.runtime.machine.lives import ALIVE, EXIT_REFUSED, LEASE, REASONS, GuestLife, HostLife
 
 
 class MachineCore:
@@ -194,7 +196,7 @@ class MachineCore:
         self._advance(now_ns)
         return self._take()
 
-    def host_exited(self, now_ns: int, incarnation: int) -> list[Effect]:
+    def host_exited(self, now_ns: int, incarnation: int, exit_status: int = 0) -> list[Effect]:
         """Its process was reaped. Nobody waits for answers any more; guests and freeze reasons stay as they are."""
         if not self._is_host(incarnation, "starting", "ready", "hung", "stopping"):
             return self.tick(now_ns)
@@ -205,10 +207,12 @@ class MachineCore:
         if self.stopping:
             host.state, host.deadline_ns = "ended", None
             self._end_if_empty()
+        elif host.state == "starting" and exit_status == EXIT_REFUSED:
+            host.state, host.deadline_ns = "refused", None
         else:
             stable = host.ready_at_ns is not None and now_ns - host.ready_at_ns >= limits.stable_ns
             host.short_lives = 0 if stable else host.short_lives + 1
-            host.state, host.deadline_ns = "waiting", now_ns + restart_delay_ns(limits, host.short_lives)
+            host.state, host.deadline_ns = "waiting", now_ns + limits.restart_delay_ns(host.short_lives)
         self._advance(now_ns)
         return self._take()
 
@@ -224,6 +228,14 @@ class MachineCore:
         self._advance(now_ns)
         self._demand_host()
         self._effects.append(HangHost())
+        return self._take()
+
+    def retry_host(self, now_ns: int) -> list[Effect]:
+        """Start it now, after it refused or instead of waiting longer. Raises FailedPrecondition if one runs."""
+        self._advance(now_ns)
+        if self.host.state not in ("waiting", "refused"):
+            raise FailedPrecondition(f"the host is {self.host.state}")
+        self._start_host(now_ns)
         return self._take()
 
     def _demand_host(self) -> None:
@@ -262,7 +274,7 @@ class MachineCore:
             self.stopping = True
             for guest in self._alive():
                 self._kill(guest)
-            if self.host.state == "waiting":
+            if self.host.state in ("waiting", "refused"):
                 self.host.state, self.host.deadline_ns = "ended", None
             else:
                 self.host.state, self.host.deadline_ns = "stopping", now_ns + self.limits.stop_grace_ns
@@ -310,7 +322,7 @@ class MachineCore:
         With guest_id "" the whole machine: all guests, and no new one until the same thaw.
         """
         self._advance(now_ns)
-        check_reason(reason)
+        _check_reason(reason)
         if not guest_id:
             return self._freeze_all(reason, request)
         guest = self._guest(guest_id)
@@ -325,7 +337,7 @@ class MachineCore:
     def thaw(self, now_ns: int, guest_id: str, reason: str) -> list[Effect]:
         """Taking away an absent reason changes nothing. Raises NotFound, InvalidArgument, FailedPrecondition."""
         self._advance(now_ns)
-        check_reason(reason)
+        _check_reason(reason)
         if reason == LEASE:
             raise FailedPrecondition("a guest frozen because its lease ran out never runs again; kill it")
         if not guest_id:
@@ -582,16 +594,7 @@ class MachineCore:
         assert not self.ended or (self.host.state == "ended" and all(g.state == "exited" for g in self.guests.values()))
 
 
-def restart_delay_ns(limits: Limits, short_lives: int) -> int:
-    """How long to wait before the next host, after so many short lives in a row."""
-    excess = short_lives - limits.patience
-    if excess <= 0:
-        return 0
-    # The exponent is bounded so that a machine left alone for a year does not compute huge powers.
-    return min(limits.delay_first_ns << min(excess - 1, 20), limits.delay_limit_ns)
-
-
-def check_reason(reason: str) -> None:
+def _check_reason(reason: str) -> None:
     """Raises InvalidArgument."""
     if reason not in REASONS:
         raise InvalidArgument(f"{reason!r} is not a reason to freeze a guest; those are {', '.join(sorted(REASONS))}")

@@ -35,6 +35,14 @@ class Limits:
     late_tick_ns: int = 50 * MILLISECOND_NS
     """A tick later than this means that the machine itself did not run: the host's pings may just not be read yet."""
 
+    def restart_delay_ns(self, short_lives: int) -> int:
+        """How long to wait before the next host, after so many short lives in a row."""
+        excess = short_lives - self.patience
+        if excess <= 0:
+            return 0
+        # The exponent is bounded so that a machine left alone for a year does not compute huge powers.
+        return min(self.delay_first_ns << min(excess - 1, 20), self.delay_limit_ns)
+
 
 @dataclass(frozen=True, slots=True)
 class StartHost:

@@ -11,6 +11,9 @@ LEASE = "lease"
 REASONS = frozenset({"snapshot", "upgrade", "power", LEASE, "reclaim", "suspend", "down"})
 """Why a guest may be frozen."""
 
+EXIT_REFUSED = 78
+"""A host's exit status before it was ready: starting again will not help, a person has to choose (EX_CONFIG)."""
+
 ALIVE = frozenset({"running", "freezing", "frozen"})
 """The states of a guest whose program runs or could run on."""
 
@@ -31,11 +34,11 @@ class HostLife:
     """Starts after the first, for `status`."""
 
     def validate(self) -> None:
-        assert self.state in ("waiting", "starting", "ready", "hung", "stopping", "ended"), self.state
+        assert self.state in ("waiting", "starting", "ready", "hung", "refused", "stopping", "ended"), self.state
         assert self.state != "ready" or self.ready_at_ns is not None
         timed = self.state in ("starting", "ready") or (self.state == "waiting" and self.incarnation > 0)
         assert not timed or self.deadline_ns is not None, f"nothing ever ends the state {self.state}"
-        assert self.state not in ("hung", "ended") or self.deadline_ns is None
+        assert self.state not in ("hung", "refused", "ended") or self.deadline_ns is None
 
 
 @dataclass(slots=True)

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
 from everram.runtime.errors import (
     AlreadyExists,
     EverramError,
@@ -11,7 +15,7 @@ from everram.runtime.errors import (
     NotFound,
     PermissionDenied,
 )
-from everram.runtime.machine.core import MachineCore, restart_delay_ns
+from everram.runtime.machine.core import MachineCore
 from everram.runtime.machine.effects import (
     Admit,
     CloseHost,
@@ -29,10 +33,7 @@ from everram.runtime.machine.effects import (
     StartHost,
     StopGuest,
 )
-from everram.runtime.machine.lives import REASONS
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from everram.runtime.machine.lives import EXIT_REFUSED, REASONS
 
 MS = 1_000_000
 LIMITS = Limits()
@@ -106,9 +107,9 @@ def test_a_host_that_closes_its_socket_is_killed() -> None:
 
 
 def test_restarts_slow_down_but_never_end_and_recover_after_a_stable_life() -> None:
-    delays = [restart_delay_ns(LIMITS, n) // MS for n in range(12)]
+    delays = [LIMITS.restart_delay_ns(n) // MS for n in range(12)]
     assert delays == [0, 0, 0, 50, 100, 200, 400, 800, 1600, 3200, 5000, 5000]
-    assert restart_delay_ns(LIMITS, 10**9) == LIMITS.delay_limit_ns
+    assert LIMITS.restart_delay_ns(10**9) == LIMITS.delay_limit_ns
     bench = Bench()
     for incarnation in range(1, 20):
         bench.core.host_exited(bench.after(1), incarnation)
@@ -120,6 +121,20 @@ def test_restarts_slow_down_but_never_end_and_recover_after_a_stable_life() -> N
     bench.core.host_ready(bench.after(1), 20)
     bench.ping_until(bench.now // MS + 2000)
     assert bench.core.host_exited(bench.after(1), 20) == [StartHost(21)]
+
+
+def test_a_host_that_refuses_is_not_started_again_until_a_person_says_so() -> None:
+    bench = Bench(ready=False)
+    assert bench.core.host_exited(1, 1, EXIT_REFUSED) == []
+    bench.core.validate()
+    assert bench.core.next_deadline_ns() is None
+    assert bench.core.retry_host(2) == [StartHost(2)]
+    with pytest.raises(FailedPrecondition):
+        bench.core.retry_host(2)
+    bench.core.host_exited(3, 2, EXIT_REFUSED)
+    assert bench.core.stop(4) == [End()]
+    bench = Bench()
+    assert bench.core.host_exited(1, 1, EXIT_REFUSED) == [StartHost(2)]
 
 
 def test_events_of_a_dead_host_are_ignored() -> None:
@@ -409,9 +424,13 @@ class AnySequence(RuleBasedStateMachine):
         self.now += late_ms * MS
         self.obey(self.core.tick(self.now))
 
-    @rule(event=st.sampled_from(["host_ready", "host_alive", "host_disconnected", "host_exited"]))
-    def host_event(self, event: str) -> None:
-        self.obey(getattr(self.core, event)(self.now, self.host))
+    @rule(
+        event=st.sampled_from(["host_ready", "host_alive", "host_disconnected", "host_exited"]),
+        status=st.sampled_from([0, EXIT_REFUSED]),
+    )
+    def host_event(self, event: str, status: int) -> None:
+        more = (status,) if event == "host_exited" else ()
+        self.obey(getattr(self.core, event)(self.now, self.host, *more))
         if event == "host_exited":
             self.open = {r: h for r, h in self.open.items() if h == self.core.host.incarnation and h != self.host}
 
@@ -458,9 +477,11 @@ class AnySequence(RuleBasedStateMachine):
         else:
             self.obey(self.core.guest_gone(self.now, guest_id))
 
-    @rule(guest_id=GUESTS, action=st.sampled_from(["forget", "admit"]))
+    @rule(guest_id=GUESTS, action=st.sampled_from(["forget", "admit", "retry_host"]))
     def other(self, guest_id: str, action: str) -> None:
-        self.attempt(getattr(self.core, action), guest_id)
+        if action == "retry_host":
+            return self.attempt(self.core.retry_host)
+        return self.attempt(getattr(self.core, action), guest_id)
 
     @rule(guest_id=GUESTS, epoch=st.integers(0, 2), pid=st.integers(1, 2), in_tree=st.booleans(), tracked=st.booleans())
     def attach(self, guest_id: str, epoch: int, pid: int, in_tree: bool, tracked: bool) -> None:

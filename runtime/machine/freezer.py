@@ -1,0 +1,183 @@
+"""Stops, continues and kills every process of one guest (D3): by its cgroup where it has one, otherwise by signals.
+
+Both ways are asked repeatedly: `is_stopped` and `is_gone` do one round and say whether it was the last. A process
+blocked in kernel mode in a fault that only the host can serve never reports "stopped", and counts as stopped.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from typing import Protocol
+
+from everram.runtime.machine.tree import is_at_rest, read_process, send_signal
+
+CLEAN_ROUNDS = 2
+"""A process may fork while /proc is read, and its child be missed. In a second round nobody is left who could fork."""
+
+
+class Freezer(Protocol):
+    def members(self) -> set[int]:
+        """Pids of the guest's living processes."""
+
+    def stop(self) -> None:
+        """Begin; `is_stopped` says when it is done."""
+
+    def is_stopped(self) -> bool: ...
+
+    def resume(self) -> None: ...
+
+    def is_gone(self) -> bool:
+        """SIGKILL to all that is left; whether nothing was."""
+
+    def close(self) -> None:
+        """Once nothing is left."""
+
+
+class SignalFreezer:
+    """SIGSTOP, SIGCONT and SIGKILL to every process that `members` finds."""
+
+    def __init__(self, members: Callable[[], set[int]]) -> None:
+        self._members = members
+        self._clean_rounds = 0
+
+    def members(self) -> set[int]:
+        return self._members()
+
+    def stop(self) -> None:
+        self._clean_rounds = 0
+
+    def is_stopped(self) -> bool:
+        clean = True
+        for pid in sorted(self._members()):
+            # A process in a fault of ours is at rest already, but must not run on once the fault is served.
+            process = read_process(pid)
+            if process is not None and process.state != "T":
+                send_signal(pid, signal.SIGSTOP)
+            clean &= is_at_rest(pid)
+        self._clean_rounds = self._clean_rounds + 1 if clean else 0
+        return self._clean_rounds >= CLEAN_ROUNDS
+
+    def resume(self) -> None:
+        for pid in self._members():
+            send_signal(pid, signal.SIGCONT)
+
+    def is_gone(self) -> bool:
+        members = self._members()
+        for pid in members:
+            send_signal(pid, signal.SIGKILL)
+        return not members
+
+    def close(self) -> None:
+        pass
+
+
+class CgroupFreezer:
+    """A cgroup2 folder of the guest's own: membership is inherited and cannot be escaped by forks or sessions."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+
+    def members(self) -> set[int]:
+        found: set[int] = set()
+        for folder, _, _ in os.walk(self.folder):
+            found.update(int(pid) for pid in _read(f"{folder}/cgroup.procs").split())
+        return found
+
+    def stop(self) -> None:
+        _write(f"{self.folder}/cgroup.freeze", "1")
+
+    def is_stopped(self) -> bool:
+        return "frozen 1" in _read(f"{self.folder}/cgroup.events") or all(map(is_at_rest, self.members()))
+
+    def resume(self) -> None:
+        _write(f"{self.folder}/cgroup.freeze", "0")
+
+    def is_gone(self) -> bool:
+        if "populated 0" in _read(f"{self.folder}/cgroup.events"):
+            return True
+        kill_cgroup(self.folder, self.members())
+        return False
+
+    def close(self) -> None:
+        remove_cgroup(self.folder)
+
+
+def delegate(name: str) -> str:
+    """A new cgroup2 folder of this name below our own, for guests' cgroups; empty if that is not allowed."""
+    own = own_cgroup()
+    if not own:
+        return ""
+    folder = f"{own}/{name}"
+    try:
+        if os.path.isdir(folder):  # noqa: PTH112 (pathlib is slow to import)
+            end_cgroup(folder)
+        else:
+            os.mkdir(folder, 0o755)  # noqa: PTH102
+        return folder if os.access(f"{folder}/cgroup.freeze", os.W_OK) else ""
+    except OSError:
+        return ""
+
+
+def own_cgroup() -> str:
+    """The folder of this process's cgroup2; empty without one."""
+    mount = next((m for m in map(_cgroup2_mount, _read("/proc/self/mountinfo").splitlines()) if m), None)
+    inside = next((line[3:] for line in _read("/proc/self/cgroup").splitlines() if line.startswith("0::")), "")
+    if mount is None or not inside:
+        return ""
+    root, point = mount
+    if root != "/" and not (inside + "/").startswith(root + "/"):
+        return ""
+    return (point + inside.removeprefix(root if root != "/" else "")).rstrip("/")
+
+
+def _cgroup2_mount(line: str) -> tuple[str, str] | None:
+    """(root inside the file system, mount point) of one line of mountinfo, if it is a cgroup2."""
+    fields, _, kind = line.partition(" - ")
+    words = fields.split(" ")
+    return (words[3], words[4]) if kind.startswith("cgroup2 ") and len(words) > 4 else None
+
+
+def end_cgroup(folder: str) -> bool:
+    """One round of killing everything in it and removing what is empty; whether it is gone."""
+    if not os.path.isdir(folder):  # noqa: PTH112
+        return True
+    kill_cgroup(folder, CgroupFreezer(folder).members())
+    remove_cgroup(folder)
+    return not os.path.isdir(folder)  # noqa: PTH112
+
+
+def kill_cgroup(folder: str, members: set[int]) -> None:
+    try:
+        _write(f"{folder}/cgroup.kill", "1")
+    except OSError:
+        # Kernels before 5.14 have no cgroup.kill.
+        for pid in members:
+            send_signal(pid, signal.SIGKILL)
+
+
+def remove_cgroup(folder: str) -> None:
+    """With what is inside; a part that still has processes stays."""
+    for inner, _, _ in os.walk(folder, topdown=False):
+        try:
+            os.rmdir(inner)  # noqa: PTH106
+        except OSError:
+            return
+
+
+def machine_cgroup_name(mark: str) -> str:
+    return "everram-" + mark.replace("/", "-")
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path) as file:
+            return file.read()
+    except OSError:
+        return ""
+
+
+def _write(path: str, text: str) -> None:
+    with open(path, "w") as file:
+        file.write(text)
