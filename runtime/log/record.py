@@ -24,6 +24,7 @@ import struct
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 ALIGNMENT_BYTES = 8
 _CHECKED = struct.Struct("<IQQHHI16s")
@@ -51,8 +52,7 @@ class RecordFlags(enum.IntFlag):
     """A reader that does not know the type must stop; without it, it passes over the record."""
 
 
-@dataclass(frozen=True, slots=True)
-class Store:
+class Store(NamedTuple):
     """`data` at `offset` of region number `region`."""
 
     region: int
@@ -96,17 +96,16 @@ def padded(length: int) -> int:
 def pack_stores(stores: Iterable[Store]) -> bytes:
     """The payload of a STORES record."""
     parts: list[bytes] = []
-    for store in stores:
-        parts.append(_STORE.pack(store.region, len(store.data), store.offset))
-        parts.append(store.data)
+    for region, offset, data in stores:
+        parts.append(_STORE.pack(region, len(data), offset))
+        parts.append(data)
     return b"".join(parts)
 
 
 def pack(lsn: int, epoch: int, record_type: int, flags: int, guest: bytes, payload: bytes) -> bytes:
     """A whole record, unpadded; `guest` is the guest_id as 16 bytes."""
     checked = _CHECKED.pack(HEADER_BYTES + len(payload), lsn, epoch, record_type, flags, 0, guest)
-    checksum = zlib.crc32(payload, zlib.crc32(checked))
-    return checksum.to_bytes(4, "little") + checked + payload
+    return zlib.crc32(payload, zlib.crc32(checked)).to_bytes(4, "little") + checked + payload
 
 
 def unpack_header(header: bytes) -> tuple[int, int, int, int, int, int, bytes]:

@@ -45,9 +45,8 @@ GUEST_ID_BYTES = 16
 _STATIC = struct.Struct("<8sHHIQQQ16s")
 _STATIC_CRC_AT = 120
 _LINE = 64
-_TAIL, _APPLIED, _FREED, _EPOCH, _EPOCH_START, _LEASE, _THROTTLE, _SLEEPING, _COPIES = (
-    128 + i * _LINE for i in range(9)
-)
+TAIL, APPLIED, FREED, EPOCH, EPOCH_START, LEASE, THROTTLE, SLEEPING, COPIES = (128 + i * _LINE for i in range(9))
+"""Offsets of the words."""
 _SLOTS = 1024
 SLOT_ACTIVE, SLOT_REQUIRED = 1, 2
 
@@ -90,7 +89,7 @@ class Ring:
             raise ValueError(f"{guest_id!r} is not a guest_id")
         guest = guest.ljust(GUEST_ID_BYTES, b"\0")
         mapping.store(0, bytes(DATA_OFFSET))
-        mapping.store_u64(_EPOCH, epoch)
+        mapping.store_u64(EPOCH, epoch)
         mapping.flush(0, DATA_OFFSET)
         mapping.drain()
         static = _STATIC.pack(MAGIC, MAJOR, MINOR, DATA_OFFSET, capacity_bytes, 0, 0, guest).ljust(_STATIC_CRC_AT, b"\0")
@@ -137,39 +136,39 @@ class Ring:
 
     @property
     def tail(self) -> int:
-        return self.mapping.load_u64(_TAIL)
+        return self.mapping.load_u64(TAIL)
 
     @property
     def applied(self) -> int:
-        return self.mapping.load_u64(_APPLIED)
+        return self.mapping.load_u64(APPLIED)
 
     @property
     def freed(self) -> int:
-        return self.mapping.load_u64(_FREED)
+        return self.mapping.load_u64(FREED)
 
     @property
     def epoch(self) -> int:
-        return self.mapping.load_u64(_EPOCH)
+        return self.mapping.load_u64(EPOCH)
 
     @property
     def epoch_start(self) -> int:
-        return self.mapping.load_u64(_EPOCH_START)
+        return self.mapping.load_u64(EPOCH_START)
 
     @property
     def lease_deadline_ns(self) -> int:
-        return self.mapping.load_u64(_LEASE)
+        return self.mapping.load_u64(LEASE)
 
     @property
     def throttle(self) -> int:
-        return self.mapping.load_u64(_THROTTLE)
+        return self.mapping.load_u64(THROTTLE)
 
     @property
     def reader_sleeps(self) -> bool:
-        return self.mapping.load_u64(_SLEEPING) != 0
+        return self.mapping.load_u64(SLEEPING) != 0
 
     @property
     def copies(self) -> int:
-        return self.mapping.load_u64(_COPIES)
+        return self.mapping.load_u64(COPIES)
 
     @property
     def features(self) -> int:
@@ -183,25 +182,25 @@ class Ring:
         mapping.drain()
 
     def set_tail(self, lsn: int) -> None:
-        self.publish(_TAIL, lsn)
+        self.publish(TAIL, lsn)
 
     def set_applied(self, lsn: int) -> None:
-        self.publish(_APPLIED, lsn)
+        self.publish(APPLIED, lsn)
 
     def set_freed(self, lsn: int) -> None:
-        self.publish(_FREED, lsn)
+        self.publish(FREED, lsn)
 
     def set_lease_deadline_ns(self, deadline_ns: int) -> None:
-        self.publish(_LEASE, deadline_ns)
+        self.publish(LEASE, deadline_ns)
 
     def set_throttle(self, level: int) -> None:
-        self.publish(_THROTTLE, level)
+        self.publish(THROTTLE, level)
 
     def set_reader_sleeps(self, sleeps: bool) -> None:
-        self.publish(_SLEEPING, int(sleeps))
+        self.publish(SLEEPING, int(sleeps))
 
     def set_copies(self, copies: int) -> None:
-        self.publish(_COPIES, copies)
+        self.publish(COPIES, copies)
 
     # -- destinations
 
@@ -306,8 +305,8 @@ class Ring:
             raise ValueError(f"epoch {epoch} cannot follow {self.epoch}")
         end = self.committed_end()
         self.set_tail(end)
-        self.publish(_EPOCH_START, end)
-        self.publish(_EPOCH, epoch)
+        self.publish(EPOCH_START, end)
+        self.publish(EPOCH, epoch)
         return end
 
 

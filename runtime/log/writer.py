@@ -15,8 +15,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from everram.runtime.log import record as records
-from everram.runtime.log.record import HEADER_BYTES, RecordFlags, RecordType, padded
-from everram.runtime.log.ring import Ring
+from everram.runtime.log.record import HEADER_BYTES, RecordType, padded
+from everram.runtime.log.ring import APPLIED, DATA_OFFSET, SLEEPING, TAIL, Ring
 
 
 class LogFull(Exception):
@@ -32,6 +32,8 @@ class LogWriter:
 
     def __init__(self, ring: Ring, ring_bell: Callable[[], None] = no_bell) -> None:
         self.ring = ring
+        self._mapping = ring.mapping
+        self._capacity = ring.capacity_bytes
         self._ring_bell = ring_bell
         self._epoch = ring.epoch
         self._tail = self._end = ring.tail
@@ -39,46 +41,58 @@ class LogWriter:
         self.largest_payload_bytes = ring.capacity_bytes // 2 - HEADER_BYTES
         """Half a ring: whatever lies before the circle's end, a record of this size fits after a pad."""
 
-    def append(self, record_type: RecordType, flags: RecordFlags, payload: bytes) -> int:
+    def append(self, record_type: int, flags: int, payload: bytes) -> int:
         """Write a record after the last; returns the LSN behind it.
 
         Raises LogFull, and ValueError for a payload over `largest_payload_bytes`.
         """
-        if len(payload) > self.largest_payload_bytes:
-            raise ValueError(f"{len(payload)} bytes do not fit into one record: at most {self.largest_payload_bytes}")
-        ring, size = self.ring, HEADER_BYTES + len(payload)
-        at = ring.next_position(self._tail)
-        room = ring.room_before_end(at)
-        pad = room if size > room else 0
-        end = at + pad + padded(size)
-        if end - self._freed > ring.capacity_bytes:
+        size = HEADER_BYTES + len(payload)
+        at, mapping = self._tail, self._mapping
+        position = at % self._capacity
+        if position + size > self._capacity:
+            at = self._pad(at, size)
+            position = 0
+        end = at + ((size + 7) & -8)
+        if end - self._freed > self._capacity:
             self._free(end)
-        if pad:
-            self._write(at, RecordType.PAD, RecordFlags.NONE, bytes(pad - HEADER_BYTES))
-            at += pad
-        self._write(at, record_type, flags, payload)
-        ring.mapping.drain()
+        whole = records.pack(at, self._epoch, record_type, flags, self.ring.guest, payload)
+        mapping.store(DATA_OFFSET + position, whole)
+        mapping.flush(DATA_OFFSET + position, size)
+        mapping.drain()
         self._end = end
         return end
 
     def publish(self) -> None:
         """Commit what was appended, and wake the reader if it says that it sleeps."""
-        self.ring.set_tail(self._end)
+        mapping = self._mapping
         self._tail = self._end
+        mapping.store_u64(TAIL, self._end)
+        mapping.flush(TAIL, 8)
+        mapping.drain()
         # Looked at after the publication: a reader that goes to sleep looks at the tail once more after saying so.
-        if self.ring.reader_sleeps:
+        if mapping.load_u64(SLEEPING):
             self._ring_bell()
 
     def publish_applied(self) -> None:
         """What was committed is in the regions, persistently."""
-        self.ring.set_applied(self._tail)
+        mapping = self._mapping
+        mapping.store_u64(APPLIED, self._tail)
+        mapping.flush(APPLIED, 8)
+        mapping.drain()
 
-    def _write(self, at: int, record_type: RecordType, flags: RecordFlags, payload: bytes) -> None:
+    def _pad(self, at: int, size: int) -> int:
+        """Fill the circle's end, which is too short for a record of `size`; returns where the next lap begins."""
+        if size - HEADER_BYTES > self.largest_payload_bytes:
+            raise ValueError(f"{size - HEADER_BYTES} bytes in one record, at most {self.largest_payload_bytes} fit")
         ring = self.ring
-        whole = records.pack(at, self._epoch, record_type, flags, ring.guest, payload)
-        offset = ring.offset(at)
-        ring.mapping.store(offset, whole)
-        ring.mapping.flush(offset, len(whole))
+        room = ring.room_before_end(at)
+        if at + room + padded(size) - self._freed > self._capacity:
+            self._free(at + room + padded(size))
+        if room >= HEADER_BYTES:
+            pad = records.pack(at, self._epoch, RecordType.PAD, 0, ring.guest, bytes(room - HEADER_BYTES))
+            self._mapping.store(ring.offset(at), pad)
+            self._mapping.flush(ring.offset(at), len(pad))
+        return at + room
 
     def _free(self, end: int) -> None:
         """Give up records that nobody needs any more; published before they are overwritten, so readers can tell."""

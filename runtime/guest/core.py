@@ -1,0 +1,129 @@
+"""A guest without I/O: its regions, its log and its transactions. Time, memory and the bell are passed in.
+
+`process` makes one of these from what the machine grants a real process, the simulation makes one from simulated memory;
+the blocking and the asynchronous form (`shell`, `aio`) both stand on it. Making one replays the log, so whoever holds
+a core sees every committed transaction and nothing of any other.
+
+A commit, in this order (a crash between any two steps loses nothing that was told, and leaves nothing half-done):
+
+    lease looked at -> record in the ring -> tail published: committed -> stores in the regions -> applied published
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+
+from everram.runtime.guest.errors import Detached, Fenced, LogCorrupt, RegionError
+from everram.runtime.guest.region import Region
+from everram.runtime.guest.transaction import Transaction
+from everram.runtime.log.record import RecordFlags, RecordType, Store, pack_stores
+from everram.runtime.log.replay import replay
+from everram.runtime.log.ring import Ring, RingCorrupt
+from everram.runtime.log.writer import LogFull, LogWriter, no_bell
+
+_STORES = int(RecordType.STORES)
+_REQUIRED = int(RecordFlags.REQUIRED)
+
+
+class GuestCore:
+    """One incarnation's hold of its memory. `now_ns` is CLOCK_MONOTONIC, the clock of the lease in the ring."""
+
+    def __init__(
+        self,
+        *,
+        guest_id: str,
+        name: str,
+        epoch: int,
+        ring: Ring,
+        regions: Sequence[Region],
+        now_ns: Callable[[], int],
+        ring_bell: Callable[[], None] = no_bell,
+        recovered: bool = False,
+        port: int = 0,
+    ) -> None:
+        """Raises LogCorrupt, and Fenced if the ring is already of a later incarnation."""
+        if ring.epoch != epoch:
+            raise Fenced(f"epoch {epoch} of guest {name} is over, {ring.epoch} has begun: end this process")
+        self.guest_id = guest_id
+        self.name = name
+        self.epoch = epoch
+        self.recovered = recovered
+        """Whether an earlier incarnation has run on this memory."""
+        self.port = port
+        """Where this incarnation should listen; 0 if nowhere."""
+        self.ring = ring
+        self.regions = {region.name: region for region in regions}
+        self._numbered = tuple(regions)
+        self._now_ns = now_ns
+        self._committing = threading.Lock()
+        self._detached = False
+        try:
+            self.replayed = replay(ring, [r.mapping if r.kind == "logged" else None for r in regions])
+        except ValueError as error:
+            raise LogCorrupt(f"guest {name}: {error}") from error
+        self._writer = LogWriter(ring, ring_bell)
+        self.lsn = ring.tail
+        """Everything before it is committed."""
+
+    def region(self, name: str) -> Region:
+        """Raises RegionError for a name that was not asked for when the guest was run."""
+        try:
+            return self.regions[name]
+        except KeyError:
+            known = ", ".join(self.regions) or "none"
+            raise RegionError(f"guest {self.name} has no region {name} (it has: {known}): run it with --region") from None
+
+    def transaction(self) -> Transaction:
+        """Stores that are committed all together when the `with` block ends, or not at all if it raises."""
+        return Transaction(self.commit)
+
+    def commit(self, stores: Sequence[Store]) -> int:
+        """Commit these stores as one transaction; returns the LSN behind its record.
+
+        Raises Fenced (nothing was written), RegionError for more than one record holds, LogFull, Detached.
+        """
+        payload = pack_stores(stores)
+        writer, numbered = self._writer, self._numbered
+        with self._committing:
+            self.check_lease()
+            try:
+                lsn = writer.append(_STORES, _REQUIRED, payload)
+            except ValueError as error:
+                raise RegionError(f"the transaction is too large: {error}; split it, or run with a larger --log") from error
+            writer.publish()
+            for number, offset, data in stores:
+                mapping = numbered[number].mapping
+                mapping.store(offset, data)
+                mapping.flush(offset, len(data))
+            self.ring.mapping.drain()
+            writer.publish_applied()
+            self.lsn = lsn
+        return lsn
+
+    def check_lease(self) -> None:
+        """Raises Fenced once the lease has run out, Detached in a forked child."""
+        if self._detached:
+            raise Detached("this process is a forked child of a guest: only the process that attached may write")
+        deadline_ns = self.ring.lease_deadline_ns
+        if deadline_ns and self._now_ns() >= deadline_ns:
+            raise Fenced(f"the lease of guest {self.name} has run out: another incarnation may serve; end this process")
+
+    def replicated(self, lsn: int) -> bool:
+        """Whether everything before `lsn` is held by as many others as were asked for. Raises Fenced, Detached.
+
+        None asked for is satisfied at once; asked for but none there is never satisfied.
+        """
+        self.check_lease()
+        ring = self.ring
+        if not ring.copies:
+            return self.lsn >= lsn
+        required = ring.required()
+        return bool(required) and all(ring.durable(slot) >= lsn for slot in required)
+
+    def detach(self) -> None:
+        """From now on every write is refused: called in a forked child."""
+        self._detached = True
+
+
+__all__ = ["GuestCore", "LogFull", "RingCorrupt"]

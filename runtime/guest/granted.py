@@ -1,0 +1,128 @@
+"""What the machine grants a process of a guest: the handshake of docs/formats.md, "Attach", from the guest's side."""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import ctypes
+import json
+import os
+import socket
+from dataclasses import dataclass
+from typing import Any
+
+from everram.runtime.guest.errors import NotAGuest
+from everram.runtime.guest.region import Region
+from everram.runtime.memory import userfaultfd
+from everram.runtime.memory.mapped import Mapped
+from everram.runtime.memory.userfaultfd import Feature
+
+MESSAGE_BYTES_MAX = 64 * 1024
+DESCRIPTORS_MAX = 253
+"""The kernel's limit in one message."""
+TIMEOUT_S = 30.0
+"""For one answer: long enough for a host that is just being restarted to take up fault service."""
+
+
+@dataclass(slots=True)
+class Granted:
+    """This process's hold of its guest's memory. `connection` stays open for life: its end is the end of the hold."""
+
+    connection: socket.socket
+    epoch: int
+    recovered: bool
+    log: Mapped
+    regions: list[Region]
+    doorbell: int
+    userfaultfd: int = -1
+    """Kept open for life: if the last one closed, blocked threads would go on with zeros."""
+
+
+def ask(path: str, guest_id: str, epoch: int) -> Granted:
+    """Attach to the machine at `path`. Raises NotAGuest with the machine's own words if it refuses."""
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+    with contextlib.ExitStack() as undo:
+        undo.callback(connection.close)
+        connection.settimeout(TIMEOUT_S)
+        try:
+            connection.connect(path)
+        except OSError as error:
+            raise NotAGuest(f"the machine at {path} does not answer ({error.strerror}): was it stopped?") from error
+        answer, descriptors = _exchange(connection, {"everram": 1, "do": "attach", "guest": guest_id, "epoch": epoch})
+        *objects, doorbell = descriptors
+        granted = _map(connection, answer, objects, doorbell)
+        tracked = [grant["label"] for grant in answer["grants"] if grant["tracked"]]
+        if tracked:
+            _hand_over_faults(granted, tracked if answer["tracking"] else [])
+        undo.pop_all()
+    return granted
+
+
+def _map(connection: socket.socket, answer: dict[str, Any], objects: list[int], doorbell: int) -> Granted:
+    log: Mapped | None = None
+    regions: list[Region] = []
+    for grant, descriptor in zip(answer["grants"], objects, strict=True):
+        mapping = Mapped(descriptor, grant["size_bytes"])
+        os.close(descriptor)
+        if grant["role"] == "log":
+            log = mapping
+        else:
+            regions.append(Region(grant["label"], len(regions), grant["role"], mapping, grant["size_bytes"]))
+    if log is None:
+        raise NotAGuest("the machine granted no log: it is of another version than this library")
+    return Granted(connection, answer["epoch"], answer["recovered"], log, regions, doorbell)
+
+
+def _hand_over_faults(granted: Granted, labels: list[str]) -> None:
+    """Let the host see first writes to these regions, or say that this process cannot; returns when it serves them."""
+    descriptor = -1
+    if labels:
+        with contextlib.suppress(OSError):
+            descriptor = userfaultfd.make()
+    if descriptor >= 0:
+        try:
+            # Here, because the features belong to this address space whoever makes the call.
+            userfaultfd.handshake(descriptor, Feature.PAGEFAULT_FLAG_WP | Feature.WP_SHMEM)
+        except OSError:
+            os.close(descriptor)
+            descriptor = -1
+    ranges = [
+        {"label": r.name, "address": _address(r), "length": r.size_bytes}
+        for r in granted.regions
+        if r.name in labels and descriptor >= 0
+    ]
+    _exchange(granted.connection, {"do": "track", "ranges": ranges}, [descriptor] if descriptor >= 0 else [])
+    granted.userfaultfd = descriptor
+
+
+def _address(region: Region) -> int:
+    """Where its mapping begins in this process."""
+    view = region.view
+    pinned = (ctypes.c_char * 1).from_buffer(view)
+    address = ctypes.addressof(pinned)
+    del pinned
+    view.release()
+    return address
+
+
+def _exchange(
+    connection: socket.socket, message: dict[str, Any], descriptors: list[int] | None = None
+) -> tuple[dict[str, Any], list[int]]:
+    """One question, one answer with its descriptors. Raises NotAGuest."""
+    ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
+    received = array.array("i")
+    try:
+        connection.sendmsg([json.dumps(message).encode()], ancillary)
+        space = socket.CMSG_SPACE(DESCRIPTORS_MAX * received.itemsize)
+        data, extra, _, _ = connection.recvmsg(MESSAGE_BYTES_MAX, space, socket.MSG_CMSG_CLOEXEC)
+    except OSError as error:
+        raise NotAGuest(f"attaching broke off ({error}): the machine has ended, or the guest is being stopped") from error
+    for level, kind, content in extra:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            received.frombytes(content[: len(content) - len(content) % received.itemsize])
+    answer = json.loads(data) if data else {"ok": False, "error": "the machine closed the connection"}
+    if not answer.get("ok"):
+        for descriptor in received:
+            os.close(descriptor)
+        raise NotAGuest(f"this process may not attach: {answer.get('error', 'no reason given')}")
+    return answer, received.tolist()

@@ -1,0 +1,84 @@
+"""Attaching a real process: from its environment variables to a guest with its memory mapped and its log replayed."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from everram.runtime.guest import granted
+from everram.runtime.guest.core import GuestCore
+from everram.runtime.guest.errors import Detached, LogCorrupt, NotAGuest
+from everram.runtime.log.ring import Ring, RingCorrupt
+
+_attached: GuestCore | None = None
+_forked = False
+_BELL = (1).to_bytes(8, "little")
+
+
+def attach_core() -> GuestCore:
+    """This process's hold of its guest, made at the first call.
+
+    Raises NotAGuest outside a guest or if another process of the guest holds it, Detached in a forked child, LogCorrupt.
+    """
+    global _attached
+    if _forked:
+        raise Detached("this process is a forked child of a guest: attach before forking, and write only in the parent")
+    if _attached is None:
+        _attached = _attach()
+    return _attached
+
+
+def _attach() -> GuestCore:
+    environment = os.environ
+    try:
+        path, guest_id, epoch = environment["EVERRAM_ATTACH"], environment["EVERRAM_GUEST"], int(environment["EVERRAM_EPOCH"])
+    except (KeyError, ValueError):
+        raise NotAGuest("this program was not started by everram: start it with `everram run -- PROGRAM`") from None
+    held = granted.ask(path, guest_id, epoch)
+    name = environment.get("EVERRAM_NAME", guest_id)
+    try:
+        ring = Ring.open(held.log)
+    except RingCorrupt as error:
+        raise LogCorrupt(f"guest {name}: {error}") from error
+    core = GuestCore(
+        guest_id=guest_id,
+        name=name,
+        epoch=held.epoch,
+        ring=ring,
+        regions=held.regions,
+        now_ns=time.monotonic_ns,
+        ring_bell=_Bell(held.doorbell),
+        recovered=held.recovered,
+        port=int(environment.get("EVERRAM_PORT", "0")),
+    )
+    _holds.append(held)
+    return core
+
+
+_holds: list[granted.Granted] = []
+"""Never released: the machine takes the end of the connection for the end of the attached process."""
+
+
+class _Bell:
+    """Wakes the host's reader through the eventfd that it shares with this guest."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        os.set_blocking(descriptor, False)
+
+    def __call__(self) -> None:
+        try:
+            os.write(self._descriptor, _BELL)
+        except BlockingIOError:
+            pass  # its counter is full: it has been ringing all along
+
+
+def _after_fork_in_child() -> None:
+    global _attached, _forked
+    if _attached is not None:
+        _forked = True
+        _attached.detach()
+        _attached = None
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,74 @@
+"""The blocking form of a guest, for ordinary programs and their threads."""
+
+from __future__ import annotations
+
+import time
+
+from everram.runtime.guest.core import GuestCore
+from everram.runtime.guest.dictionary import Dictionary
+from everram.runtime.guest.errors import Timeout
+from everram.runtime.guest.records import Records
+from everram.runtime.guest.region import Region
+from everram.runtime.guest.transaction import Transaction
+
+POLL_S = 0.0005
+"""How often a wait looks at the positions in the ring's header, which nobody announces to the guest."""
+
+
+class Guest:
+    """What `attach` gives: regions, transactions, and what is known of this incarnation."""
+
+    def __init__(self, core: GuestCore) -> None:
+        self.core = core
+        self.transaction = core.transaction
+        """`with me.transaction() as tx`: see `Transaction`."""
+
+    @property
+    def name(self) -> str:
+        return self.core.name
+
+    @property
+    def guest_id(self) -> str:
+        return self.core.guest_id
+
+    @property
+    def epoch(self) -> int:
+        """Of this incarnation: the first is 1, each restart has a higher one."""
+        return self.core.epoch
+
+    @property
+    def recovered(self) -> bool:
+        """Whether this is a restart: what the regions hold is an earlier incarnation's."""
+        return self.core.recovered
+
+    @property
+    def port(self) -> int:
+        """Where to listen (EVERRAM_PORT, on 127.0.0.1)."""
+        return self.core.port
+
+    def region(self, name: str) -> Region:
+        """Raises RegionError."""
+        return self.core.region(name)
+
+    def dict(self, name: str) -> Dictionary:
+        """A persistent dictionary that fills the region `name`. Raises RegionError if it holds something else."""
+        return Dictionary(self.core, self.core.region(name))
+
+    def records(self, name: str, layout: str) -> Records:
+        """A persistent array of records packed by `struct`'s `layout` that fills the region `name`."""
+        return Records(self.core, self.core.region(name), layout)
+
+    def begin(self) -> Transaction:
+        """A transaction outside `with`: call its `commit` or `discard`."""
+        return self.core.transaction()
+
+    def wait_replicated(self, lsn: int, timeout_s: float) -> None:
+        """Return once everything before `lsn` is held by as many other hosts as were asked for (`--copies`).
+
+        Raises Timeout (unknown, not failed), Fenced (stop).
+        """
+        deadline_ns = time.monotonic_ns() + int(timeout_s * 1e9)
+        while not self.core.replicated(lsn):
+            if time.monotonic_ns() >= deadline_ns:
+                raise Timeout(f"position {lsn} is not known to be replicated after {timeout_s:g} s: it may be")
+            time.sleep(POLL_S)
