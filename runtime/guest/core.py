@@ -1,8 +1,8 @@
 """A guest without I/O: its regions, its log and its transactions. Time, memory and the bell are passed in.
 
-`process` makes one of these from what the machine grants a real process, the simulation makes one from simulated memory;
-the blocking and the asynchronous form (`shell`, `aio`) both stand on it. Making one replays the log, so whoever holds
-a core sees every committed transaction and nothing of any other.
+`process` makes one of these from what the machine grants a real process, the simulation makes one from simulated
+memory; the blocking and the asynchronous form (`shell`, `aio`) both stand on it. Making one replays the log, so whoever
+holds a core sees every committed transaction and nothing of any other.
 
 A commit, in this order (a crash between any two steps loses nothing that was told, and leaves nothing half-done):
 
@@ -17,9 +17,9 @@ from collections.abc import Callable, Sequence
 from everram.runtime.guest.errors import Detached, Fenced, LogCorrupt, RegionError
 from everram.runtime.guest.region import Region
 from everram.runtime.guest.transaction import Transaction
-from everram.runtime.log.record import RecordFlags, RecordType, Store, pack_stores
+from everram.runtime.log.record import RawStore, RecordFlags, RecordType, pack_stores
 from everram.runtime.log.replay import replay
-from everram.runtime.log.ring import Ring, RingCorrupt
+from everram.runtime.log.ring import LEASE, Ring, RingCorrupt
 from everram.runtime.log.writer import LogFull, LogWriter, no_bell
 
 _STORES = int(RecordType.STORES)
@@ -54,8 +54,9 @@ class GuestCore:
         """Where this incarnation should listen; 0 if nowhere."""
         self.ring = ring
         self.regions = {region.name: region for region in regions}
-        self._numbered = tuple(regions)
+        self._mappings = tuple(region.mapping for region in regions)
         self._now_ns = now_ns
+        self._load_word = ring.mapping.load_u64
         self._committing = threading.Lock()
         self._detached = False
         try:
@@ -72,31 +73,34 @@ class GuestCore:
             return self.regions[name]
         except KeyError:
             known = ", ".join(self.regions) or "none"
-            raise RegionError(f"guest {self.name} has no region {name} (it has: {known}): run it with --region") from None
+            raise RegionError(
+                f"guest {self.name} has no region {name} (it has: {known}): run it with --region"
+            ) from None
 
     def transaction(self) -> Transaction:
         """Stores that are committed all together when the `with` block ends, or not at all if it raises."""
         return Transaction(self.commit)
 
-    def commit(self, stores: Sequence[Store]) -> int:
+    def commit(self, stores: Sequence[RawStore]) -> int:
         """Commit these stores as one transaction; returns the LSN behind its record.
 
         Raises Fenced (nothing was written), RegionError for more than one record holds, LogFull, Detached.
         """
         payload = pack_stores(stores)
-        writer, numbered = self._writer, self._numbered
+        writer, mappings = self._writer, self._mappings
         with self._committing:
-            self.check_lease()
+            deadline_ns = self._load_word(LEASE)
+            if self._detached or (deadline_ns and self._now_ns() >= deadline_ns):
+                self.check_lease()
             try:
                 lsn = writer.append(_STORES, _REQUIRED, payload)
             except ValueError as error:
-                raise RegionError(f"the transaction is too large: {error}; split it, or run with a larger --log") from error
+                raise RegionError(
+                    f"the transaction is too large: {error}; split it, or run with a larger --log"
+                ) from error
             writer.publish()
             for number, offset, data in stores:
-                mapping = numbered[number].mapping
-                mapping.store(offset, data)
-                mapping.flush(offset, len(data))
-            self.ring.mapping.drain()
+                mappings[number].persist(offset, data)
             writer.publish_applied()
             self.lsn = lsn
         return lsn
@@ -105,7 +109,7 @@ class GuestCore:
         """Raises Fenced once the lease has run out, Detached in a forked child."""
         if self._detached:
             raise Detached("this process is a forked child of a guest: only the process that attached may write")
-        deadline_ns = self.ring.lease_deadline_ns
+        deadline_ns = self._load_word(LEASE)
         if deadline_ns and self._now_ns() >= deadline_ns:
             raise Fenced(f"the lease of guest {self.name} has run out: another incarnation may serve; end this process")
 

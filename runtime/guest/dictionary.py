@@ -6,8 +6,8 @@
         accounts.set("alice", 90, tx)
         accounts.set("bob", 10, tx)
 
-Keys are str or bytes; values bytes, or whatever JSON can say. Layout (docs/formats.md, "Dictionary"): a header, a table of
-chains, and blocks of powers of two, which are kept in free lists once given up. Every change is one transaction, so
+Keys are str or bytes; values bytes, or whatever JSON can say. Layout (docs/formats.md, "Dictionary"): a header, a table
+of chains, and blocks of powers of two, which are kept in free lists once given up. Every change is one transaction, so
 no crash can leave a chain or a list half-linked.
 """
 
@@ -55,7 +55,9 @@ class Dictionary:
     def _format(self) -> None:
         region = self._region
         if region.size_bytes < MIN_REGION_BYTES:
-            raise RegionError(f"region {region.name} is too small for a dictionary: give it at least {MIN_REGION_BYTES}")
+            raise RegionError(
+                f"region {region.name} is too small for a dictionary: give it at least {MIN_REGION_BYTES}"
+            )
         buckets = 1 << (region.size_bytes // _REGION_BYTES_PER_BUCKET).bit_length() - 1
         with self._core.transaction() as tx:
             tx.store_u64(region, _MAGIC, MAGIC)

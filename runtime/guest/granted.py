@@ -116,7 +116,9 @@ def _exchange(
         space = socket.CMSG_SPACE(DESCRIPTORS_MAX * received.itemsize)
         data, extra, _, _ = connection.recvmsg(MESSAGE_BYTES_MAX, space, socket.MSG_CMSG_CLOEXEC)
     except OSError as error:
-        raise NotAGuest(f"attaching broke off ({error}): the machine has ended, or the guest is being stopped") from error
+        raise NotAGuest(
+            f"attaching broke off ({error}): the machine has ended, or the guest is being stopped"
+        ) from error
     for level, kind, content in extra:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             received.frombytes(content[: len(content) - len(content) % received.itemsize])

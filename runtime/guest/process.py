@@ -18,7 +18,8 @@ _BELL = (1).to_bytes(8, "little")
 def attach_core() -> GuestCore:
     """This process's hold of its guest, made at the first call.
 
-    Raises NotAGuest outside a guest or if another process of the guest holds it, Detached in a forked child, LogCorrupt.
+    Raises NotAGuest outside a guest or if another process of the guest holds it, Detached in a forked child,
+    LogCorrupt.
     """
     global _attached
     if _forked:
@@ -31,7 +32,11 @@ def attach_core() -> GuestCore:
 def _attach() -> GuestCore:
     environment = os.environ
     try:
-        path, guest_id, epoch = environment["EVERRAM_ATTACH"], environment["EVERRAM_GUEST"], int(environment["EVERRAM_EPOCH"])
+        path, guest_id, epoch = (
+            environment["EVERRAM_ATTACH"],
+            environment["EVERRAM_GUEST"],
+            int(environment["EVERRAM_EPOCH"]),
+        )
     except (KeyError, ValueError):
         raise NotAGuest("this program was not started by everram: start it with `everram run -- PROGRAM`") from None
     held = granted.ask(path, guest_id, epoch)

@@ -7,7 +7,7 @@ from types import TracebackType
 
 from everram.runtime.guest.errors import RegionError
 from everram.runtime.guest.region import Region
-from everram.runtime.log.record import Store
+from everram.runtime.log.record import RawStore
 
 
 class Transaction:
@@ -19,9 +19,9 @@ class Transaction:
 
     __slots__ = ("_commit", "_stores", "lsn")
 
-    def __init__(self, commit: Callable[[Sequence[Store]], int]) -> None:
+    def __init__(self, commit: Callable[[Sequence[RawStore]], int]) -> None:
         self._commit = commit
-        self._stores: list[Store] = []
+        self._stores: list[RawStore] = []
         self.lsn = 0
         """The LSN behind its record once it has committed; 0 before, and for a transaction without stores."""
 
@@ -33,7 +33,7 @@ class Transaction:
         if region.kind != "logged":
             raise RegionError(f"region {region.name} is mapped: store into it directly, transactions do not cover it")
         # A copy, unless it cannot change: what the caller does to its buffer afterwards is not part of this.
-        self._stores.append(Store(region.number, offset, data if type(data) is bytes else bytes(data)))
+        self._stores.append((region.number, offset, data if type(data) is bytes else bytes(data)))
 
     def load(self, region: Region, offset: int, length: int) -> bytes:
         """What the region will hold if this transaction commits."""

@@ -7,8 +7,8 @@
             ...  # wait for the bell
             reader.awake()
 
-A reader that nobody waits for may be lapped: the guest frees what it has applied and what required destinations hold. The
-ring says so (`freed` is published before anything is overwritten), and the reader goes on where the log still is.
+A reader that nobody waits for may be lapped: the guest frees what it has applied and what required destinations hold.
+The ring says so (`freed` is published before anything is overwritten), and the reader goes on where the log still is.
 """
 
 from __future__ import annotations

@@ -12,9 +12,10 @@ Layout (little-endian; records are aligned to 8 bytes and never wrap):
     32  16s  guest_id
     48  payload
 
-A record is valid at a position only if its LSN is that position, its guest is the ring's, its epoch is possible there and
-its checksum holds; never because the tail says so. The payload of `STORES` is a list of (region u32, length u32, offset
-u64, bytes), regions numbered as the guest was granted them. Records are physical: applying one twice changes nothing.
+A record is valid at a position only if its LSN is that position, its guest is the ring's, its epoch is possible there
+and its checksum holds; never because the tail says so. The payload of `STORES` is a list of (region u32, length u32,
+offset u64, bytes), regions numbered as the guest was granted them. Records are physical: applying one twice changes
+nothing.
 """
 
 from __future__ import annotations
@@ -89,11 +90,15 @@ class Record:
             at += length
 
 
+RawStore = tuple[int, int, bytes]
+"""(region, offset, data): a `Store` without its name, for the path on which every tenth of a microsecond counts."""
+
+
 def padded(length: int) -> int:
     return (length + ALIGNMENT_BYTES - 1) & -ALIGNMENT_BYTES
 
 
-def pack_stores(stores: Iterable[Store]) -> bytes:
+def pack_stores(stores: Iterable[RawStore]) -> bytes:
     """The payload of a STORES record."""
     parts: list[bytes] = []
     for region, offset, data in stores:

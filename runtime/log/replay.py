@@ -11,8 +11,8 @@ from everram.runtime.memory.contract import Mapping
 def replay(ring: Ring, regions: Sequence[Mapping | None]) -> int:
     """Apply every committed record that may not be in the regions yet; returns how many transactions those were.
 
-    `regions` by number; None for one that takes no transactions. Physical and idempotent: a crash in the middle is mended
-    by doing it again. Raises RingCorrupt, before anything is applied, for a log that is damaged.
+    `regions` by number; None for one that takes no transactions. Physical and idempotent: a crash in the middle is
+    mended by doing it again. Raises RingCorrupt, before anything is applied, for a log that is damaged.
     """
     tail, pending = ring.tail, []
     end = ring.applied

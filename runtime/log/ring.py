@@ -1,8 +1,8 @@
 """The log ring: one guest's log in shared memory, a header of single words and a circle of records.
 
-The guest appends (`writer`), the host reads (`reader`), either may die at any store. Positions are LSNs: bytes since the
-log began, never wrapping; the byte at LSN x lies at `DATA_OFFSET + x % capacity`. Each word has a cache line of its own and
-one writer; it is published by one 8-byte store:
+The guest appends (`writer`), the host reads (`reader`), either may die at any store. Positions are LSNs: bytes since
+the log began, never wrapping; the byte at LSN x lies at `DATA_OFFSET + x % capacity`. Each word has a cache line of its
+own and one writer; it is published by one 8-byte store:
 
     tail        guest   everything before it is committed
     applied     guest   everything before it is in the regions
@@ -88,14 +88,12 @@ class Ring:
         if not 0 < len(guest) <= GUEST_ID_BYTES:
             raise ValueError(f"{guest_id!r} is not a guest_id")
         guest = guest.ljust(GUEST_ID_BYTES, b"\0")
-        mapping.store(0, bytes(DATA_OFFSET))
-        mapping.store_u64(EPOCH, epoch)
-        mapping.flush(0, DATA_OFFSET)
-        mapping.drain()
-        static = _STATIC.pack(MAGIC, MAJOR, MINOR, DATA_OFFSET, capacity_bytes, 0, 0, guest).ljust(_STATIC_CRC_AT, b"\0")
-        mapping.store(0, static + zlib.crc32(static).to_bytes(8, "little"))
-        mapping.flush(0, _STATIC_CRC_AT + 8)
-        mapping.drain()
+        mapping.persist(0, bytes(DATA_OFFSET))
+        mapping.publish_u64(EPOCH, epoch)
+        static = _STATIC.pack(MAGIC, MAJOR, MINOR, DATA_OFFSET, capacity_bytes, 0, 0, guest).ljust(
+            _STATIC_CRC_AT, b"\0"
+        )
+        mapping.persist(0, static + zlib.crc32(static).to_bytes(8, "little"))
         return Ring(mapping, guest, capacity_bytes)
 
     @staticmethod
@@ -176,10 +174,7 @@ class Ring:
         return int.from_bytes(self.mapping.load(32, 8), "little")
 
     def publish(self, word: int, value: int) -> None:
-        mapping = self.mapping
-        mapping.store_u64(word, value)
-        mapping.flush(word, 8)
-        mapping.drain()
+        self.mapping.publish_u64(word, value)
 
     def set_tail(self, lsn: int) -> None:
         self.publish(TAIL, lsn)
@@ -226,8 +221,7 @@ class Ring:
         self.publish(at, 0)
         if destination is None:
             return
-        self.mapping.store(at + 16, destination.memory_id.encode().ljust(GUEST_ID_BYTES, b"\0"))
-        self.mapping.flush(at + 16, GUEST_ID_BYTES)
+        self.mapping.persist(at + 16, destination.memory_id.encode().ljust(GUEST_ID_BYTES, b"\0"))
         self.publish(at + 8, destination.durable_lsn)
         self.publish(at, SLOT_ACTIVE | (SLOT_REQUIRED if destination.required else 0))
 
@@ -283,8 +277,8 @@ class Ring:
     def committed_end(self) -> int:
         """Where the log ends: after the last valid record from `applied` on, at or after the tail.
 
-        A record beyond the tail was whole but not yet published when its guest died: nobody was told of it, and taking it
-        is as right as leaving it. Raises RingCorrupt if the valid records end before the tail.
+        A record beyond the tail was whole but not yet published when its guest died: nobody was told of it, and taking
+        it is as right as leaving it. Raises RingCorrupt if the valid records end before the tail.
         """
         self.check()
         end = self.applied

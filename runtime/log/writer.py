@@ -6,8 +6,8 @@
     ...                                                                     # store to the regions, flush, drain
     writer.publish_applied()
 
-The order is the whole point: a record is persistent before the tail covers it, and the tail covers it before anything of
-it reaches a region, so that whatever a crash leaves can be completed from the log.
+The order is the whole point: a record is persistent before the tail covers it, and the tail covers it before anything
+of it reaches a region, so that whatever a crash leaves can be completed from the log.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ class LogWriter:
         self.ring = ring
         self._mapping = ring.mapping
         self._capacity = ring.capacity_bytes
+        self._guest = ring.guest
         self._ring_bell = ring_bell
         self._epoch = ring.epoch
         self._tail = self._end = ring.tail
@@ -47,7 +48,7 @@ class LogWriter:
         Raises LogFull, and ValueError for a payload over `largest_payload_bytes`.
         """
         size = HEADER_BYTES + len(payload)
-        at, mapping = self._tail, self._mapping
+        at = self._tail
         position = at % self._capacity
         if position + size > self._capacity:
             at = self._pad(at, size)
@@ -55,30 +56,22 @@ class LogWriter:
         end = at + ((size + 7) & -8)
         if end - self._freed > self._capacity:
             self._free(end)
-        whole = records.pack(at, self._epoch, record_type, flags, self.ring.guest, payload)
-        mapping.store(DATA_OFFSET + position, whole)
-        mapping.flush(DATA_OFFSET + position, size)
-        mapping.drain()
+        whole = records.pack(at, self._epoch, record_type, flags, self._guest, payload)
+        self._mapping.persist(DATA_OFFSET + position, whole)
         self._end = end
         return end
 
     def publish(self) -> None:
         """Commit what was appended, and wake the reader if it says that it sleeps."""
-        mapping = self._mapping
         self._tail = self._end
-        mapping.store_u64(TAIL, self._end)
-        mapping.flush(TAIL, 8)
-        mapping.drain()
+        self._mapping.publish_u64(TAIL, self._end)
         # Looked at after the publication: a reader that goes to sleep looks at the tail once more after saying so.
-        if mapping.load_u64(SLEEPING):
+        if self._mapping.load_u64(SLEEPING):
             self._ring_bell()
 
     def publish_applied(self) -> None:
         """What was committed is in the regions, persistently."""
-        mapping = self._mapping
-        mapping.store_u64(APPLIED, self._tail)
-        mapping.flush(APPLIED, 8)
-        mapping.drain()
+        self._mapping.publish_u64(APPLIED, self._tail)
 
     def _pad(self, at: int, size: int) -> int:
         """Fill the circle's end, which is too short for a record of `size`; returns where the next lap begins."""
@@ -90,8 +83,7 @@ class LogWriter:
             self._free(at + room + padded(size))
         if room >= HEADER_BYTES:
             pad = records.pack(at, self._epoch, RecordType.PAD, 0, ring.guest, bytes(room - HEADER_BYTES))
-            self._mapping.store(ring.offset(at), pad)
-            self._mapping.flush(ring.offset(at), len(pad))
+            self._mapping.persist(ring.offset(at), pad)
         return at + room
 
     def _free(self, end: int) -> None:

@@ -1,9 +1,9 @@
 """The memory contract: how everram's own structures touch memory that outlives a process.
 
-Shaped like PMDK's `struct pmem_ops`: `store` writes, `flush` starts the way to the persistence domain, `drain` waits for
-it. On DRAM kept by a machine flush and drain cost nothing; the simulation uses them to lose and reorder what was not
-flushed. Code that follows the contract is therefore right on both. Stores become visible to other processes in program
-order (x86-64); `store_u64` is one aligned 8-byte store, never seen half-done, and is how things are published.
+Shaped like PMDK's `struct pmem_ops`: `store` writes, `flush` starts the way to the persistence domain, `drain` waits
+for it. On DRAM kept by a machine flush and drain cost nothing; the simulation uses them to lose and reorder what was
+not flushed. Code that follows the contract is therefore right on both. Stores become visible to other processes in
+program order (x86-64); `store_u64` is one aligned 8-byte store, never seen half-done, and is how things are published.
 
 Implementations: `everram.runtime.memory.mapped` (mmap), `everram.runtime.simulation.memory` (records and crashes).
 Standard library only: guests import this module.
@@ -20,8 +20,8 @@ CACHE_LINE_BYTES = 64
 class Mapping(Protocol):
     """A range of persistent memory, addressed by offsets from 0.
 
-    Offsets and lengths outside `size_bytes` raise IndexError (a bug in the caller); `store_u64`/`load_u64` demand
-    8-byte alignment.
+    Offsets and lengths outside `size_bytes` raise IndexError (a bug in the caller); words demand 8-byte alignment.
+    Implementations derive from this class, for the two methods that are made of others.
     """
 
     size_bytes: int
@@ -43,6 +43,18 @@ class Mapping(Protocol):
 
     def drain(self) -> None:
         """Fence: everything flushed before is persistent when this returns."""
+
+    def persist(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+        """Store, flush and drain in one: what the hot paths call, so that DRAM pays for one call and not for three."""
+        self.store(offset, data)
+        self.flush(offset, len(data))
+        self.drain()
+
+    def publish_u64(self, offset: int, value: int) -> None:
+        """`store_u64`, flush and drain in one."""
+        self.store_u64(offset, value)
+        self.flush(offset, 8)
+        self.drain()
 
     def close(self) -> None:
         """Unmap. Later accesses raise ValueError."""

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import struct
 
+from everram.runtime.memory.contract import Mapping
+
 _WORD = struct.Struct("<Q")
 
 
-class HeapMapping:
+class HeapMapping(Mapping):
     """A `Mapping` over a bytearray. Only this process sees it, so publishing needs no care."""
 
     def __init__(self, size_bytes: int) -> None:

@@ -13,11 +13,13 @@ import mmap
 import os
 import sys
 
+from everram.runtime.memory.contract import Mapping
+
 if os.uname().machine != "x86_64" or sys.byteorder != "little":
     raise ImportError("everram publishes words in shared memory by plain 8-byte stores, which needs an x86-64 computer")
 
 
-class Mapped:
+class Mapped(Mapping):
     """All of a descriptor's first `size_bytes` bytes; the descriptor stays the caller's. Raises OSError."""
 
     def __init__(self, descriptor: int, size_bytes: int, *, populate: bool = False) -> None:
@@ -60,6 +62,14 @@ class Mapped:
 
     def drain(self) -> None:
         pass
+
+    def persist(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+        end = offset + len(data)
+        if offset < 0 or end > self.size_bytes:
+            raise IndexError(f"store of {len(data)} bytes at {offset} in a mapping of {self.size_bytes}")
+        self._bytes[offset:end] = data
+
+    publish_u64 = store_u64
 
     def close(self) -> None:
         self._words.release()

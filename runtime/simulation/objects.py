@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from everram.runtime.environment import MemoryObject
 from everram.runtime.errors import AlreadyExists, NotFound, ResourceExhausted
-from everram.runtime.memory.contract import PAGE_BYTES
+from everram.runtime.memory.contract import Mapping, PAGE_BYTES
 from everram.runtime.simulation.entropy import Stream
 from everram.runtime.simulation.loop import SimulationLoop
 
@@ -128,7 +128,7 @@ class Bytes:
         return found
 
 
-class GatedMapping:
+class GatedMapping(Mapping):
     """`contract.Mapping` of one process. On DRAM a flush has nothing to do: what is stored is kept by the machine."""
 
     def __init__(self, content: Bytes, gate: Gate | None = None) -> None:
