@@ -21,7 +21,7 @@ class AsyncGuest(Guest):
         """
         try:
             async with asyncio.timeout(timeout_s):
-                while not self.core.replicated(lsn):
-                    await asyncio.sleep(POLL_S)  # noqa: ASYNC110 - a word in shared memory has no event
+                while not self.core.replicated(lsn):  # noqa: ASYNC110 - a word in shared memory has no event
+                    await asyncio.sleep(POLL_S)
         except TimeoutError as error:
             raise Timeout(f"position {lsn} is not known to be replicated after {timeout_s:g} s: it may be") from error
