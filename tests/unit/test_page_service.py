@@ -1,0 +1,334 @@
+"""The page service's decisions and its driver, on a kernel of the test's own."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from everram.runtime.environment import MachineEvent, Memory, TrackedRange
+from everram.runtime.errors import FailedPrecondition, InvalidArgument, NotFound
+from everram.runtime.formats.pages import PageTable, State, table_name
+from everram.runtime.memory import page_service
+from everram.runtime.memory.contract import PAGE_BYTES
+from everram.runtime.memory.heap import HeapMapping
+from everram.runtime.memory.page_service import FAULTS_PER_TURN, PageService
+from everram.runtime.memory.reasons import Keeper, NoteOnly, Reason, ReasonedPages, holds, lifted
+from everram.runtime.memory.userfaultfd import FaultFlag, Feature, Mode, PageFault
+
+BASE = 0x7F00_0000_0000
+PAGES = 64
+
+# -- decisions --------------------------------------------------------------------------------------------------------
+
+
+def table() -> PageTable:
+    return PageTable.format(HeapMapping(PageTable.total_bytes(PAGES)), PAGES)
+
+
+@dataclass
+class Recorded:
+    """A keeper that notes when it was called, and may refuse."""
+
+    name: str
+    calls: list[tuple[str, int]]
+    willing: bool = True
+
+    def lift(self, page: int) -> bool:
+        self.calls.append((self.name, page))
+        return self.willing
+
+
+@pytest.mark.parametrize("reason", Reason)
+def test_a_lifted_reason_no_longer_holds_and_leaves_the_others(reason: Reason) -> None:
+    for state in map(State, range(16)):
+        after = lifted(reason, state)
+        assert not holds(reason, after)
+        assert all(holds(other, after) == holds(other, state) for other in Reason if other != reason)
+
+
+def test_keepers_are_called_in_order_and_only_those_whose_reason_holds() -> None:
+    calls: list[tuple[str, int]] = []
+    keepers = {reason: Recorded(reason.name, calls) for reason in reversed(Reason)}
+    states = table()
+    states.set(3, State.SWAPPED | State.SHARED)
+    states.set(4, State.SHARED | State.WRITTEN)
+    pages = ReasonedPages(states, keepers)
+    assert pages.on_store(3)
+    assert [name for name, _ in calls] == ["SWAPPED_OUT", "SHARED_WITH_SNAPSHOT", "CLEAN_UNDER_CAP", "UNWRITTEN"]
+    calls.clear()
+    assert pages.on_store(4)
+    assert calls == [("SHARED_WITH_SNAPSHOT", 4), ("CLEAN_UNDER_CAP", 4)]
+    calls.clear()
+    assert pages.on_store(3)
+    assert calls == []
+
+
+def test_a_page_stays_protected_until_its_last_reason_is_gone() -> None:
+    calls: list[tuple[str, int]] = []
+    cap = Recorded("cap", calls, willing=False)
+    pages = ReasonedPages(table(), {Reason.CLEAN_UNDER_CAP: cap, Reason.UNWRITTEN: NoteOnly()})
+    assert not pages.on_store(5)
+    assert (pages.waiting, pages.table.count(State.WRITTEN)) == ({5}, 0)
+    assert list(pages.protected_runs()) == [(0, PAGES)]
+    assert pages.retry() == []
+    cap.willing = True
+    assert pages.retry() == [5]
+    assert pages.waiting == set()
+    assert list(pages.protected_runs()) == [(0, 5), (6, PAGES - 6)]
+
+
+def test_a_successor_decides_from_the_same_table() -> None:
+    states = table()
+    ReasonedPages(states, {Reason.UNWRITTEN: NoteOnly()}).on_store(7)
+    calls: list[tuple[str, int]] = []
+    successor = ReasonedPages(states, {Reason.UNWRITTEN: Recorded("track", calls)})
+    assert successor.on_store(7)
+    assert successor.on_store(8)
+    assert calls == [("track", 8)]
+
+
+# -- the driver -------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class FakeKernel:
+    """Protection bits of one guest, and threads blocked on them."""
+
+    protected: set[int] = field(default_factory=set)
+    blocked: list[int] = field(default_factory=list)
+    told: list[int] = field(default_factory=list)
+    calls: list[str] = field(default_factory=list)
+    gone: bool = False
+    largest_read: int = 0
+
+    def handshake(self, descriptor: int, wanted: Feature) -> Feature | None:
+        return wanted
+
+    def register(self, descriptor: int, address: int, length: int, mode: Mode) -> None:
+        if self.gone:
+            raise OSError(errno.ESRCH, "No such process")
+        self.calls.append("register")
+
+    def protect(self, descriptor: int, address: int, length: int) -> None:
+        self.calls.append("protect")
+        self.protected |= self._pages(address, length)
+
+    def unprotect(self, descriptor: int, address: int, length: int) -> None:
+        if self.gone:
+            raise OSError(errno.ESRCH, "No such process")
+        self.calls.append(f"unprotect {length // PAGE_BYTES}")
+        self.protected -= self._pages(address, length)
+        self.told = [page for page in self.told if page in self.protected]
+
+    def wake(self, descriptor: int, address: int, length: int) -> None:
+        self.calls.append("wake")
+        self.blocked += self.told  # woken threads fault again
+        self.told = []
+
+    def read_faults(self, descriptor: int, limit: int) -> list[PageFault]:
+        pages, self.blocked = self.blocked[:limit], self.blocked[limit:]
+        self.largest_read = max(self.largest_read, len(pages))
+        self.told += pages
+        if not self.blocked:
+            os.eventfd_read(descriptor)
+        return [PageFault(BASE + page * PAGE_BYTES, FaultFlag.WRITE | FaultFlag.PROTECTED) for page in pages]
+
+    def store(self, descriptor: int, *pages: int) -> None:
+        """Threads of the guest store to pages."""
+        faults = [page for page in pages if page in self.protected]
+        if faults:
+            self.blocked += faults
+            os.eventfd_write(descriptor, 1)
+
+    def _pages(self, address: int, length: int) -> set[int]:
+        return set(range((address - BASE) // PAGE_BYTES, (address - BASE + length) // PAGE_BYTES))
+
+
+class TablesOnly:
+    """A machine's memory with page tables; their bytes outlive the service."""
+
+    def __init__(self) -> None:
+        self.mappings = {table_name("g", "scratch"): HeapMapping(PageTable.total_bytes(PAGES))}
+        for mapping in self.mappings.values():
+            mapping.close = lambda: None  # type: ignore[method-assign]
+            PageTable.format(mapping, PAGES)
+
+    def names(self) -> list[str]:
+        return sorted(self.mappings)
+
+    def open(self, name: str) -> TablesOnly:
+        if name not in self.mappings:
+            raise NotFound(name)
+        self._opened = self.mappings[name]
+        return self
+
+    def map(self) -> HeapMapping:
+        return self._opened
+
+
+class Bench:
+    """A guest, its machine, and hosts that come and go."""
+
+    def __init__(self) -> None:
+        self.memory = TablesOnly()
+        self.kernel = FakeKernel()
+        self.kept = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.services: list[PageService] = []
+
+    def service(self, **keepers: Keeper) -> PageService:
+        chosen = {Reason[name]: keeper for name, keeper in keepers.items()} or page_service.TRACKING
+        self.services.append(PageService(cast("Memory", self.memory), kernel=self.kernel, keepers=chosen))
+        return self.services[-1]
+
+    def event(self, *ranges: tuple[int, int], label: str = "scratch") -> MachineEvent:
+        tracked = tuple(TrackedRange(label, "memory", a, length) for a, length in ranges)
+        return MachineEvent("attached", "g", 1, userfaultfd=os.dup(self.kept), ranges=tracked)
+
+    def attached(self, **keepers: Keeper) -> PageService:
+        service = self.service(**keepers)
+        service.attach(self.event((BASE, PAGES * PAGE_BYTES)))
+        return service
+
+    def store(self, *pages: int) -> None:
+        self.kernel.store(self.kept, *pages)
+
+
+@pytest.fixture
+async def bench() -> AsyncIterator[Bench]:
+    bench = Bench()
+    before = _descriptors()
+    yield bench
+    for service in bench.services:
+        service.close()
+    assert _descriptors() == before
+    os.close(bench.kept)
+
+
+def _descriptors() -> set[str]:
+    return {path.name for path in Path("/proc/self/fd").iterdir() if path.exists()}
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():  # noqa: ASYNC110 - it waits for the fake kernel's state, which signals nobody
+            await asyncio.sleep(0)
+
+
+async def test_stores_are_counted_exactly(bench: Bench) -> None:
+    service = bench.attached()
+    assert bench.kernel.protected == set(range(PAGES))
+    assert service.is_served("g", "scratch")
+    assert service.written_pages("g", "scratch") == 0
+    bench.store(3, 4, 4, 9)
+    await until(lambda: not bench.kernel.told and not bench.kernel.blocked)
+    assert service.written_pages("g", "scratch") == 3
+    assert bench.kernel.protected == set(range(PAGES)) - {3, 4, 9}
+    assert bench.kernel.calls[-2:] == ["unprotect 2", "unprotect 1"]
+    assert service.written_pages("g", "other") is None
+
+
+async def test_a_turn_is_bounded(bench: Bench) -> None:
+    service = bench.attached()
+    bench.store(*range(PAGES))
+    await until(lambda: service.written_pages("g", "scratch") == PAGES)
+    assert bench.kernel.largest_read == FAULTS_PER_TURN
+
+
+async def test_a_new_host_goes_on_where_the_old_one_died(bench: Bench) -> None:
+    service = bench.attached()
+    bench.store(1, 2)
+    await until(lambda: service.written_pages("g", "scratch") == 2)
+    service.close()
+    bench.store(5)
+    bench.kernel.read_faults(bench.kept, 1)  # the old host read the fault of page 5 and died before resolving it
+    assert bench.kernel.told == [5]
+    successor = bench.attached()
+    assert successor.written_pages("g", "scratch") == 2
+    assert bench.kernel.blocked == [5]
+    os.eventfd_write(bench.kept, 1)
+    await until(lambda: successor.written_pages("g", "scratch") == 3)
+    assert bench.kernel.protected == set(range(PAGES)) - {1, 2, 5}
+
+
+async def test_reset_counts_from_zero(bench: Bench) -> None:
+    service = bench.attached()
+    bench.store(1, 2)
+    await until(lambda: service.written_pages("g", "scratch") == 2)
+    service.reset("g", "scratch")
+    assert service.written_pages("g", "scratch") == 0
+    assert bench.kernel.protected == set(range(PAGES))
+    service.detach("g")
+    service.reset("g", "scratch")
+    with pytest.raises(NotFound):
+        service.reset("g", "nothing")
+
+
+async def test_written_pages_stay_known_after_the_guest(bench: Bench) -> None:
+    service = bench.attached()
+    bench.store(8)
+    await until(lambda: service.written_pages("g", "scratch") == 1)
+    service.detach("g")
+    service.detach("g")
+    assert service.written_pages("g", "scratch") == 1
+    assert not service.is_served("g", "scratch")
+
+
+async def test_a_keeper_may_let_a_thread_wait(bench: Bench) -> None:
+    cap = Recorded("cap", [], willing=False)
+    service = bench.attached(CLEAN_UNDER_CAP=cap, UNWRITTEN=NoteOnly())
+    bench.store(6)
+    await until(lambda: bool(cap.calls))
+    assert 6 in bench.kernel.protected
+    cap.willing = True
+    service.retry("g", "scratch")
+    assert 6 not in bench.kernel.protected
+    assert service.written_pages("g", "scratch") == 1
+
+
+async def test_many_runs_are_protected_by_one_call(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page_service, "MAX_PROTECTED_RUNS", 4)
+    states = PageTable.open(bench.memory.open(table_name("g", "scratch")).map())
+    for page in range(0, PAGES, 2):
+        states.set(page, State.WRITTEN)
+    service = bench.attached()
+    assert bench.kernel.calls.count("protect") == 1
+    bench.store(2, 3)
+    await until(lambda: not bench.kernel.told and not bench.kernel.blocked)
+    assert service.written_pages("g", "scratch") == PAGES // 2 + 1
+
+
+async def test_a_guest_that_has_gone_ends_its_service_only(bench: Bench) -> None:
+    service = bench.attached()
+    bench.kernel.gone = True
+    bench.store(3)
+    await until(lambda: not service.is_served("g", "scratch"))
+    with pytest.raises(FailedPrecondition, match="not tracked"):
+        service.attach(bench.event((BASE, PAGE_BYTES)))
+
+
+@pytest.mark.parametrize(
+    "ranges",
+    [
+        [(BASE + 1, PAGE_BYTES)],
+        [(BASE, PAGE_BYTES - 1)],
+        [(BASE, 0)],
+        [(BASE, (PAGES + 1) * PAGE_BYTES)],
+        [(BASE, 2 * PAGE_BYTES), (BASE + PAGE_BYTES, PAGE_BYTES)],
+    ],
+)
+async def test_ranges_that_cannot_be_are_refused(bench: Bench, ranges: list[tuple[int, int]]) -> None:
+    with pytest.raises(InvalidArgument):
+        bench.service().attach(bench.event(*ranges))
+    assert bench.kernel.calls == []
+
+
+async def test_a_region_without_a_table_is_refused(bench: Bench) -> None:
+    with pytest.raises(NotFound):
+        bench.service().attach(bench.event((BASE, PAGE_BYTES), label="ledger"))
