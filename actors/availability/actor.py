@@ -10,7 +10,9 @@ begins new incarnations, for which `Register` waits until there is a lease again
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from typing import cast
 
 from everram.actors.availability.lease_keeper import Grant, LeaseKeeper, Renew, Wait
 from everram.actors.availability.registration import (
@@ -29,7 +31,7 @@ from everram.runtime.contracts.availability_contract import AvailabilityActor
 from everram.runtime.contracts.availability_pb2 import GuestKey, LeaseStatus, Registration
 from everram.runtime.contracts.common_pb2 import Empty, Guest
 from everram.runtime.contracts.vmemfs_contract import VMemFSRef
-from everram.runtime.coordination.api import Compare, Put, Range, Relation, Target
+from everram.runtime.coordination.api import Compare, Put, Range, Relation, Target, WatchBatch
 from everram.runtime.coordination.directory import decode, encode, host_key, serving_key
 from everram.runtime.errors import (
     Aborted,
@@ -126,6 +128,7 @@ class Availability(AvailabilityActor):
             guest.serve_until(self._keeper.deadline_ns)
 
     async def _grant(self, _: Grant) -> None:
+        self._drop_all()  # whoever served under an earlier lease, or under none, begins anew
         sent_ns = self._clock.now_ns()
         lease, ttl_s = await self._coordination.lease_grant(self._config.lease_ttl_s)
         record = await self._vmemfs.get_host(Empty())
@@ -195,10 +198,10 @@ class Availability(AvailabilityActor):
 
     async def _over(self, guest: Guest, found: Seen) -> None:
         """Wait until nobody serves the guest under another lease: by its end, or because it was given back."""
+        watch = self._coordination.watch(Range(serving_key(guest.guest_id)), found.revision + 1)
         try:
-            async for batch in self._coordination.watch(Range(serving_key(guest.guest_id)), found.revision + 1):
-                if batch.events:
-                    return
+            async with aclosing(cast(AsyncGenerator[WatchBatch, None], watch)) as batches:
+                await anext(batches)
         except (Unavailable, DeadlineExceeded, FailedPrecondition):
             await asyncio.sleep(RETRY_S)
 
@@ -255,9 +258,9 @@ class Availability(AvailabilityActor):
         """
         for _ in range(RACES_MAX):
             found = await self._read(guest_id, name)
+            planned = plan(found)
             if holder is not None and served_elsewhere(found, holder):
                 return found
-            planned = plan(found)
             if planned is None or (await self._coordination.txn(planned.compare, planned.success)).succeeded:
                 return None
         raise Aborted(f"the directory entry of guest {guest_id} changes too often: try again")

@@ -12,7 +12,8 @@ same class with its own persistence and clock.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import aclosing
 from typing import Any, Generic, TypeVar
 
 from everram.runtime.coordination.api import (
@@ -116,7 +117,7 @@ class Embedded:
             raise LeaseGone
         return held, max(0, held.deadline_ns - self._now_ns()) // 1_000_000
 
-    async def changes(self, op: Range, start_revision: int) -> AsyncIterator[tuple[int, list[Change]]]:
+    async def changes(self, op: Range, start_revision: int) -> AsyncGenerator[tuple[int, list[Change]], None]:
         """Committed changes in the range from `start_revision` on, each change cut down to it. Raises Compacted.
 
         A slow reader costs nothing: it holds a revision, not a queue, and is told Compacted if it falls too far back.
@@ -320,9 +321,10 @@ class LocalCoordination:
 
     async def watch(self, op: Range, start_revision: int = 0) -> AsyncIterator[WatchBatch]:
         start = start_revision or self.embedded.store.committed_revision + 1
-        async for revision, changes in self.embedded.changes(op, start):
-            events = tuple(to_event(delta, c.revision) for c in changes for delta in c.deltas)
-            yield WatchBatch(revision, events)
+        async with aclosing(self.embedded.changes(op, start)) as found:
+            async for revision, changes in found:
+                events = tuple(to_event(delta, c.revision) for c in changes for delta in c.deltas)
+                yield WatchBatch(revision, events)
 
     async def close(self) -> None:
         """Nothing is held."""
