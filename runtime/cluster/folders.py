@@ -5,7 +5,7 @@ in a short private run folder, because the kernel takes at most 107 bytes for a 
 
     STATE/cluster.json          what the cluster is made of
     STATE/supervisor.lock       locked while a supervisor owns the cluster
-    STATE/supervisor.json       who that is and where its sockets are; an orderly end removes it, a left one means a crash
+    STATE/supervisor.json       who that is, where its sockets are; an orderly end removes it, a left one tells a crash
     STATE/supervisor.log
     STATE/coordination/         the embedded server's data
     STATE/machines/h1/          machine.json, host.json, logs, image/, guests/
@@ -235,8 +235,10 @@ class Folders:
 
     def phase(self) -> Phase:
         """Raises an EverramError if the folder cannot be read."""
-        if is_locked(self.lock):
-            return Phase.RUNNING
+        return Phase.RUNNING if is_locked(self.lock) else self.phase_unlocked()
+
+    def phase_unlocked(self) -> Phase:
+        """The same for whoever holds the lock."""
         if self.record.exists():
             return Phase.CRASHED
         return Phase.STOPPED if self.config.exists() else Phase.NEW

@@ -1,4 +1,4 @@
-"""The forwarder of published ports: `127.0.0.1:PORT` always leads to the incarnation of the guest that serves now (D18).
+"""The forwarder of published ports: `127.0.0.1:PORT` always leads to the guest's incarnation that serves now (D18).
 
     port = PublishedPort.listen(7070, "bank")      # AlreadyExists if somebody has the port
     port.lead_to(route)                            # whenever the directory changes
@@ -22,7 +22,9 @@ from everram.runtime.cluster.routes import Route
 from everram.runtime.errors import AlreadyExists, EverramError, PermissionDenied, ResourceExhausted
 
 CONNECT_TIMEOUT_S = 10.0
-"""How long a new connection waits for an incarnation: a lease that must run out (2 s) and a start, with room to spare."""
+"""How long a new connection waits for an incarnation: for a lease to run out (2 s) and a start, with room to spare."""
+ENDED_WAIT_S = 2.0
+"""The same where the guest has ended: it may be between two incarnations, or stopped by its user."""
 CONNECT_RETRY_S = 0.02
 """Between attempts while the guest does not listen yet; a guest that has just been started takes about 100 ms."""
 CONNECTIONS_MAX = 1000
@@ -142,8 +144,10 @@ class _Connection:
         loop = asyncio.get_running_loop()
         while True:
             route, changed = self._port.route, self._port.changed
-            if route is not None and not route.expected:
-                return None
+            if route is not None and not route.backend_port and not route.expected:
+                if not await _first(changed, ENDED_WAIT_S):
+                    return None
+                continue
             if route is not None and route.backend_port:
                 try:
                     _, leg = await loop.create_connection(_Leg, "127.0.0.1", route.backend_port)
@@ -163,12 +167,14 @@ class _Connection:
         self.client.reset()
 
 
-async def _first(changed: asyncio.Event, timeout_s: float | None) -> None:
+async def _first(changed: asyncio.Event, timeout_s: float | None) -> bool:
+    """Whether it changed before the time was over."""
     try:
         async with asyncio.timeout(timeout_s):
             await changed.wait()
     except TimeoutError:
-        return
+        return False
+    return True
 
 
 class PublishedPort:

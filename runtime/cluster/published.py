@@ -1,7 +1,7 @@
 """All published ports of a cluster: reserved before their guest runs, then led by the directory.
 
-A port is listened on from `reserve` (or from the first sight of its guest's record, after a restart of the cluster) until
-its guest's record is gone. A reservation whose guest never appears ends by itself.
+A port is listened on from `reserve` (or from the first sight of its guest's record, after a restart of the cluster)
+until its guest's record is gone. A reservation whose guest never appears ends by itself.
 """
 
 from __future__ import annotations

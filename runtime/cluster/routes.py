@@ -15,7 +15,7 @@ from everram.runtime.coordination import directory
 from everram.runtime.coordination.api import Event, KeyValue
 
 ENDED_STATES = frozenset({"stopped", "exited", "failed"})
-"""In these a guest is not expected to serve soon, so new connections are not kept waiting."""
+"""In these a guest may or may not serve soon, so new connections are not kept waiting long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class Route:
     backend_port: int = 0
     """0: no incarnation serves."""
     expected: bool = True
-    """Whether an incarnation may be expected to serve soon."""
+    """Whether an incarnation will serve soon, as far as the directory knows."""
 
 
 class Routes:

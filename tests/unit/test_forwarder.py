@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 
 import pytest
 import uvloop
+
 from everram.runtime.cluster.forwarder import PublishedPort
 from everram.runtime.cluster.published import PublishedPorts
 from everram.runtime.cluster.routes import Route, Routes
@@ -137,7 +138,8 @@ async def test_connection_survives_a_change_that_is_not_its_own() -> None:
 
 
 @on_both_loops
-async def test_stopped_guest_refuses_at_once() -> None:
+async def test_stopped_guest_refuses_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("everram.runtime.cluster.forwarder.ENDED_WAIT_S", 0.05)
     async with published() as port:
         port.lead_to(Route("g", "bank", epoch=1, expected=False))
         reader, writer = await asyncio.open_connection("127.0.0.1", port.port)

@@ -1,0 +1,251 @@
+"""`everram up`, `down`, `status`, `fault`, `version`: the cluster itself."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import platform
+import select
+from importlib import metadata
+from typing import TYPE_CHECKING
+
+from everram.runtime.cli import unbuilt
+from everram.runtime.cli.output import emit, note, plural, say
+from everram.runtime.cli.units import format_duration, size
+from everram.runtime.cluster.folders import ClusterLock, Folders, Phase
+from everram.runtime.errors import InvalidArgument, NotFound, Unavailable, of_code
+
+if TYPE_CHECKING:
+    from everram.runtime.cluster.launch import Plan, Progress
+
+HOST_FAULTS = ("host-kill", "hang")
+GUEST_FAULTS = ("guest-kill",)
+IMAGES = ("incomplete", "opened")
+WATCH_INTERVAL_S = 1.0
+"""Of `status --watch`: as fast as a person reads."""
+
+_Subparsers = argparse._SubParsersAction  # generic in the type checker only
+
+
+def register(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
+    _register_up(subparsers.add_parser("up", help="start a local cluster, or start it again where it stopped"))
+    down = subparsers.add_parser("down", help="stop the cluster in order: everything is saved, `up` restores it")
+    down.add_argument("--discard", action="store_true", help="save nothing and erase everything the cluster ever kept")
+    down.set_defaults(handler=down_command)
+    status = subparsers.add_parser("status", help="what the cluster is made of and how it does")
+    status.add_argument("--watch", action="store_true", help="again and again, until Ctrl-C")
+    status.set_defaults(handler=status_command)
+    fault = subparsers.add_parser(
+        "fault", help="break your own cluster: host-kill, hang (a host), guest-kill (a guest)"
+    )
+    fault.add_argument("target", metavar="TARGET", help="a host's name, or a guest's")
+    fault.add_argument("fault", metavar="FAULT", help="host-kill, hang or guest-kill")
+    fault.set_defaults(handler=fault_command)
+    version = subparsers.add_parser("version", help="the version, and what it runs on")
+    version.set_defaults(handler=version_command)
+
+
+def _register_up(up: argparse.ArgumentParser) -> None:
+    up.add_argument("--hosts", type=int, metavar="N", help="how many hosts, named h1 to hN (default 3)")
+    up.add_argument("--memory", type=size, metavar="SIZE", help="memory of each machine (default 1GiB)")
+    up.add_argument("--nvm", type=size, metavar="SIZE", help="how much of it is persistent (default 512MiB)")
+    up.add_argument("--coordination", default="embedded", metavar="WHERE", help="embedded (the default)")
+    up.add_argument(
+        "--open",
+        choices=IMAGES,
+        default="",
+        help="start from saved memory that may not be opened silently; see the error",
+    )
+    up.add_argument("-d", "--detach", action="store_true", help="return as soon as all hosts are ready")
+    unbuilt.add_flags(up, "up")
+    up.set_defaults(handler=up_command)
+
+
+# -- up
+
+
+def up_command(args: argparse.Namespace) -> int:
+    from everram.runtime.cluster import launch
+
+    if args.coordination != "embedded":
+        if not args.coordination.startswith("etcd://"):
+            raise InvalidArgument(f'"{args.coordination}" is no coordination: only "embedded" is built yet')
+        unbuilt.refuse(f"--coordination {args.coordination}")
+    folders = Folders.of(args.cluster, args.dir, os.environ)
+    plan = launch.prepare(folders, launch.Wishes(args.cluster, args.hosts, args.memory, args.nvm, args.open))
+    if not args.json:
+        _introduce(plan, folders)
+    with launch.start(folders) as progress:
+        return _follow(args, plan, folders, progress)
+
+
+def _introduce(plan: Plan, folders: Folders) -> None:
+    config = plan.config
+    verb = {Phase.NEW: "starting", Phase.STOPPED: "starting again"}.get(plan.phase, "recovering")
+    say(f'{verb} cluster "{config.name}" ({plural(len(config.hosts), "host")}) in {folders.state}')
+    if plan.phase is Phase.CRASHED:
+        say(
+            "  it was not stopped in order: its supervisor ended without `everram down`, and what had not been saved "
+            "was lost with the memory of its machines"
+        )
+
+
+def _follow(args: argparse.Namespace, plan: Plan, folders: Folders, progress: Progress) -> int:
+    """Show the progress; return when ready (`-d`), or when the cluster has ended."""
+    asked = False
+    steps = iter(progress)
+    failed = False
+    while True:
+        try:
+            step = next(steps, None)
+            if step is None:
+                return _ended(folders, progress, failed)
+            failed = failed or step["kind"] == "error"
+            if args.json and not args.detach:
+                emit(step)
+            elif step["kind"] == "error":
+                note(f"everram: {step['text']}")
+            elif step["kind"] == "ready":
+                _say_ready(args, plan, folders, step["seconds"])
+                if args.detach:
+                    return 0
+            elif not args.json:
+                say(f"  {step['text']}")
+        except KeyboardInterrupt:
+            if asked:
+                raise
+            asked = True
+            if not args.json:
+                say("\nstopping in order (Ctrl-C again leaves it to itself)")
+            progress.stop()
+
+
+def _say_ready(args: argparse.Namespace, plan: Plan, folders: Folders, seconds: float) -> None:
+    config = plan.config
+    if args.json:
+        hosts = list(config.hosts)
+        emit({"cluster": config.name, "dir": str(folders.state), "hosts": hosts, "ready_s": round(seconds, 3)})
+        return
+    say(f"ready in {format_duration(seconds)}: {', '.join(config.hosts)}")
+    where = f" --dir {args.dir}" if args.dir else f" --cluster {args.cluster}" if args.cluster else ""
+    if args.detach:
+        say(f"next: `everram run{where} -- PROGRAM`, `everram status{where}`, `everram down{where}`")
+    else:
+        say("it runs until Ctrl-C; in another terminal: " + f"`everram run{where} -- PROGRAM`, `everram status{where}`")
+
+
+def _ended(folders: Folders, progress: Progress, failed: bool) -> int:
+    status = progress.wait()
+    if status and not failed:
+        raise Unavailable(f"the supervisor ended (status {status}); its last words are in {folders.log}")
+    return status
+
+
+# -- down
+
+
+def down_command(args: argparse.Namespace) -> int:
+    folders = Folders.of(args.cluster, args.dir, os.environ)
+    phase = folders.phase()
+    if phase is Phase.RUNNING:
+        return asyncio.run(_down(args, folders))
+    if phase is Phase.NEW or not args.discard:
+        from everram.runtime.client.cluster import not_running
+
+        raise not_running(args.cluster, folders)
+    return _discard(args, folders)
+
+
+def _discard(args: argparse.Namespace, folders: Folders) -> int:
+    """Erase a cluster that does not run, and whatever a crashed supervisor may have left of it."""
+    from everram.runtime.cluster.remains import end_remains
+
+    lock = ClusterLock.take(folders.lock)
+    try:
+        end_remains(folders)
+        folders.remove_run()
+        folders.discard()
+    finally:
+        lock.release()
+    _say_down(args, folders)
+    return 0
+
+
+async def _down(args: argparse.Namespace, folders: Folders) -> int:
+    from everram.runtime.client import Cluster
+    from everram.runtime.contracts.supervisor_pb2 import DownRequest
+
+    record = folders.supervisor_record()
+    if record is None:
+        raise Unavailable(f"the cluster in {folders.state} is just starting or stopping: try again")
+    ended = os.pidfd_open(record.pid)
+    try:
+        async with await Cluster.connect(args.cluster, args.dir) as cluster:
+            async for progress in cluster.supervisor.down(DownRequest(discard=args.discard)):
+                if progress.HasField("error"):
+                    raise of_code(progress.error.code, progress.error.message, unknown=progress.error.unknown)
+                if not args.json:
+                    say(f"  {progress.text}")
+        await asyncio.to_thread(select.select, [ended], [], [])
+    finally:
+        os.close(ended)
+    _say_down(args, folders)
+    return 0
+
+
+def _say_down(args: argparse.Namespace, folders: Folders) -> None:
+    if args.json:
+        emit({"dir": str(folders.state), "discarded": args.discard})
+    else:
+        say("erased" if args.discard else "stopped; `everram up` starts it again with everything it had")
+
+
+# -- status, fault, version
+
+
+def status_command(args: argparse.Namespace) -> int:
+    from everram.runtime.cli import status
+
+    return asyncio.run(status.watch(args) if args.watch else status.once(args))
+
+
+def fault_command(args: argparse.Namespace) -> int:
+    if args.fault in unbuilt.FAULTS or args.target == "heal":
+        unbuilt.refuse(f"the fault {args.fault}" if args.target != "heal" else "`everram fault heal`")
+    if args.fault not in (*HOST_FAULTS, *GUEST_FAULTS):
+        raise InvalidArgument(f'"{args.fault}" is no fault: choose {", ".join((*HOST_FAULTS, *GUEST_FAULTS))}')
+    asyncio.run(_fault(args))
+    if args.json:
+        emit({"target": args.target, "fault": args.fault})
+    else:
+        say(f"{args.target}: {args.fault}")
+    return 0
+
+
+async def _fault(args: argparse.Namespace) -> None:
+    from everram.runtime.client import Cluster
+    from everram.runtime.contracts.hypervisor_pb2 import GuestName
+    from everram.runtime.contracts.supervisor_pb2 import FaultRequest
+
+    async with await Cluster.connect(args.cluster, args.dir) as cluster:
+        if args.fault in GUEST_FAULTS:
+            host, guest = await cluster.find_guest(args.target)
+            await host.hypervisor.kill(GuestName(guest=guest.guest_id))
+            return
+        if args.target not in [host.name for host in cluster.hosts]:
+            names = ", ".join(host.name for host in cluster.hosts)
+            raise NotFound(f'{args.fault} breaks a host, and there is no host "{args.target}": choose one of {names}')
+        await cluster.supervisor.fault(FaultRequest(target=args.target, name=args.fault))
+
+
+def version_command(args: argparse.Namespace) -> int:
+    everram = metadata.version("everram")
+    parts = {name: metadata.version(name) for name in ("grpcio", "protobuf", "uvloop")}
+    if args.json:
+        emit({"everram": everram, "python": platform.python_version(), **parts, "kernel": platform.release()})
+    else:
+        others = ", ".join(f"{name} {number}" for name, number in parts.items())
+        system = f"{platform.system()} {platform.release()}"
+        say(f"everram {everram} (Python {platform.python_version()}, {others}; {system})")
+    return 0

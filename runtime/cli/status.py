@@ -1,0 +1,153 @@
+"""`everram status`: gathers what the supervisor and the hosts say, and prints it as tables or as one JSON object."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from everram.runtime.cli.output import emit, plural, say, table
+from everram.runtime.cli.units import format_duration, format_size
+from everram.runtime.errors import EverramError
+
+if TYPE_CHECKING:
+    from everram.runtime.client import Cluster, Host
+
+WATCH_INTERVAL_S = 1.0
+"""As fast as a person reads."""
+ASK_TIMEOUT_S = 1.0
+"""A host that does not answer by then is shown without details: `status` must not hang with what it reports on."""
+CLEAR_SCREEN = "\x1b[H\x1b[2J"
+
+
+async def once(args: argparse.Namespace) -> int:
+    from everram.runtime.client import Cluster
+
+    async with await Cluster.connect(args.cluster, args.dir) as cluster:
+        _show(await gather(cluster), args.json)
+    return 0
+
+
+async def watch(args: argparse.Namespace) -> int:
+    """Again and again, on one connection, until the cluster ends or Ctrl-C."""
+    from everram.runtime.client import Cluster
+
+    async with await Cluster.connect(args.cluster, args.dir) as cluster:
+        while True:
+            seen = await gather(cluster)
+            if not args.json:
+                print(CLEAR_SCREEN, end="")
+            _show(seen, args.json)
+            await asyncio.sleep(WATCH_INTERVAL_S)
+
+
+async def gather(cluster: Cluster) -> dict[str, Any]:
+    """The whole cluster as one JSON object."""
+    from everram.runtime.contracts.common_pb2 import Empty
+
+    status = await cluster.supervisor.status(Empty(), timeout_s=ASK_TIMEOUT_S)
+    details = await asyncio.gather(*(_host(host) for host in cluster.hosts))
+    machines = [
+        {
+            "name": m.name,
+            "state": m.state,
+            "pid": m.pid,
+            "host_pid": m.host_pid,
+            "host_state": m.host_state,
+            "host_restarts": m.host_restarts,
+            "host_socket": m.host_socket,
+            "reason": m.reason,
+        }
+        for m in status.machines
+    ]
+    for machine, detail in zip(machines, details, strict=True):
+        machine.update(detail)
+    coordination = status.coordination
+    return {
+        "cluster": status.cluster,
+        "cluster_id": status.cluster_id,
+        "dir": str(cluster.folders.state),
+        "pid": status.pid,
+        "hosts": machines,
+        "coordination": {
+            "address": coordination.address,
+            "state": coordination.state,
+            "pid": coordination.pid,
+            "restarts": coordination.restarts,
+        },
+        "ports": [
+            {
+                "port": p.port,
+                "guest": p.guest,
+                "epoch": p.epoch,
+                "backend_port": p.backend_port,
+                "connections": p.connections,
+            }
+            for p in status.ports
+        ],
+    }
+
+
+async def _host(host: Host) -> dict[str, Any]:
+    """What a host says of itself; only "error" if it does not answer."""
+    from everram.runtime.contracts.common_pb2 import Empty
+
+    try:
+        own, nvm, guests, lease, power = await asyncio.gather(
+            host.host.status(Empty(), timeout_s=ASK_TIMEOUT_S),
+            host.nvm_device.status(Empty(), timeout_s=ASK_TIMEOUT_S),
+            host.hypervisor.list(Empty(), timeout_s=ASK_TIMEOUT_S),
+            host.availability.status(Empty(), timeout_s=ASK_TIMEOUT_S),
+            host.power_monitor.status(Empty(), timeout_s=ASK_TIMEOUT_S),
+        )
+    except EverramError as error:
+        return {"error": error.message}
+    return {
+        "version": own.version,
+        "memory_id": own.memory_id,
+        "uptime_s": round(own.uptime_s, 3),
+        "memory": {"capacity_bytes": own.memory_capacity_bytes, "allocated_bytes": own.memory_allocated_bytes},
+        "nvm": {"capacity_bytes": nvm.capacity_bytes, "allocated_bytes": nvm.allocated_bytes, "regions": nvm.regions},
+        "guests": len(guests.guests),
+        "lease": {"held": lease.held, "remaining_s": round(lease.remaining_s, 3), "renewals": lease.renewals},
+        "image": power.image,
+        "restored_from": power.restored_from,
+        "missing": list(own.missing),
+        "actors": [{"service": a.service, "state": a.state, "restarts": a.restarts} for a in own.actors],
+    }
+
+
+def _show(seen: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        emit(seen)
+        return
+    say(f'cluster "{seen["cluster"]}" in {seen["dir"]}')
+    say(table(("HOST", "STATE", "PID", "RESTARTS", "GUESTS", "NVM USED", "LEASE", "UP"), map(_row, seen["hosts"])))
+    coordination = seen["coordination"]
+    restarts = f", restarted {plural(coordination['restarts'], 'time')}" if coordination["restarts"] else ""
+    say(f"coordination: {coordination['state']} (pid {coordination['pid']}{restarts})")
+    for port in seen["ports"]:
+        behind = f"epoch {port['epoch']}" if port["backend_port"] else "nobody serves now"
+        say(f"port {port['port']}: guest {port['guest']}, {behind}, {plural(port['connections'], 'connection')}")
+    for host in seen["hosts"]:
+        if note := host["reason"] or host.get("error", ""):
+            say(f"{host['name']}: {note}")
+    for sentence in sorted({sentence for host in seen["hosts"] for sentence in host.get("missing", [])}):
+        say(f"on this computer: {sentence}")
+
+
+def _row(host: dict[str, Any]) -> tuple[object, ...]:
+    state = host["host_state"] if host["state"] == "up" else host["state"]
+    if "error" in host:
+        return (host["name"], state, host["host_pid"], host["host_restarts"], "", "", "", "")
+    nvm = host["nvm"]
+    return (
+        host["name"],
+        state,
+        host["host_pid"],
+        host["host_restarts"],
+        host["guests"],
+        f"{format_size(nvm['allocated_bytes'])}/{format_size(nvm['capacity_bytes'])}",
+        "held" if host["lease"]["held"] else "none",
+        format_duration(host["uptime_s"]),
+    )

@@ -1,0 +1,80 @@
+"""What the design has and this version has not: refused with a plain sentence, never ignored.
+
+One table. Whoever builds an entry takes it out here; nothing else has to change.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from everram.runtime.errors import Unimplemented
+
+COMMANDS: dict[str, str] = {
+    "top": "watch the cluster's load",
+    "move": "move a guest to another host",
+    "suspend": "suspend a guest with its volatile memory",
+    "resume": "resume a suspended guest",
+    "region": "list, create, grow, snapshot and check regions",
+    "mount": "mount the cluster's memory as files",
+    "umount": "unmount it",
+    "fs": "work with the cluster's memory as files",
+    "power": "cut and restore a host's mains",
+    "upgrade": "replace the host software under running guests",
+    "memory": "the memory scheduler",
+}
+
+FLAGS: dict[str, dict[str, str]] = {
+    "up": {
+        "--storage": "storage for purged blocks",
+        "--battery": "a battery's capacity",
+        "--config": "a cluster described by a file",
+    },
+    "run": {"--memory": "a limit on a guest's volatile memory"},
+    "demo": {
+        "--ack": "waiting for replication",
+        "--battery": "a battery's capacity",
+        "--restore-same": "restoring on the same host",
+    },
+}
+"""By command. `--restore-same` is a switch, the others take a value."""
+
+SWITCHES = frozenset({"--restore-same"})
+
+FAULTS = ("machine-kill", "power-cut", "partition", "disk-full", "heal")
+
+REMEDY = "`everram --help` lists what this version can do"
+
+
+def refuse(what: str) -> NoReturn:
+    """`what` completes "... is not built yet"."""
+    raise Unimplemented(f"{what} is not built yet: {REMEDY}")
+
+
+class _Refused(argparse.Action):
+    """A flag that exists only to be refused by name."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[Any] | None,
+        option_string: str | None = None,
+    ) -> None:
+        refuse(f"{option_string} ({self.metavar or self.dest.replace('_', ' ')})")
+
+
+def add_flags(parser: argparse.ArgumentParser, command: str) -> None:
+    """The flags of `command` that are not built yet; they do not show in its help."""
+    for flag, meaning in FLAGS[command].items():
+        nargs = 0 if flag in SWITCHES else None
+        parser.add_argument(flag, action=_Refused, nargs=nargs, metavar=meaning, help=argparse.SUPPRESS)
+
+
+def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    for name in COMMANDS:
+        if name not in subparsers.choices:
+            parser = subparsers.add_parser(name, add_help=False, prefix_chars="\0")
+            parser.add_argument("anything", nargs=argparse.REMAINDER)
+            parser.set_defaults(handler=lambda args, name=name: refuse(f"`everram {name}` ({COMMANDS[name]})"))

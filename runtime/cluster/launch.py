@@ -1,0 +1,206 @@
+"""Starts a local cluster: writes its configuration and starts its supervisor, a daemon.
+
+    folders = Folders.of(name, folder, os.environ)
+    plan = prepare(folders, Wishes(hosts=3))           # raises what is wrong, before anything is started
+    with start(folders) as progress:
+        for step in progress: ...                      # {"kind": "step"|"note"|"ready"|"error"|"end", "text": ...}
+
+The supervisor goes on without its starter; `progress` ends when the supervisor does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import signal
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from everram.runtime.cluster.config import (
+    HOSTS_DEFAULT,
+    HOSTS_MAX,
+    MEMORY_DEFAULT_BYTES,
+    NVM_DEFAULT_BYTES,
+    ClusterConfig,
+)
+from everram.runtime.cluster.folders import (
+    DEFAULT_CLUSTER,
+    ClusterLock,
+    Folders,
+    Phase,
+    check_name,
+    of_os_error,
+    write_durably,
+)
+from everram.runtime.errors import FailedPrecondition, InvalidArgument, ResourceExhausted
+from everram.runtime.formats.config import HostConfig
+from everram.runtime.machine.config import MachineConfig
+
+Step = dict[str, Any]
+"""One line of progress. `kind` "ready" also has "hosts", "seconds"; "error" has "fault"."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What the user of `up` asked for; None leaves it as it is, or takes the default."""
+
+    name: str | None = None
+    hosts: int | None = None
+    memory_bytes: int | None = None
+    nvm_bytes: int | None = None
+    open_image: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    config: ClusterConfig
+    phase: Phase
+    """What the state folder said before."""
+
+
+def prepare(folders: Folders, wishes: Wishes) -> Plan:
+    """Write every configuration file. Raises AlreadyExists if the cluster runs, InvalidArgument, DataLoss."""
+    folders.make()
+    lock = ClusterLock.take(folders.lock)
+    try:
+        phase = folders.phase_unlocked()
+        config = _new(folders, wishes) if phase is Phase.NEW else _known(folders, wishes)
+        for host in config.hosts:
+            _write_machine(folders, config, host, wishes.open_image)
+        write_durably(folders.config, config.to_json())
+    finally:
+        lock.release()
+    return Plan(config, phase)
+
+
+def _new(folders: Folders, wishes: Wishes) -> ClusterConfig:
+    count = HOSTS_DEFAULT if wishes.hosts is None else wishes.hosts
+    if not 1 <= count <= HOSTS_MAX:
+        raise InvalidArgument(f"a local cluster has 1 to {HOSTS_MAX} hosts, not {count}")
+    memory = wishes.memory_bytes or max(MEMORY_DEFAULT_BYTES, 2 * (wishes.nvm_bytes or 0))
+    config = ClusterConfig(
+        name=check_name(wishes.name or DEFAULT_CLUSTER),
+        cluster_id=secrets.token_hex(8),
+        hosts=tuple(f"h{n}" for n in range(1, count + 1)),
+        memory_bytes=memory,
+        nvm_bytes=wishes.nvm_bytes or min(NVM_DEFAULT_BYTES, memory // 2),
+    )
+    config.check()
+    return config
+
+
+def _known(folders: Folders, wishes: Wishes) -> ClusterConfig:
+    """What is there; sizes may grow with the next start, the hosts stay."""
+    config = ClusterConfig.read(folders.config)
+    if wishes.name is not None and wishes.name != config.name:
+        raise InvalidArgument(f'the cluster in {folders.state} is named "{config.name}", not "{wishes.name}"')
+    if wishes.hosts is not None and wishes.hosts != len(config.hosts):
+        raise FailedPrecondition(
+            f'cluster "{config.name}" has {len(config.hosts)} hosts and keeps them: leave --hosts out, '
+            f"or erase it first with `everram down --discard`"
+        )
+    grown = replace(
+        config,
+        memory_bytes=wishes.memory_bytes or config.memory_bytes,
+        nvm_bytes=wishes.nvm_bytes or config.nvm_bytes,
+    )
+    if grown.memory_bytes < config.memory_bytes or grown.nvm_bytes < config.nvm_bytes:
+        raise FailedPrecondition(
+            f'the memory of cluster "{config.name}" can grow, not shrink: its guests may be using it'
+        )
+    grown.check()
+    return grown
+
+
+def _write_machine(folders: Folders, config: ClusterConfig, host: str, open_image: str) -> None:
+    folder = folders.machine(host)
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise of_os_error(error, f"make the folder {folder}") from error
+    host_file, machine_file = folder / "host.json", folder / "machine.json"
+    host_config = HostConfig(
+        cluster=config.name,
+        cluster_id=config.cluster_id,
+        host=host,
+        host_id=_host_id(host_file),
+        socket=str(folders.host_socket(host)),
+        state_dir=str(folder),
+        coordination=f"unix:{folders.coordination_socket}",
+        memory_bytes=config.memory_bytes,
+        nvm_bytes=config.nvm_bytes,
+        open_image=open_image,
+    )
+    machine_config = MachineConfig(
+        cluster_id=config.cluster_id,
+        machine=host,
+        state_dir=str(folder),
+        socket=str(folders.machine_socket(host)),
+        memory_bytes=config.memory_bytes,
+        host_command=[sys.executable, "-P", "-m", "everram.actors.host", "--config", str(host_file)],
+    )
+    write_durably(host_file, host_config.to_json())
+    write_durably(machine_file, machine_config.to_json())
+
+
+def _host_id(host_file: Path) -> str:
+    """The host keeps its identity for as long as its state folder lives (D1)."""
+    if not host_file.exists():
+        return secrets.token_hex(8)
+    return HostConfig.read(str(host_file)).host_id
+
+
+class Progress:
+    """What the supervisor says of itself, line by line, until it ends."""
+
+    def __init__(self, supervisor_pid: int, descriptor: int) -> None:
+        self.supervisor_pid = supervisor_pid
+        self._lines = os.fdopen(descriptor, encoding="utf-8")
+
+    def __iter__(self) -> Iterator[Step]:
+        for line in self._lines:
+            yield json.loads(line)
+
+    def stop(self) -> None:
+        """Ask for the orderly stop; progress goes on until it is done."""
+        try:
+            os.kill(self.supervisor_pid, signal.SIGTERM)
+        except ProcessLookupError:
+            return
+
+    def wait(self) -> int:
+        """The supervisor's exit status, once it has ended. Only for its starter."""
+        return os.waitstatus_to_exitcode(os.waitpid(self.supervisor_pid, 0)[1])
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._lines.close()
+
+
+def start(folders: Folders) -> Progress:
+    """Start the supervisor in a session of its own. Raises ResourceExhausted if no process can be started."""
+    progress, said = os.pipe()
+    os.set_inheritable(said, True)
+    command = [sys.executable, "-P", "-m", "everram.runtime.cluster.supervisor"]
+    command += ["--config", str(folders.config), "--run", str(folders.run), "--progress", str(said)]
+    log_flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    actions = [
+        (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+        (os.POSIX_SPAWN_OPEN, 1, str(folders.log), log_flags, 0o600),
+        (os.POSIX_SPAWN_DUP2, 1, 2),
+    ]
+    try:
+        pid = os.posix_spawn(sys.executable, command, os.environ, file_actions=actions, setsid=True)
+    except OSError as error:
+        os.close(progress)
+        raise ResourceExhausted(f"the supervisor cannot be started: {error.strerror}") from error
+    finally:
+        os.close(said)
+    return Progress(pid, progress)

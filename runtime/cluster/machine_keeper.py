@@ -1,0 +1,183 @@
+"""One machine of the cluster, as its supervisor sees it: started, asked for its host's state, ended for good.
+
+    starting -> up -> stopping -> ended
+    starting, up -> dead            its process ended by itself; nothing of it is left when `dead` is said
+
+A dead machine stays dead: its memory is gone, and what ran there has to be started elsewhere or anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from everram.runtime.cluster.children import Child, Children
+from everram.runtime.cluster.config import ClusterConfig
+from everram.runtime.cluster.folders import Folders
+from everram.runtime.cluster.machine_control import ask
+from everram.runtime.cluster.remains import end_marked
+from everram.runtime.errors import EverramError, FailedPrecondition, Unavailable
+from everram.runtime.machine.tree import MACHINE_MARK
+
+if TYPE_CHECKING:
+    from everram.runtime.contracts.power_monitor_pb2 import SaveReport
+
+LOOK_WHILE_STARTING_S = 0.03
+LOOK_S = 1.0
+"""Between looks at a machine that is up. Nothing is decided by them: its death shows by itself."""
+ASK_TIMEOUT_S = 2.0
+STOP_TIMEOUT_S = 10.0
+"""For a machine to end its host and guests (its own grace is 2 s); then it is killed."""
+START_TRIES = 4
+"""A host that ended so often before it was ever ready will not be: the start of the cluster gives up."""
+LAST_WORDS_BYTES = 4096
+
+HOST_STATES = {"waiting": "down", "starting": "starting", "ready": "ready", "hung": "hung", "refused": "refused"}
+"""The machine's words, as `status` says them; any other is "down"."""
+
+log = logging.getLogger("everram.supervisor")
+
+Announce = Callable[[str], None]
+
+
+class MachineKeeper:
+    def __init__(
+        self, config: ClusterConfig, folders: Folders, name: str, children: Children, environ: Mapping[str, str]
+    ) -> None:
+        self.name = name
+        self.state = "starting"
+        self.reason = ""
+        self.host_state = "starting"
+        self.host_pid = 0
+        self.host_restarts = 0
+        self._mark = f"{config.cluster_id}/{name}"
+        self._folder = folders.machine(name)
+        self._socket = folders.machine_socket(name)
+        self.host_socket = folders.host_socket(name)
+        self._children = children
+        self._environ = {**environ, MACHINE_MARK: self._mark}
+        self._child: Child | None = None
+        self._settled = asyncio.Event()
+        """The host is ready, or will not be."""
+
+    @property
+    def pid(self) -> int:
+        return self._child.pid if self._child and self._child.exit_status is None else 0
+
+    @property
+    def has_memory(self) -> bool:
+        """Whether there is something that a host could save."""
+        return self.state == "up" and self.host_state != "refused"
+
+    def start(self) -> None:
+        """Raises an EverramError if no process can be started."""
+        argv = [sys.executable, "-P", "-m", "everram.runtime.machine", "--config", str(self._folder / "machine.json")]
+        self._child = self._children.start(self.name, argv, self._environ, self._folder / "machine.log")
+
+    async def run(self, announce: Announce, died: Callable[[MachineKeeper], Awaitable[None]]) -> None:
+        """Until its end; `died` is awaited if nobody asked for that."""
+        child = self._child
+        assert child is not None, "start() comes first"
+        began_s = time.monotonic()
+        while child.exit_status is None:
+            await self.look()
+            tried = self.host_restarts >= START_TRIES
+            if not self._settled.is_set() and (tried or self.host_state in ("ready", "refused")):
+                self._settled.set()
+                if self.host_state == "ready":
+                    announce(f"{self.name} is ready ({time.monotonic() - began_s:.2f} s)")
+            pause_s = LOOK_S if self._settled.is_set() else LOOK_WHILE_STARTING_S
+            try:
+                async with asyncio.timeout(pause_s):
+                    await child.ended.wait()
+            except TimeoutError:
+                continue
+        if self.state != "stopping":
+            await self._bury(child, announce, died)
+
+    async def _bury(self, child: Child, announce: Announce, died: Callable[[MachineKeeper], Awaitable[None]]) -> None:
+        """Its process has ended by itself: end everything that was below it, which alone proves its death."""
+        self.host_state, self.host_pid = "down", 0
+        left = await asyncio.to_thread(end_marked, self._mark)
+        self._children.reap()
+        self.state = "dead"
+        words = "" if (child.exit_status or 0) > 128 else self._last_words("machine.log")
+        self.reason = f"its process ended ({child.how_it_ended()}), and its memory with it{words}"
+        log.warning("%s is dead: %s; %d processes of it were ended", self.name, child.how_it_ended(), left)
+        announce(f"{self.name} is dead: {self.reason}")
+        self._settled.set()
+        await died(self)
+
+    async def look(self) -> None:
+        """Ask for its state; nothing changes if it does not answer."""
+        try:
+            answer = await ask(self._socket, "status", timeout_s=ASK_TIMEOUT_S)
+        except Unavailable:
+            return
+        host: dict[str, Any] = answer["host"]
+        if self.state == "starting":
+            self.state = "up"
+        self.host_state = HOST_STATES.get(str(host["state"]), "down")
+        self.host_pid = int(host["pid"]) if self.host_state != "down" else 0
+        self.host_restarts = int(host["restarts"])
+        self.reason = self._last_words("host.log").removeprefix(": ") if self.host_state == "refused" else ""
+
+    def _last_words(self, file: str) -> str:
+        """`: ` and the last line of a log, for a person; empty if there is none."""
+        try:
+            with (self._folder / file).open("rb") as log_file:
+                log_file.seek(max(0, os.fstat(log_file.fileno()).st_size - LAST_WORDS_BYTES))
+                lines = log_file.read().decode(errors="replace").split("\n")
+        except OSError:
+            return ""
+        last = next((line for line in reversed(lines) if line.strip()), "")
+        return f": {last.removeprefix('everram host: ').removeprefix('everram machine: ')}" if last else ""
+
+    async def wait_ready(self) -> None:
+        """Raises FailedPrecondition if the host waits for a person's choice, Unavailable if it will never be ready."""
+        await self._settled.wait()
+        if self.state == "dead":
+            raise Unavailable(f"{self.name} has ended: {self.reason}")
+        if self.host_state == "refused":
+            raise FailedPrecondition(f"{self.name} does not start: {self.reason}")
+        if self.host_state != "ready":
+            words = self._last_words("host.log")
+            raise Unavailable(f"the host of {self.name} ended {self.host_restarts} times before it was ready{words}")
+
+    async def fault(self, name: str) -> None:
+        """`host-kill` or `hang`. Raises FailedPrecondition if the machine is dead."""
+        if self.state != "up":
+            raise FailedPrecondition(f"{self.name} is {self.state}: nothing of it can be broken now")
+        await ask(self._socket, name, timeout_s=ASK_TIMEOUT_S)
+
+    async def save(self, timeout_s: float) -> SaveReport:
+        """Freeze its guests and save its memory. Raises what the host says."""
+        from everram.runtime.contracts.power_monitor_contract import PowerMonitorRef
+        from everram.runtime.contracts.power_monitor_pb2 import SaveRequest
+        from everram.runtime.transport.channel import Channel
+
+        async with Channel(f"unix:{self.host_socket}") as channel:
+            return await channel.ref(PowerMonitorRef).save(SaveRequest(cause="down"), timeout_s=timeout_s)
+
+    async def stop(self) -> None:
+        """End it and everything of it; returns when nothing is left."""
+        was_dead = self.state == "dead"
+        self.state = "stopping"
+        child = self._child
+        if child is None or was_dead:
+            return
+        try:
+            await ask(self._socket, "stop", timeout_s=ASK_TIMEOUT_S)
+            async with asyncio.timeout(STOP_TIMEOUT_S):
+                await child.ended.wait()
+        except (EverramError, TimeoutError) as error:
+            log.warning("%s does not stop by itself: %s", self.name, error)
+            await child.end(grace_s=0.0)
+        await asyncio.to_thread(end_marked, self._mark)
+        self._children.reap()
+        self.state, self.host_state, self.host_pid = "ended", "down", 0

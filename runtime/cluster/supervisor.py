@@ -1,0 +1,366 @@
+"""The supervisor of a local cluster: parent of its machines and of its coordination server, keeper of published ports.
+
+    python -m everram.runtime.cluster.supervisor --config STATE/cluster.json --run RUN [--progress FD]
+
+A daemon, whoever started it. It owns the cluster's lock for as long as it lives, and what it starts dies with it. It
+says how it gets on to FD, one JSON object a line. SIGTERM and SIGINT are the orderly stop: memory saved, machines
+ended, then coordination. A machine whose process ends is dead only when nothing of it is left: then, and only then, its
+host's lease is ended early (D5).
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Coroutine
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from everram.runtime.cluster.children import Children
+from everram.runtime.cluster.config import ClusterConfig
+from everram.runtime.cluster.coordination_keeper import CoordinationKeeper
+from everram.runtime.cluster.folders import ClusterLock, Folders, SupervisorRecord, write_durably
+from everram.runtime.cluster.machine_keeper import MachineKeeper
+from everram.runtime.cluster.remains import end_remains
+from everram.runtime.errors import (
+    EverramError,
+    FailedPrecondition,
+    Internal,
+    InvalidArgument,
+    NotFound,
+    Unavailable,
+)
+
+if TYPE_CHECKING:
+    from everram.runtime.cluster.published import PublishedPorts
+    from everram.runtime.contracts.power_monitor_pb2 import SaveReport
+
+SAVE_TIMEOUT_S = 600.0
+"""Of one host's memory. Slow disks exist; giving up would lose what is being saved."""
+FAULTS = ("host-kill", "hang")
+
+log = logging.getLogger("everram.supervisor")
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One line of progress of a start or a stop."""
+
+    kind: str
+    """"step", "note", "ready", "error" or "end"."""
+    text: str
+    error: EverramError | None = None
+    seconds: float = 0.0
+
+    def to_json(self) -> str:
+        members: dict[str, object] = {"kind": self.kind, "text": self.text}
+        if self.kind == "ready":
+            members["seconds"] = self.seconds
+        if self.error is not None:
+            members["fault"] = int(self.error.fault)
+        return json.dumps(members) + "\n"
+
+
+class Announcer:
+    """Tells everybody who listens: the starter by its pipe, the log, and whoever asked for the stop."""
+
+    def __init__(self, descriptor: int | None) -> None:
+        self._descriptor = descriptor
+        self._listeners: list[asyncio.Queue[Step]] = []
+        if descriptor is not None:
+            os.set_inheritable(descriptor, False)
+            os.set_blocking(descriptor, False)
+
+    def say(self, step: Step) -> None:
+        log.info("%s", step.text)
+        for listener in self._listeners:
+            listener.put_nowait(step)  # a start or a stop has a handful of steps
+        if self._descriptor is not None:
+            try:
+                os.write(self._descriptor, step.to_json().encode())
+            except (BrokenPipeError, BlockingIOError):
+                # The starter has gone, or does not read: it is no part of the cluster.
+                os.close(self._descriptor)
+                self._descriptor = None
+
+    def listen(self) -> asyncio.Queue[Step]:
+        listener: asyncio.Queue[Step] = asyncio.Queue()
+        self._listeners.append(listener)
+        return listener
+
+    def unlisten(self, listener: asyncio.Queue[Step]) -> None:
+        self._listeners.remove(listener)
+
+
+class Supervisor:
+    """See the module. `start` runs before the event loop, `run` in it."""
+
+    def __init__(self, config: ClusterConfig, folders: Folders, announcer: Announcer) -> None:
+        self.config = config
+        self.folders = folders
+        self.phase = "starting"
+        """starting -> up -> stopping -> ended; back to up if a save failed."""
+        self._announcer = announcer
+        self._began_s = time.monotonic()
+        children = self._children = Children()
+        self.coordination = CoordinationKeeper(config, folders, children, os.environ)
+        self.machines = {h: MachineKeeper(config, folders, h, children, os.environ) for h in config.hosts}
+        self.ports: PublishedPorts
+        self._stop_wanted = asyncio.Event()
+        self._discard = False
+        self.discarded = False
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        """Start every process, before anything slow is imported."""
+        self.coordination.start()
+        for machine in self.machines.values():
+            machine.start()
+
+    async def run(self) -> bool:
+        """Until an orderly stop has succeeded; whether the cluster had come up before."""
+        from everram.runtime.cluster.published import PublishedPorts
+
+        self.ports = PublishedPorts()
+        self._children.watch()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            loop.add_signal_handler(number, self._stop_wanted.set)
+        self._own(self.coordination.run(self._step), "coordination")
+        for machine in self.machines.values():
+            self._own(machine.run(self._step, self._machine_died), machine.name)
+        self._own(self.ports.follow(self.coordination.client), "published ports")
+        failure = await self._come_up()
+        while True:
+            if failure is None:
+                await self._stop_wanted.wait()
+            try:
+                await self._stop(discard=self._discard)
+                break
+            except EverramError as error:
+                self._stop_wanted.clear()
+                self._discard = False
+                self.phase = "up"
+                self._announcer.say(Step("error", error.message, error))
+                failure = None  # the cluster stays up, for its user to look at
+        return failure is None
+
+    def _step(self, text: str) -> None:
+        self._announcer.say(Step("step", text))
+
+    def _own(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        task.add_done_callback(self._task_ended)
+        self._tasks.append(task)
+
+    def _task_ended(self, task: asyncio.Task[None]) -> None:
+        """A bug in a keeper, or a cluster that cannot go on: stop in order rather than go on half blind."""
+        if task.cancelled() or task.exception() is None:
+            return
+        log.error("%s failed", task.get_name(), exc_info=task.exception())
+        self._stop_wanted.set()
+
+    async def _come_up(self) -> EverramError | None:
+        """Wait until every host is ready; what is wrong if one never will be."""
+        waits = [asyncio.create_task(machine.wait_ready()) for machine in self.machines.values()]
+        waits.append(asyncio.create_task(self.coordination.wait_ready()))
+        stop = asyncio.create_task(self._wait_stop_wanted())
+        try:
+            while not all(wait.done() for wait in waits) and not stop.done():
+                pending = [task for task in (*waits, stop) if not task.done()]
+                await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+                for wait in waits:
+                    if wait.done() and isinstance(error := wait.exception(), EverramError):
+                        return self._failed(error)
+        finally:
+            for task in (*waits, stop):
+                task.cancel()
+            await asyncio.gather(*waits, stop, return_exceptions=True)
+        if self._stop_wanted.is_set():
+            return self._task_failure()
+        self.phase = "up"
+        gc.freeze()  # what the start made stays for good: nobody has to look through it again
+        self._announcer.say(Step("ready", "ready", seconds=time.monotonic() - self._began_s))
+        return None
+
+    async def _wait_stop_wanted(self) -> None:
+        await self._stop_wanted.wait()
+
+    def _task_failure(self) -> EverramError | None:
+        for task in self._tasks:
+            if task.done() and not task.cancelled() and (error := task.exception()) is not None:
+                return self._failed(
+                    error if isinstance(error, EverramError) else Internal(f"{task.get_name()}: {error}")
+                )
+        return None
+
+    def _failed(self, error: EverramError) -> EverramError:
+        self._announcer.say(Step("error", error.message, error))
+        return error
+
+    async def _machine_died(self, machine: MachineKeeper) -> None:
+        """Proof of death is there: its host's lease may end now, and whoever waits for its guests' places need not."""
+        from everram.runtime.coordination import directory
+        from everram.runtime.coordination.api import Range
+
+        client = self.coordination.client
+        try:
+            _, found = await client.range(Range(directory.host_key(machine.name)))
+            if found and found[0].lease:
+                await client.lease_revoke(found[0].lease)
+        except EverramError as error:
+            log.warning("the lease of %s runs out by itself: %s", machine.name, error.message)
+
+    # -- the orderly stop
+
+    async def _stop(self, *, discard: bool) -> None:
+        """Raises an EverramError, with everything running, if a memory cannot be saved."""
+        self.phase = "stopping"
+        if not discard:
+            await self._save_all()
+        await asyncio.gather(*(machine.stop() for machine in self.machines.values()))
+        self._step("machines have ended")
+        await self.ports.close()
+        await self.coordination.stop()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._step("coordination has ended")
+        self.phase, self.discarded = "ended", discard
+
+    async def _save_all(self) -> None:
+        living = [m for m in self.machines.values() if m.has_memory]
+        for machine in self.machines.values():
+            if machine not in living:
+                self._announcer.say(Step("note", f"{machine.name} is not saved: {machine.reason or machine.state}"))
+        results = await asyncio.gather(*(machine.save(SAVE_TIMEOUT_S) for machine in living), return_exceptions=True)
+        errors = []
+        for machine, result in zip(living, results, strict=True):
+            if isinstance(result, EverramError):
+                errors.append(f"{machine.name} cannot be saved: {result.message}")
+            elif isinstance(result, BaseException):
+                raise result
+            else:
+                self._saved(machine, result)
+        if errors:
+            raise FailedPrecondition(
+                f"{'; '.join(errors)}. The cluster goes on running: make room or wait, then `everram down` again "
+                f"(`everram down --discard` gives its memory up)"
+            )
+
+    def _saved(self, machine: MachineKeeper, report: SaveReport) -> None:
+        size_mib = report.saved_bytes / (1 << 20)
+        self._step(f"{machine.name}: {size_mib:.1f} MiB saved in {report.seconds:.2f} s")
+
+    # -- what the service asks
+
+    @property
+    def pid(self) -> int:
+        return os.getpid()
+
+    async def look(self) -> None:
+        """Bring what is said about the machines up to date."""
+        await asyncio.gather(*(machine.look() for machine in self.machines.values()))
+
+    async def down(self, discard: bool) -> AsyncIterator[Step]:
+        """The stop's steps, until every process but this one is gone. Raises FailedPrecondition if one is under way."""
+        if self._stop_wanted.is_set() or self.phase == "stopping":
+            raise FailedPrecondition("the cluster is being stopped already: wait for it")
+        listener = self._announcer.listen()
+        try:
+            self._discard = discard
+            self._stop_wanted.set()
+            while True:
+                step = await listener.get()
+                yield step
+                if step.kind in ("error", "end"):
+                    return
+        finally:
+            self._announcer.unlisten(listener)
+
+    def machine(self, name: str) -> MachineKeeper:
+        """Raises NotFound."""
+        if name not in self.machines:
+            raise NotFound(f'no host "{name}": this cluster has {", ".join(self.machines)}')
+        return self.machines[name]
+
+    async def fault(self, target: str, name: str) -> None:
+        if name not in FAULTS:
+            raise InvalidArgument(f'"{name}" is no fault of a host: choose {" or ".join(FAULTS)}')
+        await self.machine(target).fault(name)
+
+    def check_up(self) -> None:
+        """Raises Unavailable if the cluster is on its way down."""
+        if self.phase not in ("starting", "up"):
+            raise Unavailable("the cluster is being stopped")
+
+
+async def serve(supervisor: Supervisor, announcer: Announcer) -> bool:
+    """Supervise and answer on the socket, to the end; whether the cluster had come up."""
+    from everram.runtime.cluster.service import Service
+
+    service = Service(supervisor)
+    await service.start()
+    try:
+        came_up = await supervisor.run()
+        if supervisor.discarded:
+            supervisor.folders.discard()
+        else:
+            supervisor.folders.record.unlink(missing_ok=True)
+        announcer.say(Step("end", "everything has ended"))
+    finally:
+        await service.stop()
+    return came_up
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit status: 0 after an orderly stop, 1 if the cluster could not start."""
+    parser = argparse.ArgumentParser(
+        prog="everram.runtime.cluster.supervisor", description="Supervise a local cluster."
+    )
+    parser.add_argument("--config", required=True, metavar="FILE", help="the cluster's configuration")
+    parser.add_argument("--run", required=True, metavar="DIR", help="where its sockets go")
+    parser.add_argument("--progress", type=int, metavar="FD", help="descriptor to tell progress to")
+    args = parser.parse_args(argv)
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
+    announcer = Announcer(args.progress)
+    try:
+        return _supervise(Folders(Path(args.config).parent, Path(args.run)), announcer)
+    except EverramError as error:
+        announcer.say(Step("error", error.message, error))
+        return 1
+
+
+def _supervise(folders: Folders, announcer: Announcer) -> int:
+    lock = ClusterLock.take(folders.lock)
+    os.chdir("/")
+    os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "false"  # what is forked here only executes another program
+    config = ClusterConfig.read(folders.config)
+    if left := end_remains(folders):
+        announcer.say(Step("note", f"{left} processes that the crashed cluster left were ended"))
+    folders.remove_run()
+    folders.make()
+    write_durably(folders.record, SupervisorRecord(os.getpid(), str(folders.run)).to_json())
+    try:
+        supervisor = Supervisor(config, folders, announcer)
+        supervisor.start()
+        import uvloop
+
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            came_up = runner.run(serve(supervisor, announcer))
+    finally:
+        folders.remove_run()
+        lock.release()
+    return 0 if came_up else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
