@@ -133,7 +133,7 @@ class Device:
         largest = max(plan.regions, key=lambda region: region.size_bytes, default=None)
         what = "the guest's log" if largest is None else f"region {largest.name}"
         size = wanted if largest is None else largest.size_bytes
-        others = "" if wanted == size else f" ({size_text(wanted)} with the guest's other regions and its log)"
+        others = "" if size > free else f" ({size_text(wanted)} with the guest's other regions and its log)"
         raise ResourceExhausted(
             f"{what} wants {size_text(size)}{others}, {size_text(free)} of {size_text(self.capacity_bytes)} are free: "
             "ask for less, or start the machine with more --nvm"

@@ -64,9 +64,7 @@ class PageTable:
     def format(mapping: Mapping, pages: int) -> PageTable:
         """A new table in zeroed memory: nobody has touched any page."""
         header = _HEADER.pack(MAGIC, *VERSION, 0, pages)
-        mapping.store(0, header + _CHECKSUM.pack(zlib.crc32(header)))
-        mapping.flush(0, _HEADER.size + _CHECKSUM.size)
-        mapping.drain()
+        mapping.persist(0, header + _CHECKSUM.pack(zlib.crc32(header)))
         return PageTable(mapping, pages)
 
     @staticmethod
@@ -96,17 +94,13 @@ class PageTable:
     def set(self, page: int, state: State) -> None:
         """Publish one page's state: persistent when this returns, old or new after a crash."""
         self._check(page)
-        self._mapping.store(STATES_OFFSET + page, bytes((state,)))
-        self._mapping.flush(STATES_OFFSET + page, 1)
-        self._mapping.drain()
+        self._mapping.persist(STATES_OFFSET + page, bytes((state,)))
 
     def clear(self, fact: State) -> None:
         """Take one fact away from every page; after a crash, from some of them."""
         states = self._states()
         if states.translate(_keep(fact)).strip(b"\0"):
-            self._mapping.store(STATES_OFFSET, states.translate(_keep(~fact & ALL_STATES)))
-            self._mapping.flush(STATES_OFFSET, self.pages)
-            self._mapping.drain()
+            self._mapping.persist(STATES_OFFSET, states.translate(_keep(~fact & ALL_STATES)))
 
     def count(self, fact: State) -> int:
         return self.pages - self._states().translate(_keep(fact)).count(0)

@@ -101,13 +101,9 @@ class SlotArea:
         """A new area whose first commit holds `records`; until that is published the area stays blank."""
         if _slot_bytes(mapping.size_bytes) < PAGE_BYTES:
             raise ResourceExhausted(f"{kind.name}: {mapping.size_bytes} bytes are too few for two slots")
-        mapping.store_u64(GENERATION_OFFSET, 0)
-        mapping.flush(GENERATION_OFFSET, 8)
-        mapping.drain()
+        mapping.publish_u64(GENERATION_OFFSET, 0)
         header = _AREA.pack(kind.magic, AREA_VERSION, 0, mapping.size_bytes)
-        mapping.store(0, header + _CHECKSUM.pack(zlib.crc32(header)))
-        mapping.flush(0, _AREA.size + _CHECKSUM.size)
-        mapping.drain()
+        mapping.persist(0, header + _CHECKSUM.pack(zlib.crc32(header)))
         nothing = Content(0, kind.version, kind.required_features, kind.optional_features, "", False, ())
         area = SlotArea(mapping, kind, nothing)
         area.commit(records)
@@ -130,9 +126,7 @@ class SlotArea:
                 target.store(offset, page)
                 target.flush(offset, len(page))
         target.drain()
-        target.store_u64(GENERATION_OFFSET, source.load_u64(GENERATION_OFFSET))
-        target.flush(GENERATION_OFFSET, 8)
-        target.drain()
+        target.publish_u64(GENERATION_OFFSET, source.load_u64(GENERATION_OFFSET))
 
     def commit(self, records: Iterable[Record], *, clean: bool = False) -> int:
         """Replace the content, keeping records of types unknown here; the new generation.
@@ -157,13 +151,8 @@ class SlotArea:
                 f"{kind.name} is full: {len(slot)} bytes of {capacity} wanted for {len(new.records)} records: "
                 f"{kind.when_full}"
             )
-        offset = _slot_offset(self._mapping.size_bytes, generation)
-        self._mapping.store(offset, slot)
-        self._mapping.flush(offset, len(slot))
-        self._mapping.drain()
-        self._mapping.store_u64(GENERATION_OFFSET, _published(generation))
-        self._mapping.flush(GENERATION_OFFSET, 8)
-        self._mapping.drain()
+        self._mapping.persist(_slot_offset(self._mapping.size_bytes, generation), slot)
+        self._mapping.publish_u64(GENERATION_OFFSET, _published(generation))
         self.content = new
         return generation
 
