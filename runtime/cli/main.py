@@ -24,28 +24,39 @@ OUTPUT_CLOSED = 141
 """128 + SIGPIPE: whoever read the output has had enough."""
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Every command of every installed module."""
+def build_parser(wanted: str = "") -> argparse.ArgumentParser:
+    """The parser with the command `wanted`, or with every command of every installed module if none has it.
+
+    Modules are loaded one after another until the command is there, everram's own light ones first: loading them all
+    takes longer than most commands.
+    """
     parser = argparse.ArgumentParser(
         prog="everram",
         description="Memory that outlives the machine it runs on.",
-        epilog="`everram demo` shows it; `everram COMMAND --help` explains a command.",
+        epilog=f"`everram COMMAND --help` explains a command. Not built yet: {', '.join(sorted(unbuilt.COMMANDS))}.",
     )
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
     broken = []
-    for entry in sorted(metadata.entry_points(group=GROUP), key=lambda entry: entry.name):
+    for entry in sorted(metadata.entry_points(group=GROUP), key=_weight):
+        if wanted in subparsers.choices:
+            break
         try:
             register = entry.load().register
         except (ImportError, AttributeError) as error:
             broken.append(f"the commands of {entry.value} are missing, because it cannot be loaded: {error}")
         else:
             register(subparsers)
-    unbuilt.register(subparsers)
     for command in _leaves(parser):
         _add_common(command)
     if broken:
         parser.epilog = f"{parser.epilog} Note: {'; '.join(broken)}."
     return parser
+
+
+def _weight(entry: metadata.EntryPoint) -> tuple[bool, bool, str]:
+    """Sorts entry points: everram's own first, of these the commands that only talk to a cluster."""
+    own, light = entry.value.startswith("everram."), entry.value.startswith("everram.runtime.cli.")
+    return not own, not light, entry.name
 
 
 def _leaves(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
@@ -76,7 +87,10 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 def run(argv: list[str]) -> int:
     """The exit status of one command line."""
     try:
-        args = build_parser().parse_args(argv)
+        wanted = argv[0] if argv and not argv[0].startswith("-") else ""
+        parser = build_parser(wanted)
+        unbuilt.check_command(wanted)
+        args = parser.parse_args(argv)
         status = args.handler(args)
         sys.stdout.flush()
     except EverramError as error:

@@ -72,9 +72,7 @@ def add_flags(parser: argparse.ArgumentParser, command: str) -> None:
         parser.add_argument(flag, action=_Refused, nargs=nargs, metavar=meaning, help=argparse.SUPPRESS)
 
 
-def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    for name in COMMANDS:
-        if name not in subparsers.choices:
-            parser = subparsers.add_parser(name, add_help=False, prefix_chars="\0")
-            parser.add_argument("anything", nargs=argparse.REMAINDER)
-            parser.set_defaults(handler=lambda args, name=name: refuse(f"`everram {name}` ({COMMANDS[name]})"))
+def check_command(name: str) -> None:
+    """Raises Unimplemented if it is one of those."""
+    if name in COMMANDS:
+        refuse(f"`everram {name}` ({COMMANDS[name]})")
