@@ -13,6 +13,7 @@ there, nobody can have used what was opened.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -26,6 +27,8 @@ from everram.runtime.formats.slots import SlotArea
 from everram.runtime.memory.contract import PAGE_BYTES
 from everram.runtime.memory.heap import HeapMapping
 from everram.runtime.sizes import size_text
+
+log = logging.getLogger("everram.power_monitor")
 
 RESTORING = "restoring"
 _TOKEN_BYTES = 16
@@ -228,6 +231,8 @@ class _Restorer:
         target.close()
         if RESTORING in self._memory.names():
             await self._memory.remove(RESTORING)
+        for sentence in source.lost:
+            log.warning("lost: %s", sentence)
         return RestoreOutcome("restored", generation, cause, tuple(source.lost))
 
     async def _fill(self, source: Image) -> dict[str, HeapMapping]:

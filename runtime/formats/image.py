@@ -155,11 +155,12 @@ async def examine(disk: Disk) -> Survey:
 
 
 async def mark_opened(disk: Disk, survey: Survey, generation: int, memory_id: str, *, opened_by: str = "") -> None:
-    """Durably note that guests may run on this image from now on: it never opens silently again."""
+    """Durably note that guests may run on this image, as memory `memory_id`: it never opens silently again."""
     marker = survey.marker
     if marker is None or marker.generation != generation:
         marker = Marker("opened", generation, "an unfinished save", memory_id, whole=False)
-    opened = replace(marker, state="opened", opened_by=opened_by, producer=version("everram"))
+    producer = version("everram")
+    opened = replace(marker, state="opened", memory_id=memory_id, opened_by=opened_by, producer=producer)
     await disk.replace(MARKER, opened.encode())
 
 

@@ -169,7 +169,11 @@ async def test_an_image_opens_silently_only_once() -> None:
         await restore(computer.host(), "incomplete")
     assert await restore(computer.host(), "opened") == RestoreOutcome("restored", 1, "down")
     assert computer.contents() == contents
-    assert computer.superblock().host.memory_id not in ("", "m1")
+    memory_id = computer.superblock().host.memory_id
+    assert memory_id not in ("", "m1")
+    marker = (await examine(computer.host().disk)).marker
+    assert marker is not None
+    assert (marker.state, marker.memory_id) == ("opened", memory_id)
 
 
 async def test_a_new_save_opens_silently_again() -> None:
