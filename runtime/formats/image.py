@@ -34,7 +34,7 @@ FOLDER = "image"
 MARKER = f"{FOLDER}/marker"
 VERSION = (1, 0)
 RUN_BYTES = 64 * 1024
-"""One checksum each: small enough to say where damage is, large enough that the index takes no more than 1/2000 of the pages."""
+"""One checksum each: small enough to say where damage is; the index takes no more than 1/2000 of the pages."""
 PIECE_BYTES = 1024 * 1024
 """Read or written at once, so that a loop lives on while an image of any size passes through it."""
 RUNS_PER_ENTRY = 1024
