@@ -63,6 +63,7 @@ class SqlitePersistence:
         except EverramError:
             self._database.close()
             raise
+        self._compacted = 0  # history up to here is gone from the file
         self._commits = ThreadPoolExecutor(1, thread_name_prefix="coordination-commits")
 
     def _open(self) -> None:
@@ -119,12 +120,16 @@ class SqlitePersistence:
             with self._explained(), self._transaction():
                 for change in changes:
                     self._write(change)
-                set_meta = "UPDATE meta SET value=? WHERE name=?"
-                self._database.execute(set_meta, (changes[-1].revision, "revision"))
-                self._database.execute(set_meta, (compacted, "compacted"))
-                self._database.execute("DELETE FROM history WHERE revision <= ?", (compacted,))
+                self._set_meta("revision", changes[-1].revision)
+                if compacted > self._compacted:
+                    self._set_meta("compacted", compacted)
+                    self._database.execute("DELETE FROM history WHERE revision <= ?", (compacted,))
+            self._compacted = compacted
         except ResourceExhausted as error:
             raise NoSpace(f"{error.message}; nothing was changed") from error
+
+    def _set_meta(self, name: str, value: int) -> None:
+        self._database.execute("UPDATE meta SET value=? WHERE name=?", (value, name))
 
     def _write(self, change: Change) -> None:
         run = self._database.executemany
