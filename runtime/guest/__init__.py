@@ -20,6 +20,7 @@ from everram.runtime.guest.process import attach_core
 from everram.runtime.guest.region import Region
 from everram.runtime.guest.shell import Guest
 from everram.runtime.guest.transaction import Transaction
+from everram.runtime.log.writer import LogFull
 
 __all__ = [
     "AsyncGuest",
@@ -28,6 +29,7 @@ __all__ = [
     "Guest",
     "GuestError",
     "LogCorrupt",
+    "LogFull",
     "NotAGuest",
     "Region",
     "RegionError",
