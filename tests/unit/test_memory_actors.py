@@ -165,7 +165,7 @@ async def test_a_successor_finds_the_regions(machine: Machine) -> None:
     nvm = second.ref(NvmDeviceRef)
     assert await nvm.list_regions(RegionFilter(guest_id="g")) == made
     everything = await nvm.list_regions(RegionFilter())
-    assert ([r.name for r in everything.regions], everything.guest_ids) == (["ledger"], ["g", "h"])
+    assert ([r.name for r in everything.regions], list(everything.guest_ids)) == (["ledger"], ["g", "h"])
     more = await nvm.create_regions(request(region("more", MIB)))
     assert ([r.name for r in more.regions], more.log) == (["ledger", "more"], "log.g")
     await second.stop()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
+
 import pytest
 from google.protobuf.message import Message
 from hypothesis import given
@@ -17,6 +20,8 @@ from everram.runtime.formats.slots import Format, Record, SlotArea
 from everram.runtime.formats.vmemfs import FORMAT, Superblock
 from everram.runtime.memory.contract import PAGE_BYTES
 from everram.runtime.memory.heap import HeapMapping
+from everram.runtime.simulation.entropy import Seeds
+from everram.runtime.simulation.memory import Recording, power_losses, process_crashes
 
 SIZE_BYTES = 16 * PAGE_BYTES
 FLIPS = st.lists(st.tuples(st.integers(0, SIZE_BYTES - 1), st.integers(1, 255)), min_size=1, max_size=8)
@@ -111,6 +116,38 @@ def test_metadata_of_one_guest_goes_as_a_whole() -> None:
     assert [log.guest_id for log in found.logs()] == ["h"]
 
 
+def test_every_crash_state_of_a_change_is_before_it_or_after_it() -> None:
+    recording = Recording(bytes(SIZE_BYTES), bytes(SIZE_BYTES))
+    superblock = Superblock.format(recording.map(0), HostRecord(memory_id="m1"), (guest("a"),))
+    metadata = Metadata.format(recording.map(1))
+    stream = Seeds(1).stream("crash")
+
+    changes: list[Callable[[], int]] = [
+        lambda: metadata.add([pb.Region(name="r", guest_id="b")], LogArea(guest_id="b", memory="log.b")),
+        lambda: superblock.put_guest(guest("b")),
+        lambda: superblock.remove_guest("a"),
+        superblock.mark_clean,
+        lambda: metadata.remove_guest("b"),
+    ]
+
+    def seen(memories: tuple[bytes, ...]) -> tuple[list[str], list[str]]:
+        mappings = [HeapMapping(SIZE_BYTES) for _ in memories]
+        for mapping, content in zip(mappings, memories, strict=True):
+            mapping.store(0, content)
+        found = Metadata.open(mappings[1])
+        guests = [kept.guest_id for kept in Superblock.open(mappings[0]).guests()]
+        return guests, [region.name for region in found.regions()] + [log.memory for log in found.logs()]
+
+    before = seen(tuple(map(bytes, recording.contents)))
+    for change in changes:
+        recording.restart()
+        change()
+        after = seen(tuple(map(bytes, recording.contents)))
+        for state in itertools.chain(process_crashes(recording), power_losses(recording, states_max=50, stream=stream)):
+            assert seen(state.memories) in (before, after)
+        before = after
+
+
 # -- page tables ------------------------------------------------------------------------------------------------------
 
 
@@ -129,6 +166,26 @@ def test_a_page_table_counts_what_was_set() -> None:
     assert found.get(9_999) == State.WRITTEN | State.SHARED
     found.clear(State.WRITTEN)
     assert (states.count(State.WRITTEN), states.count(State.SHARED)) == (0, 2)
+
+
+def test_a_crash_leaves_each_page_with_its_old_state_or_its_new_one() -> None:
+    recording = Recording(bytes(PageTable.total_bytes(100)))
+    states = PageTable.format(recording.map(0), 100)
+    states.set(1, State.WRITTEN | State.SHARED)
+    states.set(2, State.WRITTEN)
+    recording.restart()
+    states.set(3, State.WRITTEN)
+    recording.mark("set")
+    states.clear(State.WRITTEN)
+    recording.mark("cleared")
+    stream = Seeds(1).stream("crash")
+    for state in itertools.chain(process_crashes(recording), power_losses(recording, states_max=200, stream=stream)):
+        mapping = HeapMapping(len(state.memories[0]))
+        mapping.store(0, state.memories[0])
+        found = PageTable.open(mapping)
+        assert found.get(1) in (State.WRITTEN | State.SHARED, State.SHARED)
+        assert found.get(2) in (State.WRITTEN, State(0))
+        assert found.count(State.WRITTEN) == 0 or "cleared" not in state.marks
 
 
 @pytest.mark.parametrize("page", [-1, 10_000])

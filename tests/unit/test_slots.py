@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
@@ -11,8 +12,10 @@ from hypothesis import strategies as st
 from everram.runtime.errors import DataLoss, FailedPrecondition, ResourceExhausted
 from everram.runtime.formats import slots
 from everram.runtime.formats.slots import Content, Format, Record, SlotArea
-from everram.runtime.memory.contract import CACHE_LINE_BYTES, PAGE_BYTES
+from everram.runtime.memory.contract import PAGE_BYTES
 from everram.runtime.memory.heap import HeapMapping
+from everram.runtime.simulation.entropy import Seeds
+from everram.runtime.simulation.memory import CrashState, Recording, power_losses, process_crashes
 
 SIZE_BYTES = 5 * PAGE_BYTES
 KIND = Format("test area", b"EVRTESTS", (1, 0), frozenset({1, 2}))
@@ -23,55 +26,16 @@ def record(text: str, kind: int = 1) -> Record:
     return Record(kind, text.encode())
 
 
-class Recorder(HeapMapping):
-    """Remembers which lines were stored to but not drained, and can say what a crash now might leave."""
+def crash_states(recording: Recording) -> Iterator[CrashState]:
+    """What the death of the writer, or a loss of power, may leave."""
+    yield from process_crashes(recording)
+    yield from power_losses(recording, states_max=300, stream=Seeds(1).stream("crash"))
 
-    def __init__(self, size_bytes: int) -> None:
-        super().__init__(size_bytes)
-        self.durable = HeapMapping(size_bytes)
-        self.pending: list[tuple[int, bytes]] = []
-        self.flushed: list[tuple[int, int]] = []
-        self.at_store: Callable[[], None] = lambda: None
 
-    def store(self, offset: int, data: bytes | bytearray | memoryview) -> None:
-        for at in range(offset, offset + len(data)):
-            if at == offset or at % CACHE_LINE_BYTES == 0:
-                end = min(offset + len(data), (at // CACHE_LINE_BYTES + 1) * CACHE_LINE_BYTES)
-                piece = bytes(data[at - offset : end - offset])
-                super().store(at, piece)
-                self.pending.append((at, piece))
-                self.at_store()
-
-    def store_u64(self, offset: int, value: int) -> None:
-        super().store_u64(offset, value)
-        self.pending.append((offset, value.to_bytes(8, "little")))
-        self.at_store()
-
-    def flush(self, offset: int, length: int) -> None:
-        first = offset // CACHE_LINE_BYTES * CACHE_LINE_BYTES
-        self.flushed.append((first, -(-(offset + length) // CACHE_LINE_BYTES) * CACHE_LINE_BYTES))
-
-    def drain(self) -> None:
-        kept = []
-        for at, piece in self.pending:
-            if any(first <= at and at + len(piece) <= end for first, end in self.flushed):
-                self.durable.store(at, piece)
-            else:
-                kept.append((at, piece))
-        self.pending, self.flushed = kept, []
-
-    def crash_states(self) -> Iterator[HeapMapping]:
-        """Nothing of what was not drained, all of it, each line alone, and all but each line."""
-        count = len(self.pending)
-        choices = [range(0), range(count)]
-        choices += [range(i, i + 1) for i in range(count)]
-        choices += [[j for j in range(count) if j != i] for i in range(count)]
-        for choice in choices:
-            state = HeapMapping(self.size_bytes)
-            state.store(0, self.durable.load(0, self.size_bytes))
-            for i in choice:
-                state.store(*self.pending[i])
-            yield state
+def in_memory(state: CrashState) -> HeapMapping:
+    mapping = HeapMapping(SIZE_BYTES)
+    mapping.store(0, state.memories[0])
+    return mapping
 
 
 def test_a_commit_is_read_back() -> None:
@@ -86,51 +50,40 @@ def test_a_commit_is_read_back() -> None:
 
 
 def test_every_crash_state_of_a_commit_is_the_old_content_or_the_new() -> None:
-    mapping = Recorder(SIZE_BYTES)
-    area = SlotArea.format(mapping, KIND)
-    contents = [()] + [tuple(record(letter * 70 * n) for n in (1, 2, 3)) for letter in "abc"]
+    recording = Recording(bytes(SIZE_BYTES))
+    area = SlotArea.format(recording.map(0), KIND)
+    contents = [(), *(tuple(record(letter * 30 * n) for n in (1, 2, 3)) for letter in "abc")]
     states = 0
-    step = 0
-
-    def check() -> None:
-        nonlocal states
-        for state in mapping.crash_states():
+    for old, new in itertools.pairwise(contents):
+        recording.restart()
+        area.commit(new)
+        recording.mark("told")
+        for state in crash_states(recording):
             states += 1
-            assert SlotArea.open(state, KIND).content.records in contents[step : step + 2]
-
-    for step in range(3):
-        mapping.at_store = check
-        area.commit(contents[step + 1])
-        mapping.at_store = lambda: None
-        assert [SlotArea.open(s, KIND).content.records for s in mapping.crash_states()] == [contents[step + 1]] * 2
-    assert states > 200
+            found = SlotArea.open(in_memory(state), KIND).content.records
+            assert found == new if state.marks else found in (old, new)
+    assert states > 300
 
 
 def test_a_crash_while_formatting_leaves_a_blank_area_or_a_whole_one() -> None:
-    mapping = Recorder(SIZE_BYTES)
-
-    def check() -> None:
-        for state in mapping.crash_states():
-            if not SlotArea.is_blank(state):
-                assert SlotArea.open(state, KIND).content.records == (record("a"),)
-
-    mapping.at_store = check
-    SlotArea.format(mapping, KIND, [record("a")])
+    recording = Recording(bytes(SIZE_BYTES))
+    SlotArea.format(recording.map(0), KIND, [record("a")])
+    assert {blank_or_content(state) for state in crash_states(recording)} == {None, (record("a"),)}
 
 
 def test_a_crash_while_copying_leaves_a_blank_area_or_a_whole_one() -> None:
     source = HeapMapping(SIZE_BYTES)
     SlotArea.format(source, KIND, [record("a")]).commit([record("b")])
-    mapping = Recorder(SIZE_BYTES)
+    recording = Recording(bytes(SIZE_BYTES))
+    SlotArea.copy(source, recording.map(0))
+    assert recording.contents[0] == source.load(0, SIZE_BYTES)
+    states = power_losses(recording, states_max=300, stream=Seeds(1).stream("crash"))
+    assert {blank_or_content(state) for state in states} == {None, (record("b"),)}
 
-    def check() -> None:
-        for state in mapping.crash_states():
-            if not SlotArea.is_blank(state):
-                assert SlotArea.open(state, KIND).content.records == (record("b"),)
 
-    mapping.at_store = check
-    SlotArea.copy(source, mapping)
-    assert mapping.load(0, SIZE_BYTES) == source.load(0, SIZE_BYTES)
+def blank_or_content(state: CrashState) -> tuple[Record, ...] | None:
+    mapping = in_memory(state)
+    return None if SlotArea.is_blank(mapping) else SlotArea.open(mapping, KIND).content.records
 
 
 def test_a_full_area_says_so_and_keeps_its_content() -> None:
