@@ -131,6 +131,9 @@ class CoordinationClient:
                     return _as(etcd.LeaseKeepAliveResponse, response)
             except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
                 await asyncio.sleep(RETRY_S)  # renewing twice does no harm
+            except asyncio.CancelledError:
+                self._check_open()
+                raise
             finally:
                 if self._keepalive_stream is None:
                     stream.cancel()
@@ -156,6 +159,9 @@ class CoordinationClient:
             except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
                 if isinstance(error, grpc.aio.AioRpcError) and error.code() not in _LOST:
                     raise _explained(error, unknown=False) from error
+            except asyncio.CancelledError:
+                self._check_open()
+                raise
             finally:
                 stream.cancel()
             await asyncio.sleep(RETRY_S)
@@ -174,7 +180,13 @@ class CoordinationClient:
             if state is grpc.ChannelConnectivity.READY:
                 return
             await self._channel.wait_for_state_change(state)
-        raise Unavailable("this client of coordination is closed: make a new one")
+        self._check_open()
+
+    def _check_open(self, *, unknown: bool = False) -> None:
+        """Raises Unavailable if the client was closed: gRPC then cancels its calls, and nobody cancelled us."""
+        task = asyncio.current_task()
+        if self._closed and not (task and task.cancelling()):
+            raise Unavailable("this client of coordination is closed: make a new one", unknown=unknown)
 
     async def _call(self, method: str, request: Message, reply: type[ReplyT], *, writes: bool = False) -> ReplyT:
         loop = asyncio.get_running_loop()
@@ -197,6 +209,9 @@ class CoordinationClient:
                 again = not writes and error.code() is grpc.StatusCode.UNAVAILABLE
                 if not again or loop.time() + RETRY_S >= deadline:
                     raise _explained(error, unknown=writes) from error
+            except asyncio.CancelledError:
+                self._check_open(unknown=writes)
+                raise
             await asyncio.sleep(RETRY_S)
 
     def _stream(self, method: str, reply: type[Message]) -> Any:

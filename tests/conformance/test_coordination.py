@@ -45,6 +45,7 @@ from everram.runtime.errors import (
     NotFound,
     Outcome,
     ResourceExhausted,
+    Unauthenticated,
     Unavailable,
 )
 from everram.runtime.tasks import TaskScope
@@ -73,9 +74,9 @@ class Server:
         self.socket, self.data = folder / "c.sock", folder / "data"
         self.process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> None:
+    def start(self, *more: str) -> None:
         module = [sys.executable, "-m", "everram.runtime.coordination.server"]
-        arguments = ["--socket", str(self.socket), "--data", str(self.data)]
+        arguments = ["--socket", str(self.socket), "--data", str(self.data), *more]
         self.process = subprocess.Popen([*module, *arguments], stderr=subprocess.PIPE)
 
     def signal(self, number: int) -> None:
@@ -607,6 +608,94 @@ async def test_health_and_reflection(server: Server) -> None:
         )
         answer = await check(health_pb2.HealthCheckRequest(), wait_for_ready=True, timeout=10)
         assert answer.status == health_pb2.HealthCheckResponse.SERVING
+
+
+@pytest.mark.process
+async def test_tcp_asks_for_the_token(tmp_path: Path) -> None:
+    server, (port,) = Server(tmp_path), _free_ports(1)
+    server.start("--tcp", str(port))
+    assert server.wait() == 1
+    assert b"--token-file" in server.errors
+    (tmp_path / "token").write_text("a secret\n")
+    server.start("--tcp", str(port), "--token-file", str(tmp_path / "token"))
+    for token, accepted in (("a secret", True), ("", False), ("another", False)):
+        client = CoordinationClient(f"127.0.0.1:{port}", timeout_s=5.0, token=token)
+        with contextlib.nullcontext() if accepted else pytest.raises(Unauthenticated, match="token"):
+            await client.put(Put(b"k", b""))
+        with contextlib.nullcontext() if accepted else pytest.raises((Unauthenticated, Unavailable)):
+            lease, _ = await client.lease_grant(5.0)
+            await client.lease_keepalive(lease)
+        with contextlib.nullcontext() if accepted else pytest.raises(Unauthenticated, match="token"):
+            await take(client.watch(Range(b"k"), 2), 1)
+        await client.close()
+    assert server.stop() == 0
+    assert b"Traceback" not in server.errors
+
+
+@pytest.mark.process
+async def test_closing_a_client_ends_what_waits(server: Server) -> None:
+    client = server.client()
+    await client.put(Put(b"k", b""))
+    scope = TaskScope("test")
+    waiting = [
+        scope.start(take(client.watch(Range(b"w")), 1), name="watch"),
+        scope.start(take(client.watch(Range(b"k"), 100), 1), name="watch"),
+    ]
+    await client.range(Range(b"k"))
+    await client.close()
+    async with asyncio.timeout(5):
+        ended = await asyncio.gather(*waiting, return_exceptions=True)
+    assert all(isinstance(error, Unavailable) for error in ended), ended
+    with pytest.raises(Unavailable, match="closed"):
+        await client.put(Put(b"k", b""))
+    with contextlib.suppress(Unavailable):
+        await scope.close()
+
+
+async def test_closing_a_client_that_never_connected(tmp_path: Path) -> None:
+    client = CoordinationClient(f"unix:{tmp_path / 'nobody.sock'}", timeout_s=30.0)
+    scope = TaskScope("test")
+    waiting = [
+        scope.start(client.put(Put(b"k", b"")), name="put"),
+        scope.start(client.lease_keepalive(7), name="renewal"),
+        scope.start(take(client.watch(Range(b"w")), 1), name="watch"),
+    ]
+    await asyncio.sleep(0.1)
+    await client.close()
+    async with asyncio.timeout(5):
+        ended = await asyncio.gather(*waiting, return_exceptions=True)
+    assert all(isinstance(error, Unavailable) for error in ended), ended
+    with contextlib.suppress(Unavailable):
+        await scope.close()
+
+
+@pytest.mark.process
+async def test_renewals_of_several_leases_share_a_stream(server: Server) -> None:
+    client = server.client()
+    leases = [(await client.lease_grant(5.0 + i))[0] for i in range(5)]
+    renewed = await asyncio.gather(*(client.lease_keepalive(lease) for lease in leases * 3))
+    assert renewed == [5.0, 6.0, 7.0, 8.0, 9.0] * 3
+    await client.lease_revoke(leases[0])
+    with pytest.raises(NotFound):
+        await client.lease_keepalive(leases[0])
+    assert await client.lease_keepalive(leases[1]) == 6.0
+    await client.close()
+
+
+@pytest.mark.process
+async def test_malformed_messages_are_refused(server: Server) -> None:
+    client = server.client()
+    await client.put(Put(b"k", b""))
+    async with grpc.aio.insecure_channel(f"unix:{server.socket}") as channel:
+        for method in ("KV/Range", "KV/Txn", "Lease/LeaseGrant", "Cluster/MemberList"):
+            for body in (b"\xff\xff\xff", b"\x0a\xff\xff\xff\xff\x0f"):
+                with pytest.raises(grpc.aio.AioRpcError):
+                    await channel.unary_unary(f"/etcdserverpb.{method}")(body, timeout=5)
+        with pytest.raises(grpc.aio.AioRpcError) as unknown:
+            await channel.unary_unary("/etcdserverpb.KV/Nonsense")(b"", timeout=5)
+        assert unknown.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    assert len((await client.range(Range(b"k")))[1]) == 1
+    await client.close()
 
 
 def test_a_damaged_store_is_explained(tmp_path: Path) -> None:
