@@ -23,9 +23,12 @@ from everram.runtime.contracts.availability_contract import AVAILABILITY
 from everram.runtime.contracts.nvm_device_contract import NVM_DEVICE
 from everram.runtime.contracts.replicator_contract import REPLICATOR
 from everram.runtime.contracts.vmemfs_contract import VMEMFS
+from everram.runtime.coordination.resolver import HostResolver
 from everram.runtime.environment import Environment
 from everram.runtime.formats.config import HostConfig
 from everram.runtime.node import Node
+from everram.runtime.transport.link import Identity
+from everram.runtime.transport.links import Links
 
 
 async def compose(
@@ -34,6 +37,9 @@ async def compose(
     """The node of one host, not started. Raises FailedPrecondition for an image that may not be opened silently."""
     await restore(environment, config.open_image)
     node = Node(environment, config.host)
+    me = Identity(config.cluster_id, config.host, config.host_id, incarnation=environment.entropy.token())
+    resolver = HostResolver(environment.coordination)
+    node.use_links(Links(node, environment.network, me, resolver.resolve, environment.entropy.token))
     node.add(VMemFS)
     node.add(lambda: NvmDevice(config.nvm_bytes, tracking=faults is not None), after=(VMEMFS,))
     node.add(PowerMonitor, after=(VMEMFS,))

@@ -37,7 +37,8 @@ async def serve(config: HostConfig) -> None:
     production = await Production.connect(config)
     environment = production.environment
     node = await compose(config, environment, faults=production.faults, pid=os.getpid())
-    front = Front(node, config.socket, tcp_port=config.tcp_port, token=config.token)
+    handlers = (production.network.handler,)
+    front = Front(node, config.socket, tcp_port=config.tcp_port, token=config.token, handlers=handlers)
     try:
         await node.start()
         await front.start()

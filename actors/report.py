@@ -40,6 +40,7 @@ class Report(HostActor):
             version=version("everram"),
             pid=self._pid,
             actors=self._node.statuses(),
+            links=self._node.link_statuses(),
             missing=environment.missing,
             memory_capacity_bytes=nvm.capacity_bytes,
             memory_allocated_bytes=nvm.allocated_bytes,

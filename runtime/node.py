@@ -40,7 +40,15 @@ log = logging.getLogger("everram.node")
 class RemoteCarriers(Protocol):
     """Where a node gets carriers to other hosts from; `everram.runtime.transport.links.Links` is one."""
 
+    def start(self) -> None:
+        """Let other hosts in; called once the actors have started."""
+
+    async def close(self) -> None:
+        """End every stream; called before the actors stop."""
+
     def carrier(self, host: str) -> Carrier: ...
+
+    def statuses(self) -> list[host_pb2.LinkStatus]: ...
 
 
 class Node:
@@ -115,9 +123,13 @@ class Node:
                 await self.stop()
                 raise
             self._started.append(cell)
+        if self._remote is not None:
+            self._remote.start()
 
     async def stop(self) -> None:
         """Drain and stop every actor, last started first. With `check_messages`: raises Internal if one was changed."""
+        if self._remote is not None:
+            await self._remote.close()
         while self._started:
             await self._started.pop().stop()
         for cell in self._cells.values():  # those that never started: whoever asked them is told
@@ -146,6 +158,10 @@ class Node:
     def statuses(self) -> list[host_pb2.ActorStatus]:
         """One per actor, in the order of `add`."""
         return [cell.status() for cell in self._cells.values()]
+
+    def link_statuses(self) -> list[host_pb2.LinkStatus]:
+        """One per host that this one has had business with."""
+        return [] if self._remote is None else self._remote.statuses()
 
     def _in_order(self) -> list[Cell]:
         """Each after all it needs, otherwise as added. Raises InvalidArgument for a circle or an actor not added."""

@@ -1,0 +1,68 @@
+"""The production environment of one host process: everything behind the seam, from the machine's socket outward.
+
+    production = await Production.connect(config)
+    node = await compose(config, production.environment, faults=production.faults)
+    ...
+    await production.close()
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+
+from everram.runtime.coordination.client import CoordinationClient
+from everram.runtime.environment import Environment
+from everram.runtime.formats.config import HostConfig
+from everram.runtime.memory import probe
+from everram.runtime.memory.page_service import PageService
+from everram.runtime.production.clock import SystemClock
+from everram.runtime.production.disk import Folder
+from everram.runtime.production.doorbell import Doorbells
+from everram.runtime.production.entropy import SystemEntropy
+from everram.runtime.production.logs import OutputFiles
+from everram.runtime.production.machine import connect
+from everram.runtime.production.memory import KeptMemory
+from everram.runtime.production.network import GrpcNetwork
+
+
+@dataclass(frozen=True, slots=True)
+class Production:
+    """The environment, and the parts of it that only a real process has."""
+
+    environment: Environment
+    network: GrpcNetwork
+    faults: PageService | None
+    """Serves guests' page faults; None where this computer cannot, and `environment.missing` says so."""
+    parts: contextlib.AsyncExitStack
+
+    @staticmethod
+    async def connect(config: HostConfig) -> Production:
+        """Take what the machine gave this process. Raises FailedPrecondition without a machine."""
+        async with contextlib.AsyncExitStack() as parts:
+            machine = await connect()
+            parts.callback(machine.close)
+            memory = KeptMemory(machine, config.memory_bytes)
+            coordination = CoordinationClient(config.coordination)
+            parts.push_async_callback(coordination.close)
+            network = GrpcNetwork()
+            parts.push_async_callback(network.close)
+            faults = PageService(memory) if probe.userfaultfd().available else None
+            if faults is not None:
+                parts.callback(faults.close)
+            environment = Environment(
+                clock=SystemClock(),
+                entropy=SystemEntropy(),
+                disk=Folder(config.state_dir),
+                memory=memory,
+                machine=machine,
+                network=network,
+                coordination=coordination,
+                logs=OutputFiles(config.state_dir),
+                doorbell=Doorbells(machine),
+                missing=tuple(probe.missing_sentences(probe.probe())),
+            )
+            return Production(environment, network, faults, parts.pop_all())
+
+    async def close(self) -> None:
+        await self.parts.aclose()
