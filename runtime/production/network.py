@@ -1,0 +1,164 @@
+"""Streams between hosts over grpc.aio: `environment.Network` in production.
+
+One bidirectional stream `everram.v1.Link/Connect` per link, raw batches on it (the link serialises by itself), read
+and written by `read()` and `write()`, which cost less than async iteration. The accepting side is a generic handler
+that the host's gRPC front serves on its own socket.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from everram.runtime.environment import HostAddress, LinkStream
+from everram.runtime.errors import Unavailable
+from everram.runtime.transport.grpc_common import CHANNEL_OPTIONS, wait_ready
+
+CONNECT = "/everram.v1.Link/Connect"
+
+Accept = Callable[[LinkStream], Awaitable[None]]
+
+_ENDED = (grpc.aio.AioRpcError, grpc.aio.UsageError, grpc.aio.InternalError, asyncio.InvalidStateError)
+"""What grpc.aio raises from a stream that has ended, depending on who ended it and when."""
+
+
+class GrpcNetwork:
+    """One per host; `handler` belongs into its `Front`."""
+
+    def __init__(self) -> None:
+        self._channels: dict[str, grpc.aio.Channel] = {}  # by address
+        self._accept: Accept | None = None
+        self.handler: grpc.GenericRpcHandler = _LinkHandler(self._serve)
+
+    async def connect(self, peer: HostAddress) -> LinkStream:
+        """Raises Unavailable."""
+        channel = self._channels.get(peer.address)
+        if channel is None:
+            channel = grpc.aio.insecure_channel(peer.address, options=CHANNEL_OPTIONS)
+            self._channels[peer.address] = channel
+        await wait_ready(channel, f"host {peer.host}")
+        call: grpc.aio.StreamStreamCall[bytes, bytes] = channel.stream_stream(CONNECT)()
+        return OpenedStream(call)
+
+    def serve(self, accept: Accept) -> None:
+        self._accept = accept
+
+    async def close(self) -> None:
+        """Close the channels; streams on them end."""
+        channels, self._channels = self._channels, {}
+        for channel in channels.values():
+            await channel.close()
+
+    async def _serve(self, _: Any, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
+        if self._accept is None:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "this host does not accept links yet")
+        stream = AcceptedStream(context)
+        try:
+            await self._accept(stream)
+        finally:
+            stream.close()
+
+
+class _LinkHandler(grpc.GenericRpcHandler):
+    """Routes the one path of the link."""
+
+    def __init__(self, serve: Callable[..., Awaitable[None]]) -> None:
+        self._method: grpc.RpcMethodHandler[Any, Any] = grpc.stream_stream_rpc_method_handler(serve)
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any] | None:
+        return self._method if handler_call_details.method == CONNECT else None
+
+
+class OpenedStream:
+    """The opener's end."""
+
+    def __init__(self, call: grpc.aio.StreamStreamCall[bytes, bytes]) -> None:
+        self._call = call
+        self._closed = False
+
+    async def send(self, batch: bytes) -> None:
+        try:
+            await self._call.write(batch)
+        except _ENDED as error:
+            raise _ended(error) from None
+        except asyncio.CancelledError:
+            raise _cancelled(self._closed) from None
+
+    async def receive(self) -> bytes:
+        try:
+            data = await self._call.read()
+        except _ENDED as error:
+            raise _ended(error) from None
+        except asyncio.CancelledError:
+            raise _cancelled(self._closed) from None
+        if data is grpc.aio.EOF:
+            raise Unavailable("the peer ended the stream")
+        assert isinstance(data, bytes)
+        return data
+
+    def close(self) -> None:
+        self._closed = True
+        self._call.cancel()
+
+
+class AcceptedStream:
+    """The acceptor's end. gRPC ends the stream when the handler returns; a pending `receive` is woken by cancelling
+    it.
+    """
+
+    def __init__(self, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
+        self._context = context
+        self._closed = False
+        self._waiting: dict[asyncio.Task[Any], None] = {}  # tasks inside send or receive, cancelled by close
+
+    async def send(self, batch: bytes) -> None:
+        await self._until_closed(self._context.write(batch))
+
+    async def receive(self) -> bytes:
+        data = await self._until_closed(self._context.read())
+        if data is grpc.aio.EOF:
+            raise Unavailable("the peer ended the stream")
+        assert isinstance(data, bytes)
+        return data
+
+    async def _until_closed(self, operation: Awaitable[Any]) -> Any:
+        task = asyncio.current_task()
+        assert task is not None
+        if self._closed:
+            operation.close()  # type: ignore[attr-defined]
+            raise Unavailable("this side closed the stream")
+        self._waiting[task] = None
+        try:
+            return await operation
+        except _ENDED as error:
+            raise _ended(error) from None
+        except asyncio.CancelledError:
+            if task not in self._waiting and task.uncancel() == 0:  # by `close`, and by nobody else
+                raise Unavailable("this side closed the stream") from None
+            raise
+        finally:
+            self._waiting.pop(task, None)
+
+    def close(self) -> None:
+        self._closed = True
+        waiting, self._waiting = self._waiting, {}
+        for task in waiting:
+            task.cancel()
+
+
+def _ended(error: BaseException) -> Unavailable:
+    if isinstance(error, grpc.aio.AioRpcError):
+        return Unavailable(f"the stream ended: {error.details() or error.code().name}")
+    return Unavailable(f"the stream ended: {error}")
+
+
+def _cancelled(closed: bool) -> BaseException:
+    """grpc.aio raises CancelledError from a call that we closed ourselves, too."""
+    task = asyncio.current_task()
+    if closed and (task is None or not task.cancelling()):
+        return Unavailable("this side closed the stream")
+    return asyncio.CancelledError()
