@@ -35,6 +35,7 @@ _SLOT = struct.Struct("<4sHHQQQIIQ32s")
 _SLOT_MAGIC = b"SLOT"
 _RECORDS_OFFSET = 128
 _RECORD = struct.Struct("<HHI")
+_NOTHING = bytes(PAGE_BYTES)
 _CLEAN = 1
 _REQUIRED = 1
 _PRODUCER_BYTES = 32
@@ -122,7 +123,7 @@ class SlotArea:
             page = bytearray(source.load(offset, min(PAGE_BYTES, source.size_bytes - offset)))
             if offset == 0:
                 page[GENERATION_OFFSET : GENERATION_OFFSET + 8] = bytes(8)
-            if any(page):
+            if page != _NOTHING[: len(page)]:
                 target.store(offset, page)
                 target.flush(offset, len(page))
         target.drain()
