@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from everram.runtime.contracts.replicator_contract import ReplicatorRef
     from everram.runtime.contracts.supervisor_contract import SupervisorRef
     from everram.runtime.contracts.vmemfs_contract import VMemFSRef
-    from everram.runtime.transport.channel import Channel
+    from everram.runtime.refs import Carrier
+    from everram.runtime.transport.channel_carrier import ChannelCarrier
 
 T = TypeVar("T")
 
@@ -43,7 +44,7 @@ RUN_TIMEOUT_S = 20.0
 class Host:
     """One host: a typed ref to each of its actors."""
 
-    def __init__(self, name: str, channel: Channel) -> None:
+    def __init__(self, name: str, carrier: Carrier) -> None:
         from everram.runtime.contracts.availability_contract import AvailabilityRef
         from everram.runtime.contracts.host_contract import HostRef
         from everram.runtime.contracts.hypervisor_contract import HypervisorRef
@@ -53,13 +54,13 @@ class Host:
         from everram.runtime.contracts.vmemfs_contract import VMemFSRef
 
         self.name = name
-        self.host: HostRef = HostRef(channel)
-        self.hypervisor: HypervisorRef = HypervisorRef(channel)
-        self.nvm_device: NvmDeviceRef = NvmDeviceRef(channel)
-        self.power_monitor: PowerMonitorRef = PowerMonitorRef(channel)
-        self.vmemfs: VMemFSRef = VMemFSRef(channel)
-        self.replicator: ReplicatorRef = ReplicatorRef(channel)
-        self.availability: AvailabilityRef = AvailabilityRef(channel)
+        self.host: HostRef = HostRef(carrier)
+        self.hypervisor: HypervisorRef = HypervisorRef(carrier)
+        self.nvm_device: NvmDeviceRef = NvmDeviceRef(carrier)
+        self.power_monitor: PowerMonitorRef = PowerMonitorRef(carrier)
+        self.vmemfs: VMemFSRef = VMemFSRef(carrier)
+        self.replicator: ReplicatorRef = ReplicatorRef(carrier)
+        self.availability: AvailabilityRef = AvailabilityRef(carrier)
 
 
 async def patiently(attempt: Callable[[], Awaitable[T]], *, repeatable: bool, patience_s: float = PATIENCE_S) -> T:
@@ -89,9 +90,9 @@ class Cluster:
 
         self.folders = folders
         self.name = ""
-        self._channels: dict[str, Channel] = {}
+        self._carriers: list[ChannelCarrier] = []
         self._hosts: dict[str, Host] = {}
-        self.supervisor: SupervisorRef = SupervisorRef(self._channel(str(folders.supervisor_socket)))
+        self.supervisor: SupervisorRef = SupervisorRef(self._carrier(str(folders.supervisor_socket), "the supervisor"))
 
     @staticmethod
     async def connect(name: str | None = None, dir: str | None = None) -> Cluster:
@@ -112,15 +113,16 @@ class Cluster:
             raise
         cluster.name = status.cluster
         for machine in status.machines:
-            cluster._hosts[machine.name] = Host(machine.name, cluster._channel(machine.host_socket))
+            cluster._hosts[machine.name] = Host(
+                machine.name, cluster._carrier(machine.host_socket, f"host {machine.name}")
+            )
         return cluster
 
-    def _channel(self, socket: str) -> Channel:
-        from everram.runtime.transport.channel import Channel
+    def _carrier(self, socket: str, whom: str) -> ChannelCarrier:
+        from everram.runtime.transport.channel_carrier import ChannelCarrier
 
-        if socket not in self._channels:
-            self._channels[socket] = Channel(f"unix:{socket}")
-        return self._channels[socket]
+        self._carriers.append(ChannelCarrier(f"unix:{socket}", whom=whom))
+        return self._carriers[-1]
 
     @property
     def hosts(self) -> tuple[Host, ...]:
@@ -133,8 +135,8 @@ class Cluster:
         return self._hosts[name]
 
     async def close(self) -> None:
-        for channel in self._channels.values():
-            await channel.close()
+        for carrier in self._carriers:
+            await carrier.close()
 
     async def __aenter__(self) -> Cluster:
         return self

@@ -40,7 +40,8 @@ from everram.runtime.errors import (
 DEFAULT_CLUSTER = "default"
 SOCKET_PATH_MAX_BYTES = 107
 """sun_path has 108 bytes, the last one a zero."""
-LONGEST_SOCKET_NAME = "coordination.sock"
+LONGEST_SOCKET_NAME = "coordination.sock.400000"
+"""A socket is bound under its name and its process's number (hexadecimal, at most 2**22), and renamed."""
 HASH_DIGITS = 12
 """48 bits: two clusters of one user meet by accident once in millions of years."""
 

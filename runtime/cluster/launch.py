@@ -173,6 +173,13 @@ class Progress:
         except ProcessLookupError:
             return
 
+    def kill(self) -> None:
+        """End the supervisor at once, and with it the whole cluster; nothing is saved."""
+        try:
+            os.kill(self.supervisor_pid, signal.SIGKILL)
+        except ProcessLookupError:
+            return
+
     def wait(self) -> int:
         """The supervisor's exit status, once it has ended. Only for its starter."""
         return os.waitstatus_to_exitcode(os.waitpid(self.supervisor_pid, 0)[1])

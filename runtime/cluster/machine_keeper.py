@@ -159,10 +159,13 @@ class MachineKeeper:
         """Freeze its guests and save its memory. Raises what the host says."""
         from everram.runtime.contracts.power_monitor_contract import PowerMonitorRef
         from everram.runtime.contracts.power_monitor_pb2 import SaveRequest
-        from everram.runtime.transport.channel import Channel
+        from everram.runtime.transport.channel_carrier import ChannelCarrier
 
-        async with Channel(f"unix:{self.host_socket}") as channel:
-            return await channel.ref(PowerMonitorRef).save(SaveRequest(cause="down"), timeout_s=timeout_s)
+        carrier = ChannelCarrier(f"unix:{self.host_socket}", whom=f"host {self.name}")
+        try:
+            return await PowerMonitorRef(carrier).save(SaveRequest(cause="down"), timeout_s=timeout_s)
+        finally:
+            await carrier.close()
 
     async def stop(self) -> None:
         """End it and everything of it; returns when nothing is left."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from everram.runtime.contracts import common_pb2 as pb
 from everram.runtime.contracts import supervisor_pb2 as sv
@@ -13,11 +13,13 @@ from everram.runtime.transport.front import Front
 
 if TYPE_CHECKING:
     from everram.runtime.cluster.supervisor import Step, Supervisor
+    from everram.runtime.environment import Environment
 
 
 class Service:
     def __init__(self, supervisor: Supervisor) -> None:
-        self._node = Node(None, "supervisor")
+        # Its one actor asks the supervisor, and nobody asks its environment.
+        self._node = Node(cast("Environment", None), "supervisor")
         self._node.add(lambda: _Answers(supervisor))
         self._front = Front(self._node, str(supervisor.folders.supervisor_socket))
 
