@@ -11,7 +11,8 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from everram.runtime.errors import EverramError, FailedPrecondition, InvalidArgument, NotFound, PermissionDenied
-from everram.runtime.machine.resident import Grant, Resident, Tracking, doorbell_name
+from everram.runtime.machine.protocol import doorbell_name
+from everram.runtime.machine.resident import Grant, Resident, Tracking
 
 if TYPE_CHECKING:
     from everram.runtime.machine.process import MachineProcess

@@ -32,9 +32,9 @@ from everram.runtime.machine.freezer import (
 from everram.runtime.machine.hostlink import HostLink, Reply
 from everram.runtime.machine.loop import Loop, Timer
 from everram.runtime.machine.ports import Ports
-from everram.runtime.machine.protocol import Message
+from everram.runtime.machine.protocol import Message, doorbell_name
 from everram.runtime.machine.requests import BY_WORD
-from everram.runtime.machine.resident import Launch, Resident, doorbell_name
+from everram.runtime.machine.resident import Launch, Resident
 from everram.runtime.machine.server import Server
 from everram.runtime.machine.tree import (
     MACHINE_MARK,

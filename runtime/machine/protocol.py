@@ -33,6 +33,7 @@ PAYLOAD_BYTES_MAX = 8 * 1024 * 1024
 DESCRIPTORS_MAX = 253
 """The kernel's limit in one message."""
 IN_MEMFD = "@fd"
+DOORBELL_PREFIX = "doorbell."
 
 
 @dataclass(slots=True)
@@ -159,3 +160,8 @@ def error_of(message: Message) -> EverramError | None:
         return None
     text = message.payload.get("message", "") if isinstance(message.payload, dict) else ""
     return of_code(int(code) if code.isdecimal() else 13, str(text))
+
+
+def doorbell_name(guest_id: str) -> str:
+    """Under which the machine keeps the eventfd that wakes a log's reader, as long as the guest's record."""
+    return DOORBELL_PREFIX + guest_id

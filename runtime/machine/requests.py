@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from everram.runtime.errors import FailedPrecondition, InvalidArgument, NotFound
 from everram.runtime.machine.hostlink import Reply
 from everram.runtime.machine.lives import GuestLife
-from everram.runtime.machine.resident import Launch, doorbell_name
+from everram.runtime.machine.protocol import doorbell_name
+from everram.runtime.machine.resident import Launch
 
 if TYPE_CHECKING:
     from everram.runtime.machine.process import MachineProcess
@@ -114,7 +115,7 @@ def guest_payload(guest: GuestLife) -> dict[str, Any]:
         "epoch": guest.epoch,
         "pid": guest.live_pid,
         "exit_status": guest.exit_status if guest.state == "exited" else -1,
-        "freeze_reasons": sorted(guest.reasons) if guest.state != "exited" else [],
+        "freeze_reasons": sorted(guest.reasons),
         "attached_pid": guest.attached_pid,
     }
 

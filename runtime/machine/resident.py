@@ -90,11 +90,6 @@ class Launch:
         )
 
 
-def doorbell_name(guest_id: str) -> str:
-    """Of the eventfd that wakes the reader of a guest's log; it lives as long as the guest's record."""
-    return f"doorbell.{guest_id}"
-
-
 @dataclass(slots=True)
 class Tracking:
     """The userfaultfd an attached process handed in; kept because blocked guests would go on with zeros without it."""

@@ -668,8 +668,7 @@ def test_a_tracked_attachment_outlives_the_host(rig: Rig) -> None:
     rig.do("admit", guest_id="g")
     until("it goes on", lambda: rig.output() == '[{"ok": true, "go": true}, []]\n')
     rig.do("kill", guest_id="g")
-    with pytest.raises(FailedPrecondition):
-        rig.do("admit", guest_id="g")
+    rig.do("admit", guest_id="g")
 
 
 def test_malformed_messages_get_a_plain_answer_and_leak_nothing(rig: Rig) -> None:

@@ -1,0 +1,62 @@
+"""Memory that is a file without a name: created, sealed, shared by passing the descriptor.
+
+Sealed against shrinking and growing, so that no peer can make another's mapping fault; never FUTURE_WRITE, with which
+nobody, a restarted owner included, could map it writable again. Sparse: what was never written takes no memory.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+
+from everram.runtime.errors import ResourceExhausted
+
+FALLOC_FL_KEEP_SIZE = 1
+FALLOC_FL_PUNCH_HOLE = 2
+NAME_BYTES_MAX = 249
+"""The kernel's limit of a memfd's name, which is for people only."""
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+
+
+def create(name: str, size_bytes: int) -> int:
+    """A descriptor of zeroed memory of a fixed size, the caller's own. Raises ResourceExhausted."""
+    try:
+        fd = os.memfd_create(
+            name.encode()[:NAME_BYTES_MAX].decode(errors="ignore"), os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+        )
+    except OSError as error:
+        raise ResourceExhausted(f"no memory can be made for {name}: {error.strerror}") from error
+    try:
+        os.ftruncate(fd, size_bytes)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+    except OSError as error:
+        os.close(fd)
+        raise ResourceExhausted(f"no memory of {size_bytes} bytes can be made: {error.strerror}") from error
+    return fd
+
+
+def extents(fd: int, size_bytes: int) -> list[tuple[int, int]]:
+    """(offset, length) of what is present, ascending."""
+    found = []
+    offset = 0
+    while offset < size_bytes:
+        try:
+            start = os.lseek(fd, offset, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                break
+            raise
+        offset = os.lseek(fd, start, os.SEEK_HOLE)
+        found.append((start, offset - start))
+    return found
+
+
+def punch(fd: int, offset: int, length: int) -> None:
+    """Give the pages of this range back. Raises OSError."""
+    if _libc.fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, length):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))

@@ -1,0 +1,166 @@
+"""`environment.Disk` on a real folder.
+
+Every operation runs in a thread: a sync takes milliseconds to seconds, and the loop has heartbeats to send meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+from everram.runtime.errors import DataLoss
+from everram.runtime.production.files import errors_of, inside, make_folders, sync_folder
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+ASIDE = ".aside~"
+"""Ends the name of a file that `replace` has not finished; such a file is nobody's."""
+
+
+class Folder:
+    def __init__(self, root: Path | str) -> None:
+        self._root = Path(root)
+
+    async def open(self, name: str, *, create: bool = False) -> FolderFile:
+        path = inside(self._root, name)
+        return FolderFile(path, await _in_thread(path, _open, path, create))
+
+    async def read(self, name: str) -> bytes:
+        path = inside(self._root, name)
+        return await _in_thread(path, path.read_bytes)
+
+    async def replace(self, name: str, data: bytes) -> None:
+        path = inside(self._root, name)
+        await _in_thread(path, _replace, path, data)
+
+    async def list(self, folder: str) -> list[str]:
+        path = inside(self._root, folder)
+        return await _in_thread(path, _list, path)
+
+    async def remove(self, name: str) -> None:
+        path = inside(self._root, name)
+        await _in_thread(path, _remove, path)
+
+    async def free_bytes(self) -> int:
+        return await _in_thread(self._root, _free_bytes, self._root)
+
+
+class FolderFile:
+    """An open file; its descriptor is closed by `close`."""
+
+    def __init__(self, path: Path, fd: int) -> None:
+        self._path = path
+        self._fd = fd
+
+    async def pread(self, offset: int, length: int) -> bytes:
+        return await _in_thread(self._path, _pread, self._descriptor(), offset, length)
+
+    async def pwrite(self, offset: int, data: bytes | memoryview) -> None:
+        await _in_thread(self._path, _pwrite, self._path, self._descriptor(), offset, data)
+
+    async def sync(self) -> None:
+        await _in_thread(self._path, os.fdatasync, self._descriptor())
+
+    async def size(self) -> int:
+        with errors_of(self._path):
+            return os.fstat(self._descriptor()).st_size
+
+    async def close(self) -> None:
+        if self._fd >= 0:
+            fd, self._fd = self._fd, -1
+            os.close(fd)
+
+    def _descriptor(self) -> int:
+        if self._fd < 0:
+            raise ValueError(f"{self._path} is closed")
+        return self._fd
+
+
+async def _in_thread(path: Path, call: Callable[P, T], *args: P.args, **named: P.kwargs) -> T:
+    """In a thread to its end: whoever is cancelled meanwhile must not close a descriptor that the thread still uses."""
+    task = asyncio.get_running_loop().run_in_executor(None, lambda: call(*args, **named))
+    with errors_of(path):
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            await asyncio.wait([task])
+            raise
+
+
+def _open(path: Path, create: bool) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        if not create:
+            raise
+    make_folders(path.parent)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    # The file is durable after its own sync only if its name is.
+    sync_folder(path.parent)
+    return fd
+
+
+def _pread(fd: int, offset: int, length: int) -> bytes:
+    pieces: list[bytes] = []
+    while length > 0 and (piece := os.pread(fd, length, offset)):
+        pieces.append(piece)
+        offset += len(piece)
+        length -= len(piece)
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def _pwrite(path: Path, fd: int, offset: int, data: bytes | memoryview) -> None:
+    view = memoryview(data).cast("B")
+    while view:
+        written = os.pwrite(fd, view, offset)
+        if written == 0:
+            raise DataLoss(f"{path} takes no more bytes")
+        offset += written
+        view = view[written:]
+
+
+def _replace(path: Path, data: bytes) -> None:
+    make_folders(path.parent)
+    aside = path.with_name(path.name + ASIDE)
+    fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            _pwrite(aside, fd, 0, data)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        aside.rename(path)
+    except OSError:
+        # Above all on a full disk: give the space back.
+        aside.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def _list(folder: Path) -> list[str]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entry.name for entry in entries if entry.is_file() and not entry.name.endswith(ASIDE))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _remove(path: Path) -> None:
+    try:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    except FileNotFoundError:
+        return
+    sync_folder(path.parent)
+
+
+def _free_bytes(root: Path) -> int:
+    found = os.statvfs(root)
+    return found.f_bavail * found.f_frsize

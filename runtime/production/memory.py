@@ -1,0 +1,106 @@
+"""`environment.Memory`: memfds that the machine keeps for this host and its successors."""
+
+from __future__ import annotations
+
+import os
+
+from everram.runtime.errors import AlreadyExists, InvalidArgument, NotFound, ResourceExhausted
+from everram.runtime.machine.fdstore import is_name
+from everram.runtime.machine.protocol import DOORBELL_PREFIX
+from everram.runtime.memory import memfd
+from everram.runtime.memory.contract import PAGE_BYTES
+from everram.runtime.memory.mapped import Mapped
+from everram.runtime.production.machine import SystemMachine
+
+
+class KeptMemory:
+    """Capacity counts what is promised: objects are sparse, but each may be filled up to its size."""
+
+    def __init__(self, machine: SystemMachine, capacity_bytes: int) -> None:
+        self.capacity_bytes = capacity_bytes
+        self._machine = machine
+        self._objects = {
+            name: KeptObject(name, fd) for name, fd in machine.kept.items() if not name.startswith(DOORBELL_PREFIX)
+        }
+        self._promised_bytes = sum(kept.size_bytes for kept in self._objects.values())
+
+    def names(self) -> list[str]:
+        return sorted(self._objects)
+
+    def open(self, name: str) -> KeptObject:
+        if name not in self._objects:
+            raise NotFound(f"the machine keeps no memory named {name}")
+        return self._objects[name]
+
+    async def create(self, name: str, size_bytes: int) -> KeptObject:
+        if not is_name(name) or name.startswith(DOORBELL_PREFIX):
+            raise InvalidArgument(f"{name!r} cannot name a memory")
+        if size_bytes <= 0:
+            raise InvalidArgument(f"a memory of {size_bytes} bytes cannot be made")
+        if name in self._machine.kept:
+            raise AlreadyExists(f"the machine keeps a memory named {name} already")
+        if self._promised_bytes + size_bytes > self.capacity_bytes:
+            left = self.capacity_bytes - self._promised_bytes
+            raise ResourceExhausted(f"the machine has {left} bytes of memory left, not {size_bytes}; free some first")
+        # Counted before the machine answers: somebody else may create meanwhile.
+        self._promised_bytes += size_bytes
+        try:
+            fd = memfd.create(name, size_bytes)
+            await self._machine.keep(name, fd)
+        except BaseException:
+            self._promised_bytes -= size_bytes
+            raise
+        made = self._objects[name] = KeptObject(name, fd)
+        return made
+
+    async def remove(self, name: str) -> None:
+        removed = self._objects.pop(name, None)
+        if removed is not None:
+            await self._machine.drop(name)
+            self._promised_bytes -= removed.size_bytes
+
+
+class KeptObject:
+    """`environment.MemoryObject`. Mappings of a removed object stay valid; everything else raises OSError."""
+
+    def __init__(self, name: str, fd: int) -> None:
+        self.name = name
+        self.size_bytes = os.fstat(fd).st_size
+        self._fd = fd
+
+    def map(self) -> Mapped:
+        """Raises ResourceExhausted."""
+        try:
+            return Mapped(self._fd, self.size_bytes)
+        except (OSError, OverflowError) as error:
+            raise ResourceExhausted(f"memory {self.name} cannot be mapped: {error}") from error
+
+    def read(self, offset: int, length: int) -> bytes:
+        self._check(offset, length)
+        return os.pread(self._fd, length, offset)
+
+    def write(self, offset: int, data: bytes | memoryview) -> None:
+        """Raises ResourceExhausted where the computer itself has no memory left."""
+        view = memoryview(data).cast("B")
+        self._check(offset, len(view))
+        while view:
+            try:
+                written = os.pwrite(self._fd, view, offset)
+            except OSError as error:
+                raise ResourceExhausted(f"memory {self.name} cannot be written: {error.strerror}") from error
+            offset += written
+            view = view[written:]
+
+    def extents(self) -> list[tuple[int, int]]:
+        return memfd.extents(self._fd, self.size_bytes)
+
+    def punch(self, offset: int, length: int) -> None:
+        self._check(offset, length)
+        if offset % PAGE_BYTES or length % PAGE_BYTES:
+            raise IndexError("a hole is made of whole pages")
+        if length:
+            memfd.punch(self._fd, offset, length)
+
+    def _check(self, offset: int, length: int) -> None:
+        if offset < 0 or length < 0 or offset + length > self.size_bytes:
+            raise IndexError(f"{length} bytes at {offset} are not inside {self.size_bytes}")
