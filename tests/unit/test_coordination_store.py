@@ -410,3 +410,10 @@ def test_a_delta_of_a_deletion_knows_what_was_there() -> None:
 def test_refusals_cross_the_wire_as_themselves(refusal: type[Refusal]) -> None:
     code, message = to_etcd(refusal())
     assert type(from_etcd(code, message)) is refusal
+
+
+def test_a_lease_is_over_exactly_at_its_deadline() -> None:
+    store = fresh()
+    store.grant(1, 1000, 0)
+    assert store.expire(SECOND_NS - 1) == []
+    assert store.expire(SECOND_NS) == [1]
