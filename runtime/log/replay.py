@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
+from everram.runtime.log.record import Record, Store
 from everram.runtime.log.ring import Ring, RingCorrupt, is_stores
 from everram.runtime.memory.contract import Mapping
 
@@ -14,31 +15,33 @@ def replay(ring: Ring, regions: Sequence[Mapping | None]) -> int:
     `regions` by number; None for one that takes no transactions. Physical and idempotent: a crash in the middle is
     mended by doing it again. Raises RingCorrupt, before anything is applied, for a log that is damaged.
     """
-    tail, pending = ring.tail, []
-    end = ring.applied
+    tail, end = ring.tail, ring.surely_applied
+    pending: list[tuple[Mapping, Store]] = []
+    transactions = 0
     for record in ring.chain(end):
         if end >= tail:
             break
         end = record.end
         if is_stores(record):
-            pending.append(record)
+            pending.extend(_targets(record, regions))
+            transactions += 1
     if end < tail:
         raise RingCorrupt(f"records between {end} and {tail} are damaged: the log was committed up to {tail}")
-    for record in pending:
-        for store in record.stores():
-            region = regions[store.region] if store.region < len(regions) else None
-            if region is None or store.offset + len(store.data) > region.size_bytes:
-                raise RingCorrupt(f"the record at {record.lsn} stores outside region {store.region}")
-            region.store(store.offset, store.data)
-            region.flush(store.offset, len(store.data))
-    if pending:
-        regions_drain(regions)
-    if end > ring.applied:
+    for region, store in pending:
+        region.store(store.offset, store.data)
+        region.flush(store.offset, len(store.data))
+    for touched in regions:
+        if touched is not None:
+            touched.drain()
+    if (ring.applied, ring.surely_applied) != (end, end):
         ring.set_applied(end)
-    return len(pending)
+    return transactions
 
 
-def regions_drain(regions: Sequence[Mapping | None]) -> None:
-    for region in regions:
-        if region is not None:
-            region.drain()
+def _targets(record: Record, regions: Sequence[Mapping | None]) -> Iterator[tuple[Mapping, Store]]:
+    """What a record stores, and where. Raises RingCorrupt for what is outside."""
+    for store in record.stores():
+        region = regions[store.region] if store.region < len(regions) else None
+        if region is None or store.offset + len(store.data) > region.size_bytes:
+            raise RingCorrupt(f"the record at {record.lsn} stores outside region {store.region}")
+        yield region, store

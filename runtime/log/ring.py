@@ -47,6 +47,9 @@ _STATIC_CRC_AT = 120
 _LINE = 64
 TAIL, APPLIED, FREED, EPOCH, EPOCH_START, LEASE, THROTTLE, SLEEPING, COPIES = (128 + i * _LINE for i in range(9))
 """Offsets of the words."""
+APPLIED_COPY = APPLIED + 8
+"""The complement of `applied`, stored just before it: the one word whose damage no checksum would show."""
+WORD_MASK = (1 << 64) - 1
 _SLOTS = 1024
 SLOT_ACTIVE, SLOT_REQUIRED = 1, 2
 
@@ -90,6 +93,7 @@ class Ring:
         guest = guest.ljust(GUEST_ID_BYTES, b"\0")
         mapping.persist(0, bytes(DATA_OFFSET))
         mapping.publish_u64(EPOCH, epoch)
+        mapping.publish_u64(APPLIED_COPY, WORD_MASK)
         static = _STATIC.pack(MAGIC, MAJOR, MINOR, DATA_OFFSET, capacity_bytes, 0, 0, guest).ljust(
             _STATIC_CRC_AT, b"\0"
         )
@@ -141,6 +145,15 @@ class Ring:
         return self.mapping.load_u64(APPLIED)
 
     @property
+    def surely_applied(self) -> int:
+        """`applied`, or what its copy says if that is less: where to recover from, even if one of them is damaged.
+
+        Between its two stores the copy is ahead. From too early a position the same is stored once more, which changes
+        nothing; from a wrong one no record is found.
+        """
+        return min(self.applied, ~self.mapping.load_u64(APPLIED_COPY) & WORD_MASK)
+
+    @property
     def freed(self) -> int:
         return self.mapping.load_u64(FREED)
 
@@ -180,7 +193,8 @@ class Ring:
         self.publish(TAIL, lsn)
 
     def set_applied(self, lsn: int) -> None:
-        self.publish(APPLIED, lsn)
+        self.mapping.store_u64(APPLIED_COPY, ~lsn & WORD_MASK)
+        self.publish(APPLIED, lsn)  # flushes both: they share a line
 
     def set_freed(self, lsn: int) -> None:
         self.publish(FREED, lsn)
@@ -281,7 +295,7 @@ class Ring:
         it is as right as leaving it. Raises RingCorrupt if the valid records end before the tail.
         """
         self.check()
-        end = self.applied
+        end = self.surely_applied
         for record in self.chain(end):
             end = record.end
         tail = self.tail

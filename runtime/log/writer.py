@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 from everram.runtime.log import record as records
 from everram.runtime.log.record import HEADER_BYTES, RecordType, padded
-from everram.runtime.log.ring import APPLIED, DATA_OFFSET, SLEEPING, TAIL, Ring
+from everram.runtime.log.ring import APPLIED, APPLIED_COPY, DATA_OFFSET, SLEEPING, TAIL, WORD_MASK, Ring
 
 
 class LogFull(Exception):
@@ -39,7 +39,8 @@ class LogWriter:
         self._epoch = ring.epoch
         self._tail = self._end = ring.tail
         self._freed = ring.freed
-        self.largest_payload_bytes = ring.capacity_bytes // 2 - HEADER_BYTES
+        self._largest_bytes = ring.capacity_bytes // 2
+        self.largest_payload_bytes = self._largest_bytes - HEADER_BYTES
         """Half a ring: whatever lies before the circle's end, a record of this size fits after a pad."""
 
     def append(self, record_type: int, flags: int, payload: bytes) -> int:
@@ -48,6 +49,8 @@ class LogWriter:
         Raises LogFull, and ValueError for a payload over `largest_payload_bytes`.
         """
         size = HEADER_BYTES + len(payload)
+        if size > self._largest_bytes:
+            raise ValueError(f"{len(payload)} bytes in one record, at most {self.largest_payload_bytes} fit")
         at = self._tail
         position = at % self._capacity
         if position + size > self._capacity:
@@ -71,12 +74,12 @@ class LogWriter:
 
     def publish_applied(self) -> None:
         """What was committed is in the regions, persistently."""
-        self._mapping.publish_u64(APPLIED, self._tail)
+        mapping, tail = self._mapping, self._tail
+        mapping.store_u64(APPLIED_COPY, ~tail & WORD_MASK)
+        mapping.publish_u64(APPLIED, tail)
 
     def _pad(self, at: int, size: int) -> int:
         """Fill the circle's end, which is too short for a record of `size`; returns where the next lap begins."""
-        if size - HEADER_BYTES > self.largest_payload_bytes:
-            raise ValueError(f"{size - HEADER_BYTES} bytes in one record, at most {self.largest_payload_bytes} fit")
         ring = self.ring
         room = ring.room_before_end(at)
         if at + room + padded(size) - self._freed > self._capacity:
@@ -90,6 +93,7 @@ class LogWriter:
         """Give up records that nobody needs any more; published before they are overwritten, so readers can tell."""
         ring = self.ring
         freed = min([ring.applied, *(ring.durable(slot) for slot in ring.required())])
+        freed = max(freed, self._freed)  # what was given up is gone, whoever comes later
         if end - freed > ring.capacity_bytes:
             raise LogFull(f"the log is full: {end - freed} bytes would be kept, {ring.capacity_bytes} is its size")
         # Half a ring ahead at most, so that this is done once in many appends and the reader may lag meanwhile.

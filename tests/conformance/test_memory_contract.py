@@ -142,7 +142,7 @@ def test_any_run_of_stores_leaves_what_a_bytearray_would_hold(pair: Pair, stores
     one, other = pair
     model = bytearray(one.load(0, SIZE_BYTES))
     for offset, data in stores:
-        data = data[: SIZE_BYTES - offset]
-        one.store(offset, data)
-        model[offset : offset + len(data)] = data
+        fitting = data[: SIZE_BYTES - offset]
+        one.store(offset, fitting)
+        model[offset : offset + len(fitting)] = fitting
     assert other.load(0, SIZE_BYTES) == bytes(model)
