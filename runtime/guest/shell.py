@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 
 from everram.runtime.guest.core import GuestCore
 from everram.runtime.guest.dictionary import Dictionary
@@ -20,7 +21,7 @@ class Guest:
 
     def __init__(self, core: GuestCore) -> None:
         self.core = core
-        self.transaction = core.transaction
+        self.transaction = partial(Transaction, core.commit)
         """`with me.transaction() as tx`: see `Transaction`."""
 
     @property

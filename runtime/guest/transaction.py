@@ -68,10 +68,9 @@ class Transaction:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None:
-            self.commit()
-        else:
-            self.discard()
+        if kind is None and self._stores:
+            self.lsn = self._commit(self._stores)
+        self._stores = []
 
     async def __aenter__(self) -> Transaction:
         return self

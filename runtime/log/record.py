@@ -23,7 +23,7 @@ from __future__ import annotations
 import enum
 import struct
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -98,8 +98,11 @@ def padded(length: int) -> int:
     return (length + ALIGNMENT_BYTES - 1) & -ALIGNMENT_BYTES
 
 
-def pack_stores(stores: Iterable[RawStore]) -> bytes:
+def pack_stores(stores: Sequence[RawStore]) -> bytes:
     """The payload of a STORES record."""
+    if len(stores) == 1:
+        region, offset, data = stores[0]
+        return _STORE.pack(region, len(data), offset) + data
     parts: list[bytes] = []
     for region, offset, data in stores:
         parts.append(_STORE.pack(region, len(data), offset))
