@@ -32,7 +32,7 @@ class LogReader:
         """
         ring, tail = self.ring, self.ring.tail
         start, found = self.lsn, []
-        while self.lsn < tail and self.lsn - start < max_bytes:
+        while self.lsn < tail and (not found or self.lsn - start < max_bytes):
             at = ring.next_position(self.lsn)
             record = ring.record_at(at)
             if self._lapped():
