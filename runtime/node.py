@@ -44,7 +44,7 @@ class RemoteCarriers(Protocol):
         """Let other hosts in; called once the actors have started."""
 
     async def close(self) -> None:
-        """End every stream; called before the actors stop."""
+        """Send the answers that are ready, then end every stream; called after the actors have stopped."""
 
     def carrier(self, host: str) -> Carrier: ...
 
@@ -128,10 +128,10 @@ class Node:
 
     async def stop(self) -> None:
         """Drain and stop every actor, last started first. With `check_messages`: raises Internal if one was changed."""
-        if self._remote is not None:
-            await self._remote.close()
         while self._started:
             await self._started.pop().stop()
+        if self._remote is not None:
+            await self._remote.close()
         for cell in self._cells.values():  # those that never started: whoever asked them is told
             cell.mailbox.close(f"{cell.mailbox.name} on {self.host} has stopped")
         if self._check is not None:

@@ -4,7 +4,7 @@ reflection.
     front = Front(node, "/run/user/1000/everram/ab12/h1.sock", handlers=(network.handler,))
     await front.start()
     ...
-    await front.stop()                 before `node.stop()`
+    await front.stop()                 after `node.stop()`, so that the answers of its drain still leave
 
 A Unix socket in a private folder needs no password. A TCP port, on request and on loopback only, asks for the
 cluster's token in the metadata (`authorization: Bearer TOKEN`).

@@ -1,10 +1,7 @@
 """The links of a host to the others: one `Peer` each, made on first use.
 
     links = Links(node, environment.network, identity, resolve, environment.entropy.token)
-    links.start()
-    node.use_links(links)
-    ...
-    await links.close()        after `node.stop()`
+    node.use_links(links)          the node starts and closes them with itself
 
 No wall clock, no randomness of its own and no gRPC: it runs unchanged on the simulation's loop and streams.
 """
@@ -31,6 +28,9 @@ SUSPECT_AFTER_S = 0.3
 TICK_S = HEARTBEAT_S / 2
 """How often silence is looked at while somebody watches or is watched."""
 
+FLUSH_S = 0.2
+"""How long closing waits for peers that do not take their answers."""
+
 log = logging.getLogger("everram.link")
 
 
@@ -55,10 +55,16 @@ class Links:
         self._network.serve(self._accept)
 
     async def close(self) -> None:
-        """End every stream. What was not answered is unknown to its asker."""
+        """Send the answers that are ready, then end every stream. What was not answered is unknown to its asker."""
         self._closed = True
         if self._ticker is not None:
             self._ticker.cancel()
+        try:
+            async with asyncio.timeout(FLUSH_S):
+                for peer in self._peers.values():
+                    await peer.flushed()
+        except TimeoutError:
+            log.info("%s closes its links with answers unsent", self._me.host)
         for peer in self._peers.values():
             peer.close()
         for stream in list(self._accepted.values()):

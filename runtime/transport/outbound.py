@@ -53,6 +53,9 @@ class Control:
         self._wake = wake
         self._frames: deque[Writing] = deque()
 
+    def __len__(self) -> int:
+        return len(self._frames)
+
     def put(self, frame: Writing) -> None:
         self._frames.append(frame)
         self._wake()

@@ -99,6 +99,8 @@ class Peer:
         self._opening = False
         self._connector: asyncio.Task[None] | None = None
         self._sleeper: asyncio.Future[None] | None = None  # the writer, while it has nothing to send
+        self._writing = False  # a batch is being sent
+        self._flushed: asyncio.Future[None] | None = None  # set while closing waits
         self._closed = False
         self._sent = 0  # frames
         self._received = 0
@@ -239,7 +241,8 @@ class Peer:
         current.stream.close()
         if self._current is not current:
             return
-        self._current, self._sleeper = None, None
+        self._current, self._sleeper, self._writing = None, None, False
+        self._tell_flushed()
         self._control.clear()
         self._inbound.broken()
         self.outbound.broken(error)
@@ -273,14 +276,20 @@ class Peer:
                 now_s = self._loop.time()
                 batch = self._batch(now_s)
                 if batch is None and not first:
+                    self._writing = False
+                    self._tell_flushed()
                     self._sleeper = self._loop.create_future()
                     await self._sleeper
                     continue
-                first = False
+                first, self._writing = False, True
                 self._heartbeat.sent(now_s)
                 await current.stream.send(current.session.encode(batch or link_pb2.Batch()))
         except EverramError as error:
             self._end(current, error)
+
+    def _tell_flushed(self) -> None:
+        if self._flushed is not None and not self._flushed.done():
+            self._flushed.set_result(None)
 
     def _batch(self, now_s: float) -> link_pb2.Batch | None:
         """What is queued, or a heartbeat that is due; None if there is nothing to say."""
@@ -345,6 +354,12 @@ class Peer:
         self._suspect(error.message)
 
     # The end.
+
+    async def flushed(self) -> None:
+        """Return when every answer that is ready has been given to the stream."""
+        while self._current is not None and (self._control or self._writing):
+            self._flushed = self._loop.create_future()
+            await self._flushed
 
     def close(self) -> None:
         """End the stream; what waits fails, and nothing is opened any more."""

@@ -168,7 +168,6 @@ def links_of(node: Node, network: Any, addresses: dict[str, str]) -> Links:
     tokens = itertools.count()
     me = Identity("cluster", node.host, f"id-{node.host}", f"incarnation-{node.host}")
     links = Links(node, network, me, resolve, lambda: f"{node.host}-{next(tokens)}")
-    node.use_links(links)
     links.start()
     return links
 
@@ -181,6 +180,7 @@ async def link_in_memory(capacity: int = 1024) -> AsyncIterator[Bench]:
     networks = [MemoryNetwork(listeners, "memory:h1"), MemoryNetwork(listeners, "memory:h2")]
     addresses = {"h1": "memory:h1", "h2": "memory:h2"}
     links = [links_of(asking, networks[0], addresses), links_of(serving, networks[1], addresses)]
+    asking.use_links(links[0])
     await serving.start()
 
     async def cut() -> None:
@@ -205,6 +205,7 @@ async def link_over_grpc(capacity: int = 1024) -> AsyncIterator[Bench]:
         addresses = {host: f"unix:{folder}/{host}.sock" for host in ("h1", "h2")}
         networks = {"h1": GrpcNetwork(), "h2": GrpcNetwork()}
         links = [links_of(node, networks[node.host], addresses) for node in (asking, serving)]
+        asking.use_links(links[0])
         fronts = [
             Front(node, f"{folder}/{node.host}.sock", handlers=(networks[node.host].handler,))
             for node in (asking, serving)
