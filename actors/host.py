@@ -35,32 +35,33 @@ async def serve(config: HostConfig) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ending.set)
     production = await Production.connect(config)
-    environment = production.environment
-    node = await compose(config, environment, faults=production.faults, pid=os.getpid())
+    beating = asyncio.create_task(_beat(production.environment.machine))
+    try:
+        node = await compose(config, production.environment, faults=production.faults, pid=os.getpid())
+        await _serve(node, production, config, ending)
+    finally:
+        beating.cancel()
+        await production.close()
+
+
+async def _serve(node: Node, production: Production, config: HostConfig, ending: asyncio.Event) -> None:
     handlers = (production.network.handler,)
     front = Front(node, config.socket, tcp_port=config.tcp_port, token=config.token, handlers=handlers)
     try:
         await node.start()
         await front.start()
-        await environment.machine.ready()
-        await _live(environment.machine, node, ending)
+        await production.environment.machine.ready()
+        async with asyncio.TaskGroup() as tasks:
+            failing = tasks.create_task(node.wait_failed())
+            await ending.wait()
+            failing.cancel()
     finally:
         await front.stop()
         await node.stop()
-        await production.close()
-
-
-async def _live(machine: Machine, node: Node, ending: asyncio.Event) -> None:
-    """Tell the machine that this loop turns, until it is time to end. Raises what the node failed of."""
-    async with asyncio.TaskGroup() as tasks:
-        failed = tasks.create_task(node.wait_failed())
-        beating = tasks.create_task(_beat(machine))
-        await ending.wait()
-        failed.cancel()
-        beating.cancel()
 
 
 async def _beat(machine: Machine) -> None:
+    """Tell the machine that this loop turns, from the first moment on: restoring much memory takes long."""
     while True:
         machine.alive()
         await asyncio.sleep(machine.watchdog_interval_s)

@@ -36,19 +36,24 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
                 pytest.skip(f"needs {need}: {reason}")
 
 
+SESSION_MARK = f"EVERRAM_TEST_SESSION={os.getpid()}"
+"""Inherited by every process that a test starts, and by all that come of it."""
+os.environ.update([SESSION_MARK.split("=")])
+
+
 def _everram_processes() -> dict[int, str]:
-    """Every process that carries a machine's mark, or is one of a cluster's own."""
+    """Every process that the tests of this session have started, at whatever remove."""
     found = {}
     for folder in Path("/proc").iterdir():
         if not folder.name.isdigit() or int(folder.name) == os.getpid():
             continue
         try:
             command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            marked = b"EVERRAM_MACHINE=" in (folder / "environ").read_bytes()
+            ours = SESSION_MARK.encode() in (folder / "environ").read_bytes().split(b"\0")
             state = (folder / "stat").read_text().rsplit(")", 1)[1].split()[0]
         except OSError:
             continue
-        if state != "Z" and (marked or "-m everram." in command):
+        if state != "Z" and ours:
             found[int(folder.name)] = command
     return found
 

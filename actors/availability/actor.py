@@ -32,7 +32,7 @@ from everram.runtime.contracts.availability_pb2 import GuestKey, LeaseStatus, Re
 from everram.runtime.contracts.common_pb2 import Empty, Guest
 from everram.runtime.contracts.vmemfs_contract import VMemFSRef
 from everram.runtime.coordination.api import Compare, Put, Range, Relation, Target, WatchBatch
-from everram.runtime.coordination.directory import decode, encode, host_key, serving_key
+from everram.runtime.coordination.directory import decode, encode, guest_key, host_key, serving_key
 from everram.runtime.errors import (
     Aborted,
     DeadlineExceeded,
@@ -165,6 +165,14 @@ class Availability(AvailabilityActor):
         self._entered = result.succeeded
 
     # -- guests
+
+    def reached(self, request: GuestKey) -> Awaitable[GuestKey]:
+        return self.context.later(self._reached(request.guest_id), cancellable=True)
+
+    async def _reached(self, guest_id: str) -> GuestKey:
+        """The next incarnation's epoch has to be higher, also where this memory is older than the directory."""
+        _, found = await self._coordination.range(Range(guest_key(guest_id)))
+        return GuestKey(guest_id=guest_id, epoch=int(decode(found[0].value)["epoch"]) if found else 0)
 
     def register(self, request: Registration) -> Awaitable[Empty]:
         return self.context.later(self._register(request.guest), cancellable=True)

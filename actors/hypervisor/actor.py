@@ -86,19 +86,33 @@ class Hypervisor(HypervisorActor):
         current = process is not None and process.epoch == record.epoch
         if process is not None and current and process.pid and "lease" not in process.freeze_reasons:
             resident.lives(process.pid)
-            await self._availability.register(Registration(guest=resident.stored()), timeout_s=REGISTER_TIMEOUT_S)
             self._follow(resident)
-            await self._store(resident)
+            self.context.spawn(self._go_on(resident, record.epoch), name=f"{record.name} goes on")
         elif process is not None and current and not process.pid:
             resident.died(process.exit_status)
             self.context.spawn(self._after_end(resident, record.epoch), name=f"end of {record.name}")
         else:
             self.context.spawn(self._begin_again(resident, record.epoch), name=f"begin {record.name} again")
 
+    async def _go_on(self, resident: Resident, epoch: int) -> None:
+        """Register an incarnation that outlived this host's predecessor; it serves meanwhile, until its lease ends."""
+        while resident.guest.epoch == epoch and not resident.process_gone.is_set():
+            try:
+                await self._availability.register(Registration(guest=resident.stored()), timeout_s=REGISTER_TIMEOUT_S)
+                await self._store(resident)
+                return
+            except (Unavailable, DeadlineExceeded) as error:
+                self.context.log.warning("%s is not registered yet: %s", resident.guest.name, error.message)
+            except EverramError as error:
+                # A later incarnation is known: this one may not go on.
+                self.context.log.error("%s is replaced: %s", resident.guest.name, error.message)
+                await self._begin_again(resident, epoch)
+                return
+
     async def _remove_orphaned_regions(self) -> None:
-        """Regions of a guest without a record: the host died between making them and recording it."""
-        regions = (await self._nvm.list_regions(RegionFilter())).regions
-        for guest_id in sorted({region.guest_id for region in regions} - self._residents.keys()):
+        """What belongs to a guest without a record: the host died between making its regions and recording it."""
+        known = (await self._nvm.list_regions(RegionFilter())).guest_ids
+        for guest_id in sorted(set(known) - self._residents.keys()):
             await self._nvm.remove_regions(RegionFilter(guest_id=guest_id))
 
     # -- the machine's events
@@ -168,8 +182,10 @@ class Hypervisor(HypervisorActor):
     async def _begin(self, resident: Resident) -> None:
         """Start the next incarnation; `changing` is held."""
         guest, environment = resident.guest, self.context.environment
-        guest.epoch += 1
-        guest.restarts = guest.epoch - 1
+        # The directory may be ahead: of memory restored from an older image, or of a start that was cut off.
+        reached = await self._availability.reached(GuestKey(guest_id=guest.guest_id), timeout_s=REGISTER_TIMEOUT_S)
+        guest.restarts += int(guest.epoch > 0)
+        guest.epoch = max(guest.epoch, reached.epoch) + 1
         guest.port = await self._machine.free_port()
         guest.pid = 0
         resident.become(pb.STARTING)

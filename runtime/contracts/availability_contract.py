@@ -10,17 +10,23 @@ from everram.runtime.method import DEFAULT_TIMEOUT_S, Contract, Method
 from everram.runtime.refs import Ref
 
 
+AVAILABILITY_REACHED = Method("everram.v1.Availability", "Reached", availability_pb2.GuestKey, availability_pb2.GuestKey)
 AVAILABILITY_REGISTER = Method("everram.v1.Availability", "Register", availability_pb2.Registration, common_pb2.Empty)
 AVAILABILITY_GIVE_BACK = Method("everram.v1.Availability", "GiveBack", availability_pb2.GuestKey, common_pb2.Empty)
 AVAILABILITY_FORGET = Method("everram.v1.Availability", "Forget", availability_pb2.GuestKey, common_pb2.Empty)
 AVAILABILITY_STATUS = Method("everram.v1.Availability", "Status", common_pb2.Empty, availability_pb2.LeaseStatus)
-AVAILABILITY = Contract("everram.v1.Availability", (AVAILABILITY_REGISTER, AVAILABILITY_GIVE_BACK, AVAILABILITY_FORGET, AVAILABILITY_STATUS,))
+AVAILABILITY = Contract("everram.v1.Availability", (AVAILABILITY_REACHED, AVAILABILITY_REGISTER, AVAILABILITY_GIVE_BACK, AVAILABILITY_FORGET, AVAILABILITY_STATUS,))
 
 
 class AvailabilityRef(Ref):
     """Asks a Availability actor, wherever it is."""
 
     contract = AVAILABILITY
+
+    async def reached(
+        self, request: availability_pb2.GuestKey, *, timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> availability_pb2.GuestKey:
+        return await self.ask(AVAILABILITY_REACHED, request, timeout_s)
 
     async def register(
         self, request: availability_pb2.Registration, *, timeout_s: float = DEFAULT_TIMEOUT_S
@@ -47,6 +53,9 @@ class AvailabilityActor(Actor):
     """Answers the Availability contract: override every method."""
 
     contract = AVAILABILITY
+
+    def reached(self, request: availability_pb2.GuestKey) -> availability_pb2.GuestKey | Awaitable[availability_pb2.GuestKey]:
+        raise NotImplementedError
 
     def register(self, request: availability_pb2.Registration) -> common_pb2.Empty | Awaitable[common_pb2.Empty]:
         raise NotImplementedError

@@ -18,6 +18,7 @@ The host:
     state      event                        next       effects
     waiting    restart time reached         starting   StartHost
     starting   host_ready                   ready      Notify mains, if it is off
+    starting   host_alive                   starting   -
     starting   start timeout                hung       KillHost
     starting   host_exited                  waiting    -
     ready      host_alive                   ready      -
@@ -180,8 +181,10 @@ class MachineCore:
         return self._take()
 
     def host_alive(self, now_ns: int, incarnation: int) -> list[Effect]:
-        """WATCHDOG=1. Before READY=1 it does not lengthen the start timeout."""
-        if self._is_host(incarnation, "ready"):
+        """WATCHDOG=1. Before READY=1 it begins the start timeout anew: restoring much memory takes long."""
+        if self._is_host(incarnation, "starting"):
+            self.host.deadline_ns = now_ns + self.limits.start_ns
+        elif self._is_host(incarnation, "ready"):
             # Before `_advance`: a ping that is read at all, however late the machine's own tick, proves a live host.
             self.host.deadline_ns = now_ns + self.limits.watchdog_ns
         self._advance(now_ns)

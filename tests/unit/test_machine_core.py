@@ -94,9 +94,15 @@ def test_a_late_tick_gives_the_host_time_to_be_heard_once() -> None:
 
 def test_a_host_that_never_gets_ready_is_killed() -> None:
     bench = Bench(ready=False)
-    assert bench.core.host_alive(5000 * MS, 1) == []
     assert bench.core.next_deadline_ns() == LIMITS.start_ns
     assert bench.core.tick(LIMITS.start_ns) == [KillHost()]
+
+
+def test_a_host_that_restores_much_memory_says_so_and_is_given_time() -> None:
+    bench = Bench(ready=False)
+    assert bench.core.host_alive(5000 * MS, 1) == []
+    assert bench.core.tick(LIMITS.start_ns) == []
+    assert bench.core.tick(5000 * MS + LIMITS.start_ns) == [KillHost()]
 
 
 def test_a_host_that_closes_its_socket_is_killed() -> None:
