@@ -40,14 +40,15 @@ class Endpoint(Generic[ServiceT]):
         self.place = place
         self.fabric = fabric
         self._domain: Domain | None = None
-        self._service: ServiceT | None = None
+        self.service: ServiceT | None = None
+        """Whoever answers now."""
         self._open: dict[int, _Call[ServiceT, Any]] = {}
         """Requests that arrived and are not answered, in the order of their arrival."""
         self._arrivals = itertools.count()
 
     def open(self, domain: Domain, service: ServiceT) -> None:
         """`service` answers from now on, in `domain`, until that dies."""
-        self._domain, self._service = domain, service
+        self._domain, self.service = domain, service
         domain.on_death.append(partial(self._died, domain))
 
     async def call(self, source: str, act: Callable[[ServiceT], Awaitable[T]]) -> T:
@@ -61,7 +62,7 @@ class Endpoint(Generic[ServiceT]):
 
     def arrived(self, call: _Call[ServiceT, Any]) -> None:
         """In nobody's domain."""
-        domain, service = self._domain, self._service
+        domain, service = self._domain, self.service
         if domain is None or service is None:
             call.answer(Refused(f"nobody listens at {self.place} now"))
             return
@@ -79,7 +80,7 @@ class Endpoint(Generic[ServiceT]):
     def _died(self, domain: Domain) -> None:
         if self._domain is not domain:
             return
-        self._domain = self._service = None
+        self._domain = self.service = None
         calls, self._open = self._open, {}
         for call in calls.values():
             call.answer(Broken(f"the connection to {self.place} broke", unknown=True))

@@ -96,20 +96,19 @@ GuestProgram = Callable[[Seat], Coroutine[Any, Any, int]]
 
 
 class Bell:
-    """One guest's doorbell: an eventfd that guest incarnations and hosts share."""
+    """One guest's doorbell: an eventfd that its incarnations and hosts share. `delay_ns` draws what a wake-up takes."""
 
-    def __init__(self, machine: SimulatedMachine) -> None:
-        self._machine = machine
+    def __init__(self, loop: SimulationLoop, delay_ns: Callable[[], int]) -> None:
+        self._loop = loop
+        self._delay_ns = delay_ns
         self._rung = False
         self._waiters: deque[asyncio.Future[None]] = deque()
 
     def ring(self) -> None:
         """Counted at once, even if the guest dies now; whoever waits wakes after a while."""
-        machine = self._machine
-        machine.loop.checkpoint()
+        self._loop.checkpoint()
         self._rung = True
-        when_ns = machine.loop.now_ns + machine.draw(machine.delays.message)
-        machine.loop.call_at_ns(when_ns, self._wake, context=machine.loop.system.context)
+        self._loop.call_at_ns(self._loop.now_ns + self._delay_ns(), self._wake, context=self._loop.system.context)
 
     def _wake(self) -> None:
         while self._waiters:
@@ -119,7 +118,7 @@ class Bell:
 
     async def wait(self, timeout_s: float) -> bool:
         if not self._rung:
-            waiter: asyncio.Future[None] = self._machine.loop.create_future()
+            waiter: asyncio.Future[None] = self._loop.create_future()
             self._waiters.append(waiter)
             try:
                 async with asyncio.timeout(timeout_s):
@@ -457,7 +456,7 @@ class SimulatedMachine:
 
     def bell(self, guest_id: str) -> Bell:
         if guest_id not in self._bells:
-            self._bells[guest_id] = Bell(self)
+            self._bells[guest_id] = Bell(self.loop, lambda: self.draw(self.delays.message))
         return self._bells[guest_id]
 
     def forget(self, guest_id: str) -> None:

@@ -14,11 +14,18 @@ from collections.abc import Callable
 
 from everram.runtime.environment import MemoryObject
 from everram.runtime.errors import AlreadyExists, NotFound, ResourceExhausted
-from everram.runtime.memory.contract import Mapping, PAGE_BYTES
+from everram.runtime.memory.contract import PAGE_BYTES, Mapping
 from everram.runtime.simulation.entropy import Stream
-from everram.runtime.simulation.loop import SimulationLoop
+from everram.runtime.simulation.loop import SimulationLoop, SimulationStuck
 
 WORD_BYTES = 8
+
+PREEMPTION_NS, LONG_PREEMPTION_NS, LONG_PREEMPTIONS = 200_000, 5_000_000, 0.1
+"""How long a process may wait in the middle of a callback, mostly and in the given part of the cases: a cache miss in
+the one, another process on its processor in the other."""
+
+GATES_PER_CALLBACK_MAX = 20_000
+"""A callback that passes more gates than this spins: nothing else would ever run again."""
 
 CREATE_LATENCY_S = 100e-6
 """A round trip to the machine, which keeps the new object's descriptor."""
@@ -37,7 +44,6 @@ class Gate:
         stream: Stream,
         *,
         preemption_mean: int = 0,
-        preemption_max_ns: int = 200_000,
         kill_at: int = 0,
         on_kill: Callable[[], None] | None = None,
     ) -> None:
@@ -46,18 +52,24 @@ class Gate:
         self._loop = loop
         self._stream = stream
         self._preemption_mean = preemption_mean
-        self._preemption_max_ns = preemption_max_ns
         self._preempt_at = self._next()
         self._on_kill = on_kill
+        self._callback = 0
+        """Number of the callback that passed last, and which gate was its first."""
+        self._callback_began = 0
 
     def split(self, length: int) -> int:
         """Where a store of `length` bytes is cut in two."""
         return self._stream.randrange(length + 1) if length > WORD_BYTES else length
 
     def __call__(self) -> None:
-        """Raises Killed in a process that is dead, or dies here."""
+        """Raises Killed in a process that is dead, or dies here; SimulationStuck in one that never waits."""
         self._loop.checkpoint()
         self.passed += 1
+        if self._callback != self._loop.steps:
+            self._callback, self._callback_began = self._loop.steps, self.passed
+        elif self.passed - self._callback_began > GATES_PER_CALLBACK_MAX:
+            raise SimulationStuck(f"{self._loop.current_domain().name} spins: it stores and stores and never waits")
         if self.passed == self.kill_at:
             if self._on_kill is not None:
                 self._on_kill()
@@ -65,7 +77,8 @@ class Gate:
             self._loop.checkpoint()
         if self.passed == self._preempt_at:
             self._preempt_at = self._next()
-            self._loop.preempt(self._stream.randrange(1_000, self._preemption_max_ns))
+            longest_ns = LONG_PREEMPTION_NS if self._stream.random() < LONG_PREEMPTIONS else PREEMPTION_NS
+            self._loop.preempt(self._stream.randrange(1_000, longest_ns))
 
     def _next(self) -> int:
         if not self._preemption_mean:

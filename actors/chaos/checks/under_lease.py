@@ -1,0 +1,22 @@
+"""A guest commits only while its machine holds a lease for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from everram.runtime.simulation.world import World
+
+PROPERTY = "guests serve under a lease"
+
+
+class UnderLease:
+    """`deadline_ns(host)` is what the machine was told last."""
+
+    def __init__(self, world: World, deadline_ns: Callable[[str], int]) -> None:
+        self._world = world
+        self._deadline_ns = deadline_ns
+
+    def committed(self, host: str, guest_id: str) -> None:
+        late_ns = self._world.loop.now_ns - self._deadline_ns(host)
+        if late_ns > 0:
+            self._world.violate(PROPERTY, f"{guest_id} commits on {host} {late_ns / 1e6:.3f} ms after its lease")

@@ -1,0 +1,181 @@
+"""A cluster of the real actors in a simulated world.
+
+    cluster = Cluster(world, hosts=3, programs={b"/ledger": ...})
+    cluster.start()
+    guest = await cluster.ask("client", "h1", lambda node: node.ref(HypervisorRef).run(spec), timeout_s=5)
+
+Each host is what `everram.actors.compose` builds, on an environment of simulated parts; it lives as
+`everram.actors.host` lets it live in production. Machines, the network, disks and coordination are in
+`everram.runtime.simulation`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+from everram.actors.compose import compose
+from everram.runtime.coordination.api import Put
+from everram.runtime.coordination.directory import CLUSTER, encode
+from everram.runtime.environment import Environment
+from everram.runtime.errors import DeadlineExceeded
+from everram.runtime.formats.config import HostConfig
+from everram.runtime.node import Node
+from everram.runtime.simulation.disk import SimulatedDisk
+from everram.runtime.simulation.domain import Domain
+from everram.runtime.simulation.endpoint import Endpoint
+from everram.runtime.simulation.entropy import SimulatedEntropy
+from everram.runtime.simulation.logs import SimulatedLogs
+from everram.runtime.simulation.machine import GuestProgram, MachinePort, SimulatedMachine
+from everram.runtime.simulation.objects import Gate, SimulatedMemory
+from everram.runtime.simulation.world import World
+
+T = TypeVar("T")
+
+MEMORY_BYTES = 64 << 20
+NVM_BYTES = 32 << 20
+CLUSTER_ID = "5eed5eed5eed5eed"
+
+
+@dataclass(frozen=True, slots=True)
+class Preemption:
+    """Mean number of a process's stores between two preemptions in the middle of a callback; 0: never."""
+
+    guests: int = 0
+    hosts: int = 0
+
+
+class Cluster:
+    """See the module. Every observer is told of each guest's fate: (host, what, guest_id, epoch)."""
+
+    def __init__(
+        self,
+        world: World,
+        *,
+        hosts: int,
+        programs: Mapping[str, GuestProgram],
+        lease_ttl_s: float = 2.0,
+        preemption: Preemption | None = None,
+    ) -> None:
+        self.world = world
+        self.names = [f"h{number}" for number in range(1, hosts + 1)]
+        self.lease_ttl_s = lease_ttl_s
+        self.machines: dict[str, SimulatedMachine] = {}
+        self.nodes: dict[str, Endpoint[Node]] = {name: Endpoint(world.fabric, name) for name in self.names}
+        self.observers: list[Callable[[str, str, str, int], None]] = []
+        self.guest_gates: dict[str, Gate] = {}
+        """Of the latest incarnation, by guest_id."""
+        self.host_gates: dict[str, Gate] = {}
+        """Of the latest incarnation, by host."""
+        self._programs = programs
+        self._preemption = preemption or Preemption()
+        self._generations = dict.fromkeys(self.names, 0)
+
+    def start(self) -> None:
+        self.world.coordination.start()
+        for name in self.names:
+            self.power_on(name)
+
+    def power_on(self, name: str) -> None:
+        """A machine with empty memory and the disk that it always had."""
+        self._generations[name] += 1
+        generation = self._generations[name]
+        machine = SimulatedMachine(
+            self.world.loop,
+            name,
+            self.world.stream(f"machine/{name}.{generation}"),
+            memory_bytes=MEMORY_BYTES,
+            start_host=self._live,
+            programs=self._programs,
+            guest_gate=self._guest_gate,
+            generation=generation,
+        )
+        machine.observers.append(lambda what, guest_id, epoch: self._observed(name, what, guest_id, epoch))
+        self.machines[name] = machine
+        machine.power_on()
+
+    def power_off(self, name: str) -> None:
+        """Its memory is gone, and so is what its disk had not written."""
+        self.world.note(name, "power off")
+        self.machines[name].power_off()
+        self.world.media(name).power_loss()
+
+    async def ask(self, source: str, host: str, act: Callable[[Node], Awaitable[T]], timeout_s: float) -> T:
+        """As a client outside asks. Raises an EverramError within the time."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await self.nodes[host].call(source, act)
+        except TimeoutError:
+            raise DeadlineExceeded(f"{host} did not answer in {timeout_s:g} s", unknown=True) from None
+
+    def node(self, host: str) -> Node | None:
+        """The node that serves now, for observers; None while there is none."""
+        return self.nodes[host].service
+
+    # -- one host -----------------------------------------------------------------------------------------------------
+
+    def _config(self, name: str) -> HostConfig:
+        return HostConfig(
+            cluster="simulation",
+            cluster_id=CLUSTER_ID,
+            host=name,
+            host_id=f"{self.names.index(name):016x}",
+            socket=f"/simulated/{name}.sock",
+            state_dir=f"/simulated/{name}",
+            coordination="unix:/simulated/coordination.sock",
+            memory_bytes=MEMORY_BYTES,
+            nvm_bytes=NVM_BYTES,
+            lease_ttl_s=self.lease_ttl_s,
+        )
+
+    def _environment(self, machine: SimulatedMachine, port: MachinePort, domain: Domain, gate: Gate) -> Environment:
+        world = self.world
+        return Environment(
+            clock=world.clock,
+            entropy=SimulatedEntropy(world.stream(f"entropy/{domain.name}")),
+            disk=SimulatedDisk(world.media(machine.name)),
+            memory=SimulatedMemory(machine.objects, gate),
+            machine=port,
+            network=world.fabric.network(machine.name, domain),
+            coordination=world.coordination.client(machine.name),
+            logs=SimulatedLogs(machine),
+            doorbell=machine.bell,
+        )
+
+    async def _live(self, machine: SimulatedMachine, port: MachinePort, domain: Domain) -> None:
+        """One life of a host, as `everram.actors.host` has it."""
+        stream = self.world.stream(f"gate/{domain.name}")
+        gate = Gate(self.world.loop, stream, preemption_mean=self._preemption.hosts)
+        self.host_gates[machine.name] = gate
+        environment = self._environment(machine, port, domain, gate)
+        node = await compose(self._config(machine.name), environment)
+        await node.start()
+        self.nodes[machine.name].open(domain, node)
+        await port.ready()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(node.wait_failed())
+            tasks.create_task(_beat(port))
+
+    def _guest_gate(self, guest_id: str, epoch: int) -> Gate:
+        stream = self.world.stream(f"gate/{guest_id}.{epoch}")
+        gate = self.guest_gates[guest_id] = Gate(self.world.loop, stream, preemption_mean=self._preemption.guests)
+        return gate
+
+    def _observed(self, host: str, what: str, guest_id: str, epoch: int) -> None:
+        self.world.note(host, f"guest {guest_id} epoch {epoch} {what}")
+        for observer in self.observers:
+            observer(host, what, guest_id, epoch)
+
+
+async def _beat(port: MachinePort) -> None:
+    while True:
+        port.alive()
+        await asyncio.sleep(port.watchdog_interval_s)
+
+
+async def announce(world: World) -> None:
+    """What the supervisor writes into the directory of a new cluster."""
+    client = world.coordination.client("supervisor")
+    await client.put(Put(CLUSTER, encode({"cluster_id": CLUSTER_ID, "name": "simulation"})))

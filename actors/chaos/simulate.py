@@ -1,0 +1,71 @@
+"""One seed: draws a scenario, runs it in a world, and says what was found.
+
+result = simulate(17)
+result = simulate(17, plant="lost-wakeup", echo=print, until_s=1.5)      # a replay, readable
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+from everram.actors.chaos.planted import planted
+from everram.actors.chaos.ring import RingPlan, RingScenario
+from everram.runtime.simulation.world import Violation, World
+
+TIERS: dict[str, float] = {"quick": 1.0, "swarm": 3.0, "nightly": 10.0}
+"""How much longer a scenario is than the shortest that is worth running."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    seed: int
+    configuration: str
+    """What the seed drew."""
+    violations: tuple[Violation, ...]
+    digest: str
+    steps: int
+    virtual_s: float
+
+    def to_json(self) -> dict[str, Any]:
+        violations = [{"property": v.property, "at_s": v.at_s, "what": v.what} for v in self.violations]
+        return {
+            "seed": self.seed,
+            "configuration": self.configuration,
+            "violations": violations,
+            "digest": self.digest,
+            "steps": self.steps,
+            "virtual_s": self.virtual_s,
+        }
+
+
+def simulate(
+    seed: int,
+    *,
+    tier: str = "quick",
+    plant: str = "",
+    echo: Callable[[str], None] | None = None,
+    until_s: float | None = None,
+) -> Result:
+    """Run one seed to its end, or to `until_s` of virtual time."""
+    world = World(seed, echo)
+    with planted(plant):
+        configuration, scenario = _draw(world, TIERS[tier])
+        world.note("seed", f"{seed}: {configuration}")
+        world.run(scenario if until_s is None else _until(scenario, until_s))
+    return Result(seed, configuration, tuple(world.violations), world.digest, world.loop.steps, world.now_s)
+
+
+def _draw(world: World, scale: float) -> tuple[str, Coroutine[Any, Any, None]]:
+    plan = RingPlan.draw(world, scale)
+    return str(plan), RingScenario(world, plan).run()
+
+
+async def _until(scenario: Coroutine[Any, Any, None], until_s: float) -> None:
+    try:
+        async with asyncio.timeout(until_s):
+            await scenario
+    except TimeoutError:
+        return
