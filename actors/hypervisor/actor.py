@@ -9,6 +9,7 @@ its epoch, because only that fences the one before.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 from collections.abc import AsyncIterator, Awaitable
 
@@ -343,11 +344,13 @@ class Hypervisor(HypervisorActor):
         """Everything of a guest without a process, its record last: whoever dies in between goes on with this."""
         guest_id = resident.guest.guest_id
         self._replicator.tell(REPLICATOR_UNFOLLOW, FollowRequest(guest_id=guest_id, log=resident.log_name))
-        await self._machine.forget(guest_id)
+        with contextlib.suppress(NotFound):  # it may never have had a process
+            await self._machine.forget(guest_id)
         await self._availability.forget(GuestKey(guest_id=guest_id, epoch=resident.guest.epoch))
         await self._nvm.remove_regions(RegionFilter(guest_id=guest_id))
         await self.context.environment.logs.remove(resident.output_path)
-        await self._vmemfs.remove_guest(GuestId(guest_id=guest_id))
+        with contextlib.suppress(NotFound):  # it may never have been recorded
+            await self._vmemfs.remove_guest(GuestId(guest_id=guest_id))
         del self._residents[guest_id]
         resident.become(pb.STOPPED, "removed")
 
