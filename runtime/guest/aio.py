@@ -5,8 +5,6 @@ A commit never waits, so transactions are the blocking form's, usable in `async 
 
 from __future__ import annotations
 
-import asyncio
-
 from everram.runtime.guest.errors import Timeout
 from everram.runtime.guest.shell import POLL_S, Guest
 
@@ -19,6 +17,8 @@ class AsyncGuest(Guest):
 
         Raises Timeout (unknown, not failed), Fenced (stop).
         """
+        import asyncio  # only here: loading it takes longer than all of this library, which most guests need alone
+
         try:
             async with asyncio.timeout(timeout_s):
                 while not self.core.replicated(lsn):  # noqa: ASYNC110 - a word in shared memory has no event

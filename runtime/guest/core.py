@@ -7,6 +7,9 @@ holds a core sees every committed transaction and nothing of any other.
 A commit, in this order (a crash between any two steps loses nothing that was told, and leaves nothing half-done):
 
     lease looked at -> record in the ring -> tail published: committed -> stores in the regions -> applied published
+
+An exception of a signal handler may come between any two as well. If the record is whole by then the commit is finished
+all the same, before the exception goes on: a later commit must not publish `applied` over stores that were left out.
 """
 
 from __future__ import annotations
@@ -59,6 +62,8 @@ class GuestCore:
         self._load_word = ring.mapping.load_u64
         self._committing = threading.Lock()
         self._detached = False
+        self._unfinished: Sequence[RawStore] = ()
+        """Of a transaction whose record is whole, until they are all in the regions."""
         try:
             self.replayed = replay(ring, [r.mapping if r.kind == "logged" else None for r in regions])
         except ValueError as error:
@@ -92,18 +97,35 @@ class GuestCore:
             deadline_ns = self._load_word(LEASE)
             if self._detached or (deadline_ns and self._now_ns() >= deadline_ns):
                 self.check_lease()
+            if self._unfinished:
+                self._finish()
             try:
                 lsn = writer.append(_STORES, _REQUIRED, payload)
             except ValueError as error:
                 raise RegionError(
                     f"the transaction is too large: {error}; split it, or run with a larger --log"
                 ) from error
-            writer.publish()
-            for number, offset, data in stores:
-                mappings[number].persist(offset, data)
-            writer.publish_applied()
+            self._unfinished = stores
+            try:
+                writer.publish()
+                for number, offset, data in stores:
+                    mappings[number].persist(offset, data)
+                writer.publish_applied()
+            except BaseException:
+                self._finish()
+                raise
+            self._unfinished = ()
             self.lsn = lsn
         return lsn
+
+    def _finish(self) -> None:
+        """What an interrupted commit left to do; all of it again, which changes nothing. Interrupted too, again later."""
+        self._writer.publish()
+        for number, offset, data in self._unfinished:
+            self._mappings[number].persist(offset, data)
+        self._writer.publish_applied()
+        self._unfinished = ()
+        self.lsn = self._writer.ring.tail
 
     def check_lease(self) -> None:
         """Raises Fenced once the lease has run out, Detached in a forked child."""
@@ -128,6 +150,10 @@ class GuestCore:
     def detach(self) -> None:
         """From now on every write is refused: called in a forked child."""
         self._detached = True
+        # Whoever held these when the process forked does not run in the child, and would never let them go.
+        self._committing = threading.Lock()
+        for region in self.regions.values():
+            region.changing = threading.RLock()
 
 
 __all__ = ["GuestCore", "LogFull", "RingCorrupt"]
