@@ -37,6 +37,16 @@ class Granted:
     userfaultfd: int = -1
     """Kept open for life: if the last one closed, blocked threads would go on with zeros."""
 
+    def close(self) -> None:
+        """Give the memory back, before anything was done with it."""
+        self.log.close()
+        for region in self.regions:
+            region.mapping.close()
+        os.close(self.doorbell)
+        if self.userfaultfd >= 0:
+            os.close(self.userfaultfd)
+        self.connection.close()
+
 
 def ask(path: str, guest_id: str, epoch: int) -> Granted:
     """Attach to the machine at `path`. Raises NotAGuest with the machine's own words if it refuses."""
@@ -49,8 +59,7 @@ def ask(path: str, guest_id: str, epoch: int) -> Granted:
         except OSError as error:
             raise NotAGuest(f"the machine at {path} does not answer ({error.strerror}): was it stopped?") from error
         answer, descriptors = _exchange(connection, {"everram": 1, "do": "attach", "guest": guest_id, "epoch": epoch})
-        *objects, doorbell = descriptors
-        granted = _map(connection, answer, objects, doorbell)
+        granted = _map(connection, answer, descriptors)
         tracked = [grant["label"] for grant in answer["grants"] if grant["tracked"]]
         if tracked:
             _hand_over_faults(granted, tracked if answer["tracking"] else [])
@@ -58,18 +67,22 @@ def ask(path: str, guest_id: str, epoch: int) -> Granted:
     return granted
 
 
-def _map(connection: socket.socket, answer: dict[str, Any], objects: list[int], doorbell: int) -> Granted:
-    log: Mapped | None = None
+def _map(connection: socket.socket, answer: dict[str, Any], descriptors: list[int]) -> Granted:
+    """Takes the descriptors: all are closed again but the last, the doorbell, and that too if this raises."""
+    grants = answer["grants"]
+    with contextlib.ExitStack() as undo:
+        for descriptor in descriptors:
+            undo.callback(os.close, descriptor)
+        if len(descriptors) != len(grants) + 1 or [grant["role"] for grant in grants].count("log") != 1:
+            raise NotAGuest("the machine granted no log and doorbell: it is of another version than this library")
+        mappings = [Mapped(fd, grant["size_bytes"]) for fd, grant in zip(descriptors, grants, strict=False)]
+        doorbell = os.dup(descriptors[-1])  # close-on-exec too
     regions: list[Region] = []
-    for grant, descriptor in zip(answer["grants"], objects, strict=True):
-        mapping = Mapped(descriptor, grant["size_bytes"])
-        os.close(descriptor)
+    for mapping, grant in zip(mappings, grants, strict=True):
         if grant["role"] == "log":
             log = mapping
         else:
             regions.append(Region(grant["label"], len(regions), grant["role"], mapping, grant["size_bytes"]))
-    if log is None:
-        raise NotAGuest("the machine granted no log: it is of another version than this library")
     return Granted(connection, answer["epoch"], answer["recovered"], log, regions, doorbell)
 
 

@@ -7,7 +7,7 @@ import time
 
 from everram.runtime.guest import granted
 from everram.runtime.guest.core import GuestCore
-from everram.runtime.guest.errors import Detached, LogCorrupt, NotAGuest
+from everram.runtime.guest.errors import Detached, GuestError, LogCorrupt, NotAGuest
 from everram.runtime.log.ring import Ring, RingCorrupt
 
 _attached: GuestCore | None = None
@@ -40,12 +40,21 @@ def _attach() -> GuestCore:
     except (KeyError, ValueError):
         raise NotAGuest("this program was not started by everram: start it with `everram run -- PROGRAM`") from None
     held = granted.ask(path, guest_id, epoch)
-    name = environment.get("EVERRAM_NAME", guest_id)
+    try:
+        core = _core(held, guest_id, environment.get("EVERRAM_NAME", guest_id), environment.get("EVERRAM_PORT", "0"))
+    except GuestError:
+        held.close()
+        raise
+    _holds.append(held)
+    return core
+
+
+def _core(held: granted.Granted, guest_id: str, name: str, port: str) -> GuestCore:
     try:
         ring = Ring.open(held.log)
     except RingCorrupt as error:
         raise LogCorrupt(f"guest {name}: {error}") from error
-    core = GuestCore(
+    return GuestCore(
         guest_id=guest_id,
         name=name,
         epoch=held.epoch,
@@ -54,10 +63,8 @@ def _attach() -> GuestCore:
         now_ns=time.monotonic_ns,
         ring_bell=_Bell(held.doorbell),
         recovered=held.recovered,
-        port=int(environment.get("EVERRAM_PORT", "0")),
+        port=int(port),
     )
-    _holds.append(held)
-    return core
 
 
 _holds: list[granted.Granted] = []
