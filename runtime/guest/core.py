@@ -119,7 +119,7 @@ class GuestCore:
         return lsn
 
     def _finish(self) -> None:
-        """What an interrupted commit left to do; all of it again, which changes nothing. Interrupted too, again later."""
+        """What an interrupted commit left to do; all of it again, which changes nothing; as often as needed."""
         self._writer.publish()
         for number, offset, data in self._unfinished:
             self._mappings[number].persist(offset, data)
@@ -150,6 +150,7 @@ class GuestCore:
     def detach(self) -> None:
         """From now on every write is refused: called in a forked child."""
         self._detached = True
+        self._unfinished = ()  # the parent finishes it
         # Whoever held these when the process forked does not run in the child, and would never let them go.
         self._committing = threading.Lock()
         for region in self.regions.values():
