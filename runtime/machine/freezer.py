@@ -1,7 +1,9 @@
 """Stops, continues and kills every process of one guest (D3): by its cgroup where it has one, otherwise by signals.
 
 Both ways are asked repeatedly: `is_stopped` and `is_gone` do one round and say whether it was the last. A process
-blocked in kernel mode in a fault that only the host can serve never reports "stopped", and counts as stopped.
+blocked in kernel mode in a fault that only the host can serve never stops: with a signal pending it spins in the kernel
+(state R) until it is served. It cannot run a line of its program meanwhile, and counts as stopped; the queue of the
+guest's userfaultfd tells how many such threads there are.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import signal
 from collections.abc import Callable
 from typing import Protocol
 
-from everram.runtime.machine.tree import is_at_rest, read_process, send_signal
+from everram.runtime.machine.tree import read_process, restless_threads, send_signal
 
 CLEAN_ROUNDS = 2
 """A process may fork while /proc is read, and its child be missed. In a second round nobody is left who could fork."""
@@ -36,10 +38,11 @@ class Freezer(Protocol):
 
 
 class SignalFreezer:
-    """SIGSTOP, SIGCONT and SIGKILL to every process that `members` finds."""
+    """SIGSTOP, SIGCONT and SIGKILL to every process that `members` finds; `faults` counts threads blocked in ours."""
 
-    def __init__(self, members: Callable[[], set[int]]) -> None:
+    def __init__(self, members: Callable[[], set[int]], faults: Callable[[], int]) -> None:
         self._members = members
+        self._faults = faults
         self._clean_rounds = 0
 
     def members(self) -> set[int]:
@@ -49,14 +52,13 @@ class SignalFreezer:
         self._clean_rounds = 0
 
     def is_stopped(self) -> bool:
-        clean = True
-        for pid in sorted(self._members()):
-            # A process in a fault of ours is at rest already, but must not run on once the fault is served.
+        members = self._members()
+        for pid in members:
+            # Also to one in a fault of ours: it must not run on once the fault is served.
             process = read_process(pid)
             if process is not None and process.state != "T":
                 send_signal(pid, signal.SIGSTOP)
-            clean &= is_at_rest(pid)
-        self._clean_rounds = self._clean_rounds + 1 if clean else 0
+        self._clean_rounds = self._clean_rounds + 1 if at_rest(members, self._faults) else 0
         return self._clean_rounds >= CLEAN_ROUNDS
 
     def resume(self) -> None:
@@ -76,20 +78,18 @@ class SignalFreezer:
 class CgroupFreezer:
     """A cgroup2 folder of the guest's own: membership is inherited and cannot be escaped by forks or sessions."""
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, faults: Callable[[], int]) -> None:
         self.folder = folder
+        self._faults = faults
 
     def members(self) -> set[int]:
-        found: set[int] = set()
-        for folder, _, _ in os.walk(self.folder):
-            found.update(int(pid) for pid in _read(f"{folder}/cgroup.procs").split())
-        return found
+        return cgroup_members(self.folder)
 
     def stop(self) -> None:
         _write(f"{self.folder}/cgroup.freeze", "1")
 
     def is_stopped(self) -> bool:
-        return "frozen 1" in _read(f"{self.folder}/cgroup.events") or all(map(is_at_rest, self.members()))
+        return "frozen 1" in _read(f"{self.folder}/cgroup.events") or at_rest(self.members(), self._faults)
 
     def resume(self) -> None:
         _write(f"{self.folder}/cgroup.freeze", "0")
@@ -102,6 +102,21 @@ class CgroupFreezer:
 
     def close(self) -> None:
         remove_cgroup(self.folder)
+
+
+def at_rest(members: set[int], faults: Callable[[], int]) -> bool:
+    """Whether all their threads are stopped, or blocked in a fault of ours."""
+    counts = [restless_threads(pid) for pid in members]
+    running, faulting = sum(count[0] for count in counts), sum(count[1] for count in counts)
+    # Threads seen waiting in a fault have used up their part of the queue: the rest explains those that seem to run.
+    return running == 0 or running + faulting <= faults()
+
+
+def cgroup_members(folder: str) -> set[int]:
+    found: set[int] = set()
+    for inner, _, _ in os.walk(folder):
+        found.update(int(pid) for pid in _read(f"{inner}/cgroup.procs").split())
+    return found
 
 
 def delegate(name: str) -> str:
@@ -143,7 +158,7 @@ def end_cgroup(folder: str) -> bool:
     """One round of killing everything in it and removing what is empty; whether it is gone."""
     if not os.path.isdir(folder):  # noqa: PTH112
         return True
-    kill_cgroup(folder, CgroupFreezer(folder).members())
+    kill_cgroup(folder, cgroup_members(folder))
     remove_cgroup(folder)
     return not os.path.isdir(folder)  # noqa: PTH112
 

@@ -38,6 +38,7 @@ from everram.runtime.machine.resident import Launch, Resident
 from everram.runtime.machine.server import Server
 from everram.runtime.machine.tree import (
     MACHINE_MARK,
+    blocked_in_faults,
     descendants,
     guest_processes,
     processes,
@@ -45,7 +46,7 @@ from everram.runtime.machine.tree import (
 )
 
 POLL_FIRST_NS = 200_000
-POLL_LIMIT_NS = 5_000_000
+POLL_LIMIT_NS = 50_000_000
 """Looks whether a guest has stopped or is gone: soon at first, then less often, to leave it the processor."""
 TRACKED_PER_ANSWER = 128
 """Userfaultfds in one answer, below the kernel's 253 descriptors a message."""
@@ -319,14 +320,20 @@ class MachineProcess:
             return
         freezer: Freezer
         if started.in_cgroup:
-            freezer = CgroupFreezer(cgroup)
+            freezer = CgroupFreezer(cgroup, lambda: self._blocked(guest_id))
         else:
             freezer = SignalFreezer(
                 lambda: guest_processes(os.getpid(), self.config.mark, guest_id, started.pid),
+                lambda: self._blocked(guest_id),
             )
         self.residents[guest_id] = Resident(wanted, freezer)
         self.loop.log(f"guest {guest_id} started, process {started.pid}, epoch {wanted.epoch}")
         self.feed(self.core.guest_spawned(self.now_ns(), guest_id, started.pid))
+
+    def _blocked(self, guest_id: str) -> int:
+        """How many of its threads wait for a host to serve a fault."""
+        tracking = self.residents[guest_id].tracking
+        return blocked_in_faults(tracking.userfaultfd) if tracking is not None else 0
 
     def _new_order(self, guest_id: str) -> Resident:
         """Ends the polling for the order before."""
@@ -394,7 +401,11 @@ class MachineProcess:
             if guest.live_pid == pid and guest.exit_status < 0:
                 self.loop.log(f"guest {guest.guest_id} ended, process {pid}, status {exit_status}")
                 self.feed(self.core.guest_exited(self.now_ns(), guest.guest_id, exit_status))
-                return
+                break
+        # Any process that ended may have been the last of a guest that is being killed.
+        for guest_id, resident in self.residents.items():
+            if resident.poll is not None and self.core.guests[guest_id].state == "ending":
+                self._kill_guest(guest_id)
 
     def _end(self) -> None:
         """Whatever still hangs below this process ends before it: orphans without a mark, a host's helpers."""

@@ -17,8 +17,8 @@ ENVIRON_BYTES_MAX = 4 * 1024 * 1024
 
 _ENDED = "ZX"
 _STOPPED = "TtZX"
-_FROZEN_WAITS = frozenset({"handle_userfault", "do_freezer_trap", "do_signal_stop", "ptrace_stop"})
-"""Where a thread that cannot go on waits in the kernel: in a fault of ours (D3), in the cgroup freezer, stopped."""
+_FROZEN_WAITS = frozenset({"do_freezer_trap", "get_signal", "do_signal_stop", "ptrace_stop"})
+"""Where a stopped thread waits in the kernel; compilers inline the freezer's trap into get_signal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,26 +93,52 @@ def has_marks(pid: int, wanted: dict[str, str]) -> bool:
     return all(os.fsencode(f"{key}={value}") in entries for key, value in wanted.items())
 
 
-def is_at_rest(pid: int) -> bool:
-    """Whether no thread of it can run on: stopped, frozen, ended, or blocked in a fault that a host has to serve."""
+def restless_threads(pid: int) -> tuple[int, int]:
+    """How many of its threads could run on, and how many wait in a page fault for a userfaultfd's owner."""
     try:
         threads = os.listdir(f"/proc/{pid}/task")  # noqa: PTH208
     except OSError:
-        return True
-    return all(_is_thread_at_rest(f"/proc/{pid}/task/{thread}") for thread in threads)
+        return 0, 0
+    states = [_thread_state(f"/proc/{pid}/task/{thread}") for thread in threads]
+    return states.count(RUNS), states.count(FAULTS)
 
 
-def _is_thread_at_rest(folder: str) -> bool:
+RUNS, FAULTS, RESTS = range(3)
+
+
+def _thread_state(folder: str) -> int:
     fields = _stat_fields(f"{folder}/stat")
     if not fields or fields[0] in _STOPPED:
-        return True
-    if fields[0] not in "DS":
-        return False
+        return RESTS
     try:
         with open(f"{folder}/wchan") as file:
-            return file.read() in _FROZEN_WAITS
+            wait = file.read()
     except OSError:
-        return False
+        return RUNS
+    if wait == "handle_userfault":
+        return FAULTS
+    return RESTS if wait in _FROZEN_WAITS else RUNS
+
+
+def blocked_in_faults(userfaultfd: int) -> int:
+    """How many threads wait for this userfaultfd's owner, at most, in a few looks.
+
+    A thread that faulted in kernel mode and has a signal pending does not sleep: it leaves the queue and enters it
+    again, without end, so that one look may miss it.
+    """
+    return max(_waiting(userfaultfd) for _ in range(FAULT_LOOKS))
+
+
+FAULT_LOOKS = 50
+"""Half a millisecond; such a thread is in the queue for more than a tenth of the time."""
+
+
+def _waiting(userfaultfd: int) -> int:
+    with open(f"/proc/self/fdinfo/{userfaultfd}") as file:
+        for line in file:
+            if line.startswith("total:"):
+                return int(line.split()[1])
+    return 0
 
 
 def send_signal(pid: int, number: int) -> bool:

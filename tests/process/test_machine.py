@@ -671,6 +671,40 @@ def test_a_tracked_attachment_outlives_the_host(rig: Rig) -> None:
     rig.do("admit", guest_id="g")
 
 
+BLOCKED = """
+    import ctypes, fcntl, mmap, struct, threading
+    sock, answer, fds = attach()
+    uffd = ctypes.CDLL(None).syscall(323, os.O_CLOEXEC)
+    assert uffd >= 0
+    fcntl.ioctl(uffd, 0xC018AA3F, bytearray(struct.pack("<QQQ", 0xAA, 0, 0)))
+    memory = mmap.mmap(-1, 8192, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    fcntl.ioctl(uffd, 0xC020AA00, bytearray(struct.pack("<QQQQ", address, 8192, 1, 0)))
+    ranges = [{"label": "a", "address": address, "length": 8192}]
+    socket.send_fds(sock, [json.dumps({"do": "track", "ranges": ranges}).encode()], [uffd])
+    def block(page):
+        file = os.open(f"{sys.argv[1]}-{page}", os.O_CREAT | os.O_WRONLY, 0o600)
+        os.pwrite(file, memoryview(memory)[4096 * page : 4096 * page + 4096], 0)
+    for page in range(2):
+        threading.Thread(target=block, args=(page,)).start()
+"""
+"""Two threads block for ever in kernel mode, in faults that nobody serves: they take no SIGSTOP and never freeze."""
+
+
+@pytest.mark.needs("userfaultfd")
+def test_a_guest_blocked_in_a_fault_counts_as_stopped(either: Rig) -> None:
+    either.create("region.g.a", "memory of a")
+    grants = [grant("a", "region.g.a", tracked=True)]
+    pid = either.python(ATTACH + BLOCKED, str(either.folder / "file"), grants=grants)["pid"]
+    until("both threads wait", lambda: tree.restless_threads(pid)[1] == 2)
+    for _ in range(3):
+        either.do("freeze", guest_id="g", reason="snapshot")
+        assert either.guest()["state"] == "frozen"
+        either.do("thaw", guest_id="g", reason="snapshot")
+    either.do("freeze", guest_id="g", reason="snapshot")
+    assert either.do("kill", guest_id="g")["exit_status"] == 137
+
+
 def test_malformed_messages_get_a_plain_answer_and_leak_nothing(rig: Rig) -> None:
     descriptors = Path(f"/proc/{rig.process.pid}/fd")
     before = len(list(descriptors.iterdir()))
