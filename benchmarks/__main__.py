@@ -1,7 +1,7 @@
 """`python -m benchmarks NAME [--json]`: run one benchmark, a module of this folder with `run() -> dict`.
 
-A benchmark names its workload, compares inside one run, and returns medians; names that say a ratio come first. `--json`
-prints one object; otherwise a table. `python -m benchmarks --list` shows what there is.
+A benchmark names its workload, compares inside one run, and returns medians; names that say a ratio come first.
+`--json` prints one object; otherwise a table. `python -m benchmarks --list` shows what there is.
 """
 
 from __future__ import annotations

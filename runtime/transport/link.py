@@ -100,15 +100,15 @@ class LinkSession:
         hello = batch.hello
         if not batch.HasField("hello") or not hello.session:
             raise LinkBroken("the peer's first batch has no hello")
+        if self.session and hello.session != self.session:
+            raise LinkBroken(f"the peer answered for another stream ({hello.session})")
+        self.session = hello.session
         if hello.cluster_id != self.me.cluster_id:
             whose = f"host {hello.host} belongs to cluster {hello.cluster_id}, not to {self.me.cluster_id}"
             raise FailedPrecondition(f"{whose}; check the addresses in the directory")
         if hello.protocol < OLDEST_PROTOCOL:
             spoken = f"{OLDEST_PROTOCOL} to {PROTOCOL}"
             raise FailedPrecondition(f"host {hello.host} speaks link protocol {hello.protocol}, this one {spoken}")
-        if self.session and hello.session != self.session:
-            raise LinkBroken(f"the peer answered for another stream ({hello.session})")
-        self.session = hello.session
         self.peer = hello
 
 
