@@ -15,12 +15,20 @@ transaction open; `attach_async` gives the same for programs on an event loop. A
 from __future__ import annotations
 
 from everram.runtime.guest.aio import AsyncGuest
-from everram.runtime.guest.errors import Detached, Fenced, GuestError, LogCorrupt, NotAGuest, RegionError, Timeout
+from everram.runtime.guest.errors import (
+    Detached,
+    Fenced,
+    GuestError,
+    LogCorrupt,
+    LogFull,
+    NotAGuest,
+    RegionError,
+    Timeout,
+)
 from everram.runtime.guest.process import attach_core
 from everram.runtime.guest.region import Region
 from everram.runtime.guest.shell import Guest
 from everram.runtime.guest.transaction import Transaction
-from everram.runtime.log.writer import LogFull
 
 __all__ = [
     "AsyncGuest",

@@ -1,16 +1,51 @@
 """The asynchronous form of a guest: the same core, for programs on an event loop, and for simulated guests.
 
-A commit never waits, so transactions are the blocking form's, usable in `async with` too; only waits differ.
+A commit waits only while the log is full: `async with me.transaction()` then waits on the loop; plain `with`, which
+cannot, raises LogFull at once.
 """
 
 from __future__ import annotations
 
-from everram.runtime.guest.errors import Timeout
-from everram.runtime.guest.shell import POLL_S, Guest
+from functools import partial
+from types import TracebackType
+
+from everram.runtime.guest.core import GuestCore
+from everram.runtime.guest.errors import LogFull, Timeout
+from everram.runtime.guest.shell import POLL_S, ROOM_WAIT_S, Guest
+from everram.runtime.guest.transaction import Transaction
+
+
+class AsyncTransaction(Transaction):
+    """A transaction whose end may wait for room in the log."""
+
+    __slots__ = ()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.__exit__(kind, error, trace)
+            return
+        except LogFull as full:
+            reason = full
+        import asyncio
+
+        for _ in range(int(ROOM_WAIT_S / POLL_S)):
+            await asyncio.sleep(POLL_S)
+            try:
+                self.commit()
+                return
+            except LogFull as full:
+                reason = full
+        raise reason
 
 
 class AsyncGuest(Guest):
     """What `attach_async` gives."""
+
+    def __init__(self, core: GuestCore) -> None:
+        super().__init__(core)
+        self.transaction = partial(AsyncTransaction, core.commit)
 
     async def wait_replicated(self, lsn: int, timeout_s: float) -> None:  # type: ignore[override]
         """Return once everything before `lsn` is held by as many other hosts as were asked for (`--copies`).

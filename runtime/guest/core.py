@@ -17,13 +17,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 
-from everram.runtime.guest.errors import Detached, Fenced, LogCorrupt, RegionError
+from everram.runtime.guest.errors import Detached, Fenced, LogCorrupt, LogFull, RegionError
 from everram.runtime.guest.region import Region
 from everram.runtime.guest.transaction import Transaction
 from everram.runtime.log.record import RawStore, RecordFlags, RecordType, pack_stores
 from everram.runtime.log.replay import replay
-from everram.runtime.log.ring import LEASE, Ring, RingCorrupt
-from everram.runtime.log.writer import LogFull, LogWriter, no_bell
+from everram.runtime.log.ring import LEASE, Ring
+from everram.runtime.log.writer import LogWriter, RingFull, no_bell
 
 _STORES = int(RecordType.STORES)
 _REQUIRED = int(RecordFlags.REQUIRED)
@@ -102,9 +102,9 @@ class GuestCore:
             try:
                 lsn = writer.append(_STORES, _REQUIRED, payload)
             except ValueError as error:
-                raise RegionError(
-                    f"the transaction is too large: {error}; split it, or run with a larger --log"
-                ) from error
+                raise RegionError(f"the transaction is too large: {error}; split it into several") from error
+            except RingFull as error:
+                raise LogFull(f"{error}; nothing was written: try again when a copy has caught up") from error
             self._unfinished = stores
             try:
                 writer.publish()
@@ -155,6 +155,3 @@ class GuestCore:
         self._committing = threading.Lock()
         for region in self.regions.values():
             region.changing = threading.RLock()
-
-
-__all__ = ["GuestCore", "LogFull", "RingCorrupt"]

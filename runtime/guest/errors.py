@@ -23,6 +23,10 @@ class Timeout(GuestError):
     """Not known in time. The write is in the log; whether others hold it is unknown, not denied."""
 
 
+class LogFull(GuestError):
+    """A copy that has to hold the log lags behind by all that the log can keep. Nothing was written; try again."""
+
+
 class RegionError(GuestError):
     """No such region, outside of it, or not written in this way."""
 

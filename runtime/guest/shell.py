@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from everram.runtime.guest.core import GuestCore
 from everram.runtime.guest.dictionary import Dictionary
-from everram.runtime.guest.errors import Timeout
+from everram.runtime.guest.errors import LogFull, Timeout
 from everram.runtime.guest.records import Records
 from everram.runtime.guest.region import Region
 from everram.runtime.guest.transaction import Transaction
+from everram.runtime.log.record import RawStore
 
 POLL_S = 0.0005
 """How often a wait looks at the positions in the ring's header, which nobody announces to the guest."""
+
+
+ROOM_WAIT_S = 10.0
+"""For a copy to catch up before a commit gives up: longer than a restart of its host, shorter than a person waits."""
 
 
 class Guest:
@@ -21,8 +27,8 @@ class Guest:
 
     def __init__(self, core: GuestCore) -> None:
         self.core = core
-        self.transaction = partial(Transaction, core.commit)
-        """`with me.transaction() as tx`: see `Transaction`."""
+        self.transaction: Callable[[], Transaction] = partial(Transaction, self._commit)
+        """`with me.transaction() as tx`: see `Transaction`. While the log is full its end waits, up to ROOM_WAIT_S."""
 
     @property
     def name(self) -> str:
@@ -62,6 +68,20 @@ class Guest:
     def begin(self) -> Transaction:
         """A transaction outside `with`: call its `commit` or `discard`."""
         return self.core.transaction()
+
+    def _commit(self, stores: Sequence[RawStore]) -> int:
+        try:
+            return self.core.commit(stores)
+        except LogFull:
+            pass
+        deadline_ns = time.monotonic_ns() + int(ROOM_WAIT_S * 1e9)
+        while True:
+            time.sleep(POLL_S)
+            try:
+                return self.core.commit(stores)
+            except LogFull:
+                if time.monotonic_ns() >= deadline_ns:
+                    raise
 
     def wait_replicated(self, lsn: int, timeout_s: float) -> None:
         """Return once everything before `lsn` is held by as many other hosts as were asked for (`--copies`).

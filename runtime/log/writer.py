@@ -19,7 +19,7 @@ from everram.runtime.log.record import HEADER_BYTES, RecordType, padded
 from everram.runtime.log.ring import APPLIED, APPLIED_COPY, DATA_OFFSET, SLEEPING, TAIL, WORD_MASK, Ring
 
 
-class LogFull(Exception):
+class RingFull(Exception):
     """No room until a required destination has acknowledged more."""
 
 
@@ -46,7 +46,7 @@ class LogWriter:
     def append(self, record_type: int, flags: int, payload: bytes) -> int:
         """Write a record after the last; returns the LSN behind it.
 
-        Raises LogFull, and ValueError for a payload over `largest_payload_bytes`.
+        Raises RingFull, and ValueError for a payload over `largest_payload_bytes`.
         """
         size = HEADER_BYTES + len(payload)
         if size > self._largest_bytes:
@@ -95,7 +95,7 @@ class LogWriter:
         freed = min([ring.applied, *(ring.durable(slot) for slot in ring.required())])
         freed = max(freed, self._freed)  # what was given up is gone, whoever comes later
         if end - freed > ring.capacity_bytes:
-            raise LogFull(f"the log is full: {end - freed} bytes would be kept, {ring.capacity_bytes} is its size")
+            raise RingFull(f"the log is full: {end - freed} bytes would be kept, {ring.capacity_bytes} is its size")
         # Half a ring ahead at most, so that this is done once in many appends and the reader may lag meanwhile.
         wanted = max(end - ring.capacity_bytes // 2, self._freed)
         self._freed = min(freed, wanted) if end - min(freed, wanted) <= ring.capacity_bytes else freed

@@ -27,7 +27,7 @@ from everram.runtime.log.ring import (
     Ring,
     RingCorrupt,
 )
-from everram.runtime.log.writer import LogFull, LogWriter
+from everram.runtime.log.writer import LogWriter, RingFull
 from everram.runtime.memory.heap import HeapMapping
 
 CAPACITY = MIN_CAPACITY_BYTES
@@ -143,7 +143,7 @@ def test_what_is_appended_is_read_in_order_over_many_laps(sizes: list[int], read
         payload = bytes([number % 256]) * size
         try:
             commit(writer, payload)
-        except LogFull:
+        except RingFull:
             catch_up()
             commit(writer, payload)
         written.append(payload)
@@ -185,7 +185,7 @@ def test_a_full_ring_says_so_and_goes_on_when_there_is_room() -> None:
     ring.set_destination(3, Destination(True, "m", 0))
     ring.set_destination(4, Destination(False, "not waited for", 0))
     writer = LogWriter(ring)
-    with pytest.raises(LogFull):
+    with pytest.raises(RingFull):
         for _ in range(100):
             commit(writer, bytes(952))
     full_at = ring.tail
@@ -193,7 +193,7 @@ def test_a_full_ring_says_so_and_goes_on_when_there_is_room() -> None:
     ring.set_durable(3, 1000)
     commit(writer, bytes(900))
     assert ring.freed <= 1000
-    with pytest.raises(LogFull):
+    with pytest.raises(RingFull):
         commit(writer, bytes(952))
     assert LogReader(ring, full_at).run(10_000)[0].payload == bytes(900)
 
@@ -206,7 +206,7 @@ def test_a_destination_that_is_behind_what_was_freed_frees_nothing_back() -> Non
     freed = ring.freed
     assert freed > 0
     ring.set_destination(0, Destination(True, "new, and empty", 0))
-    with pytest.raises(LogFull):
+    with pytest.raises(RingFull):
         for _ in range(200):
             commit(writer, bytes(952))
     assert ring.freed >= freed
