@@ -59,8 +59,8 @@ def contract_source(file: FileDescriptorProto, owners: dict[str, str]) -> str:
                 lines += ["", f"    def {snake(m.name)}(", f"        self, request: {request}, *, timeout_s: float | None = None"]
                 lines += [f"    ) -> Replies[{reply}]:", f"        return self.stream({method}, request, timeout_s)"]
             else:
-                lines += ["", f"    async def {snake(m.name)}(", f"        self, request: {request}, *, timeout_s: float = DEFAULT_TIMEOUT_S"]
-                lines += [f"    ) -> {reply}:", f"        return await self.ask({method}, request, timeout_s)"]
+                lines += ["", f"    def {snake(m.name)}(", f"        self, request: {request}, *, timeout_s: float = DEFAULT_TIMEOUT_S"]
+                lines += [f"    ) -> Coroutine[Any, Any, {reply}]:", f"        return self.ask({method}, request, timeout_s)"]
         lines += ["", "", f"class {s.name}Actor(Actor):", f'    """Answers the {s.name} contract: override every method."""']
         lines += ["", f"    contract = {constant}"]
         for m in s.method:
@@ -71,13 +71,14 @@ def contract_source(file: FileDescriptorProto, owners: dict[str, str]) -> str:
 
     imports = sorted({name_of(t).split(".")[0] for s in file.service for m in s.method for t in (m.input_type, m.output_type)})
     streams = any(m.server_streaming for s in file.service for m in s.method)
-    abc = "AsyncIterator, Awaitable" if streams else "Awaitable"
+    abc = "AsyncIterator, Awaitable, Coroutine" if streams else "Awaitable, Coroutine"
     head = [
         f'"""Generated from proto/{module_of(file.name).removesuffix("_pb2")}.proto by proto/generate.py; do not edit."""',
         "",
         "from __future__ import annotations",
         "",
         f"from collections.abc import {abc}",
+        "from typing import Any",
         "",
         "from everram.runtime.actor import Actor",
         f"from everram.runtime.contracts import {', '.join(imports)}",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Coroutine
+from typing import Any
 
 from everram.runtime.actor import Actor
 from everram.runtime.contracts import availability_pb2, common_pb2
@@ -23,30 +24,30 @@ class AvailabilityRef(Ref):
 
     contract = AVAILABILITY
 
-    async def reached(
+    def reached(
         self, request: availability_pb2.GuestKey, *, timeout_s: float = DEFAULT_TIMEOUT_S
-    ) -> availability_pb2.GuestKey:
-        return await self.ask(AVAILABILITY_REACHED, request, timeout_s)
+    ) -> Coroutine[Any, Any, availability_pb2.GuestKey]:
+        return self.ask(AVAILABILITY_REACHED, request, timeout_s)
 
-    async def register(
+    def register(
         self, request: availability_pb2.Registration, *, timeout_s: float = DEFAULT_TIMEOUT_S
-    ) -> common_pb2.Empty:
-        return await self.ask(AVAILABILITY_REGISTER, request, timeout_s)
+    ) -> Coroutine[Any, Any, common_pb2.Empty]:
+        return self.ask(AVAILABILITY_REGISTER, request, timeout_s)
 
-    async def give_back(
+    def give_back(
         self, request: availability_pb2.GuestKey, *, timeout_s: float = DEFAULT_TIMEOUT_S
-    ) -> common_pb2.Empty:
-        return await self.ask(AVAILABILITY_GIVE_BACK, request, timeout_s)
+    ) -> Coroutine[Any, Any, common_pb2.Empty]:
+        return self.ask(AVAILABILITY_GIVE_BACK, request, timeout_s)
 
-    async def forget(
+    def forget(
         self, request: availability_pb2.GuestKey, *, timeout_s: float = DEFAULT_TIMEOUT_S
-    ) -> common_pb2.Empty:
-        return await self.ask(AVAILABILITY_FORGET, request, timeout_s)
+    ) -> Coroutine[Any, Any, common_pb2.Empty]:
+        return self.ask(AVAILABILITY_FORGET, request, timeout_s)
 
-    async def status(
+    def status(
         self, request: common_pb2.Empty, *, timeout_s: float = DEFAULT_TIMEOUT_S
-    ) -> availability_pb2.LeaseStatus:
-        return await self.ask(AVAILABILITY_STATUS, request, timeout_s)
+    ) -> Coroutine[Any, Any, availability_pb2.LeaseStatus]:
+        return self.ask(AVAILABILITY_STATUS, request, timeout_s)
 
 
 class AvailabilityActor(Actor):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Coroutine
+from typing import Any
 
 from everram.runtime.actor import Actor
 from everram.runtime.contracts import common_pb2, host_pb2
@@ -21,15 +22,15 @@ class HostRef(Ref):
 
     contract = HOST
 
-    async def status(
+    def status(
         self, request: common_pb2.Empty, *, timeout_s: float = DEFAULT_TIMEOUT_S
-    ) -> host_pb2.HostStatus:
-        return await self.ask(HOST_STATUS, request, timeout_s)
+    ) -> Coroutine[Any, Any, host_pb2.HostStatus]:
+        return self.ask(HOST_STATUS, request, timeout_s)
 
-    async def echo(
+    def echo(
         self, request: host_pb2.EchoMessage, *, timeout_s: float = DEFAULT_TIMEOUT_S
-    ) -> host_pb2.EchoMessage:
-        return await self.ask(HOST_ECHO, request, timeout_s)
+    ) -> Coroutine[Any, Any, host_pb2.EchoMessage]:
+        return self.ask(HOST_ECHO, request, timeout_s)
 
     def count(
         self, request: host_pb2.EchoMessage, *, timeout_s: float | None = None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Coroutine
+from typing import Any
 
 from everram.runtime.actor import Actor
 from everram.runtime.contracts import common_pb2, hypervisor_pb2
@@ -29,60 +30,60 @@ class HypervisorRef(Ref):
 
     contract = HYPERVISOR
 
-    async def run(
+    def run(
         self, request: common_pb2.GuestSpec, *, timeout_s: float = DEFAULT_TIMEOUT_S
-    ) -> common_pb2.Guest:
-        return await self.ask(HYPERVISOR_RUN, request, timeout_s)
+    ) -> Coroutine[Any, Any, common_pb2.Guest]:
+        return self.ask(HYPERVISOR_RUN, request, timeout_s)
 
-    async def list(
+    def list(
         self, request: common_pb2.Empty, *, timeout_s: float = DEFAULT_TIMEOUT_S
-    ) -> hypervisor_pb2.GuestList:
-        return await self.ask(HYPERVISOR_LIST, request, timeout_s)
+    ) -> Coroutine[Any, Any, hypervisor_pb2.GuestList]:
+        return self.ask(HYPERVISOR_LIST, request, timeout_s)
 
-    async def inspect(
+    def inspect(
         self, request: hypervisor_pb2.GuestName, *, timeout_s: float = DEFAULT_TIMEOUT_S
-    ) -> common_pb2.Guest:
-        return await self.ask(HYPERVISOR_INSPECT, request, timeout_s)
+    ) -> Coroutine[Any, Any, common_pb2.Guest]:
+        return self.ask(HYPERVISOR_INSPECT, request, timeout_s)
 
-    async def stop(
+    def stop(
         self, request: hypervisor_pb2.StopRequest, *, timeout_s: float = DEFAULT_TIMEOUT_S
-    ) -> common_pb2.Guest:
-        return await self.ask(HYPERVISOR_STOP, request, timeout_s)
+    ) -> Coroutine[Any, Any, common_pb2.Guest]:
+        return self.ask(HYPERVISOR_STOP, request, timeout_s)
 
-    async def start(
+    def start(
         self, request: hypervisor_pb2.GuestName, *, timeout_s: float = DEFAULT_TIMEOUT_S
-    ) -> common_pb2.Guest:
-        return await self.ask(HYPERVISOR_START, request, timeout_s)
+    ) -> Coroutine[Any, Any, common_pb2.Guest]:
+        return self.ask(HYPERVISOR_START, request, timeout_s)
 
-    async def restart(
+    def restart(
         self, request: hypervisor_pb2.StopRequest, *, timeout_s: float = DEFAULT_TIMEOUT_S
-    ) -> common_pb2.Guest:
-        return await self.ask(HYPERVISOR_RESTART, request, timeout_s)
+    ) -> Coroutine[Any, Any, common_pb2.Guest]:
+        return self.ask(HYPERVISOR_RESTART, request, timeout_s)
 
-    async def remove(
+    def remove(
         self, request: hypervisor_pb2.RemoveRequest, *, timeout_s: float = DEFAULT_TIMEOUT_S
-    ) -> common_pb2.Empty:
-        return await self.ask(HYPERVISOR_REMOVE, request, timeout_s)
+    ) -> Coroutine[Any, Any, common_pb2.Empty]:
+        return self.ask(HYPERVISOR_REMOVE, request, timeout_s)
 
-    async def kill(
+    def kill(
         self, request: hypervisor_pb2.GuestName, *, timeout_s: float = DEFAULT_TIMEOUT_S
-    ) -> common_pb2.Guest:
-        return await self.ask(HYPERVISOR_KILL, request, timeout_s)
+    ) -> Coroutine[Any, Any, common_pb2.Guest]:
+        return self.ask(HYPERVISOR_KILL, request, timeout_s)
 
     def logs(
         self, request: hypervisor_pb2.LogsRequest, *, timeout_s: float | None = None
     ) -> Replies[hypervisor_pb2.LogChunk]:
         return self.stream(HYPERVISOR_LOGS, request, timeout_s)
 
-    async def wait(
+    def wait(
         self, request: hypervisor_pb2.GuestName, *, timeout_s: float = DEFAULT_TIMEOUT_S
-    ) -> common_pb2.Guest:
-        return await self.ask(HYPERVISOR_WAIT, request, timeout_s)
+    ) -> Coroutine[Any, Any, common_pb2.Guest]:
+        return self.ask(HYPERVISOR_WAIT, request, timeout_s)
 
-    async def regions(
+    def regions(
         self, request: common_pb2.Empty, *, timeout_s: float = DEFAULT_TIMEOUT_S
-    ) -> hypervisor_pb2.RegionList:
-        return await self.ask(HYPERVISOR_REGIONS, request, timeout_s)
+    ) -> Coroutine[Any, Any, hypervisor_pb2.RegionList]:
+        return self.ask(HYPERVISOR_REGIONS, request, timeout_s)
 
 
 class HypervisorActor(Actor):

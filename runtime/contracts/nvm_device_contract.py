@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Coroutine
+from typing import Any
 
 from everram.runtime.actor import Actor
 from everram.runtime.contracts import common_pb2, nvm_device_pb2
@@ -22,25 +23,25 @@ class NvmDeviceRef(Ref):
 
     contract = NVM_DEVICE
 
-    async def create_regions(
+    def create_regions(
         self, request: nvm_device_pb2.CreateRegionsRequest, *, timeout_s: float = DEFAULT_TIMEOUT_S
-    ) -> nvm_device_pb2.RegionSet:
-        return await self.ask(NVM_DEVICE_CREATE_REGIONS, request, timeout_s)
+    ) -> Coroutine[Any, Any, nvm_device_pb2.RegionSet]:
+        return self.ask(NVM_DEVICE_CREATE_REGIONS, request, timeout_s)
 
-    async def list_regions(
+    def list_regions(
         self, request: nvm_device_pb2.RegionFilter, *, timeout_s: float = DEFAULT_TIMEOUT_S
-    ) -> nvm_device_pb2.RegionSet:
-        return await self.ask(NVM_DEVICE_LIST_REGIONS, request, timeout_s)
+    ) -> Coroutine[Any, Any, nvm_device_pb2.RegionSet]:
+        return self.ask(NVM_DEVICE_LIST_REGIONS, request, timeout_s)
 
-    async def remove_regions(
+    def remove_regions(
         self, request: nvm_device_pb2.RegionFilter, *, timeout_s: float = DEFAULT_TIMEOUT_S
-    ) -> common_pb2.Empty:
-        return await self.ask(NVM_DEVICE_REMOVE_REGIONS, request, timeout_s)
+    ) -> Coroutine[Any, Any, common_pb2.Empty]:
+        return self.ask(NVM_DEVICE_REMOVE_REGIONS, request, timeout_s)
 
-    async def status(
+    def status(
         self, request: common_pb2.Empty, *, timeout_s: float = DEFAULT_TIMEOUT_S
-    ) -> nvm_device_pb2.NvmStatus:
-        return await self.ask(NVM_DEVICE_STATUS, request, timeout_s)
+    ) -> Coroutine[Any, Any, nvm_device_pb2.NvmStatus]:
+        return self.ask(NVM_DEVICE_STATUS, request, timeout_s)
 
 
 class NvmDeviceActor(Actor):

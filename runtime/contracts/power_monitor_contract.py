@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Coroutine
+from typing import Any
 
 from everram.runtime.actor import Actor
 from everram.runtime.contracts import common_pb2, power_monitor_pb2
@@ -20,15 +21,15 @@ class PowerMonitorRef(Ref):
 
     contract = POWER_MONITOR
 
-    async def save(
+    def save(
         self, request: power_monitor_pb2.SaveRequest, *, timeout_s: float = DEFAULT_TIMEOUT_S
-    ) -> power_monitor_pb2.SaveReport:
-        return await self.ask(POWER_MONITOR_SAVE, request, timeout_s)
+    ) -> Coroutine[Any, Any, power_monitor_pb2.SaveReport]:
+        return self.ask(POWER_MONITOR_SAVE, request, timeout_s)
 
-    async def status(
+    def status(
         self, request: common_pb2.Empty, *, timeout_s: float = DEFAULT_TIMEOUT_S
-    ) -> power_monitor_pb2.PowerStatus:
-        return await self.ask(POWER_MONITOR_STATUS, request, timeout_s)
+    ) -> Coroutine[Any, Any, power_monitor_pb2.PowerStatus]:
+        return self.ask(POWER_MONITOR_STATUS, request, timeout_s)
 
 
 class PowerMonitorActor(Actor):

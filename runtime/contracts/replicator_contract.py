@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Coroutine
+from typing import Any
 
 from everram.runtime.actor import Actor
 from everram.runtime.contracts import common_pb2, replicator_pb2
@@ -21,20 +22,20 @@ class ReplicatorRef(Ref):
 
     contract = REPLICATOR
 
-    async def follow(
+    def follow(
         self, request: replicator_pb2.FollowRequest, *, timeout_s: float = DEFAULT_TIMEOUT_S
-    ) -> common_pb2.Empty:
-        return await self.ask(REPLICATOR_FOLLOW, request, timeout_s)
+    ) -> Coroutine[Any, Any, common_pb2.Empty]:
+        return self.ask(REPLICATOR_FOLLOW, request, timeout_s)
 
-    async def unfollow(
+    def unfollow(
         self, request: replicator_pb2.FollowRequest, *, timeout_s: float = DEFAULT_TIMEOUT_S
-    ) -> common_pb2.Empty:
-        return await self.ask(REPLICATOR_UNFOLLOW, request, timeout_s)
+    ) -> Coroutine[Any, Any, common_pb2.Empty]:
+        return self.ask(REPLICATOR_UNFOLLOW, request, timeout_s)
 
-    async def positions(
+    def positions(
         self, request: replicator_pb2.FollowRequest, *, timeout_s: float = DEFAULT_TIMEOUT_S
-    ) -> common_pb2.LogPositions:
-        return await self.ask(REPLICATOR_POSITIONS, request, timeout_s)
+    ) -> Coroutine[Any, Any, common_pb2.LogPositions]:
+        return self.ask(REPLICATOR_POSITIONS, request, timeout_s)
 
 
 class ReplicatorActor(Actor):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Coroutine
+from typing import Any
 
 from everram.runtime.actor import Actor
 from everram.runtime.contracts import common_pb2, supervisor_pb2
@@ -23,30 +24,30 @@ class SupervisorRef(Ref):
 
     contract = SUPERVISOR
 
-    async def status(
+    def status(
         self, request: common_pb2.Empty, *, timeout_s: float = DEFAULT_TIMEOUT_S
-    ) -> supervisor_pb2.ClusterStatus:
-        return await self.ask(SUPERVISOR_STATUS, request, timeout_s)
+    ) -> Coroutine[Any, Any, supervisor_pb2.ClusterStatus]:
+        return self.ask(SUPERVISOR_STATUS, request, timeout_s)
 
     def down(
         self, request: supervisor_pb2.DownRequest, *, timeout_s: float | None = None
     ) -> Replies[supervisor_pb2.Progress]:
         return self.stream(SUPERVISOR_DOWN, request, timeout_s)
 
-    async def fault(
+    def fault(
         self, request: supervisor_pb2.FaultRequest, *, timeout_s: float = DEFAULT_TIMEOUT_S
-    ) -> common_pb2.Empty:
-        return await self.ask(SUPERVISOR_FAULT, request, timeout_s)
+    ) -> Coroutine[Any, Any, common_pb2.Empty]:
+        return self.ask(SUPERVISOR_FAULT, request, timeout_s)
 
-    async def reserve_port(
+    def reserve_port(
         self, request: supervisor_pb2.PortRequest, *, timeout_s: float = DEFAULT_TIMEOUT_S
-    ) -> common_pb2.Empty:
-        return await self.ask(SUPERVISOR_RESERVE_PORT, request, timeout_s)
+    ) -> Coroutine[Any, Any, common_pb2.Empty]:
+        return self.ask(SUPERVISOR_RESERVE_PORT, request, timeout_s)
 
-    async def release_port(
+    def release_port(
         self, request: supervisor_pb2.PortRequest, *, timeout_s: float = DEFAULT_TIMEOUT_S
-    ) -> common_pb2.Empty:
-        return await self.ask(SUPERVISOR_RELEASE_PORT, request, timeout_s)
+    ) -> Coroutine[Any, Any, common_pb2.Empty]:
+        return self.ask(SUPERVISOR_RELEASE_PORT, request, timeout_s)
 
 
 class SupervisorActor(Actor):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Coroutine
+from typing import Any
 
 from everram.runtime.actor import Actor
 from everram.runtime.contracts import common_pb2, vmemfs_pb2
@@ -24,35 +25,35 @@ class VMemFSRef(Ref):
 
     contract = VMEMFS
 
-    async def put_guest(
+    def put_guest(
         self, request: common_pb2.Guest, *, timeout_s: float = DEFAULT_TIMEOUT_S
-    ) -> vmemfs_pb2.Generation:
-        return await self.ask(VMEMFS_PUT_GUEST, request, timeout_s)
+    ) -> Coroutine[Any, Any, vmemfs_pb2.Generation]:
+        return self.ask(VMEMFS_PUT_GUEST, request, timeout_s)
 
-    async def remove_guest(
+    def remove_guest(
         self, request: vmemfs_pb2.GuestId, *, timeout_s: float = DEFAULT_TIMEOUT_S
-    ) -> vmemfs_pb2.Generation:
-        return await self.ask(VMEMFS_REMOVE_GUEST, request, timeout_s)
+    ) -> Coroutine[Any, Any, vmemfs_pb2.Generation]:
+        return self.ask(VMEMFS_REMOVE_GUEST, request, timeout_s)
 
-    async def guests(
+    def guests(
         self, request: common_pb2.Empty, *, timeout_s: float = DEFAULT_TIMEOUT_S
-    ) -> vmemfs_pb2.StoredGuests:
-        return await self.ask(VMEMFS_GUESTS, request, timeout_s)
+    ) -> Coroutine[Any, Any, vmemfs_pb2.StoredGuests]:
+        return self.ask(VMEMFS_GUESTS, request, timeout_s)
 
-    async def put_host(
+    def put_host(
         self, request: vmemfs_pb2.HostRecord, *, timeout_s: float = DEFAULT_TIMEOUT_S
-    ) -> vmemfs_pb2.Generation:
-        return await self.ask(VMEMFS_PUT_HOST, request, timeout_s)
+    ) -> Coroutine[Any, Any, vmemfs_pb2.Generation]:
+        return self.ask(VMEMFS_PUT_HOST, request, timeout_s)
 
-    async def get_host(
+    def get_host(
         self, request: common_pb2.Empty, *, timeout_s: float = DEFAULT_TIMEOUT_S
-    ) -> vmemfs_pb2.HostRecord:
-        return await self.ask(VMEMFS_GET_HOST, request, timeout_s)
+    ) -> Coroutine[Any, Any, vmemfs_pb2.HostRecord]:
+        return self.ask(VMEMFS_GET_HOST, request, timeout_s)
 
-    async def status(
+    def status(
         self, request: common_pb2.Empty, *, timeout_s: float = DEFAULT_TIMEOUT_S
-    ) -> vmemfs_pb2.VMemFSStatus:
-        return await self.ask(VMEMFS_STATUS, request, timeout_s)
+    ) -> Coroutine[Any, Any, vmemfs_pb2.VMemFSStatus]:
+        return self.ask(VMEMFS_STATUS, request, timeout_s)
 
 
 class VMemFSActor(Actor):
