@@ -12,7 +12,7 @@ import signal
 from everram.runtime.cluster.config import ClusterConfig
 from everram.runtime.cluster.folders import Folders
 from everram.runtime.errors import DataLoss, Internal
-from everram.runtime.machine import tree
+from everram.runtime.machine import freezer, tree
 
 END_TIMEOUT_S = 10.0
 """A killed process that is still there after this is stuck in the kernel."""
@@ -34,8 +34,9 @@ def end_marked(mark: str) -> int:
     """Kill whatever carries the mark until nothing is left; how many there were. Raises Internal if some stay."""
     count = 0
     for _ in range(ROUNDS_MAX):
-        found = tree.marked(mark)
-        if not found:
+        # Without `and`: both have to be asked. What is in the machine's cgroup may have wiped its environment.
+        left, found = not freezer.end_machine_cgroups(mark), tree.marked(mark)
+        if not found and not left:
             return count
         count += len(found)
         for pid in found:

@@ -137,14 +137,29 @@ def delegate(name: str) -> str:
 
 def own_cgroup() -> str:
     """The folder of this process's cgroup2; empty without one."""
-    mount = next((m for m in map(_cgroup2_mount, _read("/proc/self/mountinfo").splitlines()) if m), None)
+    root, point = _cgroup2()
     inside = next((line[3:] for line in _read("/proc/self/cgroup").splitlines() if line.startswith("0::")), "")
-    if mount is None or not inside:
-        return ""
-    root, point = mount
-    if root != "/" and not (inside + "/").startswith(root + "/"):
+    if not point or not inside or (root != "/" and not (inside + "/").startswith(root + "/")):
         return ""
     return (point + inside.removeprefix(root if root != "/" else "")).rstrip("/")
+
+
+def end_machine_cgroups(mark: str) -> bool:
+    """One round of ending what a machine that is dead left in its cgroup, wherever that is; whether nothing is left.
+
+    Besides `tree.marked` part of the proof of a machine's death: a process can wipe its environment, but not leave.
+    """
+    name, gone = machine_cgroup_name(mark), True
+    for folder, inner, _ in os.walk(_cgroup2()[1] or os.devnull):
+        if name in inner:
+            inner.remove(name)
+            gone &= end_cgroup(f"{folder}/{name}")
+    return gone
+
+
+def _cgroup2() -> tuple[str, str]:
+    """(root inside the file system, mount point) of the first cgroup2; both empty without one."""
+    return next((found for found in map(_cgroup2_mount, _read("/proc/self/mountinfo").splitlines()) if found), ("", ""))
 
 
 def _cgroup2_mount(line: str) -> tuple[str, str] | None:

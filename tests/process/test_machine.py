@@ -181,10 +181,7 @@ class Rig:
                 self.process.kill()
                 self.process.wait(LIMIT_S)
         until("everything marked has ended", lambda: not tree.kill_marked(self.config.mark))
-        own = freezer.own_cgroup()
-        if own:
-            folder = f"{own}/{freezer.machine_cgroup_name(self.config.mark)}"
-            until("the cgroup is gone", lambda: freezer.end_cgroup(folder))
+        until("the cgroup is gone", lambda: freezer.end_machine_cgroups(self.config.mark))
         self.log.close()
 
     def status(self) -> dict[str, Any]:
@@ -527,8 +524,32 @@ def test_the_machines_death_takes_everything_with_it(either: Rig) -> None:
     until("four guest processes and the host", lambda: len(tree.marked(either.config.mark)) == 5)
     either.process.kill()
     either.process.wait(LIMIT_S)
-    # The host and the guest die with it; who escaped by a session is found by the mark.
+    # The host and the guest die with it; who escaped by a session is found by the mark, or in the cgroup.
     until("everything marked has ended", lambda: not tree.kill_marked(either.config.mark))
+    until("the cgroup is empty", lambda: freezer.end_machine_cgroups(either.config.mark))
+
+
+def test_a_process_without_marks_is_found_in_the_cgroup(rig: Rig) -> None:
+    if rig.status()["freezer"] != "cgroup":
+        pytest.skip("no cgroup2 is writable here")
+    rig.spawn("sh", "-c", "(setsid env -i sleep 600.25 &) ; sleep 600")
+
+    def escaped() -> list[int]:
+        found = []
+        for pid in tree.processes():
+            with contextlib.suppress(OSError):
+                if Path(f"/proc/{pid}/cmdline").read_bytes().endswith(b"\x00600.25\x00"):
+                    found.append(pid)
+        return found
+
+    [pid] = until("it has escaped", escaped)
+    assert not tree.has_marks(pid, {tree.MACHINE_MARK: rig.config.mark})
+    rig.process.kill()
+    rig.process.wait(LIMIT_S)
+    until("everything marked has ended", lambda: not tree.kill_marked(rig.config.mark))
+    assert escaped() == [pid]
+    until("the cgroup is empty", lambda: freezer.end_machine_cgroups(rig.config.mark))
+    assert escaped() == []
 
 
 def test_an_orderly_stop_leaves_nothing(either: Rig) -> None:
