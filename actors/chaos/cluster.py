@@ -12,9 +12,9 @@ Each host is what `everram.actors.compose` builds, on an environment of simulate
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from everram.actors.compose import compose
 from everram.runtime.coordination.api import Put
@@ -65,6 +65,8 @@ class Cluster:
         self.machines: dict[str, SimulatedMachine] = {}
         self.nodes: dict[str, Endpoint[Node]] = {name: Endpoint(world.fabric, name) for name in self.names}
         self.observers: list[Callable[[str, str, str, int], None]] = []
+        self.also: list[Callable[[str, Node], Coroutine[Any, Any, None]]] = []
+        """What else every incarnation of a host does while it serves."""
         self.guest_gates: dict[str, Gate] = {}
         """Of the latest incarnation, by guest_id."""
         self.host_gates: dict[str, Gate] = {}
@@ -122,7 +124,7 @@ class Cluster:
             cluster_id=CLUSTER_ID,
             host=name,
             host_id=f"{self.names.index(name):016x}",
-            socket=f"/simulated/{name}.sock",
+            socket=socket_of(name),
             state_dir=f"/simulated/{name}",
             coordination="unix:/simulated/coordination.sock",
             memory_bytes=MEMORY_BYTES,
@@ -138,7 +140,7 @@ class Cluster:
             disk=SimulatedDisk(world.media(machine.name)),
             memory=SimulatedMemory(machine.objects, gate),
             machine=port,
-            network=world.fabric.network(machine.name, domain),
+            network=world.fabric.network(machine.name, domain, f"unix:{socket_of(machine.name)}"),
             coordination=world.coordination.client(machine.name),
             logs=SimulatedLogs(machine),
             doorbell=machine.bell,
@@ -150,13 +152,15 @@ class Cluster:
         gate = Gate(self.world.loop, stream, preemption_mean=self._preemption.hosts)
         self.host_gates[machine.name] = gate
         environment = self._environment(machine, port, domain, gate)
-        node = await compose(self._config(machine.name), environment)
-        await node.start()
-        self.nodes[machine.name].open(domain, node)
-        await port.ready()
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(node.wait_failed())
             tasks.create_task(_beat(port))
+            node = await compose(self._config(machine.name), environment)
+            await node.start()
+            self.nodes[machine.name].open(domain, node)
+            await port.ready()
+            for life in self.also:
+                tasks.create_task(life(machine.name, node))
+            await node.wait_failed()
 
     def _guest_gate(self, guest_id: str, epoch: int) -> Gate:
         stream = self.world.stream(f"gate/{guest_id}.{epoch}")
@@ -167,6 +171,10 @@ class Cluster:
         self.world.note(host, f"guest {guest_id} epoch {epoch} {what}")
         for observer in self.observers:
             observer(host, what, guest_id, epoch)
+
+
+def socket_of(host: str) -> str:
+    return f"/simulated/{host}.sock"
 
 
 async def _beat(port: MachinePort) -> None:

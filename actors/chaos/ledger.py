@@ -10,9 +10,8 @@ from everram.actors.chaos.checks import all_or_nothing, commit_order, nothing_lo
 from everram.actors.chaos.journal import Found, Journal
 from everram.actors.chaos.workload import Committed, Workload
 from everram.runtime.guest.aio import AsyncGuest
-from everram.runtime.guest.errors import Fenced
+from everram.runtime.guest.errors import Fenced, LogFull
 from everram.runtime.guest.region import Region
-from everram.runtime.log.writer import LogFull
 from everram.runtime.memory.contract import PAGE_BYTES
 from everram.runtime.simulation.world import World
 

@@ -11,14 +11,16 @@ import asyncio
 from dataclasses import dataclass
 
 from everram.actors.chaos.checks.reader_wakes import ReaderWakes
-from everram.actors.chaos.ledger import REGION, REGION_BYTES, Ledger
+from everram.actors.chaos.ledger import Ledger
 from everram.actors.hypervisor.resident import begin_epoch
 from everram.actors.replicator.follower import Follower
+from everram.runtime.guest.aio import AsyncGuest
 from everram.runtime.guest.core import GuestCore
 from everram.runtime.guest.errors import GuestError
 from everram.runtime.guest.region import Region
 from everram.runtime.log.ring import MIN_CAPACITY_BYTES, Ring, RingCorrupt
 from everram.runtime.simulation.domain import Domain, State
+from everram.runtime.simulation.entropy import Stream
 from everram.runtime.simulation.machine import Bell
 from everram.runtime.simulation.objects import Bytes, Gate, GatedMapping
 from everram.runtime.simulation.world import World
@@ -39,8 +41,7 @@ class RingPlan:
     reader_life_s: float
 
     @staticmethod
-    def draw(world: World, scale: float) -> RingPlan:
-        stream = world.stream("plan")
+    def draw(stream: Stream, scale: float) -> RingPlan:
         return RingPlan(
             incarnations=round(stream.randrange(10, 30) * scale),
             stores_mean=stream.choice((20, 60, 200, 600)),
@@ -56,7 +57,7 @@ class RingScenario:
         self.plan = plan
         self.loop = world.loop
         self.log = Bytes(Ring.total_bytes(MIN_CAPACITY_BYTES))
-        self.region = Bytes(REGION_BYTES)
+        self.region = Bytes(Ledger.region_bytes)
         self.epoch = 0
         self._stream = world.stream("ring")
         self.bell = Bell(self.loop, lambda: self._stream.randrange(20_000, 300_000))
@@ -119,18 +120,19 @@ class RingScenario:
                 name="ring",
                 epoch=self.epoch,
                 ring=Ring.open(log),
-                regions=[Region(REGION, 0, "logged", region, REGION_BYTES)],
+                regions=[Region(Ledger.region, 0, "logged", region, Ledger.region_bytes)],
                 now_ns=self.world.clock.now_ns,
                 ring_bell=self.bell.ring,
                 recovered=self.epoch > 1,
             )
-            self.ledger.recover(core)
-            await self.ledger.work(core)
+            me = AsyncGuest(core)
+            self.ledger.recover(me)
+            await self.ledger.work(me)
         except (GuestError, RingCorrupt) as error:
             self.world.violate(HEALTHY, f"guest, epoch {self.epoch}: {error}")
         self.loop.kill(domain)
 
-    def _committed(self, core: GuestCore, lsn: int) -> None:
+    def _committed(self, me: AsyncGuest, lsn: int) -> None:
         self.wakes.committed(lsn)
 
     # -- the reader -------------------------------------------------------------------------------------------------

@@ -11,8 +11,10 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
+from everram.actors.chaos.plan import ClusterPlan
 from everram.actors.chaos.planted import planted
 from everram.actors.chaos.ring import RingPlan, RingScenario
+from everram.actors.chaos.scenario import ClusterScenario
 from everram.runtime.simulation.world import Violation, World
 
 TIERS: dict[str, float] = {"quick": 1.0, "swarm": 3.0, "nightly": 10.0}
@@ -46,21 +48,30 @@ def simulate(
     *,
     tier: str = "quick",
     plant: str = "",
+    scenario: str = "",
     echo: Callable[[str], None] | None = None,
     until_s: float | None = None,
 ) -> Result:
-    """Run one seed to its end, or to `until_s` of virtual time."""
+    """Run one seed to its end, or to `until_s` of virtual time. `scenario`: one of SCENARIOS instead of a draw."""
     world = World(seed, echo)
     with planted(plant):
-        configuration, scenario = _draw(world, TIERS[tier])
+        configuration, story = _draw(world, TIERS[tier], scenario)
         world.note("seed", f"{seed}: {configuration}")
-        world.run(scenario if until_s is None else _until(scenario, until_s))
+        world.run(story if until_s is None else _until(story, until_s))
     return Result(seed, configuration, tuple(world.violations), world.digest, world.loop.steps, world.now_s)
 
 
-def _draw(world: World, scale: float) -> tuple[str, Coroutine[Any, Any, None]]:
-    plan = RingPlan.draw(world, scale)
-    return str(plan), RingScenario(world, plan).run()
+SCENARIOS = ("cluster", "ring")
+
+
+def _draw(world: World, scale: float, scenario: str) -> tuple[str, Coroutine[Any, Any, None]]:
+    stream = world.stream("plan")
+    kind = scenario or stream.choice(SCENARIOS)
+    if kind == "ring":
+        ring = RingPlan.draw(stream, scale)
+        return str(ring), RingScenario(world, ring).run()
+    cluster = ClusterPlan.draw(stream, scale)
+    return str(cluster), ClusterScenario(world, cluster).run()
 
 
 async def _until(scenario: Coroutine[Any, Any, None], until_s: float) -> None:

@@ -56,8 +56,9 @@ class Fabric:
         """(source, target) -> whether what is sent during the cut is lost."""
         self._held: dict[tuple[str, str], list[Callable[[], None]]] = {}
 
-    def network(self, host: str, domain: Domain) -> SimulatedNetwork:
-        return SimulatedNetwork(self, host, domain)
+    def network(self, host: str, domain: Domain, address: str = "") -> SimulatedNetwork:
+        """`address`: where it listens; one is made up if it is empty."""
+        return SimulatedNetwork(self, host, domain, address or f"simulated:{host}")
 
     def cut(self, source: str, target: str) -> None:
         """Nothing passes from `source` to `target` any more."""
@@ -115,11 +116,11 @@ class Listener:
 class SimulatedNetwork:
     """`environment.Network` of one incarnation of one host; call `listen` before the host starts."""
 
-    def __init__(self, fabric: Fabric, host: str, domain: Domain) -> None:
+    def __init__(self, fabric: Fabric, host: str, domain: Domain, address: str) -> None:
         self._fabric = fabric
         self._host = host
         self._domain = domain
-        self.address = f"simulated:{host}"
+        self.address = address
 
     async def connect(self, peer: HostAddress) -> LinkStream:
         """Raises Unavailable: at once where nobody listens, after a timeout where nothing answers."""

@@ -18,13 +18,14 @@ DOMAIN_BITS = 16
 class Trace:
     """`echo` gets each line as it is written (a replay prints it); without it lines are hashed and not kept."""
 
-    def __init__(self, echo: Callable[[str], None] | None = None) -> None:
+    def __init__(self, echo: Callable[[str], None] | None = None, *, origin_ns: int = 0) -> None:
+        """`origin_ns` is the moment that the lines call 0."""
         self._hash = blake2b(digest_size=16)
         self._steps: list[int] = []
         self.step = self._steps.append
         """Takes one callback of the loop: nanoseconds << DOMAIN_BITS | the domain's number."""
         self._echo = echo
-        self.lines = 0
+        self._origin_ns = origin_ns
 
     @property
     def readable(self) -> bool:
@@ -40,8 +41,7 @@ class Trace:
     def note(self, now_ns: int, who: str, what: str) -> None:
         """Something worth reading, part of the digest."""
         self.settle()
-        self.lines += 1
-        line = f"{now_ns / 1e9:.6f} {who:<16} {what}"
+        line = f"{(now_ns - self._origin_ns) / 1e9:10.6f}  {who:<16} {what}"
         self._hash.update(line.encode())
         if self._echo is not None:
             self._echo(line)
@@ -49,7 +49,7 @@ class Trace:
     def remark(self, now_ns: int, who: str, what: str) -> None:
         """A line for people that is no part of the digest (log messages may name objects)."""
         if self._echo is not None:
-            self._echo(f"{now_ns / 1e9:.6f} {who:<16} {what}")
+            self._echo(f"{(now_ns - self._origin_ns) / 1e9:10.6f}  {who:<16} {what}")
 
     def digest(self) -> str:
         """Of everything up to now; 32 hexadecimal digits."""

@@ -54,7 +54,7 @@ class World:
 
     def __init__(self, seed: int, echo: Callable[[str], None] | None = None) -> None:
         self.seeds = Seeds(seed)
-        self.trace = Trace(echo)
+        self.trace = Trace(echo, origin_ns=START_NS)
         self.loop = SimulationLoop(self.seeds.stream("loop"), self.trace, steps_max=STEPS_MAX)
         self.loop.set_exception_handler(self._unhandled)
         self.clock = SimulatedClock(self.loop)

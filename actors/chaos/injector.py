@@ -1,0 +1,203 @@
+"""Carries out the faults of a plan, and undoes what lasts."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from everram.actors.chaos.checks.stays_frozen import StaysFrozen
+from everram.actors.chaos.cluster import Cluster
+from everram.actors.chaos.plan import Fault
+from everram.runtime.contracts.power_monitor_contract import PowerMonitorRef
+from everram.runtime.contracts.power_monitor_pb2 import SaveRequest
+from everram.runtime.errors import EverramError, NotFound
+from everram.runtime.simulation.coordination import PLACE
+from everram.runtime.simulation.network import LinkFaults
+
+ASK_TIMEOUT_S = 2.0
+SAVE_TIMEOUT_S = 8.0
+POWERLESS_S = 0.3
+RETRY_S = 0.1
+DISK_ERROR_RATE = 0.3
+
+
+class Injector:
+    """`guest(index)` is (host, guest_id) of a guest of the plan, None while it has none."""
+
+    def __init__(self, cluster: Cluster, guest: Callable[[int], tuple[str, str] | None], frozen: StaysFrozen) -> None:
+        self._cluster = cluster
+        self._world = cluster.world
+        self._guest = guest
+        self._frozen = frozen
+        self.lost: set[str] = set()
+        """Machines that died with their memory, whose guests are gone."""
+        self._cycling: set[str] = set()
+        """Machines that are being saved and powered off and on."""
+        self._acts: dict[str, Callable[[Fault], Awaitable[None]]] = {
+            "guest-kill": self._guest_kill,
+            "guest-kill-at-store": self._guest_kill_at_store,
+            "host-kill": self._host_kill,
+            "host-kill-at-store": self._host_kill_at_store,
+            "hang": self._hang,
+            "suspend": self._suspend,
+            "coordination-kill": self._coordination_kill,
+            "coordination-hang": self._coordination_hang,
+            "partition": self._partition,
+            "isolation": self._isolation,
+            "link-faults": self._link_faults,
+            "save-fails": self._save_fails,
+            "power-cycle": self._power_cycle,
+            "machine-kill": self._machine_kill,
+        }
+
+    async def play(self, faults: tuple[Fault, ...]) -> None:
+        """Every fault at its time; returns when all are over and undone."""
+        async with asyncio.TaskGroup() as tasks:
+            for fault in faults:
+                tasks.create_task(self._at(fault))
+        self._world.fabric.heal()
+
+    async def _at(self, fault: Fault) -> None:
+        await asyncio.sleep(fault.at_s)
+        self._world.note("fault", f"{fault.kind} {fault.host}")
+        await self._acts[fault.kind](fault)
+
+    # -- processes ----------------------------------------------------------------------------------------------------
+
+    async def _guest_kill(self, fault: Fault) -> None:
+        found = self._guest(fault.guest)
+        if found is not None:
+            self._cluster.machines[found[0]].kill_guest(found[1])
+
+    async def _guest_kill_at_store(self, fault: Fault) -> None:
+        found = self._guest(fault.guest)
+        gate = self._cluster.guest_gates.get(found[1]) if found is not None else None
+        if gate is not None:
+            gate.kill_at = gate.passed + fault.count
+
+    async def _host_kill(self, fault: Fault) -> None:
+        self._cluster.machines[fault.host].kill_host()
+
+    async def _host_kill_at_store(self, fault: Fault) -> None:
+        gate = self._cluster.host_gates.get(fault.host)
+        if gate is not None:
+            gate.kill_at = gate.passed + fault.count
+
+    async def _hang(self, fault: Fault) -> None:
+        self._cluster.machines[fault.host].hang_host()
+
+    async def _suspend(self, fault: Fault) -> None:
+        """Freeze a guest for a while, as a snapshot or a user would; its host may die meanwhile."""
+        found = self._guest(fault.guest)
+        if found is None:
+            return
+        host, guest_id = found
+        machine = self._cluster.machines[host]
+        try:
+            await self._cluster.ask(
+                "user", host, lambda node: node.environment.machine.freeze(guest_id, "suspend"), ASK_TIMEOUT_S
+            )
+        except EverramError:
+            pass  # perhaps frozen, perhaps not: nothing is claimed, but it is thawed below
+        else:
+            epochs = [seen.epoch for seen in machine.seen() if seen.guest_id == guest_id and seen.freeze_reasons]
+            for epoch in epochs:
+                self._frozen.froze(guest_id, epoch)
+        await asyncio.sleep(fault.length_s)
+        self._frozen.thawing(guest_id)
+        await self._thaw(host, guest_id, "suspend")
+
+    async def _thaw(self, host: str, guest_id: str, reason: str) -> None:
+        while True:
+            try:
+                await self._cluster.ask(
+                    "user", host, lambda node: node.environment.machine.thaw(guest_id, reason), ASK_TIMEOUT_S
+                )
+                return
+            except NotFound:
+                return
+            except EverramError:
+                await asyncio.sleep(RETRY_S)
+
+    # -- coordination and network -------------------------------------------------------------------------------------
+
+    async def _coordination_kill(self, fault: Fault) -> None:
+        self._world.kill_coordination()
+
+    async def _coordination_hang(self, fault: Fault) -> None:
+        self._world.hang_coordination()
+
+    async def _partition(self, fault: Fault) -> None:
+        """A host and coordination, one way or both."""
+        fabric = self._world.fabric
+        fabric.cut(fault.host, PLACE)
+        if fault.count % 2:
+            fabric.cut(PLACE, fault.host)
+        await asyncio.sleep(fault.length_s)
+        fabric.heal()
+
+    async def _isolation(self, fault: Fault) -> None:
+        """A host and all others; coordination still hears it."""
+        fabric = self._world.fabric
+        for other in self._cluster.names:
+            if other != fault.host:
+                fabric.cut(fault.host, other)
+                if fault.count % 2:
+                    fabric.cut(other, fault.host)
+        await asyncio.sleep(fault.length_s)
+        fabric.heal()
+
+    async def _link_faults(self, fault: Fault) -> None:
+        fabric, before = self._world.fabric, self._world.fabric.faults
+        fabric.faults = LinkFaults(loss=0.02, duplication=0.05, reordering=0.05, delay_max_s=0.02)
+        await asyncio.sleep(fault.length_s)
+        fabric.faults = before if before.loss == 0 else LinkFaults()
+
+    # -- power and disks ----------------------------------------------------------------------------------------------
+
+    async def _save_fails(self, fault: Fault) -> None:
+        """A save on a failing disk: a plain error, and the guests go on."""
+        if fault.host in self._cycling:
+            return
+        media = self._world.media(fault.host)
+        media.faults.error_rate = DISK_ERROR_RATE
+        await self._save_and_cycle(fault.host)
+        media.faults.error_rate = 0.0
+
+    async def _power_cycle(self, fault: Fault) -> None:
+        """An orderly stop and start: saved, switched off, switched on, restored."""
+        if fault.host not in self._cycling:
+            await self._save_and_cycle(fault.host)
+
+    async def _save_and_cycle(self, host: str) -> None:
+        self._cycling.add(host)
+        try:
+            request = SaveRequest(cause="chaos")
+            await self._cluster.ask(
+                "user",
+                host,
+                lambda node: node.ref(PowerMonitorRef).save(request, timeout_s=SAVE_TIMEOUT_S),
+                SAVE_TIMEOUT_S,
+            )
+        except EverramError as error:
+            # Not saved, so not switched off. If the host died in it, nobody else thaws what it froze.
+            self._world.note("user", f"{host} was not saved: {error.message}")
+            for seen in self._cluster.machines[host].seen():
+                await self._thaw(host, seen.guest_id, "down")
+        else:
+            self._world.media(host).faults.error_rate = 0.0
+            await self._cycle(host)
+        finally:
+            self._cycling.discard(host)
+
+    async def _cycle(self, host: str) -> None:
+        self._cluster.power_off(host)
+        await asyncio.sleep(POWERLESS_S)
+        self._cluster.power_on(host)
+
+    async def _machine_kill(self, fault: Fault) -> None:
+        """Its memory is lost, and what lay only there with it; the machine comes back empty or from an image."""
+        if fault.host in self._cycling:
+            return
+        self.lost.add(fault.host)
+        await self._cycle(fault.host)

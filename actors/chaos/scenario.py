@@ -1,0 +1,278 @@
+"""The cluster scenario: guests, clients and faults as planned, then calm, then everything has to work again.
+
+Start the machines, run the guests through their hosts' contracts, play the faults while clients work and checkers
+watch, stop the faults, demand convergence, and look at everything once more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+
+from everram.actors.chaos.checks import converges
+from everram.actors.chaos.checks.answered import Answered
+from everram.actors.chaos.checks.one_incarnation import OneIncarnation
+from everram.actors.chaos.checks.reader_wakes import ReaderWakes
+from everram.actors.chaos.checks.stays_frozen import StaysFrozen
+from everram.actors.chaos.checks.under_lease import UnderLease
+from everram.actors.chaos.cluster import Cluster, Preemption, announce
+from everram.actors.chaos.counter import Counter
+from everram.actors.chaos.injector import Injector
+from everram.actors.chaos.ledger import Ledger
+from everram.actors.chaos.mapped import Mapped
+from everram.actors.chaos.plan import ClusterPlan, GuestPlan
+from everram.actors.chaos.workload import Workload
+from everram.runtime.contracts import common_pb2 as pb
+from everram.runtime.contracts import host_pb2
+from everram.runtime.contracts.host_contract import HostRef
+from everram.runtime.contracts.hypervisor_contract import HypervisorRef
+from everram.runtime.contracts.hypervisor_pb2 import GuestName
+from everram.runtime.contracts.replicator_contract import ReplicatorRef
+from everram.runtime.contracts.replicator_pb2 import FollowRequest
+from everram.runtime.errors import AlreadyExists, EverramError, Unavailable
+from everram.runtime.guest.aio import AsyncGuest
+from everram.runtime.guest.core import GuestCore
+from everram.runtime.guest.errors import GuestError
+from everram.runtime.guest.region import Region
+from everram.runtime.log.ring import MIN_CAPACITY_BYTES, Ring
+from everram.runtime.node import Node
+from everram.runtime.simulation.domain import State
+from everram.runtime.simulation.endpoint import Endpoint
+from everram.runtime.simulation.machine import Seat
+from everram.runtime.simulation.world import World
+
+START_BOUND_S = 10.0
+CONVERGENCE_BOUND_S = 20.0
+"""A lease that was lost costs its TTL, a guest that died often a back-off of seconds."""
+ASK_TIMEOUT_S = 0.4
+PROBE_EVERY_S = 0.15
+WORKLOADS: dict[str, type[Workload]] = {"/ledger": Ledger, "/counter": Counter, "/mapped": Mapped}
+
+
+class Tenant:
+    """One guest of the plan, over all its incarnations."""
+
+    def __init__(self, scenario: ClusterScenario, plan: GuestPlan) -> None:
+        self.plan = plan
+        self.guest_id = ""
+        """Once its host has told; its program knows it before."""
+        world = scenario.world
+        self.door: Endpoint[Service] = Endpoint(world.fabric, plan.name)
+        self.wakes = ReaderWakes(world, partial(scenario.reader, self), partial(scenario.verified, self))
+        committed = partial(scenario.committed, self)
+        self.workload = WORKLOADS[plan.program](world, plan.name, pause_s=plan.pause_s, committed=committed)
+
+
+class Service:
+    """What clients reach of one incarnation."""
+
+    def __init__(self, workload: Workload, me: AsyncGuest) -> None:
+        self._workload = workload
+        self._me = me
+
+    async def operate(self) -> int:
+        """Raises Unavailable if the guest may not serve any more."""
+        try:
+            return await self._workload.operate(self._me)
+        except GuestError as error:
+            raise Unavailable(str(error)) from error
+
+
+class ClusterScenario:
+    def __init__(self, world: World, plan: ClusterPlan) -> None:
+        self.world = world
+        self.plan = plan
+        preemption = Preemption(plan.preemption_guests, plan.preemption_hosts)
+        programs = dict.fromkeys(WORKLOADS, self._program)
+        self.cluster = Cluster(world, hosts=plan.hosts, programs=programs, preemption=preemption)
+        self.frozen = StaysFrozen(world)
+        self.incarnations = OneIncarnation(world)
+        self.lease = UnderLease(world, lambda host: self.cluster.machines[host].core.lease_deadline_ns)
+        self.answered = Answered(world)
+        self.tenants = [Tenant(self, guest) for guest in plan.guests]
+        self.injector = Injector(self.cluster, self._place, self.frozen)
+        self.cluster.observers += [self.frozen.observe, self.incarnations.observe]
+        self.cluster.also.append(self._probe)
+
+    async def run(self) -> None:
+        self.cluster.start()
+        await announce(self.world)
+        async with asyncio.timeout(START_BOUND_S):
+            for tenant in self.tenants:
+                await self._run_guest(tenant)
+        clients = [self._client(tenant, number) for tenant in self.tenants for number in range(self.plan.clients)]
+        faults = asyncio.create_task(self.injector.play(self.plan.faults))
+        await asyncio.sleep(self.plan.duration_s)
+        await faults
+        self.world.note("calm", "the faults are over")
+        for tenant in self.tenants:
+            if tenant.plan.host not in self.injector.lost:
+                await converges.check(
+                    self.world, f"{tenant.plan.name} serves", CONVERGENCE_BOUND_S, partial(self._serves, tenant)
+                )
+        for host in self.cluster.names:
+            await converges.check(self.world, f"{host} answers", CONVERGENCE_BOUND_S, partial(self._answers, host))
+        for client in clients:
+            client.cancel()
+        self._report_failures()
+
+    def _report_failures(self) -> None:
+        """A host that ended by an error of ours was refused something; by any other it has a bug."""
+        for machine in self.cluster.machines.values():
+            for name, error in machine.failures:
+                bugs = [e for e in _leaves(error) if not isinstance(e, EverramError)]
+                if bugs:
+                    self.world.violate("no unhandled errors", f"{name}: {type(bugs[0]).__name__}: {bugs[0]}")
+
+    # -- guests -------------------------------------------------------------------------------------------------------
+
+    async def _run_guest(self, tenant: Tenant) -> None:
+        """As a user would: tried again until it runs."""
+        plan, workload = tenant.plan, tenant.workload
+        kind = pb.MAPPED if workload.kind == "mapped" else pb.LOGGED
+        region = pb.RegionSpec(name=workload.region, size_bytes=workload.region_bytes, kind=kind)
+        spec = pb.GuestSpec(
+            name=plan.name,
+            argv=[plan.program.encode()],
+            regions=[region],
+            restart=pb.ALWAYS,
+            log_bytes=MIN_CAPACITY_BYTES,
+        )
+        while True:
+            try:
+                guest = await self.cluster.ask(
+                    "user", plan.host, lambda node: node.ref(HypervisorRef).run(spec, timeout_s=5.0), 5.0
+                )
+                tenant.guest_id = guest.guest_id
+                return
+            except AlreadyExists:
+                tenant.guest_id = (await self._inspect(tenant)).guest_id
+                return
+            except EverramError:
+                await asyncio.sleep(0.05)
+
+    async def _program(self, seat: Seat) -> int:
+        """Every guest's program: attach, check what is there, serve and work."""
+        tenant = next(tenant for tenant in self.tenants if tenant.plan.name == seat.launch.name)
+        tenant.guest_id = seat.launch.guest_id
+        try:
+            me = await attach(seat)
+            tenant.workload.recover(me)
+            tenant.door.open(seat.domain, Service(tenant.workload, me))
+            await tenant.workload.work(me)
+        except GuestError as error:
+            self.world.note(tenant.plan.name, f"ends: {error}")
+        return 1
+
+    def committed(self, tenant: Tenant, me: AsyncGuest, lsn: int) -> None:
+        host = tenant.plan.host
+        self.frozen.committed(me.guest_id, me.epoch)
+        self.lease.committed(host, me.guest_id)
+        tenant.wakes.committed(lsn)
+
+    def _place(self, index: int) -> tuple[str, str] | None:
+        tenant = self.tenants[index]
+        return (tenant.plan.host, tenant.guest_id) if tenant.guest_id else None
+
+    # -- clients ------------------------------------------------------------------------------------------------------
+
+    def _client(self, tenant: Tenant, number: int) -> asyncio.Task[None]:
+        name = f"client {number} of {tenant.plan.name}"
+        stream = self.world.stream(name)
+
+        async def live() -> None:
+            while True:
+                ask = self._operate(tenant, name)
+                await self.answered.watch(f"{name}'s request", ask, ASK_TIMEOUT_S)
+                await asyncio.sleep(stream.uniform(0.001, 0.1))
+
+        return self.world.loop.spawn(self.world.loop.domain(name), live())
+
+    async def _operate(self, tenant: Tenant, source: str) -> int:
+        try:
+            async with asyncio.timeout(ASK_TIMEOUT_S):
+                return await tenant.door.call(source, Service.operate)
+        except TimeoutError:
+            raise Unavailable(f"{tenant.plan.name} did not answer", unknown=True) from None
+
+    async def _probe(self, host: str, node: Node) -> None:
+        """Each host asks the others, over the links."""
+        others = [other for other in self.cluster.names if other != host]
+        stream = self.world.stream(f"probe/{host}/{self.world.loop.current_domain().name}")
+        while others:
+            other = stream.choice(others)
+            payload = stream.randbytes(stream.randrange(200))
+            message = host_pb2.EchoMessage(value=stream.getrandbits(32), payload=payload)
+            ask = node.ref(HostRef, host=other).echo(message, timeout_s=ASK_TIMEOUT_S)
+            answer = await self.answered.watch(f"{host}'s echo from {other}", ask, ASK_TIMEOUT_S)
+            if answer is not None and answer != message:
+                self.world.violate("answers are the asks' own", f"{host} asked {other} for another echo than it got")
+            await asyncio.sleep(stream.uniform(0, 2 * PROBE_EVERY_S))
+
+    # -- what checkers look at ----------------------------------------------------------------------------------------
+
+    def reader(self, tenant: Tenant) -> Node | None:
+        """The node whose replicator reads this guest's log; none while its process is stopped."""
+        machine = self.cluster.machines[tenant.plan.host]
+        if machine.host is None or machine.host.domain.state is not State.RUNNING:
+            return None
+        return self.cluster.node(tenant.plan.host)
+
+    async def verified(self, tenant: Tenant) -> int | None:
+        node = self.reader(tenant)
+        if node is None:
+            return None
+        try:
+            request = FollowRequest(guest_id=tenant.guest_id)
+            return (await node.ref(ReplicatorRef).positions(request, timeout_s=ASK_TIMEOUT_S)).verified
+        except EverramError:
+            return None
+
+    async def _inspect(self, tenant: Tenant) -> pb.Guest:
+        name = GuestName(guest=tenant.plan.name)
+        return await self.cluster.ask(
+            "user", tenant.plan.host, lambda node: node.ref(HypervisorRef).inspect(name, timeout_s=2.0), 2.0
+        )
+
+    async def _serves(self, tenant: Tenant) -> bool:
+        try:
+            guest = await self._inspect(tenant)
+            return guest.state == pb.RUNNING and bool(await self._operate(tenant, "user"))
+        except EverramError:
+            return False
+
+    async def _answers(self, host: str) -> bool:
+        try:
+            status = await self.cluster.ask(
+                "user", host, lambda node: node.ref(HostRef).status(pb.Empty(), timeout_s=2.0), 2.0
+            )
+            return all(actor.state == "running" for actor in status.actors)
+        except EverramError:
+            return False
+
+
+async def attach(seat: Seat) -> AsyncGuest:
+    """As `everram.runtime.guest.attach` in a real process. Raises GuestError and what the machine refuses with."""
+    launch, memory = seat.launch, await seat.attach()
+    regions: list[Region] = []
+    for label, (grant, mapping) in memory.items():
+        if grant.role != "log":
+            regions.append(Region(label, len(regions), grant.role, mapping, grant.size_bytes))
+    core = GuestCore(
+        guest_id=launch.guest_id,
+        name=launch.name,
+        epoch=launch.epoch,
+        ring=Ring.open(memory["log"][1]),
+        regions=regions,
+        now_ns=lambda: seat.machine.loop.now_ns,
+        ring_bell=seat.ring,
+        recovered=launch.epoch > 1,
+        port=launch.port,
+    )
+    return AsyncGuest(core)
+
+
+def _leaves(error: BaseException) -> list[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for inner in error.exceptions for leaf in _leaves(inner)]
+    return [error]

@@ -1,0 +1,54 @@
+"""What a guest of the simulation does: one workload object over all incarnations of its guest.
+
+The object lies outside the world and remembers what it was told; `recover` compares that with what an incarnation
+finds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import ClassVar
+
+from everram.runtime.guest.aio import AsyncGuest
+from everram.runtime.simulation.entropy import Stream
+from everram.runtime.simulation.world import World
+
+SHORT_PAUSE_S = 0.0005
+"""As long as the reader takes to wake up, read and go to sleep again: half of the pauses are no longer, so that commits
+come while it is at any of that."""
+
+Committed = Callable[[AsyncGuest, int], None]
+"""Told of each commit that has returned: who committed, and the LSN behind it."""
+
+
+class Workload:
+    """`pause_s` is the longest wait between two bursts of work."""
+
+    region: ClassVar[str] = "data"
+    region_bytes: ClassVar[int] = 64 * 1024
+    kind: ClassVar[str] = "logged"
+
+    def __init__(self, world: World, name: str, *, pause_s: float, committed: Committed) -> None:
+        self.world = world
+        self.name = name
+        self.pause_s = pause_s
+        self.committed = committed
+        self.stream: Stream = world.stream(f"workload/{name}")
+
+    def recover(self, me: AsyncGuest) -> None:
+        """Check what this incarnation found. Violations go to the world."""
+        raise NotImplementedError
+
+    async def operate(self, me: AsyncGuest) -> int:
+        """One piece of work; returns its number. Raises Fenced, and then nothing has happened."""
+        raise NotImplementedError
+
+    async def work(self, me: AsyncGuest) -> None:
+        """Bursts with pauses between them, until the process ends."""
+        while True:
+            for _ in range(self.stream.randrange(1, 8)):
+                await self.operate(me)
+                await asyncio.sleep(0)
+            short = self.stream.random() < 0.5
+            await asyncio.sleep(self.stream.uniform(0, SHORT_PAUSE_S if short else self.pause_s))
