@@ -52,6 +52,7 @@ class Incarnation:
         self._log.error("task %s failed", name, exc_info=error)
         if not self.failure.done():
             self.failure.set_result(error)
+            self._dispatcher.give_up()
 
     async def drain(self) -> None:
         """Finish what waits, within DRAIN_S, then the actor's own end. Errors are logged: the stop goes on."""
@@ -60,6 +61,8 @@ class Incarnation:
                 await self._dispatcher.drained()
         except TimeoutError:
             self._log.warning("stopped with work unfinished after %g s", DRAIN_S)
+        if self.failure.done():
+            return
         try:
             await self.actor.on_stop()
         except Exception as error:
@@ -93,6 +96,7 @@ class Cell:
         self.after = after  # services that start before
         self.state = "stopped"
         self.restarts = 0
+        self._stopping = False
         self._node = node
         self._factory = factory
         self._next: Actor | None = first  # made by `Node.add` to learn its contract, used by the first start
@@ -126,6 +130,8 @@ class Cell:
         """Start the actor again whenever it fails, until it failed too often."""
         while True:
             error = await incarnation.failure
+            if self._stopping:
+                return  # `stop` closes it
             self.state, self._incarnation = "restarting", None
             await incarnation.close()
             revived = await self._restart(error)
@@ -154,6 +160,7 @@ class Cell:
         """Refuse new messages, finish those that wait, stop."""
         reason = f"{self.mailbox.name} on {self._node.host} has stopped"
         self.mailbox.refuse(reason)
+        self._stopping = True
         incarnation = self._incarnation
         if incarnation is not None and not incarnation.failure.done():
             await incarnation.drain()

@@ -36,6 +36,7 @@ class Dispatcher:
         self._work = work
         self._log = log
         self.busy = False  # a message is being handled
+        self._given_up = False
         self._idle: asyncio.Future[None] | None = None  # set while a drain waits
 
     async def run(self) -> None:
@@ -69,9 +70,15 @@ class Dispatcher:
             elif self._idle is not None and not self._idle.done():
                 self._idle.set_result(None)
 
+    def give_up(self) -> None:
+        """The incarnation has failed: whoever waits for the drain waits in vain."""
+        self._given_up = True
+        if self._idle is not None and not self._idle.done():
+            self._idle.set_result(None)
+
     async def drained(self) -> None:
-        """Return when no message waits or is being handled, and no handed-over work runs."""
-        while self.busy or self._mailbox.entries:
+        """Return when no message waits or is being handled, and no handed-over work runs; or after `give_up`."""
+        while not self._given_up and (self.busy or self._mailbox.entries):
             self._idle = asyncio.get_running_loop().create_future()
             await self._idle
         await self._work.wait_empty()

@@ -7,6 +7,7 @@ between hosts, a gRPC channel for clients outside. The typed refs in `runtime/co
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Awaitable
 from typing import ClassVar, Protocol, TypeVar
 
 from google.protobuf.message import Message
@@ -24,11 +25,11 @@ class Replies(Protocol[ItemT]):
     Use `async with contextlib.aclosing(ref.count(...)) as replies` where a loop may be left early.
     """
 
-    def __aiter__(self) -> Replies[ItemT]: ...
+    def __aiter__(self) -> AsyncIterator[ItemT]: ...
 
-    async def __anext__(self) -> ItemT: ...
+    def __anext__(self) -> Awaitable[ItemT]: ...
 
-    async def aclose(self) -> None: ...
+    def aclose(self) -> Awaitable[None]: ...
 
 
 class Carrier(Protocol):

@@ -229,6 +229,34 @@ async def test_a_stop_finishes_what_waits_and_refuses_what_comes() -> None:
     await stopping
 
 
+async def test_an_actor_that_fails_while_it_drains_is_not_restarted() -> None:
+    node = node_of()
+    broken = asyncio.Event()
+
+    class Failing(Subject):
+        def echo(self, request: Message) -> Any:
+            async def stuck() -> Message:
+                self.context.spawn(self.break_down(), name="break down")
+                broken.set()
+                await asyncio.Event().wait()
+                raise AssertionError
+
+            return stuck()
+
+        async def on_stop(self) -> None:
+            raise AssertionError("a failed actor is not stopped in order")
+
+    node.add(Failing, restart=QUICK)
+    await node.start()
+    waiting = asyncio.create_task(node.ref(HostRef).echo(Message()))
+    await asyncio.sleep(0)
+    async with asyncio.timeout(2):
+        await node.stop()
+    with pytest.raises(Unavailable, match="interrupted"):
+        await waiting
+    assert (broken.is_set(), Failing.lives) == (True, 1)
+
+
 async def test_a_stop_in_the_middle_of_restarting_leaves_nothing() -> None:
     node = node_of()
     node.add(Subject, restart=RestartPolicy(first_backoff_s=30, longest_backoff_s=30))
