@@ -538,7 +538,7 @@ def test_a_process_without_marks_is_found_in_the_cgroup(rig: Rig) -> None:
         found = []
         for pid in tree.processes():
             with contextlib.suppress(OSError):
-                if Path(f"/proc/{pid}/cmdline").read_bytes().endswith(b"\x00600.25\x00"):
+                if Path(f"/proc/{pid}/cmdline").read_bytes() == b"sleep\x00600.25\x00":
                     found.append(pid)
         return found
 
