@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 ALIGNMENT_BYTES = 8
+_CHECKSUM = struct.Struct("<I")
 _CHECKED = struct.Struct("<IQQHHI16s")
 _WHOLE = struct.Struct("<IIQQHHI16s")
 _STORE = struct.Struct("<IIQ")
@@ -112,8 +113,8 @@ def pack_stores(stores: Sequence[RawStore]) -> bytes:
 
 def pack(lsn: int, epoch: int, record_type: int, flags: int, guest: bytes, payload: bytes) -> bytes:
     """A whole record, unpadded; `guest` is the guest_id as 16 bytes."""
-    checked = _CHECKED.pack(HEADER_BYTES + len(payload), lsn, epoch, record_type, flags, 0, guest)
-    return zlib.crc32(payload, zlib.crc32(checked)).to_bytes(4, "little") + checked + payload
+    checked = _CHECKED.pack(HEADER_BYTES + len(payload), lsn, epoch, record_type, flags, 0, guest) + payload
+    return _CHECKSUM.pack(zlib.crc32(checked)) + checked
 
 
 def unpack_header(header: bytes) -> tuple[int, int, int, int, int, int, bytes]:
