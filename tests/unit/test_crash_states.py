@@ -15,7 +15,10 @@ from everram.runtime.guest.core import GuestCore
 from everram.runtime.guest.dictionary import Dictionary
 from everram.runtime.guest.records import Records
 from everram.runtime.guest.region import Region
+from everram.runtime.log.record import HEADER_BYTES, Record, padded
 from everram.runtime.log.ring import MIN_CAPACITY_BYTES, Ring
+from everram.runtime.log.writer import LogWriter
+from everram.runtime.memory.contract import Mapping
 from everram.runtime.simulation.entropy import Seeds
 from everram.runtime.simulation.memory import CrashState, Recording, power_losses, process_crashes
 
@@ -317,3 +320,43 @@ def test_the_checks_see_what_they_should() -> None:
         contents = perform(recording, core, [transfer(5), transfer(9), transfer(7)])
         with pytest.raises((AssertionError, ValueError)):
             check(losses(recording), contents)
+
+
+class TailBeforeRecord(LogWriter):
+    """Wrong: the tail covers a record that is not there yet."""
+
+    def append(self, record_type: int, flags: int, payload: bytes) -> int:
+        self.ring.set_tail(self._tail + padded(HEADER_BYTES + len(payload)))
+        return super().append(record_type, flags, payload)
+
+
+class RegionsBeforeLog(LogWriter):
+    """Wrong: stores reach the regions before the log has them."""
+
+    regions: list[Mapping]
+
+    def append(self, record_type: int, flags: int, payload: bytes) -> int:
+        for store in Record(self._tail, self._epoch, record_type, flags, GUEST_ID, payload).stores():
+            self.regions[store.region].persist(store.offset, store.data)
+        return super().append(record_type, flags, payload)
+
+
+class AppliedEarly(LogWriter):
+    """Wrong: `applied` says that the stores are in the regions before they are."""
+
+    def publish(self) -> None:
+        super().publish()
+        self.publish_applied()
+
+
+@CRASHES
+@pytest.mark.parametrize("wrong", [TailBeforeRecord, RegionsBeforeLog, AppliedEarly])
+def test_wrong_writers_are_found(crashes: Crashes, wrong: type[LogWriter]) -> None:
+    recording = new_memory()
+    core = incarnate(recording)
+    core._writer = writer = wrong(core.ring)
+    if isinstance(writer, RegionsBeforeLog):
+        writer.regions = [region.mapping for region in core.regions.values()]
+    contents = perform(recording, core, [transfer(5), transfer(9), transfer(7)])
+    with pytest.raises((AssertionError, ValueError)):
+        check(crashes(recording), contents)
