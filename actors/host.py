@@ -13,6 +13,7 @@ import logging
 import os
 import signal
 import sys
+from typing import NoReturn
 
 import uvloop
 
@@ -37,11 +38,21 @@ async def serve(config: HostConfig) -> None:
     production = await Production.connect(config)
     beating = asyncio.create_task(_beat(production.environment.machine))
     try:
-        node = await compose(config, production.environment, faults=production.faults, pid=os.getpid())
+        try:
+            node = await compose(config, production.environment, faults=production.faults, pid=os.getpid())
+        except FailedPrecondition as error:
+            _refuse(error)
         await _serve(node, production, config, ending)
     finally:
         beating.cancel()
         await production.close()
+
+
+def _refuse(error: FailedPrecondition) -> NoReturn:
+    """End at once, with the machine's socket still open: a host that closed it first would be killed as of no use, and
+    then started again, before it could say that it refuses."""
+    print(f"everram host: {error.message}", file=sys.stderr, flush=True)
+    os._exit(EXIT_REFUSED)
 
 
 async def _serve(node: Node, production: Production, config: HostConfig, ending: asyncio.Event) -> None:
@@ -56,8 +67,9 @@ async def _serve(node: Node, production: Production, config: HostConfig, ending:
             await ending.wait()
             failing.cancel()
     finally:
-        await front.stop()
+        # The actors first, while their last answers can still leave.
         await node.stop()
+        await front.stop()
 
 
 async def _beat(machine: Machine) -> None:
