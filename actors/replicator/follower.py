@@ -33,9 +33,10 @@ class Follower:
     def step(self) -> bool:
         """Read one run. Returns whether there was any. Raises RingCorrupt for a damaged record."""
         if self.ring.epoch != self._epoch:
-            # A new incarnation began at the end of what was chosen, which may lie before what was read.
             self._epoch = self.ring.epoch
-            self._reader = LogReader(self.ring, self.ring.tail)
+            # A new incarnation began at the end of what was chosen; what was read beyond it no longer counts.
+            if self._reader.lsn > self.ring.epoch_start:
+                self._reader = LogReader(self.ring, self.ring.epoch_start)
         return bool(self._reader.run(RUN_BYTES))
 
     async def rest(self) -> None:
