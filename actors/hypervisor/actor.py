@@ -2,7 +2,7 @@
 
 A guest is recorded in VMemFS before anything of it starts and after each change, so that a successor of this host finds
 every guest in a state it can go on from: it adopts what lives and begins a new incarnation of what should live. A new
-incarnation is a new epoch, begun in this order: record, ring, directory, process. None may run before the directory has
+incarnation is a new epoch, begun in this order: ring, record, directory, process. None may run before the directory has
 its epoch, because only that fences the one before.
 """
 
@@ -190,11 +190,13 @@ class Hypervisor(HypervisorActor):
         guest.port = await self._machine.free_port()
         guest.pid = 0
         resident.become(pb.STARTING)
-        await self._store(resident)
         memory = environment.memory.open(resident.log_name)
         log = memory.map()
-        begin_epoch(log, guest.epoch)
-        log.close()
+        try:
+            guest.epoch = begin_epoch(log, guest.epoch)
+        finally:
+            log.close()
+        await self._store(resident)
         await self._availability.register(Registration(guest=resident.stored()), timeout_s=REGISTER_TIMEOUT_S)
         process = await self._machine.spawn(resident.launch(memory.size_bytes, tracking=self._faults is not None))
         resident.lives(process.pid)

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from everram.actors.hypervisor.life import ENDED, Ends
 from everram.runtime.contracts import common_pb2 as pb
 from everram.runtime.environment import Grant, GuestLaunch
-from everram.runtime.log.ring import Ring
+from everram.runtime.errors import DataLoss
+from everram.runtime.log.ring import Ring, RingCorrupt
 from everram.runtime.memory.contract import Mapping
 
 
@@ -89,6 +90,15 @@ class Resident:
         )
 
 
-def begin_epoch(log: Mapping, epoch: int) -> None:
-    """Start a new epoch in a guest's log ring, at the end of what its predecessor committed. Raises DataLoss."""
-    Ring.open(log).begin_epoch(epoch)
+def begin_epoch(log: Mapping, at_least: int) -> int:
+    """Start a new epoch in a guest's log ring, at the end of what its predecessor committed; returns it.
+
+    It is `at_least`, or higher where the ring has already seen that. Raises DataLoss if the ring is damaged.
+    """
+    try:
+        ring = Ring.open(log)
+        epoch = max(at_least, ring.epoch + 1)
+        ring.begin_epoch(epoch)
+    except RingCorrupt as error:
+        raise DataLoss(f"its log is damaged, so it cannot start: {error}") from error
+    return epoch

@@ -31,7 +31,8 @@ class LogReader:
         Raises RingCorrupt for a committed record that is not whole.
         """
         ring, tail = self.ring, self.ring.tail
-        start, found = self.lsn, []
+        start = self.lsn
+        found: list[Record] = []
         while self.lsn < tail and (not found or self.lsn - start < max_bytes):
             at = ring.next_position(self.lsn)
             record = ring.record_at(at)

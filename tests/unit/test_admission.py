@@ -1,6 +1,7 @@
 """What a user may ask to run."""
 
 import pytest
+
 from everram.actors.hypervisor.admission import MAX_COMMAND_BYTES, MAX_REGIONS, check
 from everram.runtime.contracts import common_pb2 as pb
 from everram.runtime.errors import InvalidArgument

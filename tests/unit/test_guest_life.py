@@ -1,6 +1,7 @@
 """What follows from how an incarnation of a guest ended."""
 
 import pytest
+
 from everram.actors.hypervisor.life import (
     FIRST_BACKOFF_S,
     LONGEST_BACKOFF_S,

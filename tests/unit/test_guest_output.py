@@ -1,10 +1,11 @@
 """Where a reader of a guest's output starts, and how it follows."""
 
 import pytest
-from everram.actors.hypervisor import output
-from everram.runtime.contracts.hypervisor_pb2 import LogsRequest
 from hypothesis import given
 from hypothesis import strategies as st
+
+from everram.actors.hypervisor import output
+from everram.runtime.contracts.hypervisor_pb2 import LogsRequest
 
 
 class Held:
