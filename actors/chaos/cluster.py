@@ -65,6 +65,8 @@ class Cluster:
         self.machines: dict[str, SimulatedMachine] = {}
         self.nodes: dict[str, Endpoint[Node]] = {name: Endpoint(world.fabric, name) for name in self.names}
         self.observers: list[Callable[[str, str, str, int], None]] = []
+        self.failures: list[tuple[str, Exception]] = []
+        """Processes that ended with an exception, by domain."""
         self.also: list[Callable[[str, Node], Coroutine[Any, Any, None]]] = []
         """What else every incarnation of a host does while it serves."""
         self.guest_gates: dict[str, Gate] = {}
@@ -95,6 +97,7 @@ class Cluster:
             generation=generation,
         )
         machine.observers.append(lambda what, guest_id, epoch: self._observed(name, what, guest_id, epoch))
+        machine.failures = self.failures
         self.machines[name] = machine
         machine.power_on()
 

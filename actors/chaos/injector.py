@@ -87,7 +87,7 @@ class Injector:
         self._cluster.machines[fault.host].hang_host()
 
     async def _suspend(self, fault: Fault) -> None:
-        """Freeze a guest for a while, as a snapshot or a user would; its host may die meanwhile."""
+        """Freeze a guest for a while, as a snapshot or a user would; in half of the cases its host dies meanwhile."""
         found = self._guest(fault.guest)
         if found is None:
             return
@@ -103,7 +103,10 @@ class Injector:
             epochs = [seen.epoch for seen in machine.seen() if seen.guest_id == guest_id and seen.freeze_reasons]
             for epoch in epochs:
                 self._frozen.froze(guest_id, epoch)
-        await asyncio.sleep(fault.length_s)
+        await asyncio.sleep(fault.length_s / 2)
+        if fault.count % 2:
+            machine.kill_host()
+        await asyncio.sleep(fault.length_s / 2)
         self._frozen.thawing(guest_id)
         await self._thaw(host, guest_id, "suspend")
 

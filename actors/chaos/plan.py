@@ -93,7 +93,7 @@ class ClusterPlan:
 
 def _guest(stream: Stream, number: int, hosts: list[str]) -> GuestPlan:
     program = stream.choice(("/ledger", "/ledger", "/counter", "/mapped"))
-    return GuestPlan(f"g{number}", program, stream.choice(hosts), stream.choice((0.002, 0.02, 0.2)))
+    return GuestPlan(f"g{number}", program, stream.choice(hosts), stream.choice((0.01, 0.05, 0.3)))
 
 
 def _fault(stream: Stream, hosts: list[str], guests: int, duration_s: float) -> Fault:

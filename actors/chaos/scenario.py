@@ -118,11 +118,10 @@ class ClusterScenario:
 
     def _report_failures(self) -> None:
         """A host that ended by an error of ours was refused something; by any other it has a bug."""
-        for machine in self.cluster.machines.values():
-            for name, error in machine.failures:
-                bugs = [e for e in _leaves(error) if not isinstance(e, EverramError)]
-                if bugs:
-                    self.world.violate("no unhandled errors", f"{name}: {type(bugs[0]).__name__}: {bugs[0]}")
+        for name, error in self.cluster.failures:
+            bugs = [leaf for leaf in _leaves(error) if not isinstance(leaf, EverramError)]
+            if bugs:
+                self.world.violate("no unhandled errors", f"{name}: {type(bugs[0]).__name__}: {bugs[0]}")
 
     # -- guests -------------------------------------------------------------------------------------------------------
 

@@ -14,8 +14,8 @@ from everram.runtime.guest.aio import AsyncGuest
 from everram.runtime.simulation.entropy import Stream
 from everram.runtime.simulation.world import World
 
-SHORT_PAUSE_S = 0.0005
-"""As long as the reader takes to wake up, read and go to sleep again: half of the pauses are no longer, so that commits
+SHORT_PAUSES, SHORT_PAUSE_S = 0.4, 0.0005
+"""As long as the reader takes to wake up, read and go to sleep again: that many pauses are no longer, so that commits
 come while it is at any of that."""
 
 Committed = Callable[[AsyncGuest, int], None]
@@ -50,5 +50,5 @@ class Workload:
             for _ in range(self.stream.randrange(1, 8)):
                 await self.operate(me)
                 await asyncio.sleep(0)
-            short = self.stream.random() < 0.5
+            short = self.stream.random() < SHORT_PAUSES
             await asyncio.sleep(self.stream.uniform(0, SHORT_PAUSE_S if short else self.pause_s))

@@ -186,7 +186,7 @@ class SimulatedMachine:
         self.observers: list[Callable[[str, str, int], None]] = []
         """Told of each guest's fate as it happens: (what, guest_id, epoch); started, stopped, continued or ended."""
         self.failures: list[tuple[str, Exception]] = []
-        """Hosts that ended with an exception, by domain: each is a bug, or an error nobody handled."""
+        """Hosts and guests that ended with an exception, by domain: each is a bug, or an error nobody handled."""
         self._stream = stream
         self._start_host = start_host
         self._programs = programs
@@ -317,10 +317,13 @@ class SimulatedMachine:
         try:
             await self._start_host(self, port, host.domain)
         except Exception as error:
-            self.failures.append((host.domain.name, error))
-            self._note(f"{host.domain.name} failed: {type(error).__name__}: {error}")
+            self._failed(host.domain, error)
         finally:
             self.loop.kill(host.domain)
+
+    def _failed(self, domain: Domain, error: Exception) -> None:
+        self.failures.append((domain.name, error))
+        self._note(f"{domain.name} failed: {type(error).__name__}: {error}")
 
     def _end_host(self) -> None:
         if self.host is not None and self.host.domain.alive:
@@ -409,6 +412,8 @@ class SimulatedMachine:
             status = await program(guest.seat)
         except EverramError as error:
             guest.seat.print(f"{type(error).__name__}: {error.message}")
+        except Exception as error:
+            self._failed(guest.domain, error)
         finally:
             if guest.domain.alive:
                 guest.status = status

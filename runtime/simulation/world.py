@@ -34,6 +34,8 @@ COORDINATION_HUNG_S = 0.5
 """And replaces one that did not answer for so long."""
 STEPS_MAX = 20_000_000
 """Callbacks of one world: a hundred times what a scenario needs."""
+VIOLATIONS_MAX = 10
+"""Of one property that are kept: the first explain the rest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +85,8 @@ class World:
 
     def violate(self, violated: str, what: str) -> None:
         """A property does not hold. The world goes on: what follows may explain it."""
-        violation = Violation(violated, self.now_s, what)
-        self.violations.append(violation)
+        if sum(found.property == violated for found in self.violations) < VIOLATIONS_MAX:
+            self.violations.append(Violation(violated, self.now_s, what))
         self.note("VIOLATION", f"{violated}: {what}")
 
     def run(self, scenario: Coroutine[Any, Any, None]) -> None:
