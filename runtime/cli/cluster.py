@@ -102,10 +102,13 @@ def _follow(args: argparse.Namespace, plan: Plan, folders: Folders, progress: Pr
             if step is None:
                 return _ended(folders, progress, failed)
             failed = failed or step["kind"] == "error"
+            asked = asked and step["kind"] != "stays"
             if args.json and not args.detach:
                 emit(step)
-            elif step["kind"] == "error":
+            elif step["kind"] in ("error", "stays"):
                 note(f"everram: {step['text']}")
+                if step["kind"] == "stays" and args.detach:
+                    return 1
             elif step["kind"] == "ready":
                 _say_ready(args, plan, folders, step["seconds"])
                 if args.detach:
@@ -198,7 +201,7 @@ def _say_down(args: argparse.Namespace, folders: Folders) -> None:
     if args.json:
         emit({"dir": str(folders.state), "discarded": args.discard})
     else:
-        say("erased" if args.discard else "stopped; `everram up` starts it again with everything it had")
+        say("erased" if args.discard else "stopped; `everram up` starts it again")
 
 
 # -- status, fault, version

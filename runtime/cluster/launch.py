@@ -3,7 +3,7 @@
     folders = Folders.of(name, folder, os.environ)
     plan = prepare(folders, Wishes(hosts=3))           # raises what is wrong, before anything is started
     with start(folders) as progress:
-        for step in progress: ...                      # {"kind": "step"|"note"|"ready"|"error"|"end", "text": ...}
+        for step in progress: ...                      # {"kind": ..., "text": ...}, see supervisor.Step
 
 The supervisor goes on without its starter; `progress` ends when the supervisor does.
 """
@@ -42,7 +42,7 @@ from everram.runtime.formats.config import HostConfig
 from everram.runtime.machine.config import MachineConfig
 
 Step = dict[str, Any]
-"""One line of progress. `kind` "ready" also has "hosts", "seconds"; "error" has "fault"."""
+"""One line of progress. `kind` "ready" also has "seconds"; "error" and "stays" have "fault"."""
 
 
 @dataclass(frozen=True, slots=True)

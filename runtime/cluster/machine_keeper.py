@@ -13,7 +13,8 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from everram.runtime.cluster.children import Child, Children
@@ -26,6 +27,7 @@ from everram.runtime.machine.tree import MACHINE_MARK
 
 if TYPE_CHECKING:
     from everram.runtime.contracts.power_monitor_pb2 import SaveReport
+    from everram.runtime.refs import Carrier
 
 LOOK_WHILE_STARTING_S = 0.03
 LOOK_S = 1.0
@@ -155,17 +157,31 @@ class MachineKeeper:
             raise FailedPrecondition(f"{self.name} is {self.state}: nothing of it can be broken now")
         await ask(self._socket, name, timeout_s=ASK_TIMEOUT_S)
 
-    async def save(self, timeout_s: float) -> SaveReport:
-        """Freeze its guests and save its memory. Raises what the host says."""
-        from everram.runtime.contracts.power_monitor_contract import PowerMonitorRef
-        from everram.runtime.contracts.power_monitor_pb2 import SaveRequest
+    @asynccontextmanager
+    async def _host(self) -> AsyncIterator[Carrier]:
         from everram.runtime.transport.channel_carrier import ChannelCarrier
 
         carrier = ChannelCarrier(f"unix:{self.host_socket}", whom=f"host {self.name}")
         try:
-            return await PowerMonitorRef(carrier).save(SaveRequest(cause="down"), timeout_s=timeout_s)
+            yield carrier
         finally:
             await carrier.close()
+
+    async def save(self, timeout_s: float) -> SaveReport:
+        """Freeze its guests and save its memory. Raises what the host says."""
+        from everram.runtime.contracts.power_monitor_contract import PowerMonitorRef
+        from everram.runtime.contracts.power_monitor_pb2 import SaveRequest
+
+        async with self._host() as host:
+            return await PowerMonitorRef(host).save(SaveRequest(cause="down"), timeout_s=timeout_s)
+
+    async def guest_ids(self) -> set[str]:
+        """Of the guests that its host has. Raises what the host says."""
+        from everram.runtime.contracts.common_pb2 import Empty
+        from everram.runtime.contracts.hypervisor_contract import HypervisorRef
+
+        async with self._host() as host:
+            return {guest.guest_id for guest in (await HypervisorRef(host).list(Empty())).guests}
 
     async def stop(self) -> None:
         """End it and everything of it; returns when nothing is left."""

@@ -55,7 +55,7 @@ class Step:
     """One line of progress of a start or a stop."""
 
     kind: str
-    """"step", "note", "ready", "error" or "end"."""
+    """"step" or "note"; "ready"; "error": the start failed; "stays": a stop failed, and it runs on; "end"."""
     text: str
     error: EverramError | None = None
     seconds: float = 0.0
@@ -138,20 +138,17 @@ class Supervisor:
         for machine in self.machines.values():
             self._own(machine.run(self._step, self._machine_died), machine.name)
         self._own(self.ports.follow(self.coordination.client), "published ports")
-        failure = await self._come_up()
+        came_up = waiting = await self._come_up()
         while True:
-            if failure is None:
+            if waiting:
                 await self._stop_wanted.wait()
             try:
-                await self._stop(discard=self._discard)
-                break
+                await self._stop(discard=self._discard, only_ready=not came_up)
+                return came_up
             except EverramError as error:
                 self._stop_wanted.clear()
-                self._discard = False
-                self.phase = "up"
-                self._announcer.say(Step("error", error.message, error))
-                failure = None  # the cluster stays up, for its user to look at
-        return failure is None
+                self._discard, self.phase, waiting = False, "up", True
+                self._announcer.say(Step("stays", error.message, error))
 
     def _step(self, text: str) -> None:
         self._announcer.say(Step("step", text))
@@ -168,8 +165,8 @@ class Supervisor:
         log.error("%s failed", task.get_name(), exc_info=task.exception())
         self._stop_wanted.set()
 
-    async def _come_up(self) -> EverramError | None:
-        """Wait until every host is ready; what is wrong if one never will be."""
+    async def _come_up(self) -> bool:
+        """Wait until every host is ready, or one never will be; whether the cluster is up."""
         waits = [asyncio.create_task(machine.wait_ready()) for machine in self.machines.values()]
         waits.append(asyncio.create_task(self.coordination.wait_ready()))
         stop = asyncio.create_task(self._wait_stop_wanted())
@@ -179,32 +176,44 @@ class Supervisor:
                 await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
                 for wait in waits:
                     if wait.done() and isinstance(error := wait.exception(), EverramError):
-                        return self._failed(error)
+                        self._announcer.say(Step("error", error.message, error))
+                        return False
         finally:
             for task in (*waits, stop):
                 task.cancel()
             await asyncio.gather(*waits, stop, return_exceptions=True)
         if self._stop_wanted.is_set():
-            return self._task_failure()
+            return self._no_task_failed()
+        await self._forget_lost()
         self.phase = "up"
         gc.freeze()  # what the start made stays for good: nobody has to look through it again
         self._announcer.say(Step("ready", "ready", seconds=time.monotonic() - self._began_s))
-        return None
+        return True
+
+    async def _forget_lost(self) -> None:
+        """Say which guests the machines' memory did not bring back, and let go of their names."""
+        from everram.runtime.cluster.lost_guests import forget_lost
+
+        try:
+            resident = {machine.name: await machine.guest_ids() for machine in self.machines.values()}
+            lost = await forget_lost(self.coordination.client, resident)
+        except EverramError as error:
+            log.warning("lost guests, if any, stay in the directory: %s", error.message)
+            return
+        for name, host in lost:
+            self._announcer.say(Step("note", f"guest {name} is lost: it is not in the memory that {host} started with"))
 
     async def _wait_stop_wanted(self) -> None:
         await self._stop_wanted.wait()
 
-    def _task_failure(self) -> EverramError | None:
+    def _no_task_failed(self) -> bool:
+        """Otherwise its failure is announced as the reason of the stop."""
         for task in self._tasks:
             if task.done() and not task.cancelled() and (error := task.exception()) is not None:
-                return self._failed(
-                    error if isinstance(error, EverramError) else Internal(f"{task.get_name()}: {error}")
-                )
-        return None
-
-    def _failed(self, error: EverramError) -> EverramError:
-        self._announcer.say(Step("error", error.message, error))
-        return error
+                said = error if isinstance(error, EverramError) else Internal(f"{task.get_name()}: {error}")
+                self._announcer.say(Step("error", said.message, said))
+                return False
+        return True
 
     async def _machine_died(self, machine: MachineKeeper) -> None:
         """Proof of death is there: its host's lease may end now, and whoever waits for its guests' places need not."""
@@ -221,11 +230,14 @@ class Supervisor:
 
     # -- the orderly stop
 
-    async def _stop(self, *, discard: bool) -> None:
-        """Raises an EverramError, with everything running, if a memory cannot be saved."""
+    async def _stop(self, *, discard: bool, only_ready: bool) -> None:
+        """Raises an EverramError, with everything running, if a memory cannot be saved.
+
+        `only_ready`: the cluster never came up, so a host that is not ready has nothing that is not in its image.
+        """
         self.phase = "stopping"
         if not discard:
-            await self._save_all()
+            await self._save_all(only_ready)
         await asyncio.gather(*(machine.stop() for machine in self.machines.values()))
         self._step("machines have ended")
         await self.ports.close()
@@ -236,11 +248,12 @@ class Supervisor:
         self._step("coordination has ended")
         self.phase, self.discarded = "ended", discard
 
-    async def _save_all(self) -> None:
-        living = [m for m in self.machines.values() if m.has_memory]
+    async def _save_all(self, only_ready: bool) -> None:
+        living = [m for m in self.machines.values() if m.has_memory and (m.host_state == "ready" or not only_ready)]
         for machine in self.machines.values():
-            if machine not in living:
-                self._announcer.say(Step("note", f"{machine.name} is not saved: {machine.reason or machine.state}"))
+            if machine not in living and not only_ready:
+                why = machine.reason or f"its host is {machine.host_state}"
+                self._announcer.say(Step("note", f"{machine.name} is not saved: {why}"))
         results = await asyncio.gather(*(machine.save(SAVE_TIMEOUT_S) for machine in living), return_exceptions=True)
         errors = []
         for machine, result in zip(living, results, strict=True):
@@ -281,7 +294,7 @@ class Supervisor:
             while True:
                 step = await listener.get()
                 yield step
-                if step.kind in ("error", "end"):
+                if step.kind in ("stays", "end"):
                     return
         finally:
             self._announcer.unlisten(listener)
@@ -345,7 +358,7 @@ def _supervise(folders: Folders, announcer: Announcer) -> int:
     os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "false"  # what is forked here only executes another program
     config = ClusterConfig.read(folders.config)
     if left := end_remains(folders):
-        announcer.say(Step("note", f"{left} processes that the crashed cluster left were ended"))
+        announcer.say(Step("note", f"processes that the crashed cluster left were ended ({left})"))
     folders.remove_run()
     folders.make()
     write_durably(folders.record, SupervisorRecord(os.getpid(), str(folders.run)).to_json())

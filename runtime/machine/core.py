@@ -26,7 +26,8 @@ The host:
     ready      host_disconnected            hung       KillHost        (likewise from starting)
     ready      host_exited                  waiting    -
     hung       host_exited                  waiting    -
-    starting   host_exited, refusing        refused    -               (a person has to choose; see its log)
+    starting   host_exited, refusing        refused    -               (a person has to choose; see its log; likewise
+                                                                        from hung, if it never was ready)
     refused    retry_host                   starting   StartHost       (likewise from waiting)
     any        stop                         stopping   CloseHost; KillHost after the grace
     stopping   host_exited                  ended      -
@@ -210,7 +211,7 @@ class MachineCore:
         if self.stopping:
             host.state, host.deadline_ns = "ended", None
             self._end_if_empty()
-        elif host.state == "starting" and exit_status == EXIT_REFUSED:
+        elif host.ready_at_ns is None and exit_status == EXIT_REFUSED:
             host.state, host.deadline_ns = "refused", None
         else:
             stable = host.ready_at_ns is not None and now_ns - host.ready_at_ns >= limits.stable_ns

@@ -7,6 +7,8 @@ import os
 import stat
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -35,10 +37,10 @@ from everram.runtime.machine.config import MachineConfig
 
 
 @pytest.fixture
-def environ(tmp_path: Path) -> dict[str, str]:
-    runtime = tmp_path / "run"
-    runtime.mkdir(mode=0o700)
-    return {"XDG_STATE_HOME": str(tmp_path / "state"), "XDG_RUNTIME_DIR": str(runtime)}
+def environ(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """Sockets' paths are short, so they cannot lie in pytest's own folders."""
+    with tempfile.TemporaryDirectory(prefix="everram-test-", dir="/tmp") as runtime:
+        yield {"XDG_STATE_HOME": str(tmp_path / "state"), "XDG_RUNTIME_DIR": runtime}
 
 
 def test_which_state_folder(environ: dict[str, str], tmp_path: Path) -> None:

@@ -141,6 +141,11 @@ def test_a_host_that_refuses_is_not_started_again_until_a_person_says_so() -> No
     assert bench.core.stop(4) == [End()]
     bench = Bench()
     assert bench.core.host_exited(1, 1, EXIT_REFUSED) == [StartHost(2)]
+    # Its socket ends with it: that may be seen first, and the kill that follows hits nobody.
+    bench = Bench(ready=False)
+    assert bench.core.host_disconnected(1, 1) == [KillHost()]
+    assert bench.core.host_exited(1, 1, EXIT_REFUSED) == []
+    assert bench.core.host.state == "refused"
 
 
 def test_events_of_a_dead_host_are_ignored() -> None:

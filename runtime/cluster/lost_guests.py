@@ -1,0 +1,38 @@
+"""Guests whose memory is gone: still in the directory, and on no host. Found when a cluster has come up, and forgotten.
+
+After a crash of the whole cluster a machine starts with an older image, or with none. A guest that is in neither cannot
+come back (there are no copies on other hosts yet), but its record would keep its name and its published port for ever.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from everram.runtime.coordination import directory
+from everram.runtime.coordination.api import Compare, Coordination, Delete, Relation, Target, prefix
+
+
+async def forget_lost(coordination: Coordination, resident: Mapping[str, set[str]]) -> list[tuple[str, str]]:
+    """(name, host) of each guest that was lost. `resident`: by host, the guest_ids it has; asked *after* its start.
+
+    Raises an EverramError if coordination does not answer.
+    """
+    _, pairs = await coordination.range(prefix(directory.GUESTS))
+    lost = []
+    for pair in pairs:
+        guest_id = pair.key.removeprefix(directory.GUESTS).decode()
+        record = directory.decode(pair.value)
+        host, name = str(record.get("host", "")), str(record.get("name", ""))
+        if guest_id in resident.get(host, {guest_id}):
+            continue
+        unchanged = Compare(pair.key, Target.MOD, Relation.EQUAL, pair.mod_revision)
+        own_name = Compare(
+            directory.name_key(name), Target.VALUE, Relation.EQUAL, directory.encode({"guest_id": guest_id})
+        )
+        records = [Delete(pair.key), Delete(directory.serving_key(guest_id))]
+        done = await coordination.txn([unchanged, own_name], [*records, Delete(directory.name_key(name))])
+        if not done.succeeded:
+            done = await coordination.txn([unchanged], records)  # its name is another guest's
+        if done.succeeded:
+            lost.append((name, host))
+    return lost
