@@ -94,11 +94,10 @@ def _introduce(plan: Plan, folders: Folders) -> None:
 def _follow(args: argparse.Namespace, plan: Plan, folders: Folders, progress: Progress) -> int:
     """Show the progress; return when ready (`-d`), or when the cluster has ended."""
     asked = False
-    steps = iter(progress)
     failed = False
     while True:
         try:
-            step = next(steps, None)
+            step = next(progress, None)
             if step is None:
                 return _ended(folders, progress, failed)
             failed = failed or step["kind"] == "error"

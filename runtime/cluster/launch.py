@@ -15,7 +15,6 @@ import os
 import secrets
 import signal
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -162,9 +161,16 @@ class Progress:
         self.supervisor_pid = supervisor_pid
         self._lines = os.fdopen(descriptor, encoding="utf-8")
 
-    def __iter__(self) -> Iterator[Step]:
-        for line in self._lines:
-            yield json.loads(line)
+    def __iter__(self) -> Progress:
+        return self
+
+    def __next__(self) -> Step:
+        """Blocks. Not a generator: Ctrl-C while it waits must not be the end of the progress."""
+        line = self._lines.readline()
+        if not line:
+            raise StopIteration
+        step: Step = json.loads(line)
+        return step
 
     def stop(self) -> None:
         """Ask for the orderly stop; progress goes on until it is done."""
