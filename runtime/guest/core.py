@@ -20,13 +20,10 @@ from collections.abc import Callable, Sequence
 from everram.runtime.guest.errors import Detached, Fenced, LogCorrupt, LogFull, RegionError
 from everram.runtime.guest.region import Region
 from everram.runtime.guest.transaction import Transaction
-from everram.runtime.log.record import RawStore, RecordFlags, RecordType, pack_stores
+from everram.runtime.log.record import RawStore
 from everram.runtime.log.replay import replay
 from everram.runtime.log.ring import LEASE, Ring
 from everram.runtime.log.writer import LogWriter, RingFull, no_bell
-
-_STORES = int(RecordType.STORES)
-_REQUIRED = int(RecordFlags.REQUIRED)
 
 
 class GuestCore:
@@ -91,7 +88,6 @@ class GuestCore:
 
         Raises Fenced (nothing was written), RegionError for more than one record holds, LogFull, Detached.
         """
-        payload = pack_stores(stores)
         writer, mappings = self._writer, self._mappings
         with self._committing:
             deadline_ns = self._load_word(LEASE)
@@ -100,7 +96,7 @@ class GuestCore:
             if self._unfinished:
                 self._finish()
             try:
-                lsn = writer.append(_STORES, _REQUIRED, payload)
+                lsn = writer.append_stores(stores)
             except ValueError as error:
                 raise RegionError(f"the transaction is too large: {error}; split it into several") from error
             except RingFull as error:

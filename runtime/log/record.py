@@ -34,6 +34,9 @@ _WHOLE = struct.Struct("<IIQQHHI16s")
 _STORE = struct.Struct("<IIQ")
 HEADER_BYTES = _WHOLE.size
 STORE_HEADER_BYTES = _STORE.size
+_ONE_STORE = struct.Struct("<IQQHHI16sIIQ")
+ONE_STORE_BYTES = HEADER_BYTES + STORE_HEADER_BYTES
+"""Of a record with a single store, besides its data."""
 
 
 class RecordType(enum.IntEnum):
@@ -60,6 +63,9 @@ class Store(NamedTuple):
     region: int
     offset: int
     data: bytes
+
+
+_STORES, _REQUIRED = int(RecordType.STORES), int(RecordFlags.REQUIRED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +120,15 @@ def pack_stores(stores: Sequence[RawStore]) -> bytes:
 def pack(lsn: int, epoch: int, record_type: int, flags: int, guest: bytes, payload: bytes) -> bytes:
     """A whole record, unpadded; `guest` is the guest_id as 16 bytes."""
     checked = _CHECKED.pack(HEADER_BYTES + len(payload), lsn, epoch, record_type, flags, 0, guest) + payload
+    return _CHECKSUM.pack(zlib.crc32(checked)) + checked
+
+
+def pack_one_store(lsn: int, epoch: int, guest: bytes, store: RawStore) -> bytes:
+    """What `pack` makes of a STORES record with a single store: most are, so they have a way of their own."""
+    region, offset, data = store
+    length = len(data)
+    size = ONE_STORE_BYTES + length
+    checked = _ONE_STORE.pack(size, lsn, epoch, _STORES, _REQUIRED, 0, guest, region, length, offset) + data
     return _CHECKSUM.pack(zlib.crc32(checked)) + checked
 
 

@@ -12,10 +12,18 @@ of it reaches a region, so that whatever a crash leaves can be completed from th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from everram.runtime.log import record as records
-from everram.runtime.log.record import HEADER_BYTES, RecordType, padded
+from everram.runtime.log.record import (
+    HEADER_BYTES,
+    ONE_STORE_BYTES,
+    RawStore,
+    RecordFlags,
+    RecordType,
+    pack_stores,
+    padded,
+)
 from everram.runtime.log.ring import APPLIED, APPLIED_COPY, DATA_OFFSET, SLEEPING, TAIL, WORD_MASK, Ring
 
 
@@ -64,6 +72,20 @@ class LogWriter:
         self._end = end
         return end
 
+    def append_stores(self, stores: Sequence[RawStore]) -> int:
+        """Write a transaction's record, as `append` does; a single store that fits where it is takes the short way."""
+        size = ONE_STORE_BYTES + len(stores[0][2])
+        at = self._tail
+        position = at % self._capacity
+        end = at + ((size + 7) & -8)
+        wraps = position + size > self._capacity
+        if len(stores) > 1 or wraps or end - self._freed > self._capacity or size > self._largest_bytes:
+            return self.append(RecordType.STORES, RecordFlags.REQUIRED, pack_stores(stores))
+        whole = records.pack_one_store(at, self._epoch, self._guest, stores[0])
+        self._mapping.persist(DATA_OFFSET + position, whole)
+        self._end = end
+        return end
+
     def publish(self) -> None:
         """Commit what was appended, and wake the reader if it says that it sleeps."""
         self._tail = self._end
@@ -74,9 +96,9 @@ class LogWriter:
 
     def publish_applied(self) -> None:
         """What was committed is in the regions, persistently."""
-        mapping, tail = self._mapping, self._tail
-        mapping.store_u64(APPLIED_COPY, ~tail & WORD_MASK)
-        mapping.publish_u64(APPLIED, tail)
+        tail = self._tail
+        self._mapping.store_u64(APPLIED_COPY, tail ^ WORD_MASK)
+        self._mapping.publish_u64(APPLIED, tail)
 
     def _pad(self, at: int, size: int) -> int:
         """Fill the circle's end, which is too short for a record of `size`; returns where the next lap begins."""
