@@ -38,6 +38,7 @@ from everram.runtime.errors import (
     NotFound,
     Unavailable,
 )
+from everram.runtime.sizes import size_text
 
 if TYPE_CHECKING:
     from everram.runtime.cluster.published import PublishedPorts
@@ -270,8 +271,7 @@ class Supervisor:
             )
 
     def _saved(self, machine: MachineKeeper, report: SaveReport) -> None:
-        size_mib = report.saved_bytes / (1 << 20)
-        self._step(f"{machine.name}: {size_mib:.1f} MiB saved in {report.seconds:.2f} s")
+        self._step(f"{machine.name}: {size_text(report.saved_bytes)} saved in {report.seconds:.2f} s")
 
     # -- what the service asks
 
