@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
+from everram.actors.chaos.checks.converges import PROPERTY
 from everram.actors.chaos.checks.stays_frozen import StaysFrozen
 from everram.actors.chaos.cluster import Cluster
 from everram.actors.chaos.plan import Fault
@@ -19,6 +20,8 @@ SAVE_TIMEOUT_S = 8.0
 POWERLESS_S = 0.3
 RETRY_S = 0.1
 DISK_ERROR_RATE = 0.3
+FAULTS_BOUND_S = 60.0
+"""For all faults of a plan: seconds, and what it takes until a host that was killed or cut off answers again."""
 
 
 class Injector:
@@ -52,9 +55,12 @@ class Injector:
 
     async def play(self, faults: tuple[Fault, ...]) -> None:
         """Every fault at its time; returns when all are over and undone."""
-        async with asyncio.TaskGroup() as tasks:
-            for fault in faults:
-                tasks.create_task(self._at(fault))
+        try:
+            async with asyncio.timeout(FAULTS_BOUND_S), asyncio.TaskGroup() as tasks:
+                for fault in faults:
+                    tasks.create_task(self._at(fault))
+        except TimeoutError:
+            self._world.violate(PROPERTY, f"{FAULTS_BOUND_S:g} s later not all faults could be undone")
         self._world.fabric.heal()
 
     async def _at(self, fault: Fault) -> None:
@@ -199,8 +205,21 @@ class Injector:
         self._cluster.power_on(host)
 
     async def _machine_kill(self, fault: Fault) -> None:
-        """Its memory is lost, and what lay only there with it; the machine comes back empty or from an image."""
-        if fault.host in self._cycling:
+        """Its memory is lost, and what lay only there with it: it comes back empty.
+
+        Where its disk has an image that was opened before, its host has to refuse to start; a user then discards that.
+        """
+        host = fault.host
+        if host in self._cycling:
             return
-        self.lost.add(fault.host)
-        await self._cycle(fault.host)
+        self._cycling.add(host)
+        self.lost.add(host)
+        await self._cycle(host)
+        machine = self._cluster.machines[host]
+        while machine.core.host.state not in ("ready", "refused"):  # noqa: ASYNC110 - an observer, outside the world
+            await asyncio.sleep(RETRY_S)
+        if machine.core.host.state == "refused":
+            self._world.note("user", f"{host} refuses to start; its image is discarded")
+            self._world.media(host).files.clear()
+            machine.retry_host()
+        self._cycling.discard(host)

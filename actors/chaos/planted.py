@@ -15,7 +15,6 @@ from typing import Any
 from everram.runtime.guest.core import GuestCore
 from everram.runtime.log.reader import LogReader
 from everram.runtime.log.record import RawStore
-from everram.runtime.log.ring import Ring
 from everram.runtime.log.writer import LogWriter
 from everram.runtime.machine.core import MachineCore
 from everram.runtime.machine.effects import Effect
@@ -23,14 +22,13 @@ from everram.runtime.machine.lives import LEASE
 
 _commit = GuestCore.commit
 _publish = LogWriter.publish
-_set_tail = Ring.set_tail
 _host_exited = MachineCore.host_exited
 
 
-def _torn_publish(ring: Ring, lsn: int) -> None:
+def _torn_publish(writer: LogWriter) -> None:
     """The tail is cleared before it is written, as struct.pack_into does it."""
-    _set_tail(ring, 0)
-    _set_tail(ring, lsn)
+    writer.ring.set_tail(0)
+    _publish(writer)
 
 
 def _apply_before_append(core: GuestCore, stores: Sequence[RawStore]) -> int:
@@ -52,9 +50,9 @@ def _lost_wakeup(reader: LogReader) -> bool:
     return True
 
 
-def _freeze_lost(core: MachineCore, now_ns: int, incarnation: int) -> list[Effect]:
+def _freeze_lost(core: MachineCore, now_ns: int, incarnation: int, exit_status: int = 0) -> list[Effect]:
     """The end of a host thaws what it had frozen."""
-    effects = _host_exited(core, now_ns, incarnation)
+    effects = _host_exited(core, now_ns, incarnation, exit_status)
     for guest in core.guests.values():
         for reason in sorted(guest.reasons - {LEASE}):
             core._drop_reason(guest, reason)
@@ -62,7 +60,7 @@ def _freeze_lost(core: MachineCore, now_ns: int, incarnation: int) -> list[Effec
 
 
 PLANTED: dict[str, tuple[type[Any], str, Callable[..., Any]]] = {
-    "torn-publish": (Ring, "set_tail", _torn_publish),
+    "torn-publish": (LogWriter, "publish", _torn_publish),
     "apply-before-append": (GuestCore, "commit", _apply_before_append),
     "applied-early": (LogWriter, "publish", _applied_early),
     "lost-wakeup": (LogReader, "announce_sleep", _lost_wakeup),

@@ -38,7 +38,7 @@ from everram.runtime.log.ring import MIN_CAPACITY_BYTES, Ring
 from everram.runtime.node import Node
 from everram.runtime.simulation.domain import State
 from everram.runtime.simulation.endpoint import Endpoint
-from everram.runtime.simulation.machine import Seat
+from everram.runtime.simulation.machine import Seat, leaves
 from everram.runtime.simulation.world import World
 
 START_BOUND_S = 10.0
@@ -119,7 +119,7 @@ class ClusterScenario:
     def _report_failures(self) -> None:
         """A host that ended by an error of ours was refused something; by any other it has a bug."""
         for name, error in self.cluster.failures:
-            bugs = [leaf for leaf in _leaves(error) if not isinstance(leaf, EverramError)]
+            bugs = [leaf for leaf in leaves(error) if not isinstance(leaf, EverramError)]
             if bugs:
                 self.world.violate("no unhandled errors", f"{name}: {type(bugs[0]).__name__}: {bugs[0]}")
 
@@ -269,9 +269,3 @@ async def attach(seat: Seat) -> AsyncGuest:
         port=launch.port,
     )
     return AsyncGuest(core)
-
-
-def _leaves(error: BaseException) -> list[BaseException]:
-    if isinstance(error, BaseExceptionGroup):
-        return [leaf for inner in error.exceptions for leaf in _leaves(inner)]
-    return [error]

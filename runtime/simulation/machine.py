@@ -22,11 +22,11 @@ from functools import partial
 from typing import Any
 
 from everram.runtime.environment import Grant, GuestLaunch, GuestProcess, MachineEvent
-from everram.runtime.errors import EverramError, NotFound
+from everram.runtime.errors import EverramError, FailedPrecondition, NotFound
 from everram.runtime.machine import effects as effect_of
 from everram.runtime.machine.core import MachineCore
 from everram.runtime.machine.effects import Effect, Limits
-from everram.runtime.machine.lives import GuestLife
+from everram.runtime.machine.lives import EXIT_REFUSED, GuestLife
 from everram.runtime.simulation.domain import Domain
 from everram.runtime.simulation.entropy import Stream
 from everram.runtime.simulation.loop import SimulationLoop
@@ -142,6 +142,8 @@ class Host:
     answers: dict[int, asyncio.Future[EverramError | None]] = field(default_factory=dict)
     last_ns: int = 0
     """When the last of its messages arrives: its socket keeps their order."""
+    exit_status: int = KILLED_STATUS
+    """Of its process, unless it is killed."""
 
 
 @dataclass(slots=True, eq=False)
@@ -226,6 +228,10 @@ class SimulatedMachine:
     def hang_host(self) -> None:
         """The fault `hang`; nothing if none runs."""
         self.within(0, lambda: self._fault(self.core.hang_host))
+
+    def retry_host(self) -> None:
+        """Start a host that refused, after its user has changed something."""
+        self.within(0, lambda: self.event(self.core.retry_host))
 
     def kill_guest(self, guest_id: str) -> None:
         """SIGKILL from outside: the machine only sees it end."""
@@ -317,13 +323,17 @@ class SimulatedMachine:
         try:
             await self._start_host(self, port, host.domain)
         except Exception as error:
+            # As `everram.actors.host` ends with a status that says so.
+            refusing = any(isinstance(leaf, FailedPrecondition) for leaf in leaves(error))
+            host.exit_status = EXIT_REFUSED if refusing else 1
             self._failed(host.domain, error)
         finally:
             self.loop.kill(host.domain)
 
     def _failed(self, domain: Domain, error: Exception) -> None:
         self.failures.append((domain.name, error))
-        self._note(f"{domain.name} failed: {type(error).__name__}: {error}")
+        reasons = ", ".join(f"{type(leaf).__name__}: {leaf}" for leaf in leaves(error))
+        self._note(f"{domain.name} failed: {reasons}")
 
     def _end_host(self) -> None:
         if self.host is not None and self.host.domain.alive:
@@ -332,7 +342,7 @@ class SimulatedMachine:
     def _host_died(self, host: Host) -> None:
         if self.on:
             delay_ns = self.draw(self.delays.signal)
-            self.within(delay_ns, lambda: self.event(self.core.host_exited, host.incarnation))
+            self.within(delay_ns, lambda: self.event(self.core.host_exited, host.incarnation, host.exit_status))
 
     def _notify(self, effect: effect_of.Notify) -> None:
         host = self.host
@@ -484,6 +494,13 @@ def process_of(life: GuestLife) -> GuestProcess:
         freeze_reasons=tuple(sorted(life.reasons)),
         attached_pid=life.attached_pid,
     )
+
+
+def leaves(error: BaseException) -> list[BaseException]:
+    """The errors in a group of groups; of any other error that alone."""
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for inner in error.exceptions for leaf in leaves(inner)]
+    return [error]
 
 
 class MachinePort:

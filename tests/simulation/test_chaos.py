@@ -14,7 +14,7 @@ import pytest
 from everram.actors.chaos.planted import PLANTED, planted
 from everram.actors.chaos.simulate import SCENARIOS, Result, simulate
 from everram.actors.chaos.swarm import run_all
-from everram.runtime.log.ring import Ring
+from everram.runtime.log.writer import LogWriter
 
 WORKERS = len(os.sched_getaffinity(0))
 SEEDS_MAX = 200
@@ -66,10 +66,10 @@ def test_a_planted_bug_is_found_and_replayed_by_its_seed(plant: str) -> None:
 
 
 def test_a_plant_leaves_the_code_as_it_was() -> None:
-    right = Ring.set_tail
+    right = LogWriter.publish
     with planted("torn-publish"):
-        assert Ring.set_tail is not right
-    assert Ring.set_tail is right
+        assert LogWriter.publish is not right
+    assert LogWriter.publish is right
 
 
 def test_a_replay_is_readable_and_stops_where_it_is_told_to() -> None:
