@@ -54,26 +54,53 @@ def contract_source(file: FileDescriptorProto, owners: dict[str, str]) -> str:
         lines += [f'{constant} = Contract("{full}", ({methods},))', "", "", f"class {s.name}Ref(Ref):"]
         lines += [f'    """Asks a {s.name} actor, wherever it is."""', "", f"    contract = {constant}"]
         for m in s.method:
-            request, reply, method = name_of(m.input_type), name_of(m.output_type), f"{constant}_{snake(m.name).upper()}"
+            request, reply, method = (
+                name_of(m.input_type),
+                name_of(m.output_type),
+                f"{constant}_{snake(m.name).upper()}",
+            )
             if m.server_streaming:
-                lines += ["", f"    def {snake(m.name)}(", f"        self, request: {request}, *, timeout_s: float | None = None"]
+                lines += [
+                    "",
+                    f"    def {snake(m.name)}(",
+                    f"        self, request: {request}, *, timeout_s: float | None = None",
+                ]
                 lines += [f"    ) -> Replies[{reply}]:", f"        return self.stream({method}, request, timeout_s)"]
             else:
-                lines += ["", f"    def {snake(m.name)}(", f"        self, request: {request}, *, timeout_s: float = DEFAULT_TIMEOUT_S"]
-                lines += [f"    ) -> Coroutine[Any, Any, {reply}]:", f"        return self.ask({method}, request, timeout_s)"]
-        lines += ["", "", f"class {s.name}Actor(Actor):", f'    """Answers the {s.name} contract: override every method."""']
+                lines += [
+                    "",
+                    f"    def {snake(m.name)}(",
+                    f"        self, request: {request}, *, timeout_s: float = DEFAULT_TIMEOUT_S",
+                ]
+                lines += [
+                    f"    ) -> Coroutine[Any, Any, {reply}]:",
+                    f"        return self.ask({method}, request, timeout_s)",
+                ]
+        lines += [
+            "",
+            "",
+            f"class {s.name}Actor(Actor):",
+            f'    """Answers the {s.name} contract: override every method."""',
+        ]
         lines += ["", f"    contract = {constant}"]
         for m in s.method:
             request, reply = name_of(m.input_type), name_of(m.output_type)
             returns = f"AsyncIterator[{reply}]" if m.server_streaming else f"{reply} | Awaitable[{reply}]"
-            lines += ["", f"    def {snake(m.name)}(self, request: {request}) -> {returns}:", "        raise NotImplementedError"]
+            lines += [
+                "",
+                f"    def {snake(m.name)}(self, request: {request}) -> {returns}:",
+                "        raise NotImplementedError",
+            ]
         return lines
 
-    imports = sorted({name_of(t).split(".")[0] for s in file.service for m in s.method for t in (m.input_type, m.output_type)})
+    imports = sorted(
+        {name_of(t).split(".")[0] for s in file.service for m in s.method for t in (m.input_type, m.output_type)}
+    )
     streams = any(m.server_streaming for s in file.service for m in s.method)
     abc = "AsyncIterator, Awaitable, Coroutine" if streams else "Awaitable, Coroutine"
+    source = module_of(file.name).removesuffix("_pb2")
     head = [
-        f'"""Generated from proto/{module_of(file.name).removesuffix("_pb2")}.proto by proto/generate.py; do not edit."""',
+        f'"""Generated from proto/{source}.proto by proto/generate.py; do not edit."""',
         "",
         "from __future__ import annotations",
         "",
@@ -122,7 +149,11 @@ def main() -> None:
         generate(fresh)
         differing = sorted(
             {p.name for p in (*fresh.iterdir(), *CONTRACTS.glob("*.py*"))}
-            - {p.name for p in fresh.iterdir() if (CONTRACTS / p.name).exists() and (CONTRACTS / p.name).read_text() == p.read_text()}
+            - {
+                p.name
+                for p in fresh.iterdir()
+                if (CONTRACTS / p.name).exists() and (CONTRACTS / p.name).read_text() == p.read_text()
+            }
         )
     if differing:
         sys.exit(f"runtime/contracts differs from proto/ in {', '.join(differing)}: run `python proto/generate.py`")

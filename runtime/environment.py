@@ -1,9 +1,10 @@
 """The environment: the one seam behind which production and the simulation differ.
 
 Everything a host needs from the outside comes from here: time, randomness, files, memory, processes, other hosts and
-coordination. `everram.runtime.production` fills it with the real thing, `everram.runtime.simulation` with virtual time and
-seeded faults. No module outside the seam reads a clock, draws randomness, opens a file or socket, or starts a process
-(ruff's banned-api holds the rule). Waiting needs no seam: `asyncio.sleep` runs on the loop's time, virtual or real.
+coordination. `everram.runtime.production` fills it with the real thing, `everram.runtime.simulation` with virtual time
+and seeded faults. No module outside the seam reads a clock, draws randomness, opens a file or socket, or starts a
+process (ruff's banned-api holds the rule). Waiting needs no seam: `asyncio.sleep` runs on the loop's time, virtual or
+real.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The one error of every way in: in a host, on the link, over gRPC.
 
-An error carries a gRPC status code, whose fault it is, and a message that says what to do about it. An ask ends in one of
-three outcomes: *ok*, *failed* (it took no effect) or *unknown* (it may have taken effect: the deadline passed or the
+An error carries a gRPC status code, whose fault it is, and a message that says what to do about it. An ask ends in one
+of three outcomes: *ok*, *failed* (it took no effect) or *unknown* (it may have taken effect: the deadline passed or the
 connection broke after it was sent). Never report *unknown* as failed.
 
 Raise the subclass whose name says what is wrong; `from_proto` gives back the same class on the other side.

@@ -1,9 +1,9 @@
 """The production environment of one host process: everything behind the seam, from the machine's socket outward.
 
-    production = await Production.connect(config)
-    node = await compose(config, production.environment, faults=production.faults)
-    ...
-    await production.close()
+production = await Production.connect(config)
+node = await compose(config, production.environment, faults=production.faults)
+...
+await production.close()
 """
 
 from __future__ import annotations
