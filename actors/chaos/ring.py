@@ -14,6 +14,7 @@ from everram.actors.chaos.checks.reader_wakes import ReaderWakes
 from everram.actors.chaos.ledger import Ledger
 from everram.actors.hypervisor.resident import begin_epoch
 from everram.actors.replicator.follower import Follower
+from everram.runtime.errors import DataLoss
 from everram.runtime.guest.aio import AsyncGuest
 from everram.runtime.guest.core import GuestCore
 from everram.runtime.guest.errors import GuestError
@@ -93,8 +94,8 @@ class RingScenario:
 
     async def _keep(self, domain: Domain, log: GatedMapping) -> None:
         try:
-            begin_epoch(log, self.epoch)
-        except ValueError as error:
+            self.epoch = begin_epoch(log, self.epoch)
+        except DataLoss as error:
             self.world.violate(HEALTHY, f"epoch {self.epoch} cannot begin: {error}")
         self.loop.call_soon(self.loop.kill, domain)
 

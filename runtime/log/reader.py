@@ -33,6 +33,8 @@ class LogReader:
         ring, tail = self.ring, self.ring.tail
         start = self.lsn
         found: list[Record] = []
+        if tail < start:
+            raise RingCorrupt(f"the log's tail went back from {start} to {tail}")
         while self.lsn < tail and (not found or self.lsn - start < max_bytes):
             at = ring.next_position(self.lsn)
             record = ring.record_at(at)
