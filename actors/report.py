@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable
-from importlib.metadata import version
 
 from everram.runtime.contracts import common_pb2 as pb
 from everram.runtime.contracts import host_pb2
@@ -12,6 +11,7 @@ from everram.runtime.contracts.nvm_device_contract import NvmDeviceRef
 from everram.runtime.contracts.vmemfs_contract import VMemFSRef
 from everram.runtime.formats.config import HostConfig
 from everram.runtime.node import Node
+from everram.runtime.version import PACKAGE_VERSION
 
 
 class Report(HostActor):
@@ -37,7 +37,7 @@ class Report(HostActor):
             host=config.host,
             host_id=config.host_id,
             memory_id=vmemfs.memory_id,
-            version=version("everram"),
+            version=PACKAGE_VERSION,
             pid=self._pid,
             actors=self._node.statuses(),
             links=self._node.link_statuses(),

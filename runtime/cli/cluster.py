@@ -15,6 +15,7 @@ from everram.runtime.cli.output import emit, note, plural, say
 from everram.runtime.cli.units import format_duration, size
 from everram.runtime.cluster.folders import ClusterLock, Folders, Phase
 from everram.runtime.errors import InvalidArgument, NotFound, Unavailable, of_code
+from everram.runtime.version import PACKAGE_VERSION
 
 if TYPE_CHECKING:
     from everram.runtime.cluster.launch import Plan, Progress
@@ -242,12 +243,11 @@ async def _fault(args: argparse.Namespace) -> None:
 
 
 def version_command(args: argparse.Namespace) -> int:
-    everram = metadata.version("everram")
     parts = {name: metadata.version(name) for name in ("grpcio", "protobuf", "uvloop")}
     if args.json:
-        emit({"everram": everram, "python": platform.python_version(), **parts, "kernel": platform.release()})
+        emit({"everram": PACKAGE_VERSION, "python": platform.python_version(), **parts, "kernel": platform.release()})
     else:
         others = ", ".join(f"{name} {number}" for name, number in parts.items())
         system = f"{platform.system()} {platform.release()}"
-        say(f"everram {everram} (Python {platform.python_version()}, {others}; {system})")
+        say(f"everram {PACKAGE_VERSION} (Python {platform.python_version()}, {others}; {system})")
     return 0

@@ -23,12 +23,12 @@ import struct
 import zlib
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from importlib.metadata import version
 from typing import NamedTuple
 
 from everram.runtime.environment import Disk, DiskFile
 from everram.runtime.errors import DataLoss, FailedPrecondition, InvalidArgument, NotFound
 from everram.runtime.memory.contract import PAGE_BYTES
+from everram.runtime.version import PACKAGE_VERSION
 
 FOLDER = "image"
 MARKER = f"{FOLDER}/marker"
@@ -159,7 +159,7 @@ async def mark_opened(disk: Disk, survey: Survey, generation: int, memory_id: st
     marker = survey.marker
     if marker is None or marker.generation != generation:
         marker = Marker("opened", generation, "an unfinished save", memory_id, whole=False)
-    producer = version("everram")
+    producer = PACKAGE_VERSION
     opened = replace(marker, state="opened", memory_id=memory_id, opened_by=opened_by, producer=producer)
     await disk.replace(MARKER, opened.encode())
 
@@ -243,7 +243,7 @@ class ImageWriter:
             index_bytes=self._index_end,
             index_crc32=self._index_crc32,
             saved_at_ns=saved_at_ns,
-            producer=version("everram"),
+            producer=PACKAGE_VERSION,
         )
         await self._disk.replace(MARKER, marker.encode())
         for generation in (await examine(self._disk)).generations:
@@ -269,7 +269,7 @@ class ImageWriter:
         await self._append(_OBJECTS, b"".join(packed))
 
     def _header(self, magic: bytes, block_bytes: int) -> bytes:
-        memory_id, producer = self._memory_id.encode(), version("everram").encode()
+        memory_id, producer = self._memory_id.encode(), PACKAGE_VERSION.encode()
         header = _HEADER.pack(magic, *VERSION, 0, 0, self.generation, memory_id, producer)
         block = header.ljust(block_bytes - _CHECKSUM.size, b"\0")
         return block + _CHECKSUM.pack(zlib.crc32(block))
@@ -455,7 +455,7 @@ def _check_header(block: bytes, magic: bytes, block_bytes: int, name: str) -> in
 
 def _too_new(name: str, found: str, producer: str) -> FailedPrecondition:
     return FailedPrecondition(
-        f"{name}: written by everram {producer} in version {found}, this is everram {version('everram')} "
+        f"{name}: written by everram {producer} in version {found}, this is everram {PACKAGE_VERSION} "
         f"with version {VERSION[0]}.{VERSION[1]}: use the later everram"
     )
 

@@ -13,15 +13,14 @@ that it must not. Records it does not know are kept on rewrite unless they are m
 
 from __future__ import annotations
 
-import functools
 import struct
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from importlib.metadata import version
 
 from everram.runtime.errors import DataLoss, FailedPrecondition, ResourceExhausted
 from everram.runtime.memory.contract import PAGE_BYTES, Mapping
+from everram.runtime.version import PACKAGE_VERSION
 
 AREA_VERSION = 1
 _AREA = struct.Struct("<8sIIQ")
@@ -141,7 +140,7 @@ class SlotArea:
             version=max(kind.version, old.version),
             required_features=kind.required_features | old.required_features,
             optional_features=kind.optional_features | old.optional_features,
-            producer=_producer(),
+            producer=PACKAGE_VERSION,
             clean=clean,
             records=(*records, *(r for r in old.records if r.type not in kind.record_types)),
         )
@@ -177,7 +176,7 @@ class _Reader:
             raise self._damaged(0, "the header does not match its checksum")
         if layout > AREA_VERSION:
             raise FailedPrecondition(
-                f"{self._kind.name}: its area has layout {layout}, everram {_producer()} reads up to {AREA_VERSION}"
+                f"{self._kind.name}: its area has layout {layout}, everram {PACKAGE_VERSION} reads up to {AREA_VERSION}"
             )
         if stated_bytes != size_bytes:
             raise self._damaged(0, f"made for {stated_bytes} bytes, found in {size_bytes}")
@@ -245,7 +244,7 @@ class _Reader:
         if reason:
             raise FailedPrecondition(
                 f"{kind.name}: written by everram {content.producer} in version {_dotted(content.version)}, "
-                f"this is everram {_producer()} with version {_dotted(kind.version)}: {reason}; use the later everram"
+                f"this is everram {PACKAGE_VERSION} with version {_dotted(kind.version)}: {reason}; use the later everram"
             )
 
     def _damaged(self, offset: int, what: str) -> DataLoss:
@@ -291,11 +290,6 @@ def _pack_record(generation: int, record: Record) -> bytes:
     header = _RECORD.pack(record.type, _REQUIRED if record.required else 0, len(record.payload))
     checksum = _CHECKSUM.pack(_record_checksum(generation, header, record.payload))
     return header + checksum + record.payload
-
-
-@functools.cache
-def _producer() -> str:
-    return version("everram")
 
 
 def _dotted(pair: tuple[int, int]) -> str:

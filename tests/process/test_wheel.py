@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from everram.runtime.version import PACKAGE_VERSION
+
 ROOT = Path(__file__).resolve().parents[2]
 BUILD_TIMEOUT_S = 180.0
 """Building is isolated: setuptools may have to be fetched first."""
@@ -52,6 +54,10 @@ def test_the_wheel_has_the_trees_files(wheel: Path) -> None:
     }
     assert sorted(content) == sorted(expected)
     assert content == expected
+
+
+def test_the_version_is_said_once() -> None:
+    assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"] == PACKAGE_VERSION
 
 
 def test_every_command_module_is_in_the_package() -> None:
