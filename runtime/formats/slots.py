@@ -243,8 +243,8 @@ class _Reader:
             reason = f"required records of type {', '.join(map(str, strange))} are unknown here"
         if reason:
             raise FailedPrecondition(
-                f"{kind.name}: written by everram {content.producer} in version {_dotted(content.version)}, "
-                f"this is everram {PACKAGE_VERSION} with version {_dotted(kind.version)}: {reason}; use the later everram"
+                f"{kind.name}: written by everram {content.producer} in version {_dotted(content.version)}, this "
+                f"is everram {PACKAGE_VERSION} with version {_dotted(kind.version)}: {reason}; use the later everram"
             )
 
     def _damaged(self, offset: int, what: str) -> DataLoss:
