@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,6 +40,11 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 SESSION_MARK = f"EVERRAM_TEST_SESSION={os.getpid()}"
 """Inherited by every process that a test starts, and by all that come of it."""
 os.environ.update([SESSION_MARK.split("=")])
+
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell ignores it for what it runs in the background, and every process that a test starts would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _everram_processes() -> dict[int, str]:
