@@ -7,6 +7,7 @@ Results come in the order of the seeds, whatever order the processes end in.
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import json
 import os
@@ -21,6 +22,9 @@ from typing import Any
 
 SEED_TIMEOUT_S = 120.0
 """Real seconds for one seed: a hundred times what it takes; more is a loop without end."""
+
+PR_SET_PDEATHSIG = 1
+"""prctl(2): a child does not outlive whoever counts on its result."""
 
 Outcome = dict[str, Any]
 """A result as JSON: at least `seed` and `violations`."""
@@ -123,6 +127,7 @@ def failure(seed: int, what: str) -> Outcome:
 
 def _be_child(seed: int, run: Callable[[int], Outcome], report: int) -> None:
     """Simulate, report, and end without any of what an interpreter does at its end."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     gc.disable()
     status = 1
     try:
