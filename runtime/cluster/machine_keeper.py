@@ -175,6 +175,14 @@ class MachineKeeper:
         async with self._host() as host:
             return await PowerMonitorRef(host).save(SaveRequest(cause="down"), timeout_s=timeout_s)
 
+    async def resume(self) -> None:
+        """Take a save back: its guests go on, and what was saved is out of date. Raises what the host says."""
+        from everram.runtime.contracts.common_pb2 import Empty
+        from everram.runtime.contracts.power_monitor_contract import PowerMonitorRef
+
+        async with self._host() as host:
+            await PowerMonitorRef(host).resume(Empty())
+
     async def guest_ids(self) -> set[str]:
         """Of the guests that its host has. Raises what the host says."""
         from everram.runtime.contracts.common_pb2 import Empty

@@ -19,7 +19,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,7 +42,6 @@ from everram.runtime.sizes import size_text
 
 if TYPE_CHECKING:
     from everram.runtime.cluster.published import PublishedPorts
-    from everram.runtime.contracts.power_monitor_pb2 import SaveReport
 
 SAVE_TIMEOUT_S = 600.0
 """Of one host's memory. Slow disks exist; giving up would lose what is being saved."""
@@ -256,22 +255,23 @@ class Supervisor:
                 why = machine.reason or f"its host is {machine.host_state}"
                 self._announcer.say(Step("note", f"{machine.name} is not saved: {why}"))
         results = await asyncio.gather(*(machine.save(SAVE_TIMEOUT_S) for machine in living), return_exceptions=True)
-        errors = []
+        errors, saved = [], []
         for machine, result in zip(living, results, strict=True):
             if isinstance(result, EverramError):
                 errors.append(f"{machine.name} cannot be saved: {result.message}")
             elif isinstance(result, BaseException):
                 raise result
             else:
-                self._saved(machine, result)
+                self._step(f"{machine.name}: {size_text(result.saved_bytes)} saved in {result.seconds:.2f} s")
+                saved.append(machine)
         if errors:
+            for machine, outcome in zip(saved, await _all(machine.resume() for machine in saved), strict=True):
+                if outcome is not None:
+                    errors.append(f"the guests of {machine.name} stay frozen: {outcome.message}")
             raise FailedPrecondition(
                 f"{'; '.join(errors)}. The cluster goes on running: make room or wait, then `everram down` again "
                 f"(`everram down --discard` gives its memory up)"
             )
-
-    def _saved(self, machine: MachineKeeper, report: SaveReport) -> None:
-        self._step(f"{machine.name}: {size_text(report.saved_bytes)} saved in {report.seconds:.2f} s")
 
     # -- what the service asks
 
@@ -314,6 +314,15 @@ class Supervisor:
         """Raises Unavailable if the cluster is on its way down."""
         if self.phase not in ("starting", "up"):
             raise Unavailable("the cluster is being stopped")
+
+
+async def _all(works: Iterable[Coroutine[Any, Any, None]]) -> list[EverramError | None]:
+    """The error of each, None where there was none. Raises anything that is not an EverramError."""
+    results = await asyncio.gather(*works, return_exceptions=True)
+    for result in results:
+        if result is not None and not isinstance(result, EverramError):
+            raise result
+    return [result if isinstance(result, EverramError) else None for result in results]
 
 
 async def serve(supervisor: Supervisor, announcer: Announcer) -> bool:

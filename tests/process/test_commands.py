@@ -413,6 +413,26 @@ def test_a_crash_of_everything_is_recognised_and_explained(everram: Everram) -> 
     until(lambda: everram.json("inspect", "lost")["state"] == "running", "restarted from the image")
 
 
+def test_a_stop_that_cannot_save_stops_nothing(everram: Everram) -> None:
+    everram.run("up", "--hosts", "2", "-d")
+    for name in ("a", "b"):
+        everram.run("run", "-d", "--name", name, "--region", "r=64KiB", "--", "sleep", "1000")
+    before = everram.json("guests")["guests"]
+    assert {guest["host"] for guest in before} == {"h1", "h2"}
+    in_the_way = everram.dir / "machines" / "h1" / "image"
+    in_the_way.write_text("")
+    code, _, err = everram.try_run("down")
+    assert code == 1
+    assert "h1 cannot be saved" in err
+    assert "goes on running" in err
+    after = everram.json("guests")["guests"]
+    assert [(g["pid"], g["state"], g["epoch"]) for g in after] == [(g["pid"], "running", 1) for g in before]
+    in_the_way.unlink()
+    everram.run("down")
+    everram.run("up", "-d")
+    until(lambda: {g["state"] for g in everram.json("guests")["guests"]} == {"running"}, "both are restarted")
+
+
 def test_damaged_state_is_refused_with_the_files_name(everram: Everram) -> None:
     everram.run("up", "--hosts", "1", "-d")
     everram.run("down")
