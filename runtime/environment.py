@@ -201,7 +201,10 @@ class Machine(Protocol):
         """Raises NotFound / PermissionDenied for a program that cannot be executed, FailedPrecondition if it runs."""
 
     async def freeze(self, guest_id: str, reason: str) -> None:
-        """Returns when every process of the guest is stopped (or blocked in a fault of ours)."""
+        """Returns when every process of the guest is stopped (or blocked in a fault of ours).
+
+        With guest_id "" the whole machine: all guests, and no new one is started until the same thaw.
+        """
 
     async def thaw(self, guest_id: str, reason: str) -> None:
         """Takes one reason away; the guest continues when none is left. Reason "lease" cannot be taken away."""

@@ -9,9 +9,11 @@ from everram.actors.chaos.checks.converges import PROPERTY
 from everram.actors.chaos.checks.stays_frozen import StaysFrozen
 from everram.actors.chaos.cluster import Cluster
 from everram.actors.chaos.plan import Fault
+from everram.runtime.contracts.common_pb2 import Empty
 from everram.runtime.contracts.power_monitor_contract import PowerMonitorRef
 from everram.runtime.contracts.power_monitor_pb2 import SaveRequest
 from everram.runtime.errors import EverramError, NotFound
+from everram.runtime.node import Node
 from everram.runtime.simulation.coordination import PLACE
 from everram.runtime.simulation.network import LinkFaults
 
@@ -114,14 +116,13 @@ class Injector:
             machine.kill_host()
         await asyncio.sleep(fault.length_s / 2)
         self._frozen.thawing(guest_id)
-        await self._thaw(host, guest_id, "suspend")
+        await self._insist(host, lambda node: node.environment.machine.thaw(guest_id, "suspend"))
 
-    async def _thaw(self, host: str, guest_id: str, reason: str) -> None:
+    async def _insist(self, host: str, act: Callable[[Node], Awaitable[object]]) -> None:
+        """Ask until it is done, or there is nothing to do it to."""
         while True:
             try:
-                await self._cluster.ask(
-                    "user", host, lambda node: node.environment.machine.thaw(guest_id, reason), ASK_TIMEOUT_S
-                )
+                await self._cluster.ask("user", host, act, ASK_TIMEOUT_S)
                 return
             except NotFound:
                 return
@@ -189,10 +190,9 @@ class Injector:
                 SAVE_TIMEOUT_S,
             )
         except EverramError as error:
-            # Not saved, so not switched off. If the host died in it, nobody else thaws what it froze.
+            # Not saved, so not switched off. If the host died in it, what it froze waits for somebody to say so.
             self._world.note("user", f"{host} was not saved: {error.message}")
-            for seen in self._cluster.machines[host].seen():
-                await self._thaw(host, seen.guest_id, "down")
+            await self._insist(host, lambda node: node.ref(PowerMonitorRef).resume(Empty()))
         else:
             self._world.media(host).faults.error_rate = 0.0
             await self._cycle(host)

@@ -12,8 +12,9 @@ from everram.runtime.refs import Ref
 
 
 POWER_MONITOR_SAVE = Method("everram.v1.PowerMonitor", "Save", power_monitor_pb2.SaveRequest, power_monitor_pb2.SaveReport)
+POWER_MONITOR_RESUME = Method("everram.v1.PowerMonitor", "Resume", common_pb2.Empty, common_pb2.Empty)
 POWER_MONITOR_STATUS = Method("everram.v1.PowerMonitor", "Status", common_pb2.Empty, power_monitor_pb2.PowerStatus)
-POWER_MONITOR = Contract("everram.v1.PowerMonitor", (POWER_MONITOR_SAVE, POWER_MONITOR_STATUS,))
+POWER_MONITOR = Contract("everram.v1.PowerMonitor", (POWER_MONITOR_SAVE, POWER_MONITOR_RESUME, POWER_MONITOR_STATUS,))
 
 
 class PowerMonitorRef(Ref):
@@ -25,6 +26,11 @@ class PowerMonitorRef(Ref):
         self, request: power_monitor_pb2.SaveRequest, *, timeout_s: float = DEFAULT_TIMEOUT_S
     ) -> Coroutine[Any, Any, power_monitor_pb2.SaveReport]:
         return self.ask(POWER_MONITOR_SAVE, request, timeout_s)
+
+    def resume(
+        self, request: common_pb2.Empty, *, timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> Coroutine[Any, Any, common_pb2.Empty]:
+        return self.ask(POWER_MONITOR_RESUME, request, timeout_s)
 
     def status(
         self, request: common_pb2.Empty, *, timeout_s: float = DEFAULT_TIMEOUT_S
@@ -38,6 +44,9 @@ class PowerMonitorActor(Actor):
     contract = POWER_MONITOR
 
     def save(self, request: power_monitor_pb2.SaveRequest) -> power_monitor_pb2.SaveReport | Awaitable[power_monitor_pb2.SaveReport]:
+        raise NotImplementedError
+
+    def resume(self, request: common_pb2.Empty) -> common_pb2.Empty | Awaitable[common_pb2.Empty]:
         raise NotImplementedError
 
     def status(self, request: common_pb2.Empty) -> power_monitor_pb2.PowerStatus | Awaitable[power_monitor_pb2.PowerStatus]:

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from everram.runtime.contracts import common_pb2 as everram_dot_runtime_dot_contracts_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n-everram/runtime/contracts/power_monitor.proto\x12\neverram.v1\x1a&everram/runtime/contracts/common.proto\"\x1c\n\x0bSaveRequest\x12\r\n\x05\x63\x61use\x18\x01 \x01(\t\"W\n\nSaveReport\x12\x12\n\ngeneration\x18\x01 \x01(\x04\x12\x13\n\x0bsaved_bytes\x18\x02 \x01(\x04\x12\x0f\n\x07objects\x18\x03 \x01(\r\x12\x0f\n\x07seconds\x18\x04 \x01(\x01\"M\n\x0bPowerStatus\x12\r\n\x05image\x18\x01 \x01(\t\x12\x18\n\x10image_generation\x18\x02 \x01(\x04\x12\x15\n\rrestored_from\x18\x03 \x01(\t2}\n\x0cPowerMonitor\x12\x37\n\x04Save\x12\x17.everram.v1.SaveRequest\x1a\x16.everram.v1.SaveReport\x12\x34\n\x06Status\x12\x11.everram.v1.Empty\x1a\x17.everram.v1.PowerStatusb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n-everram/runtime/contracts/power_monitor.proto\x12\neverram.v1\x1a&everram/runtime/contracts/common.proto\"\x1c\n\x0bSaveRequest\x12\r\n\x05\x63\x61use\x18\x01 \x01(\t\"W\n\nSaveReport\x12\x12\n\ngeneration\x18\x01 \x01(\x04\x12\x13\n\x0bsaved_bytes\x18\x02 \x01(\x04\x12\x0f\n\x07objects\x18\x03 \x01(\r\x12\x0f\n\x07seconds\x18\x04 \x01(\x01\"M\n\x0bPowerStatus\x12\r\n\x05image\x18\x01 \x01(\t\x12\x18\n\x10image_generation\x18\x02 \x01(\x04\x12\x15\n\rrestored_from\x18\x03 \x01(\t2\xad\x01\n\x0cPowerMonitor\x12\x37\n\x04Save\x12\x17.everram.v1.SaveRequest\x1a\x16.everram.v1.SaveReport\x12.\n\x06Resume\x12\x11.everram.v1.Empty\x1a\x11.everram.v1.Empty\x12\x34\n\x06Status\x12\x11.everram.v1.Empty\x1a\x17.everram.v1.PowerStatusb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,6 +38,6 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SAVEREPORT']._serialized_end=218
   _globals['_POWERSTATUS']._serialized_start=220
   _globals['_POWERSTATUS']._serialized_end=297
-  _globals['_POWERMONITOR']._serialized_start=299
-  _globals['_POWERMONITOR']._serialized_end=424
+  _globals['_POWERMONITOR']._serialized_start=300
+  _globals['_POWERMONITOR']._serialized_end=473
 # @@protoc_insertion_point(module_scope)

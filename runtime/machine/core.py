@@ -74,6 +74,7 @@ from everram.runtime.errors import (
     InvalidArgument,
     NotFound,
     PermissionDenied,
+    Unavailable,
 )
 from everram.runtime.machine.effects import (
     Admit,
@@ -296,7 +297,7 @@ class MachineCore:
     # -- guests: requests of the host ----------------------------------------------------------------------------------
 
     def spawn(self, now_ns: int, guest_id: str, epoch: int, request: int) -> list[Effect]:
-        """Raises InvalidArgument (epoch), FailedPrecondition (it runs; frozen machine; no lease; stopping)."""
+        """Raises InvalidArgument (epoch), FailedPrecondition (it runs; stopping), Unavailable (frozen; no lease)."""
         self._advance(now_ns)
         before = self.guests.get(guest_id)
         self._check_spawn(now_ns, guest_id, epoch, before)
@@ -309,9 +310,9 @@ class MachineCore:
             raise FailedPrecondition("the machine is stopping; start the guest on another one")
         if self.reasons:
             reasons = ", ".join(sorted(self.reasons))
-            raise FailedPrecondition(f"the machine is frozen ({reasons}); start the guest when that is over")
+            raise Unavailable(f"the machine is frozen ({reasons}); start the guest when that is over")
         if not self.serving(now_ns):
-            raise FailedPrecondition("the machine holds no lease under which the guest could serve; renew it first")
+            raise Unavailable("the machine holds no lease under which the guest could serve; renew it first")
         if before is not None and before.state != "exited":
             raise FailedPrecondition(f"guest {guest_id} is {before.state}; stop it first")
         floor = before.epoch if before is not None else 0
@@ -405,6 +406,7 @@ class MachineCore:
             self.guests[guest_id] = guest.before
         else:
             del self.guests[guest_id]
+        self._finish_all()
         self._end_if_empty()
         self._advance(now_ns)
         return self._take()

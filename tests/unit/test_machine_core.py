@@ -14,6 +14,7 @@ from everram.runtime.errors import (
     InvalidArgument,
     NotFound,
     PermissionDenied,
+    Unavailable,
 )
 from everram.runtime.machine.core import MachineCore
 from everram.runtime.machine.effects import (
@@ -253,7 +254,7 @@ def test_a_refused_request_hands_out_what_was_due_with_the_next_tick() -> None:
 
 def test_without_a_lease_nothing_starts() -> None:
     bench = Bench(lease_ms=0)
-    with pytest.raises(FailedPrecondition, match="lease"):
+    with pytest.raises(Unavailable, match="lease"):
         bench.core.spawn(1, "g", 1, 1)
 
 
@@ -263,7 +264,7 @@ def test_a_frozen_machine_starts_nothing_and_stops_everything() -> None:
     core = bench.core
     core.spawn(1, "late", 1, 2)
     assert core.freeze(1, "", "power", 3) == [StopGuest("a")]
-    with pytest.raises(FailedPrecondition, match="power"):
+    with pytest.raises(Unavailable, match="power"):
         core.spawn(1, "b", 1, 4)
     assert core.guest_stopped(2, "a") == []
     assert core.guest_spawned(2, "late", 9) == [Done(2), StopGuest("late")]
@@ -271,6 +272,15 @@ def test_a_frozen_machine_starts_nothing_and_stops_everything() -> None:
         core.thaw(2, "a", "power")
     assert core.guest_stopped(3, "late") == [Done(3)]
     assert core.thaw(4, "", "power") == [ContinueGuest("a"), ContinueGuest("late")]
+    core.validate()
+
+
+def test_a_freeze_of_the_machine_does_not_wait_for_a_guest_that_could_not_be_started() -> None:
+    core = Bench().core
+    core.spawn(1, "g", 1, 1)
+    assert core.freeze(1, "", "down", 2) == []
+    error = NotFound("no such program")
+    assert core.spawn_failed(2, "g", error) == [Failed(1, error), Done(2)]
     core.validate()
 
 

@@ -20,7 +20,7 @@ from everram.runtime.contracts.power_monitor_contract import PowerMonitorRef
 from everram.runtime.contracts.power_monitor_pb2 import PowerStatus, SaveRequest
 from everram.runtime.contracts.vmemfs_contract import VMEMFS, VMemFSRef
 from everram.runtime.contracts.vmemfs_pb2 import GuestId, HostRecord
-from everram.runtime.environment import Environment, GuestProcess
+from everram.runtime.environment import Environment
 from everram.runtime.errors import (
     AlreadyExists,
     EverramError,
@@ -54,26 +54,20 @@ class Clock:
 class Freezer:
     """The part of a machine that freezes and thaws."""
 
-    guests_now: list[GuestProcess] = field(default_factory=list)
-    frozen: list[tuple[str, str]] = field(default_factory=list)
-    broken: str = ""
-    """A guest that cannot be frozen."""
-    ends: str = ""
-    """A guest that ends just before it would be frozen."""
-
-    async def guests(self) -> list[GuestProcess]:
-        return self.guests_now
+    frozen: set[str] = field(default_factory=set)
+    """The reasons for which the whole machine is frozen."""
+    broken: bool = False
+    """Whether there is a guest that does not stop."""
 
     async def freeze(self, guest_id: str, reason: str) -> None:
-        if guest_id == self.ends:
-            self.guests_now = [p for p in self.guests_now if p.guest_id != guest_id]
-            raise NotFound(f"no process of {guest_id}")
-        if guest_id == self.broken:
-            raise FailedPrecondition(f"{guest_id} does not stop")
-        self.frozen.append((guest_id, reason))
+        assert guest_id == "", "guests that start during a save must not run either"
+        self.frozen.add(reason)
+        if self.broken:
+            raise FailedPrecondition("a guest does not stop")
 
     async def thaw(self, guest_id: str, reason: str) -> None:
-        self.frozen.remove((guest_id, reason))
+        assert guest_id == ""
+        self.frozen.discard(reason)
 
 
 @dataclass
@@ -277,21 +271,18 @@ async def test_a_damaged_superblock_stops_the_host_with_its_reason(machine: Mach
 
 
 async def test_a_save_freezes_everybody_and_leaves_an_image(machine: Machine) -> None:
-    machine.freezer.guests_now = [GuestProcess("a", 1, 11), GuestProcess("b", 1, 12), GuestProcess("c", 1, 0, 3)]
-    machine.freezer.ends = "b"
     node = await machine.host()
     power = node.ref(PowerMonitorRef)
     assert await power.status(pb.Empty()) == PowerStatus(image="none")
     await node.ref(NvmDeviceRef).create_regions(request(region("ledger", MIB)))
     report = await power.save(SaveRequest(cause="down"))
     assert (report.generation, report.objects) == (1, 4)
-    assert machine.freezer.frozen == [("a", "down")]
+    assert machine.freezer.frozen == {"down"}
     assert await power.status(pb.Empty()) == PowerStatus(image="complete", image_generation=1)
     await node.stop()
 
 
 async def test_a_failed_save_lets_the_guests_go_on(machine: Machine) -> None:
-    machine.freezer.guests_now = [GuestProcess("a", 1, 11), GuestProcess("b", 1, 12)]
     node = await machine.host()
 
     async def fails(prepare: Callable[[], None], undo: Callable[[], None], error: type[EverramError]) -> None:
@@ -299,12 +290,12 @@ async def test_a_failed_save_lets_the_guests_go_on(machine: Machine) -> None:
         with pytest.raises(error):
             await node.ref(PowerMonitorRef).save(SaveRequest(cause="down"))
         undo()
-        assert machine.freezer.frozen == []
+        assert machine.freezer.frozen == set()
         assert machine.media.files == {}
 
     await fails(
-        lambda: setattr(machine.freezer, "broken", "b"),
-        lambda: setattr(machine.freezer, "broken", ""),
+        lambda: setattr(machine.freezer, "broken", True),
+        lambda: setattr(machine.freezer, "broken", False),
         FailedPrecondition,
     )
     await fails(
@@ -314,6 +305,21 @@ async def test_a_failed_save_lets_the_guests_go_on(machine: Machine) -> None:
     )
     await node.ref(PowerMonitorRef).save(SaveRequest(cause="down"))
     await node.stop()
+
+
+async def test_a_save_that_is_taken_back_never_opens_silently(machine: Machine) -> None:
+    first = await machine.host()
+    await first.ref(PowerMonitorRef).save(SaveRequest(cause="down"))
+    await first.stop()
+    second = await machine.host()
+    power = second.ref(PowerMonitorRef)
+    assert machine.freezer.frozen == {"down"}, "a new host does not know whether the machine is about to end"
+    assert (await power.status(pb.Empty())).image == "complete"
+    await power.resume(pb.Empty())
+    assert machine.freezer.frozen == set()
+    assert (await power.status(pb.Empty())).image == "opened"
+    await power.resume(pb.Empty())
+    await second.stop()
 
 
 async def test_one_save_at_a_time(machine: Machine) -> None:
