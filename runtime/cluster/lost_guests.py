@@ -6,24 +6,31 @@ come back (there are no copies on other hosts yet), but its record would keep it
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable
 
 from everram.runtime.coordination import directory
 from everram.runtime.coordination.api import Compare, Coordination, Delete, Relation, Target, prefix
 
 
-async def forget_lost(coordination: Coordination, resident: Mapping[str, set[str]]) -> list[tuple[str, str]]:
-    """(name, host) of each guest that was lost. `resident`: by host, the guest_ids it has; asked *after* its start.
+async def forget_lost(
+    coordination: Coordination, resident: Callable[[str], Awaitable[set[str] | None]]
+) -> list[tuple[str, str]]:
+    """(name, host) of each guest that was lost.
 
-    Raises an EverramError if coordination does not answer.
+    `resident` asks a host, which has started, for the guest_ids it has; None if it is no host of this cluster. It is
+    asked after the directory was read: a guest is on its host before it is in the directory. Raises an EverramError if
+    coordination or a host does not answer.
     """
     _, pairs = await coordination.range(prefix(directory.GUESTS))
+    hosts = sorted({str(directory.decode(pair.value).get("host", "")) for pair in pairs})
+    there = {host: await resident(host) for host in hosts}
     lost = []
     for pair in pairs:
         guest_id = pair.key.removeprefix(directory.GUESTS).decode()
         record = directory.decode(pair.value)
         host, name = str(record.get("host", "")), str(record.get("name", ""))
-        if guest_id in resident.get(host, {guest_id}):
+        ids = there[host]
+        if ids is None or guest_id in ids:
             continue
         unchanged = Compare(pair.key, Target.MOD, Relation.EQUAL, pair.mod_revision)
         own_name = Compare(

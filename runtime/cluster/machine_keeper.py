@@ -64,6 +64,7 @@ class MachineKeeper:
         self._children = children
         self._environ = {**environ, MACHINE_MARK: self._mark}
         self._child: Child | None = None
+        self._began_s = 0.0
         self._settled = asyncio.Event()
         """The host is ready, or will not be."""
 
@@ -79,20 +80,20 @@ class MachineKeeper:
     def start(self) -> None:
         """Raises an EverramError if no process can be started."""
         argv = [sys.executable, "-P", "-m", "everram.runtime.machine", "--config", str(self._folder / "machine.json")]
+        self._began_s = time.monotonic()
         self._child = self._children.start(self.name, argv, self._environ, self._folder / "machine.log")
 
     async def run(self, announce: Announce, died: Callable[[MachineKeeper], Awaitable[None]]) -> None:
         """Until its end; `died` is awaited if nobody asked for that."""
         child = self._child
         assert child is not None, "start() comes first"
-        began_s = time.monotonic()
         while child.exit_status is None:
             await self.look()
             tried = self.host_restarts >= START_TRIES
             if not self._settled.is_set() and (tried or self.host_state in ("ready", "refused")):
                 self._settled.set()
                 if self.host_state == "ready":
-                    announce(f"{self.name} is ready ({time.monotonic() - began_s:.2f} s)")
+                    announce(f"{self.name} is ready ({time.monotonic() - self._began_s:.2f} s)")
             pause_s = LOOK_S if self._settled.is_set() else LOOK_WHILE_STARTING_S
             try:
                 async with asyncio.timeout(pause_s):

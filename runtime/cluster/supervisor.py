@@ -195,13 +195,15 @@ class Supervisor:
         from everram.runtime.cluster.lost_guests import forget_lost
 
         try:
-            resident = {machine.name: await machine.guest_ids() for machine in self.machines.values()}
-            lost = await forget_lost(self.coordination.client, resident)
+            lost = await forget_lost(self.coordination.client, self._guest_ids)
         except EverramError as error:
             log.warning("lost guests, if any, stay in the directory: %s", error.message)
             return
         for name, host in lost:
             self._announcer.say(Step("note", f"guest {name} is lost: it is not in the memory that {host} started with"))
+
+    async def _guest_ids(self, host: str) -> set[str] | None:
+        return await self.machines[host].guest_ids() if host in self.machines else None
 
     async def _wait_stop_wanted(self) -> None:
         await self._stop_wanted.wait()
