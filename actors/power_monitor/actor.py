@@ -16,8 +16,8 @@ FREEZE_REASON = "down"
 
 
 class PowerMonitor(PowerMonitorActor):
-    """One save at a time. The whole machine is frozen for it and stays so, over restarts of this host too: whoever asked
-    for the save either ends the machine or asks to resume. A save that fails resumes by itself."""
+    """One save at a time. The whole machine is frozen for it and stays so, over restarts of this host too: whoever
+    asked for the save either ends the machine or asks to resume. A save that fails resumes by itself."""
 
     async def on_start(self) -> None:
         self._saving = False

@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from everram.runtime.cluster.children import Child, Children
 from everram.runtime.cluster.config import ClusterConfig
@@ -45,6 +45,7 @@ HOST_STATES = {"waiting": "down", "starting": "starting", "ready": "ready", "hun
 log = logging.getLogger("everram.supervisor")
 
 Announce = Callable[[str], None]
+T = TypeVar("T")
 
 
 class MachineKeeper:
@@ -168,21 +169,32 @@ class MachineKeeper:
         finally:
             await carrier.close()
 
+    async def _insist(self, act: Callable[[Carrier], Awaitable[T]]) -> T:
+        """Ask the host what may be asked twice, over its restarts. Raises what it says."""
+        from everram.runtime.client.cluster import patiently
+
+        async def attempt() -> T:
+            if self.state == "dead":
+                raise FailedPrecondition(f"it is dead: {self.reason}")
+            return await act(host)
+
+        async with self._host() as host:
+            return await patiently(attempt, repeatable=True)
+
     async def save(self, timeout_s: float) -> SaveReport:
         """Freeze its guests and save its memory. Raises what the host says."""
         from everram.runtime.contracts.power_monitor_contract import PowerMonitorRef
         from everram.runtime.contracts.power_monitor_pb2 import SaveRequest
 
-        async with self._host() as host:
-            return await PowerMonitorRef(host).save(SaveRequest(cause="down"), timeout_s=timeout_s)
+        request = SaveRequest(cause="down")
+        return await self._insist(lambda host: PowerMonitorRef(host).save(request, timeout_s=timeout_s))
 
     async def resume(self) -> None:
         """Take a save back: its guests go on, and what was saved is out of date. Raises what the host says."""
         from everram.runtime.contracts.common_pb2 import Empty
         from everram.runtime.contracts.power_monitor_contract import PowerMonitorRef
 
-        async with self._host() as host:
-            await PowerMonitorRef(host).resume(Empty())
+        await self._insist(lambda host: PowerMonitorRef(host).resume(Empty()))
 
     async def guest_ids(self) -> set[str]:
         """Of the guests that its host has. Raises what the host says."""

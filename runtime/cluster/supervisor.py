@@ -257,7 +257,7 @@ class Supervisor:
                 why = machine.reason or f"its host is {machine.host_state}"
                 self._announcer.say(Step("note", f"{machine.name} is not saved: {why}"))
         results = await asyncio.gather(*(machine.save(SAVE_TIMEOUT_S) for machine in living), return_exceptions=True)
-        errors, saved = [], []
+        errors = []
         for machine, result in zip(living, results, strict=True):
             if isinstance(result, EverramError):
                 errors.append(f"{machine.name} cannot be saved: {result.message}")
@@ -265,9 +265,10 @@ class Supervisor:
                 raise result
             else:
                 self._step(f"{machine.name}: {size_text(result.saved_bytes)} saved in {result.seconds:.2f} s")
-                saved.append(machine)
         if errors:
-            for machine, outcome in zip(saved, await _all(machine.resume() for machine in saved), strict=True):
+            # All of them: a host that died while it saved has left its machine frozen.
+            living = [machine for machine in living if machine.has_memory]
+            for machine, outcome in zip(living, await _all(machine.resume() for machine in living), strict=True):
                 if outcome is not None:
                     errors.append(f"the guests of {machine.name} stay frozen: {outcome.message}")
             raise FailedPrecondition(
