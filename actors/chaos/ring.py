@@ -2,7 +2,8 @@
 
 A guest is killed at a drawn store, the next incarnation's epoch is begun by a keeper that may be killed at a store
 itself, the guest comes back and the ledger is checked; all the while the real follower reads the log, sleeps, is
-killed and comes back. Hundreds of crashes in a fraction of a real second, where a whole cluster has a handful.
+killed and comes back. In some seeds the memory is persistent memory behind caches, and power fails. Hundreds of
+crashes in a fraction of a real second, where a whole cluster has a handful.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from everram.runtime.guest.core import GuestCore
 from everram.runtime.guest.errors import GuestError
 from everram.runtime.guest.region import Region
 from everram.runtime.log.ring import MIN_CAPACITY_BYTES, Ring, RingCorrupt
+from everram.runtime.simulation.cache import CachedBytes
 from everram.runtime.simulation.domain import Domain, State
 from everram.runtime.simulation.entropy import Stream
 from everram.runtime.simulation.machine import Bell
@@ -40,6 +42,8 @@ class RingPlan:
     pause_s: float
     preemption: int
     reader_life_s: float
+    power_losses: float
+    """Part of the incarnations that end with a power loss, on memory that loses what was not flushed."""
 
     @staticmethod
     def draw(stream: Stream, scale: float) -> RingPlan:
@@ -49,6 +53,7 @@ class RingPlan:
             pause_s=stream.choice((0.001, 0.02, 0.2)),
             preemption=stream.choice((3, 10, 40)),
             reader_life_s=stream.choice((0.05, 0.5, 10.0)),
+            power_losses=stream.choice((0.0, 0.5)),
         )
 
 
@@ -57,8 +62,9 @@ class RingScenario:
         self.world = world
         self.plan = plan
         self.loop = world.loop
-        self.log = Bytes(Ring.total_bytes(MIN_CAPACITY_BYTES))
-        self.region = Bytes(Ledger.region_bytes)
+        memory = CachedBytes if plan.power_losses else Bytes
+        self.log = memory(Ring.total_bytes(MIN_CAPACITY_BYTES))
+        self.region = memory(Ledger.region_bytes)
         self.epoch = 0
         self._stream = world.stream("ring")
         self.bell = Bell(self.loop, lambda: self._stream.randrange(20_000, 300_000))
@@ -73,9 +79,19 @@ class RingScenario:
         for _ in range(self.plan.incarnations):
             await self._begin_epoch()
             await self._live(kill=True)
+            if self._stream.random() < self.plan.power_losses:
+                self._lose_power()
         await self._begin_epoch()
         await self._live(kill=False)
         readers.cancel()
+
+    def _lose_power(self) -> None:
+        """Right after a guest's death: what it had stored and not flushed meets its fate."""
+        self.world.note("power", "is lost")
+        self._stop_reading()
+        for memory in (self.log, self.region):
+            if isinstance(memory, CachedBytes):
+                memory.lose_power(self._stream)
 
     # -- the guest --------------------------------------------------------------------------------------------------
 
@@ -140,13 +156,17 @@ class RingScenario:
 
     async def _keep_reading(self) -> None:
         while True:
-            domain = self.reader = self.loop.domain("reader")
+            self.reader = self.loop.domain("reader")
             gate = Gate(self.loop, self._stream, preemption_mean=self.plan.preemption)
-            self.loop.spawn(domain, self._read(GatedMapping(self.log, gate)))
+            self.loop.spawn(self.reader, self._read(GatedMapping(self.log, gate)))
             await asyncio.sleep(self._stream.uniform(0, 2 * self.plan.reader_life_s))
-            self.follower = None
-            self.loop.kill(domain)
+            self._stop_reading()
             await asyncio.sleep(self._stream.uniform(0, 0.02))
+
+    def _stop_reading(self) -> None:
+        self.follower = None
+        if self.reader is not None:
+            self.loop.kill(self.reader)
 
     async def _read(self, log: GatedMapping) -> None:
         try:

@@ -312,6 +312,10 @@ class Ring:
         if epoch <= self.epoch:
             raise ValueError(f"epoch {epoch} cannot follow {self.epoch}")
         end = self.committed_end()
+        # What the dead guest stored last it may not have flushed: it has to be persistent before the tail covers it.
+        for record in self.chain(self.tail):
+            self.mapping.flush(self.offset(record.lsn), record.end - record.lsn)
+        self.mapping.drain()
         self.set_tail(end)
         self.publish(EPOCH_START, end)
         self.publish(EPOCH, epoch)

@@ -104,6 +104,8 @@ class Bytes:
     """One object's content. `present` has one byte a page: 0 for a hole."""
 
     __slots__ = ("content", "present", "size_bytes")
+    volatile = False
+    """Whether stores have to be flushed and drained before a power loss spares them."""
 
     def __init__(self, size_bytes: int) -> None:
         self.size_bytes = size_bytes
@@ -121,6 +123,9 @@ class Bytes:
         if length:
             first, last = offset // PAGE_BYTES, (offset + length - 1) // PAGE_BYTES
             self.present[first : last + 1] = b"\1" * (last + 1 - first)
+
+    def write_back(self, offset: int, length: int) -> None:
+        """A flushed and drained range: nothing to do on DRAM, which the machine keeps as it is."""
 
     def punch(self, offset: int, length: int) -> None:
         self.check(offset, length)
@@ -142,9 +147,11 @@ class Bytes:
 
 
 class GatedMapping(Mapping):
-    """`contract.Mapping` of one process. On DRAM a flush has nothing to do: what is stored is kept by the machine."""
+    """`contract.Mapping` of one process."""
 
     def __init__(self, content: Bytes, gate: Gate | None = None) -> None:
+        self._flushed: list[tuple[int, int]] = []
+        """What the next `drain` waits for: (offset, length); nothing on DRAM."""
         self.size_bytes = content.size_bytes
         self._bytes: Bytes | None = content
         self._gate = gate
@@ -184,10 +191,16 @@ class GatedMapping(Mapping):
             self._gate()
 
     def flush(self, offset: int, length: int) -> None:
-        self._open().check(offset, length)
+        kept = self._open()
+        kept.check(offset, length)
+        if kept.volatile:
+            self._flushed.append((offset, length))
 
     def drain(self) -> None:
-        self._open()
+        kept = self._open()
+        for offset, length in self._flushed:
+            kept.write_back(offset, length)
+        self._flushed.clear()
 
     def close(self) -> None:
         self._bytes = None
