@@ -14,6 +14,7 @@ all the same, before the exception goes on: a later commit must not publish `app
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable, Sequence
 
@@ -58,6 +59,8 @@ class GuestCore:
         self._now_ns = now_ns
         self._load_word = ring.mapping.load_u64
         self._committing = threading.Lock()
+        self.transaction = functools.partial(Transaction, self.commit)
+        """Stores that are committed all together when the `with` block ends, or not at all if it raises."""
         self._detached = False
         self._unfinished: Sequence[RawStore] = ()
         """Of a transaction whose record is whole, until they are all in the regions."""
@@ -78,10 +81,6 @@ class GuestCore:
             raise RegionError(
                 f"guest {self.name} has no region {name} (it has: {known}): run it with --region"
             ) from None
-
-    def transaction(self) -> Transaction:
-        """Stores that are committed all together when the `with` block ends, or not at all if it raises."""
-        return Transaction(self.commit)
 
     def commit(self, stores: Sequence[RawStore]) -> int:
         """Commit these stores as one transaction; returns the LSN behind its record.
