@@ -1,1 +1,7 @@
-"""Workloads, faults and checkers, in simulation and for real."""
+"""Workloads, faults and checkers: the promises, tried in simulation from one seed at a time.
+
+`simulate` draws a scenario and runs it: `ring` (one guest, its log and a reader, hundreds of crashes) or `scenario` (a
+`cluster` of the real actors as `plan` draws it, faults by `injector`). A `workload` (`ledger`, `counter`, `mapped`)
+remembers outside the world what it was told and compares; `checks` has one property a file. `planted` breaks the real
+code on purpose, `swarm` runs many seeds, `command` is `everram chaos`.
+"""
