@@ -13,13 +13,14 @@ import logging
 import os
 import signal
 import sys
+import traceback
 from typing import NoReturn
 
 import uvloop
 
 from everram.actors.compose import compose
 from everram.runtime.environment import Machine
-from everram.runtime.errors import EverramError, FailedPrecondition
+from everram.runtime.errors import DataLoss, EverramError, FailedPrecondition
 from everram.runtime.formats.config import HostConfig
 from everram.runtime.node import Node
 from everram.runtime.production.environment import Production
@@ -38,21 +39,31 @@ async def serve(config: HostConfig) -> None:
     production = await Production.connect(config)
     beating = asyncio.create_task(_beat(production.environment.machine))
     try:
-        try:
-            node = await compose(config, production.environment, faults=production.faults, pid=os.getpid())
-        except FailedPrecondition as error:
-            _refuse(error)
+        node = await compose(config, production.environment, faults=production.faults, pid=os.getpid())
         await _serve(node, production, config, ending)
+    except Exception as error:
+        _fail(error)
     finally:
         beating.cancel()
         await production.close()
 
 
-def _refuse(error: FailedPrecondition) -> NoReturn:
-    """End at once, with the machine's socket still open: a host that closed it first would be killed as of no use, and
-    then started again, before it could say that it refuses."""
-    print(f"everram host: {error.message}", file=sys.stderr, flush=True)
-    os._exit(EXIT_REFUSED)
+def _fail(error: Exception) -> NoReturn:
+    """Say why and end, with the machine's socket still open: a host that closed it first would be killed as of no use,
+    and started again, before it could say anything."""
+    status = _explain(error)
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _explain(error: Exception) -> int:
+    """Print why this host ends; the exit status that says it to the machine."""
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    if not isinstance(error, EverramError):
+        traceback.print_exception(error)
+    print(f"everram host: {error.message if isinstance(error, EverramError) else repr(error)}", file=sys.stderr)
+    return EXIT_REFUSED if isinstance(error, (FailedPrecondition, DataLoss)) else 1
 
 
 async def _serve(node: Node, production: Production, config: HostConfig, ending: asyncio.Event) -> None:
@@ -85,11 +96,7 @@ def run(path: str) -> int:
     try:
         uvloop.run(serve(HostConfig.read(path)))
     except EverramError as error:
-        print(f"everram host: {error.message}", file=sys.stderr)
-        return EXIT_REFUSED if isinstance(error, FailedPrecondition) else 1
-    except ExceptionGroup as failures:
-        print(f"everram host: {failures.exceptions[0]}", file=sys.stderr)
-        return 1
+        return _explain(error)
     return 0
 
 

@@ -119,3 +119,19 @@ def test_a_machine_that_dies_while_it_saves_is_told_of(everram: Everram) -> None
     assert "h1 cannot be saved: it is dead" in err
     assert "frozen" not in err
     assert "h1 is not saved" in everram.run("down")
+
+
+@pytest.mark.parametrize("file", ["index.1", "pages.1"])
+def test_a_damaged_image_is_refused_with_its_name(everram: Everram, file: str) -> None:
+    everram.run("up", "--hosts", "1", "-d")
+    everram.run("down")
+    image = everram.machine / "image" / file
+    content = bytearray(image.read_bytes())
+    content[len(content) // 2] ^= 0x40
+    image.write_bytes(content)
+    status, _, err = everram.try_run("up", "-d")
+    assert status == 1
+    assert f"h1 does not start: image/{file} is damaged at offset" in err
+    content[len(content) // 2] ^= 0x40
+    image.write_bytes(content)
+    everram.run("up", "-d")
