@@ -24,6 +24,7 @@ from everram.runtime.errors import (
     InvalidArgument,
     NotFound,
     PermissionDenied,
+    Unavailable,
     Unimplemented,
     of_code,
 )
@@ -498,7 +499,7 @@ def test_what_a_guest_leaves_behind_ends_with_it(either: Rig) -> None:
 
 def test_the_end_of_the_lease_freezes_for_good(either: Rig) -> None:
     path = either.folder / "number"
-    with pytest.raises(FailedPrecondition, match="lease"):
+    with pytest.raises(Unavailable, match="lease"):
         either.spawn("true", lease_s=0.1)
     script = textwrap.dedent(COUNT)
     either.spawn("sh", "-c", 'setsid "$0" -c "$1" "$2" & wait', sys.executable, script, str(path), lease_s=1.0)
