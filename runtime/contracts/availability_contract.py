@@ -15,8 +15,11 @@ AVAILABILITY_REACHED = Method("everram.v1.Availability", "Reached", availability
 AVAILABILITY_REGISTER = Method("everram.v1.Availability", "Register", availability_pb2.Registration, common_pb2.Empty)
 AVAILABILITY_GIVE_BACK = Method("everram.v1.Availability", "GiveBack", availability_pb2.GuestKey, common_pb2.Empty)
 AVAILABILITY_FORGET = Method("everram.v1.Availability", "Forget", availability_pb2.GuestKey, common_pb2.Empty)
+AVAILABILITY_SET_MEMBERS = Method("everram.v1.Availability", "SetMembers", availability_pb2.Members, common_pb2.Empty)
+AVAILABILITY_AIM = Method("everram.v1.Availability", "Aim", availability_pb2.AimRequest, common_pb2.Empty)
+AVAILABILITY_HAND_TO = Method("everram.v1.Availability", "HandTo", availability_pb2.HandToRequest, common_pb2.Empty)
 AVAILABILITY_STATUS = Method("everram.v1.Availability", "Status", common_pb2.Empty, availability_pb2.LeaseStatus)
-AVAILABILITY = Contract("everram.v1.Availability", (AVAILABILITY_REACHED, AVAILABILITY_REGISTER, AVAILABILITY_GIVE_BACK, AVAILABILITY_FORGET, AVAILABILITY_STATUS,))
+AVAILABILITY = Contract("everram.v1.Availability", (AVAILABILITY_REACHED, AVAILABILITY_REGISTER, AVAILABILITY_GIVE_BACK, AVAILABILITY_FORGET, AVAILABILITY_SET_MEMBERS, AVAILABILITY_AIM, AVAILABILITY_HAND_TO, AVAILABILITY_STATUS,))
 
 
 class AvailabilityRef(Ref):
@@ -44,6 +47,21 @@ class AvailabilityRef(Ref):
     ) -> Coroutine[Any, Any, common_pb2.Empty]:
         return self.ask(AVAILABILITY_FORGET, request, timeout_s)
 
+    def set_members(
+        self, request: availability_pb2.Members, *, timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> Coroutine[Any, Any, common_pb2.Empty]:
+        return self.ask(AVAILABILITY_SET_MEMBERS, request, timeout_s)
+
+    def aim(
+        self, request: availability_pb2.AimRequest, *, timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> Coroutine[Any, Any, common_pb2.Empty]:
+        return self.ask(AVAILABILITY_AIM, request, timeout_s)
+
+    def hand_to(
+        self, request: availability_pb2.HandToRequest, *, timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> Coroutine[Any, Any, common_pb2.Empty]:
+        return self.ask(AVAILABILITY_HAND_TO, request, timeout_s)
+
     def status(
         self, request: common_pb2.Empty, *, timeout_s: float = DEFAULT_TIMEOUT_S
     ) -> Coroutine[Any, Any, availability_pb2.LeaseStatus]:
@@ -65,6 +83,15 @@ class AvailabilityActor(Actor):
         raise NotImplementedError
 
     def forget(self, request: availability_pb2.GuestKey) -> common_pb2.Empty | Awaitable[common_pb2.Empty]:
+        raise NotImplementedError
+
+    def set_members(self, request: availability_pb2.Members) -> common_pb2.Empty | Awaitable[common_pb2.Empty]:
+        raise NotImplementedError
+
+    def aim(self, request: availability_pb2.AimRequest) -> common_pb2.Empty | Awaitable[common_pb2.Empty]:
+        raise NotImplementedError
+
+    def hand_to(self, request: availability_pb2.HandToRequest) -> common_pb2.Empty | Awaitable[common_pb2.Empty]:
         raise NotImplementedError
 
     def status(self, request: common_pb2.Empty) -> availability_pb2.LeaseStatus | Awaitable[availability_pb2.LeaseStatus]:

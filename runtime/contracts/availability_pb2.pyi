@@ -1,10 +1,39 @@
 from everram.runtime.contracts import common_pb2 as _common_pb2
+from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from collections.abc import Mapping as _Mapping
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class Members(_message.Message):
+    __slots__ = ("guest_id", "epoch", "required")
+    GUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    REQUIRED_FIELD_NUMBER: _ClassVar[int]
+    guest_id: str
+    epoch: int
+    required: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, guest_id: _Optional[str] = ..., epoch: _Optional[int] = ..., required: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class AimRequest(_message.Message):
+    __slots__ = ("guest_id", "host")
+    GUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    HOST_FIELD_NUMBER: _ClassVar[int]
+    guest_id: str
+    host: str
+    def __init__(self, guest_id: _Optional[str] = ..., host: _Optional[str] = ...) -> None: ...
+
+class HandToRequest(_message.Message):
+    __slots__ = ("guest_id", "epoch", "host")
+    GUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    HOST_FIELD_NUMBER: _ClassVar[int]
+    guest_id: str
+    epoch: int
+    host: str
+    def __init__(self, guest_id: _Optional[str] = ..., epoch: _Optional[int] = ..., host: _Optional[str] = ...) -> None: ...
 
 class Registration(_message.Message):
     __slots__ = ("guest",)
@@ -21,17 +50,19 @@ class GuestKey(_message.Message):
     def __init__(self, guest_id: _Optional[str] = ..., epoch: _Optional[int] = ...) -> None: ...
 
 class LeaseStatus(_message.Message):
-    __slots__ = ("lease_id", "ttl_s", "remaining_s", "renewals", "failures", "held")
+    __slots__ = ("lease_id", "ttl_s", "remaining_s", "renewals", "failures", "held", "leader")
     LEASE_ID_FIELD_NUMBER: _ClassVar[int]
     TTL_S_FIELD_NUMBER: _ClassVar[int]
     REMAINING_S_FIELD_NUMBER: _ClassVar[int]
     RENEWALS_FIELD_NUMBER: _ClassVar[int]
     FAILURES_FIELD_NUMBER: _ClassVar[int]
     HELD_FIELD_NUMBER: _ClassVar[int]
+    LEADER_FIELD_NUMBER: _ClassVar[int]
     lease_id: int
     ttl_s: float
     remaining_s: float
     renewals: int
     failures: int
     held: bool
-    def __init__(self, lease_id: _Optional[int] = ..., ttl_s: _Optional[float] = ..., remaining_s: _Optional[float] = ..., renewals: _Optional[int] = ..., failures: _Optional[int] = ..., held: _Optional[bool] = ...) -> None: ...
+    leader: str
+    def __init__(self, lease_id: _Optional[int] = ..., ttl_s: _Optional[float] = ..., remaining_s: _Optional[float] = ..., renewals: _Optional[int] = ..., failures: _Optional[int] = ..., held: _Optional[bool] = ..., leader: _Optional[str] = ...) -> None: ...

@@ -22,7 +22,10 @@ HYPERVISOR_KILL = Method("everram.v1.Hypervisor", "Kill", hypervisor_pb2.GuestNa
 HYPERVISOR_LOGS = Method("everram.v1.Hypervisor", "Logs", hypervisor_pb2.LogsRequest, hypervisor_pb2.LogChunk, streams=True)
 HYPERVISOR_WAIT = Method("everram.v1.Hypervisor", "Wait", hypervisor_pb2.GuestName, common_pb2.Guest)
 HYPERVISOR_REGIONS = Method("everram.v1.Hypervisor", "Regions", common_pb2.Empty, hypervisor_pb2.RegionList)
-HYPERVISOR = Contract("everram.v1.Hypervisor", (HYPERVISOR_RUN, HYPERVISOR_LIST, HYPERVISOR_INSPECT, HYPERVISOR_STOP, HYPERVISOR_START, HYPERVISOR_RESTART, HYPERVISOR_REMOVE, HYPERVISOR_KILL, HYPERVISOR_LOGS, HYPERVISOR_WAIT, HYPERVISOR_REGIONS,))
+HYPERVISOR_TAKE_OVER = Method("everram.v1.Hypervisor", "TakeOver", hypervisor_pb2.TakeOverRequest, common_pb2.Guest)
+HYPERVISOR_DEMOTE = Method("everram.v1.Hypervisor", "Demote", hypervisor_pb2.DemoteRequest, common_pb2.Empty)
+HYPERVISOR_MOVE = Method("everram.v1.Hypervisor", "Move", hypervisor_pb2.MoveRequest, common_pb2.Empty)
+HYPERVISOR = Contract("everram.v1.Hypervisor", (HYPERVISOR_RUN, HYPERVISOR_LIST, HYPERVISOR_INSPECT, HYPERVISOR_STOP, HYPERVISOR_START, HYPERVISOR_RESTART, HYPERVISOR_REMOVE, HYPERVISOR_KILL, HYPERVISOR_LOGS, HYPERVISOR_WAIT, HYPERVISOR_REGIONS, HYPERVISOR_TAKE_OVER, HYPERVISOR_DEMOTE, HYPERVISOR_MOVE,))
 
 
 class HypervisorRef(Ref):
@@ -85,6 +88,21 @@ class HypervisorRef(Ref):
     ) -> Coroutine[Any, Any, hypervisor_pb2.RegionList]:
         return self.ask(HYPERVISOR_REGIONS, request, timeout_s)
 
+    def take_over(
+        self, request: hypervisor_pb2.TakeOverRequest, *, timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> Coroutine[Any, Any, common_pb2.Guest]:
+        return self.ask(HYPERVISOR_TAKE_OVER, request, timeout_s)
+
+    def demote(
+        self, request: hypervisor_pb2.DemoteRequest, *, timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> Coroutine[Any, Any, common_pb2.Empty]:
+        return self.ask(HYPERVISOR_DEMOTE, request, timeout_s)
+
+    def move(
+        self, request: hypervisor_pb2.MoveRequest, *, timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> Coroutine[Any, Any, common_pb2.Empty]:
+        return self.ask(HYPERVISOR_MOVE, request, timeout_s)
+
 
 class HypervisorActor(Actor):
     """Answers the Hypervisor contract: override every method."""
@@ -122,4 +140,13 @@ class HypervisorActor(Actor):
         raise NotImplementedError
 
     def regions(self, request: common_pb2.Empty) -> hypervisor_pb2.RegionList | Awaitable[hypervisor_pb2.RegionList]:
+        raise NotImplementedError
+
+    def take_over(self, request: hypervisor_pb2.TakeOverRequest) -> common_pb2.Guest | Awaitable[common_pb2.Guest]:
+        raise NotImplementedError
+
+    def demote(self, request: hypervisor_pb2.DemoteRequest) -> common_pb2.Empty | Awaitable[common_pb2.Empty]:
+        raise NotImplementedError
+
+    def move(self, request: hypervisor_pb2.MoveRequest) -> common_pb2.Empty | Awaitable[common_pb2.Empty]:
         raise NotImplementedError

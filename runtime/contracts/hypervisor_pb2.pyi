@@ -7,6 +7,34 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class TakeOverRequest(_message.Message):
+    __slots__ = ("guest_id", "epoch")
+    GUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    guest_id: str
+    epoch: int
+    def __init__(self, guest_id: _Optional[str] = ..., epoch: _Optional[int] = ...) -> None: ...
+
+class DemoteRequest(_message.Message):
+    __slots__ = ("guest_id", "epoch", "start", "host")
+    GUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    HOST_FIELD_NUMBER: _ClassVar[int]
+    guest_id: str
+    epoch: int
+    start: int
+    host: str
+    def __init__(self, guest_id: _Optional[str] = ..., epoch: _Optional[int] = ..., start: _Optional[int] = ..., host: _Optional[str] = ...) -> None: ...
+
+class MoveRequest(_message.Message):
+    __slots__ = ("guest", "host")
+    GUEST_FIELD_NUMBER: _ClassVar[int]
+    HOST_FIELD_NUMBER: _ClassVar[int]
+    guest: str
+    host: str
+    def __init__(self, guest: _Optional[str] = ..., host: _Optional[str] = ...) -> None: ...
+
 class GuestName(_message.Message):
     __slots__ = ("guest",)
     GUEST_FIELD_NUMBER: _ClassVar[int]

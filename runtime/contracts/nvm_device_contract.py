@@ -14,8 +14,9 @@ from everram.runtime.refs import Ref
 NVM_DEVICE_CREATE_REGIONS = Method("everram.v1.NvmDevice", "CreateRegions", nvm_device_pb2.CreateRegionsRequest, nvm_device_pb2.RegionSet)
 NVM_DEVICE_LIST_REGIONS = Method("everram.v1.NvmDevice", "ListRegions", nvm_device_pb2.RegionFilter, nvm_device_pb2.RegionSet)
 NVM_DEVICE_REMOVE_REGIONS = Method("everram.v1.NvmDevice", "RemoveRegions", nvm_device_pb2.RegionFilter, common_pb2.Empty)
+NVM_DEVICE_ADOPT_COPY = Method("everram.v1.NvmDevice", "AdoptCopy", nvm_device_pb2.AdoptRequest, nvm_device_pb2.RegionSet)
 NVM_DEVICE_STATUS = Method("everram.v1.NvmDevice", "Status", common_pb2.Empty, nvm_device_pb2.NvmStatus)
-NVM_DEVICE = Contract("everram.v1.NvmDevice", (NVM_DEVICE_CREATE_REGIONS, NVM_DEVICE_LIST_REGIONS, NVM_DEVICE_REMOVE_REGIONS, NVM_DEVICE_STATUS,))
+NVM_DEVICE = Contract("everram.v1.NvmDevice", (NVM_DEVICE_CREATE_REGIONS, NVM_DEVICE_LIST_REGIONS, NVM_DEVICE_REMOVE_REGIONS, NVM_DEVICE_ADOPT_COPY, NVM_DEVICE_STATUS,))
 
 
 class NvmDeviceRef(Ref):
@@ -38,6 +39,11 @@ class NvmDeviceRef(Ref):
     ) -> Coroutine[Any, Any, common_pb2.Empty]:
         return self.ask(NVM_DEVICE_REMOVE_REGIONS, request, timeout_s)
 
+    def adopt_copy(
+        self, request: nvm_device_pb2.AdoptRequest, *, timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> Coroutine[Any, Any, nvm_device_pb2.RegionSet]:
+        return self.ask(NVM_DEVICE_ADOPT_COPY, request, timeout_s)
+
     def status(
         self, request: common_pb2.Empty, *, timeout_s: float = DEFAULT_TIMEOUT_S
     ) -> Coroutine[Any, Any, nvm_device_pb2.NvmStatus]:
@@ -56,6 +62,9 @@ class NvmDeviceActor(Actor):
         raise NotImplementedError
 
     def remove_regions(self, request: nvm_device_pb2.RegionFilter) -> common_pb2.Empty | Awaitable[common_pb2.Empty]:
+        raise NotImplementedError
+
+    def adopt_copy(self, request: nvm_device_pb2.AdoptRequest) -> nvm_device_pb2.RegionSet | Awaitable[nvm_device_pb2.RegionSet]:
         raise NotImplementedError
 
     def status(self, request: common_pb2.Empty) -> nvm_device_pb2.NvmStatus | Awaitable[nvm_device_pb2.NvmStatus]:

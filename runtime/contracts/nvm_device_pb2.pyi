@@ -8,20 +8,46 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class CreateRegionsRequest(_message.Message):
-    __slots__ = ("guest_id", "regions", "log_bytes")
+    __slots__ = ("guest_id", "regions", "log_bytes", "copy_id", "log_start", "log_epoch", "log_id")
     GUEST_ID_FIELD_NUMBER: _ClassVar[int]
     REGIONS_FIELD_NUMBER: _ClassVar[int]
     LOG_BYTES_FIELD_NUMBER: _ClassVar[int]
+    COPY_ID_FIELD_NUMBER: _ClassVar[int]
+    LOG_START_FIELD_NUMBER: _ClassVar[int]
+    LOG_EPOCH_FIELD_NUMBER: _ClassVar[int]
+    LOG_ID_FIELD_NUMBER: _ClassVar[int]
     guest_id: str
     regions: _containers.RepeatedCompositeFieldContainer[_common_pb2.RegionSpec]
     log_bytes: int
-    def __init__(self, guest_id: _Optional[str] = ..., regions: _Optional[_Iterable[_Union[_common_pb2.RegionSpec, _Mapping]]] = ..., log_bytes: _Optional[int] = ...) -> None: ...
+    copy_id: str
+    log_start: int
+    log_epoch: int
+    log_id: str
+    def __init__(self, guest_id: _Optional[str] = ..., regions: _Optional[_Iterable[_Union[_common_pb2.RegionSpec, _Mapping]]] = ..., log_bytes: _Optional[int] = ..., copy_id: _Optional[str] = ..., log_start: _Optional[int] = ..., log_epoch: _Optional[int] = ..., log_id: _Optional[str] = ...) -> None: ...
+
+class AdoptRequest(_message.Message):
+    __slots__ = ("guest_id", "copy_id", "log_bytes", "log_start", "log_epoch")
+    GUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    COPY_ID_FIELD_NUMBER: _ClassVar[int]
+    LOG_BYTES_FIELD_NUMBER: _ClassVar[int]
+    LOG_START_FIELD_NUMBER: _ClassVar[int]
+    LOG_EPOCH_FIELD_NUMBER: _ClassVar[int]
+    guest_id: str
+    copy_id: str
+    log_bytes: int
+    log_start: int
+    log_epoch: int
+    def __init__(self, guest_id: _Optional[str] = ..., copy_id: _Optional[str] = ..., log_bytes: _Optional[int] = ..., log_start: _Optional[int] = ..., log_epoch: _Optional[int] = ...) -> None: ...
 
 class RegionFilter(_message.Message):
-    __slots__ = ("guest_id",)
+    __slots__ = ("guest_id", "copy_id", "log_id")
     GUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    COPY_ID_FIELD_NUMBER: _ClassVar[int]
+    LOG_ID_FIELD_NUMBER: _ClassVar[int]
     guest_id: str
-    def __init__(self, guest_id: _Optional[str] = ...) -> None: ...
+    copy_id: str
+    log_id: str
+    def __init__(self, guest_id: _Optional[str] = ..., copy_id: _Optional[str] = ..., log_id: _Optional[str] = ...) -> None: ...
 
 class RegionSet(_message.Message):
     __slots__ = ("regions", "log", "guest_ids")
@@ -44,11 +70,15 @@ class NvmStatus(_message.Message):
     def __init__(self, capacity_bytes: _Optional[int] = ..., allocated_bytes: _Optional[int] = ..., regions: _Optional[int] = ...) -> None: ...
 
 class LogArea(_message.Message):
-    __slots__ = ("guest_id", "memory", "capacity_bytes")
+    __slots__ = ("guest_id", "memory", "capacity_bytes", "copy_id", "log_id")
     GUEST_ID_FIELD_NUMBER: _ClassVar[int]
     MEMORY_FIELD_NUMBER: _ClassVar[int]
     CAPACITY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    COPY_ID_FIELD_NUMBER: _ClassVar[int]
+    LOG_ID_FIELD_NUMBER: _ClassVar[int]
     guest_id: str
     memory: str
     capacity_bytes: int
-    def __init__(self, guest_id: _Optional[str] = ..., memory: _Optional[str] = ..., capacity_bytes: _Optional[int] = ...) -> None: ...
+    copy_id: str
+    log_id: str
+    def __init__(self, guest_id: _Optional[str] = ..., memory: _Optional[str] = ..., capacity_bytes: _Optional[int] = ..., copy_id: _Optional[str] = ..., log_id: _Optional[str] = ...) -> None: ...

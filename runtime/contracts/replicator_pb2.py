@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from everram.runtime.contracts import common_pb2 as everram_dot_runtime_dot_contracts_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*everram/runtime/contracts/replicator.proto\x12\neverram.v1\x1a&everram/runtime/contracts/common.proto\".\n\rFollowRequest\x12\x10\n\x08guest_id\x18\x01 \x01(\t\x12\x0b\n\x03log\x18\x02 \x01(\t2\xc0\x01\n\nReplicator\x12\x36\n\x06\x46ollow\x12\x19.everram.v1.FollowRequest\x1a\x11.everram.v1.Empty\x12\x38\n\x08Unfollow\x12\x19.everram.v1.FollowRequest\x1a\x11.everram.v1.Empty\x12@\n\tPositions\x12\x19.everram.v1.FollowRequest\x1a\x18.everram.v1.LogPositionsb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*everram/runtime/contracts/replicator.proto\x12\neverram.v1\x1a&everram/runtime/contracts/common.proto\".\n\rFollowRequest\x12\x10\n\x08guest_id\x18\x01 \x01(\t\x12\x0b\n\x03log\x18\x02 \x01(\t\"@\n\x0b\x44\x65stination\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x11\n\tmemory_id\x18\x02 \x01(\t\x12\x10\n\x08required\x18\x03 \x01(\x08\"p\n\x0bShipRequest\x12 \n\x05guest\x18\x01 \x01(\x0b\x32\x11.everram.v1.Guest\x12-\n\x0c\x64\x65stinations\x18\x02 \x03(\x0b\x32\x17.everram.v1.Destination\x12\x10\n\x08required\x18\x03 \x03(\t\"3\n\x0c\x44rainRequest\x12\x10\n\x08guest_id\x18\x01 \x01(\t\x12\x11\n\tmemory_id\x18\x02 \x01(\t\"\xf2\x01\n\x0bOpenRequest\x12 \n\x05guest\x18\x01 \x01(\x0b\x32\x11.everram.v1.Guest\x12\x12\n\ncluster_id\x18\x02 \x01(\t\x12\x13\n\x0bsource_host\x18\x03 \x01(\t\x12\x18\n\x10source_memory_id\x18\x04 \x01(\t\x12\x11\n\tmemory_id\x18\x05 \x01(\t\x12\x16\n\x0e\x63\x61pacity_bytes\x18\x06 \x01(\x04\x12\x13\n\x0b\x65poch_start\x18\x07 \x01(\x04\x12\r\n\x05\x66reed\x18\x08 \x01(\x04\x12\x0c\n\x04tail\x18\t \x01(\x04\x12\x0f\n\x07\x61pplied\x18\n \x01(\x04\x12\x10\n\x08\x61\x63k_rkey\x18\x0b \x01(\x04\"u\n\tOpenReply\x12\x0f\n\x07\x63opy_id\x18\x01 \x01(\t\x12\x0f\n\x07rebuild\x18\x02 \x01(\x08\x12\x0b\n\x03lsn\x18\x03 \x01(\x04\x12\x10\n\x08log_rkey\x18\x04 \x01(\x04\x12\x14\n\x0cregion_rkeys\x18\x05 \x03(\x04\x12\x11\n\timmediate\x18\x06 \x01(\r\"P\n\x0f\x43ompleteRequest\x12\x10\n\x08guest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x63opy_id\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x0b\n\x03lsn\x18\x04 \x01(\x04\"1\n\x0ePromiseRequest\x12\x10\n\x08guest_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\"O\n\x0cPromiseReply\x12\x11\n\tmemory_id\x18\x01 \x01(\t\x12\x10\n\x08\x63omplete\x18\x02 \x01(\x08\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x0b\n\x03lsn\x18\x04 \x01(\x04\".\n\tGuestCopy\x12\x10\n\x08guest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x63opy_id\x18\x02 \x01(\t\"J\n\nHandedOver\x12 \n\x05guest\x18\x01 \x01(\x0b\x32\x11.everram.v1.Guest\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0b\n\x03lsn\x18\x03 \x01(\x04\",\n\x08\x43opyList\x12 \n\x06\x63opies\x18\x01 \x03(\x0b\x32\x10.everram.v1.Copy\"\xc2\x01\n\x04\x43opy\x12 \n\x05guest\x18\x01 \x01(\x0b\x32\x11.everram.v1.Guest\x12\x0f\n\x07\x63opy_id\x18\x02 \x01(\t\x12\x16\n\x0epromised_epoch\x18\x03 \x01(\x04\x12\x10\n\x08\x63omplete\x18\x04 \x01(\x08\x12\r\n\x05\x65poch\x18\x05 \x01(\x04\x12\x0b\n\x03lsn\x18\x06 \x01(\x04\x12\x0b\n\x03log\x18\x07 \x01(\t\x12\x11\n\tlog_epoch\x18\x08 \x01(\x04\x12\x13\n\x0bsource_host\x18\t \x01(\t\x12\x0c\n\x04held\x18\n \x01(\x04\x32\x89\x05\n\nReplicator\x12\x36\n\x06\x46ollow\x12\x19.everram.v1.FollowRequest\x1a\x11.everram.v1.Empty\x12\x38\n\x08Unfollow\x12\x19.everram.v1.FollowRequest\x1a\x11.everram.v1.Empty\x12@\n\tPositions\x12\x19.everram.v1.FollowRequest\x1a\x18.everram.v1.LogPositions\x12\x32\n\x04Ship\x12\x17.everram.v1.ShipRequest\x1a\x11.everram.v1.Empty\x12;\n\x05\x44rain\x12\x18.everram.v1.DrainRequest\x1a\x18.everram.v1.LogPositions\x12\x36\n\x04Open\x12\x17.everram.v1.OpenRequest\x1a\x15.everram.v1.OpenReply\x12:\n\x08\x43omplete\x12\x1b.everram.v1.CompleteRequest\x1a\x11.everram.v1.Empty\x12?\n\x07Promise\x12\x1a.everram.v1.PromiseRequest\x1a\x18.everram.v1.PromiseReply\x12\x33\n\x07Release\x12\x15.everram.v1.GuestCopy\x1a\x11.everram.v1.Empty\x12\x31\n\x06\x43opies\x12\x11.everram.v1.Empty\x1a\x14.everram.v1.CopyList\x12\x39\n\x08HandOver\x12\x15.everram.v1.GuestCopy\x1a\x16.everram.v1.HandedOverb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,6 +34,30 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_FOLLOWREQUEST']._serialized_start=98
   _globals['_FOLLOWREQUEST']._serialized_end=144
-  _globals['_REPLICATOR']._serialized_start=147
-  _globals['_REPLICATOR']._serialized_end=339
+  _globals['_DESTINATION']._serialized_start=146
+  _globals['_DESTINATION']._serialized_end=210
+  _globals['_SHIPREQUEST']._serialized_start=212
+  _globals['_SHIPREQUEST']._serialized_end=324
+  _globals['_DRAINREQUEST']._serialized_start=326
+  _globals['_DRAINREQUEST']._serialized_end=377
+  _globals['_OPENREQUEST']._serialized_start=380
+  _globals['_OPENREQUEST']._serialized_end=622
+  _globals['_OPENREPLY']._serialized_start=624
+  _globals['_OPENREPLY']._serialized_end=741
+  _globals['_COMPLETEREQUEST']._serialized_start=743
+  _globals['_COMPLETEREQUEST']._serialized_end=823
+  _globals['_PROMISEREQUEST']._serialized_start=825
+  _globals['_PROMISEREQUEST']._serialized_end=874
+  _globals['_PROMISEREPLY']._serialized_start=876
+  _globals['_PROMISEREPLY']._serialized_end=955
+  _globals['_GUESTCOPY']._serialized_start=957
+  _globals['_GUESTCOPY']._serialized_end=1003
+  _globals['_HANDEDOVER']._serialized_start=1005
+  _globals['_HANDEDOVER']._serialized_end=1079
+  _globals['_COPYLIST']._serialized_start=1081
+  _globals['_COPYLIST']._serialized_end=1125
+  _globals['_COPY']._serialized_start=1128
+  _globals['_COPY']._serialized_end=1322
+  _globals['_REPLICATOR']._serialized_start=1325
+  _globals['_REPLICATOR']._serialized_end=1974
 # @@protoc_insertion_point(module_scope)

@@ -24,7 +24,7 @@ class ClusterStatus(_message.Message):
     def __init__(self, cluster: _Optional[str] = ..., cluster_id: _Optional[str] = ..., pid: _Optional[int] = ..., machines: _Optional[_Iterable[_Union[MachineStatus, _Mapping]]] = ..., coordination: _Optional[_Union[CoordinationStatus, _Mapping]] = ..., ports: _Optional[_Iterable[_Union[PublishedPort, _Mapping]]] = ...) -> None: ...
 
 class MachineStatus(_message.Message):
-    __slots__ = ("name", "state", "pid", "host_pid", "host_state", "host_restarts", "host_socket", "reason")
+    __slots__ = ("name", "state", "pid", "host_pid", "host_state", "host_restarts", "host_socket", "reason", "cut")
     NAME_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
@@ -33,6 +33,7 @@ class MachineStatus(_message.Message):
     HOST_RESTARTS_FIELD_NUMBER: _ClassVar[int]
     HOST_SOCKET_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    CUT_FIELD_NUMBER: _ClassVar[int]
     name: str
     state: str
     pid: int
@@ -41,7 +42,8 @@ class MachineStatus(_message.Message):
     host_restarts: int
     host_socket: str
     reason: str
-    def __init__(self, name: _Optional[str] = ..., state: _Optional[str] = ..., pid: _Optional[int] = ..., host_pid: _Optional[int] = ..., host_state: _Optional[str] = ..., host_restarts: _Optional[int] = ..., host_socket: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+    cut: bool
+    def __init__(self, name: _Optional[str] = ..., state: _Optional[str] = ..., pid: _Optional[int] = ..., host_pid: _Optional[int] = ..., host_state: _Optional[str] = ..., host_restarts: _Optional[int] = ..., host_socket: _Optional[str] = ..., reason: _Optional[str] = ..., cut: _Optional[bool] = ...) -> None: ...
 
 class CoordinationStatus(_message.Message):
     __slots__ = ("address", "state", "pid", "restarts")

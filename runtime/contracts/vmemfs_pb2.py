@@ -23,27 +23,28 @@ _sym_db = _symbol_database.Default()
 
 
 from everram.runtime.contracts import common_pb2 as everram_dot_runtime_dot_contracts_dot_common__pb2
+from everram.runtime.contracts import replicator_pb2 as everram_dot_runtime_dot_contracts_dot_replicator__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&everram/runtime/contracts/vmemfs.proto\x12\neverram.v1\x1a&everram/runtime/contracts/common.proto\"\x1b\n\x07GuestId\x12\x10\n\x08guest_id\x18\x01 \x01(\t\" \n\nGeneration\x12\x12\n\ngeneration\x18\x01 \x01(\x04\"1\n\x0cStoredGuests\x12!\n\x06guests\x18\x01 \x03(\x0b\x32\x11.everram.v1.Guest\"O\n\nHostRecord\x12\x11\n\tmemory_id\x18\x01 \x01(\t\x12\x10\n\x08lease_id\x18\x02 \x01(\x03\x12\r\n\x05image\x18\x03 \x01(\t\x12\r\n\x05hosts\x18\x04 \x01(\x04\"|\n\x0cVMemFSStatus\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\x04\x12\r\n\x05hosts\x18\x03 \x01(\x04\x12%\n\x05\x66iles\x18\x04 \x03(\x0b\x32\x16.everram.v1.StoredFile\x12\x11\n\tmemory_id\x18\x05 \x01(\t\"E\n\nStoredFile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x12\x15\n\rpresent_bytes\x18\x03 \x01(\x04\x32\xda\x02\n\x06VMemFS\x12\x35\n\x08PutGuest\x12\x11.everram.v1.Guest\x1a\x16.everram.v1.Generation\x12:\n\x0bRemoveGuest\x12\x13.everram.v1.GuestId\x1a\x16.everram.v1.Generation\x12\x35\n\x06Guests\x12\x11.everram.v1.Empty\x1a\x18.everram.v1.StoredGuests\x12\x39\n\x07PutHost\x12\x16.everram.v1.HostRecord\x1a\x16.everram.v1.Generation\x12\x34\n\x07GetHost\x12\x11.everram.v1.Empty\x1a\x16.everram.v1.HostRecord\x12\x35\n\x06Status\x12\x11.everram.v1.Empty\x1a\x18.everram.v1.VMemFSStatusb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&everram/runtime/contracts/vmemfs.proto\x12\neverram.v1\x1a&everram/runtime/contracts/common.proto\x1a*everram/runtime/contracts/replicator.proto\"\x1b\n\x07GuestId\x12\x10\n\x08guest_id\x18\x01 \x01(\t\" \n\nGeneration\x12\x12\n\ngeneration\x18\x01 \x01(\x04\"1\n\x0cStoredGuests\x12!\n\x06guests\x18\x01 \x03(\x0b\x32\x11.everram.v1.Guest\"O\n\nHostRecord\x12\x11\n\tmemory_id\x18\x01 \x01(\t\x12\x10\n\x08lease_id\x18\x02 \x01(\x03\x12\r\n\x05image\x18\x03 \x01(\t\x12\r\n\x05hosts\x18\x04 \x01(\x04\"|\n\x0cVMemFSStatus\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\x04\x12\r\n\x05hosts\x18\x03 \x01(\x04\x12%\n\x05\x66iles\x18\x04 \x03(\x0b\x32\x16.everram.v1.StoredFile\x12\x11\n\tmemory_id\x18\x05 \x01(\t\"E\n\nStoredFile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x12\x15\n\rpresent_bytes\x18\x03 \x01(\x04\x32\xff\x03\n\x06VMemFS\x12\x35\n\x08PutGuest\x12\x11.everram.v1.Guest\x1a\x16.everram.v1.Generation\x12:\n\x0bRemoveGuest\x12\x13.everram.v1.GuestId\x1a\x16.everram.v1.Generation\x12\x35\n\x06Guests\x12\x11.everram.v1.Empty\x1a\x18.everram.v1.StoredGuests\x12\x33\n\x07PutCopy\x12\x10.everram.v1.Copy\x1a\x16.everram.v1.Generation\x12;\n\nRemoveCopy\x12\x15.everram.v1.GuestCopy\x1a\x16.everram.v1.Generation\x12\x31\n\x06\x43opies\x12\x11.everram.v1.Empty\x1a\x14.everram.v1.CopyList\x12\x39\n\x07PutHost\x12\x16.everram.v1.HostRecord\x1a\x16.everram.v1.Generation\x12\x34\n\x07GetHost\x12\x11.everram.v1.Empty\x1a\x16.everram.v1.HostRecord\x12\x35\n\x06Status\x12\x11.everram.v1.Empty\x1a\x18.everram.v1.VMemFSStatusb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'everram.runtime.contracts.vmemfs_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_GUESTID']._serialized_start=94
-  _globals['_GUESTID']._serialized_end=121
-  _globals['_GENERATION']._serialized_start=123
-  _globals['_GENERATION']._serialized_end=155
-  _globals['_STOREDGUESTS']._serialized_start=157
-  _globals['_STOREDGUESTS']._serialized_end=206
-  _globals['_HOSTRECORD']._serialized_start=208
-  _globals['_HOSTRECORD']._serialized_end=287
-  _globals['_VMEMFSSTATUS']._serialized_start=289
-  _globals['_VMEMFSSTATUS']._serialized_end=413
-  _globals['_STOREDFILE']._serialized_start=415
-  _globals['_STOREDFILE']._serialized_end=484
-  _globals['_VMEMFS']._serialized_start=487
-  _globals['_VMEMFS']._serialized_end=833
+  _globals['_GUESTID']._serialized_start=138
+  _globals['_GUESTID']._serialized_end=165
+  _globals['_GENERATION']._serialized_start=167
+  _globals['_GENERATION']._serialized_end=199
+  _globals['_STOREDGUESTS']._serialized_start=201
+  _globals['_STOREDGUESTS']._serialized_end=250
+  _globals['_HOSTRECORD']._serialized_start=252
+  _globals['_HOSTRECORD']._serialized_end=331
+  _globals['_VMEMFSSTATUS']._serialized_start=333
+  _globals['_VMEMFSSTATUS']._serialized_end=457
+  _globals['_STOREDFILE']._serialized_start=459
+  _globals['_STOREDFILE']._serialized_end=528
+  _globals['_VMEMFS']._serialized_start=531
+  _globals['_VMEMFS']._serialized_end=1042
 # @@protoc_insertion_point(module_scope)

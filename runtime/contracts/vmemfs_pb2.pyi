@@ -1,4 +1,5 @@
 from everram.runtime.contracts import common_pb2 as _common_pb2
+from everram.runtime.contracts import replicator_pb2 as _replicator_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message

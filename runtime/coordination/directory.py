@@ -1,11 +1,27 @@
 """The cluster's directory: which keys coordination holds and what their JSON values say.
 
     everram/cluster           {"cluster_id", "name"}
-    everram/hosts/HOST        {"host_id", "memory_id", "address"}         under the host's lease
-    everram/guests/GUEST_ID   {"name", "host", "memory_id", "epoch",
-                               "state", "publish_port"}                   until the guest is removed
+    everram/machines/HOST     {"state"}                                   by whoever can prove a machine's death:
+                                                                          "up", or "dead" with all its memory
+    everram/hosts/HOST        {"host_id", "memory_id", "address",
+                               "channel", "memory_free_bytes"}            under the host's lease
+    everram/leader            {"host"}                                    under the leader's lease
+    everram/guests/GUEST_ID   see below                                   until the guest is removed
     everram/names/NAME        {"guest_id"}                                until the guest is removed
     everram/serving/GUEST_ID  {"host", "epoch", "port"}                   under the host's lease: who serves now
+
+A guest's record:
+
+    name, publish_port        as its user asked
+    host, memory_id, epoch    whose it is: the incarnation that serves, or that was chosen to
+    state                     "running", "stopped"; "failing-over" while the leader asks the copies, "chosen" until the
+                              host that it chose has registered, "moving" when its host has handed it over;
+                              "lost" when nobody has it
+    start                     LSN at which the epoch begins: what a fenced memory has beyond is not part of the guest
+    copies                    K, how many other hosts were asked for
+    required                  memory_ids of the required set: who must acknowledge, and who may be chosen
+    destinations              [{"host", "memory_id"}]: where the primary shall ship to, as the leader placed them
+    prefer                    host to choose at the next failover if it is as good as any; by a move
 
 An epoch is raised by a transaction on `everram/guests/GUEST_ID` that compares its mod_revision; `serving` is written
 only by the holder of that epoch. Unknown members of a value are kept by whoever rewrites it.
@@ -18,10 +34,16 @@ from typing import Any
 
 ROOT = b"everram/"
 CLUSTER = ROOT + b"cluster"
+LEADER = ROOT + b"leader"
+MACHINES = ROOT + b"machines/"
 HOSTS = ROOT + b"hosts/"
 GUESTS = ROOT + b"guests/"
 NAMES = ROOT + b"names/"
 SERVING = ROOT + b"serving/"
+
+
+def machine_key(host: str) -> bytes:
+    return MACHINES + host.encode()
 
 
 def host_key(host: str) -> bytes:
