@@ -6,7 +6,7 @@ own and one writer; it is published by one 8-byte store:
 
     tail        guest   everything before it is committed
     applied     guest   everything before it is in the regions
-    freed       guest   records before it may be overwritten; min(applied, durable LSN of every required destination)
+    freed       guest   records before it may be overwritten; min(applied, durable LSN of every active destination)
     epoch       host    of the current incarnation
     epoch start host    where it began: records before are of older epochs, records from here on of this one
     lease       host    CLOCK_MONOTONIC in ns until which the guest may serve; 0: no lease is kept
@@ -51,7 +51,8 @@ APPLIED_COPY = APPLIED + 8
 """The complement of `applied`, stored just before it: the one word whose damage no checksum would show."""
 WORD_MASK = (1 << 64) - 1
 _SLOTS = 1024
-SLOT_ACTIVE, SLOT_REQUIRED = 1, 2
+SLOT_ACTIVE, SLOT_REQUIRED, SLOT_TAKEN = 1, 2, 4
+"""Bits of a slot's state; independent, but none without the last: an empty slot is 0."""
 
 
 class RingCorrupt(ValueError):
@@ -60,11 +61,18 @@ class RingCorrupt(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """One slot: another host's memory that records are shipped to."""
+    """One slot: another host's memory that records are shipped to.
+
+    A member that cannot be reached is required and not active: the log goes on without it, waits do not. One that is
+    being filled is active and not required.
+    """
 
     required: bool
+    """`wait_replicated` needs it: what it has not acknowledged does not count as replicated."""
     memory_id: str
     durable_lsn: int
+    active: bool = True
+    """The log keeps what it has not acknowledged."""
 
 
 class Ring:
@@ -81,24 +89,33 @@ class Ring:
         return DATA_OFFSET + capacity_bytes
 
     @staticmethod
-    def format(mapping: Mapping, *, guest_id: str, epoch: int, capacity_bytes: int) -> Ring:
-        """Make an empty ring; the static header goes in last, so a half-made ring is none. Raises ValueError."""
+    def format(mapping: Mapping, *, guest_id: str, epoch: int, capacity_bytes: int, start: int = 0) -> Ring:
+        """Make an empty ring whose log begins at `start`, as if all before it had been there and been given up.
+
+        The static header goes in last, so a half-made ring is none. Raises ValueError.
+        """
         if capacity_bytes % PAGE_BYTES or not MIN_CAPACITY_BYTES <= capacity_bytes <= MAX_CAPACITY_BYTES:
             raise ValueError(f"a ring's capacity is whole pages from {MIN_CAPACITY_BYTES} bytes, not {capacity_bytes}")
         if Ring.total_bytes(capacity_bytes) > mapping.size_bytes:
             raise ValueError(f"a ring of {capacity_bytes} bytes does not fit into {mapping.size_bytes}")
+        if start % records.ALIGNMENT_BYTES or not 0 <= start < WORD_MASK:
+            raise ValueError(f"a log cannot begin at {start}: records lie at multiples of {records.ALIGNMENT_BYTES}")
         guest = guest_id.encode()
         if not 0 < len(guest) <= GUEST_ID_BYTES:
             raise ValueError(f"{guest_id!r} is not a guest_id")
         guest = guest.ljust(GUEST_ID_BYTES, b"\0")
         mapping.persist(0, bytes(DATA_OFFSET))
         mapping.publish_u64(EPOCH, epoch)
-        mapping.publish_u64(APPLIED_COPY, WORD_MASK)
+        ring = Ring(mapping, guest, capacity_bytes)
+        ring.set_tail(start)
+        ring.set_applied(start)
+        ring.set_freed(start)
+        ring.publish(EPOCH_START, start)
         static = _STATIC.pack(MAGIC, MAJOR, MINOR, DATA_OFFSET, capacity_bytes, 0, 0, guest).ljust(
             _STATIC_CRC_AT, b"\0"
         )
         mapping.persist(0, static + zlib.crc32(static).to_bytes(8, "little"))
-        return Ring(mapping, guest, capacity_bytes)
+        return ring
 
     @staticmethod
     def open(mapping: Mapping) -> Ring:
@@ -217,17 +234,22 @@ class Ring:
         """The destination in a slot, or None if it is empty."""
         at = _SLOTS + slot * _LINE
         state = self.mapping.load_u64(at)
-        if not state & SLOT_ACTIVE:
+        if not state:
             return None
         memory_id = self.mapping.load(at + 16, GUEST_ID_BYTES).rstrip(b"\0").decode(errors="replace")
-        return Destination(bool(state & SLOT_REQUIRED), memory_id, self.durable(slot))
+        return Destination(bool(state & SLOT_REQUIRED), memory_id, self.durable(slot), bool(state & SLOT_ACTIVE))
+
+    @staticmethod
+    def durable_offset(slot: int) -> int:
+        """Where the destination in `slot` acknowledges: one word, which it may write from afar."""
+        return _SLOTS + slot * _LINE + 8
 
     def durable(self, slot: int) -> int:
         """Up to where the destination in `slot` has acknowledged."""
         return self.mapping.load_u64(_SLOTS + slot * _LINE + 8)
 
     def set_durable(self, slot: int, lsn: int) -> None:
-        self.publish(_SLOTS + slot * _LINE + 8, lsn)
+        self.publish(self.durable_offset(slot), lsn)
 
     def set_destination(self, slot: int, destination: Destination | None) -> None:
         """Fill or clear a slot. Its state is published last, so a half-filled slot is an empty one."""
@@ -237,12 +259,24 @@ class Ring:
             return
         self.mapping.persist(at + 16, destination.memory_id.encode().ljust(GUEST_ID_BYTES, b"\0"))
         self.publish(at + 8, destination.durable_lsn)
-        self.publish(at, SLOT_ACTIVE | (SLOT_REQUIRED if destination.required else 0))
+        self.publish(at, _slot_state(destination.active, destination.required))
+
+    def set_slot_state(self, slot: int, *, active: bool, required: bool) -> None:
+        """Change both bits at once. Raises ValueError for an empty slot."""
+        at = _SLOTS + slot * _LINE
+        if not self.mapping.load_u64(at):
+            raise ValueError(f"slot {slot} is empty: put a destination there first")
+        self.publish(at, _slot_state(active, required))
+
+    def holding(self) -> list[int]:
+        """Slots whose destinations must hold a record before it may be overwritten."""
+        load = self.mapping.load_u64
+        return [slot for slot in range(DESTINATIONS) if load(_SLOTS + slot * _LINE) & SLOT_ACTIVE]
 
     def required(self) -> list[int]:
-        """Slots whose destinations must hold a record before it may be overwritten or counts as replicated."""
-        mask = SLOT_ACTIVE | SLOT_REQUIRED
-        return [slot for slot in range(DESTINATIONS) if self.mapping.load_u64(_SLOTS + slot * _LINE) & mask == mask]
+        """Slots whose destinations must hold a record before it counts as replicated."""
+        load = self.mapping.load_u64
+        return [slot for slot in range(DESTINATIONS) if load(_SLOTS + slot * _LINE) & SLOT_REQUIRED]
 
     # -- records
 
@@ -320,6 +354,10 @@ class Ring:
         self.publish(EPOCH_START, end)
         self.publish(EPOCH, epoch)
         return end
+
+
+def _slot_state(active: bool, required: bool) -> int:
+    return SLOT_TAKEN | (SLOT_ACTIVE if active else 0) | (SLOT_REQUIRED if required else 0)
 
 
 def is_stores(record: Record) -> bool:

@@ -28,7 +28,7 @@ from everram.runtime.log.ring import APPLIED, APPLIED_COPY, DATA_OFFSET, SLEEPIN
 
 
 class RingFull(Exception):
-    """No room until a required destination has acknowledged more."""
+    """No room until an active destination has acknowledged more."""
 
 
 def no_bell() -> None:
@@ -114,7 +114,7 @@ class LogWriter:
     def _free(self, end: int) -> None:
         """Give up records that nobody needs any more; published before they are overwritten, so readers can tell."""
         ring = self.ring
-        freed = min([ring.applied, *(ring.durable(slot) for slot in ring.required())])
+        freed = min([ring.applied, *(ring.durable(slot) for slot in ring.holding())])
         freed = max(freed, self._freed)  # what was given up is gone, whoever comes later
         if end - freed > ring.capacity_bytes:
             raise RingFull(f"the log is full: {end - freed} bytes would be kept, {ring.capacity_bytes} is its size")

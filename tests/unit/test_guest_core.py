@@ -370,6 +370,23 @@ def test_copies_asked_for_but_none_there_are_never_satisfied(memory: Memory) -> 
     assert not core.replicated(lsn)
 
 
+def test_a_copy_that_cannot_be_reached_holds_back_waits_and_not_the_log(memory: Memory) -> None:
+    core = memory.start()
+    memory.ring.set_copies(1)
+    memory.ring.set_destination(0, Destination(True, "away", 0, active=False))
+    for _ in range(100):
+        with core.transaction() as tx:
+            tx.store(core.region("data"), 0, bytes(1000))
+    assert memory.ring.freed > 0
+    assert not core.replicated(tx.lsn)
+    memory.ring.set_destination(1, Destination(False, "being built", tx.lsn))
+    assert not core.replicated(tx.lsn)
+    memory.ring.set_slot_state(1, active=True, required=True)
+    assert not core.replicated(tx.lsn)
+    memory.ring.set_slot_state(0, active=False, required=False)
+    assert core.replicated(tx.lsn)
+
+
 def test_every_required_copy_has_to_hold_it(memory: Memory) -> None:
     core = memory.start()
     lsn = commit_one(core)
@@ -392,6 +409,44 @@ def test_waiting_ends_by_a_copy_or_as_unknown(memory: Memory) -> None:
     later.start()
     me.wait_replicated(lsn, timeout_s=10)
     later.join()
+
+
+@pytest.mark.parametrize("looks", [1, shell.LOOKS_AT_ONCE, shell.LOOKS_AT_ONCE + 3, 40])
+def test_a_wait_first_looks_then_sleeps_shortly_then_longer(
+    memory: Memory, monkeypatch: pytest.MonkeyPatch, looks: int
+) -> None:
+    me = Guest(memory.start())
+    lsn = commit_one(me.core)
+    answers = iter([False] * looks + [True])
+    slept: list[float] = []
+    monkeypatch.setattr(me.core, "replicated", lambda _: next(answers))
+    monkeypatch.setattr(shell.time, "sleep", slept.append)
+    me.wait_replicated(lsn, timeout_s=10)
+    short = min(max(0, looks - shell.LOOKS_AT_ONCE), shell.SHORT_POLLS)
+    long = max(0, looks - shell.LOOKS_AT_ONCE - shell.SHORT_POLLS)
+    assert slept == [shell.SHORT_POLL_S] * short + [shell.POLL_S] * long
+
+
+@pytest.mark.parametrize("loop", [False, True])
+async def test_a_wait_ends_with_the_lease(memory: Memory, loop: bool) -> None:
+    core = memory.start()
+    lsn = commit_one(core)
+    memory.ring.set_copies(1)
+    memory.ring.set_lease_deadline_ns(2000)
+    looks = 0
+
+    def now_ns() -> int:
+        nonlocal looks
+        looks += 1
+        return 1000 if looks < 5 else 2000
+
+    core._now_ns = now_ns
+    with pytest.raises(Fenced):
+        if loop:
+            await AsyncGuest(core).wait_replicated(lsn, timeout_s=10)
+        else:
+            Guest(core).wait_replicated(lsn, timeout_s=10)
+    assert looks == 5
 
 
 async def test_waiting_on_a_loop(memory: Memory) -> None:

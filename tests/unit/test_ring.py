@@ -29,6 +29,8 @@ from everram.runtime.log.ring import (
 )
 from everram.runtime.log.writer import LogWriter, RingFull
 from everram.runtime.memory.heap import HeapMapping
+from everram.runtime.simulation.entropy import Seeds
+from everram.runtime.simulation.memory import Recording, power_losses, process_crashes
 
 CAPACITY = MIN_CAPACITY_BYTES
 GUEST_ID = "guest-1"
@@ -78,9 +80,64 @@ def test_words_are_kept_apart() -> None:
     assert (again.tail, again.applied, again.freed) == (64, 56, 48)
     assert again.destination(6) == Destination(True, "memory6", 6)
     assert again.durable(7) == 2**63
-    assert again.required() == [0, 2, 4, 6]
+    assert (again.required(), again.holding()) == ([0, 2, 4, 6], list(range(8)))
     again.set_destination(2, None)
-    assert again.required() == [0, 4, 6]
+    assert (again.required(), again.holding()) == ([0, 4, 6], [0, 1, 3, 4, 5, 6, 7])
+    assert again.destination(2) is None
+
+
+@pytest.mark.parametrize("active", [False, True])
+@pytest.mark.parametrize("required", [False, True])
+def test_a_slots_bits_are_independent_and_change_by_one_store(active: bool, required: bool) -> None:
+    recording = Recording(bytes(Ring.total_bytes(CAPACITY)))
+    ring = Ring.format(recording.map(0), guest_id=GUEST_ID, epoch=1, capacity_bytes=CAPACITY)
+    with pytest.raises(ValueError, match="slot 1 is empty"):
+        ring.set_slot_state(1, active=active, required=required)
+    ring.set_destination(1, Destination(not required, "memory1", 8, not active))
+    recording.restart()
+    ring.set_slot_state(1, active=active, required=required)
+    states = {state.memories[0] for state in process_crashes(recording)}
+    assert len(states) == 2, "before the store and after it"
+    assert ring.destination(1) == Destination(required, "memory1", 8, active)
+    assert (ring.required(), ring.holding()) == ([1] if required else [], [1] if active else [])
+
+
+def test_a_half_filled_slot_is_empty_or_what_it_was() -> None:
+    recording = Recording(bytes(Ring.total_bytes(CAPACITY)))
+    ring = Ring.format(recording.map(0), guest_id=GUEST_ID, epoch=1, capacity_bytes=CAPACITY)
+    before, after = Destination(True, "before", 8), Destination(False, "after", 16, active=False)
+    ring.set_destination(3, before)
+    recording.restart()
+    ring.set_destination(3, after)
+    stream = Seeds(1).stream("power")
+    for state in (*process_crashes(recording), *power_losses(recording, states_max=200, stream=stream)):
+        mapping = HeapMapping(len(state.memories[0]))
+        mapping.store(0, state.memories[0])
+        assert Ring.open(mapping).destination(3) in (before, None, after)
+
+
+@pytest.mark.parametrize("start", [8, CAPACITY - 16, CAPACITY, 5 * CAPACITY + 4096, 2**50])
+def test_an_empty_log_may_begin_anywhere(start: int) -> None:
+    mapping = HeapMapping(Ring.total_bytes(CAPACITY))
+    Ring.format(mapping, guest_id=GUEST_ID, epoch=3, capacity_bytes=CAPACITY, start=start)
+    ring = Ring.open(mapping)
+    assert [ring.tail, ring.applied, ring.freed, ring.epoch_start, ring.surely_applied] == [start] * 5
+    assert (ring.committed_end(), ring.epoch) == (start, 3)
+    assert ring.begin_epoch(4) == start
+    writer, reader = LogWriter(ring), LogReader(ring, start)
+    written = [bytes([number]) * 700 for number in range(200)]
+    read = []
+    for payload in written:
+        commit(writer, payload)
+        read += payloads(reader.run(CAPACITY))
+    assert (read, reader.skipped_bytes) == (written, 0)
+    assert ring.freed <= ring.applied == ring.tail <= ring.freed + CAPACITY
+
+
+@pytest.mark.parametrize("start", [-8, 4, 2**64])
+def test_a_log_begins_where_a_record_can(start: int) -> None:
+    with pytest.raises(ValueError, match="cannot begin"):
+        Ring.format(HeapMapping(1 << 20), guest_id="g", epoch=0, capacity_bytes=CAPACITY, start=start)
 
 
 @pytest.mark.parametrize("capacity", [0, 4096, CAPACITY + 1, CAPACITY * 2])
@@ -183,7 +240,7 @@ def test_a_record_may_take_half_the_ring_and_no_more_wherever_it_would_begin(lap
 def test_a_full_ring_says_so_and_goes_on_when_there_is_room() -> None:
     ring = new_ring()
     ring.set_destination(3, Destination(True, "m", 0))
-    ring.set_destination(4, Destination(False, "not waited for", 0))
+    ring.set_destination(4, Destination(True, "not reached, so not waited for", 0, active=False))
     writer = LogWriter(ring)
     with pytest.raises(RingFull):
         for _ in range(100):
