@@ -2,26 +2,33 @@
 
 A guest's memory objects are made first and committed to the metadata last, and go the other way round: whatever object
 the metadata does not name is an orphan of a host that died in between, and `orphans` finds it.
+
+Beside a guest's own regions and log there may be copies of a guest that runs elsewhere, each with a copy_id: regions
+(those of kind mapped stay empty, and have no page table) and log regions, one for each time its source opened it.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from everram.runtime.contracts import common_pb2 as pb
-from everram.runtime.contracts.nvm_device_pb2 import LogArea
-from everram.runtime.errors import AlreadyExists, InvalidArgument, ResourceExhausted
-from everram.runtime.formats.nvm import Metadata
+from everram.runtime.contracts.nvm_device_pb2 import AdoptRequest, CreateRegionsRequest, LogArea, RegionFilter
+from everram.runtime.errors import AlreadyExists, InvalidArgument, NotFound, ResourceExhausted
+from everram.runtime.formats.nvm import ANY, OWN, Metadata
 from everram.runtime.formats.pages import PageTable, table_name
+from everram.runtime.log.record import ALIGNMENT_BYTES
 from everram.runtime.log.ring import DEFAULT_CAPACITY_BYTES, MAX_CAPACITY_BYTES, MIN_CAPACITY_BYTES, Ring
 from everram.runtime.memory.contract import PAGE_BYTES
 from everram.runtime.sizes import size_text
 
 REGION_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
+"""No '@', which sets a copy's name apart."""
 GUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,16}")
 """As long as a log's header has room for. No dots: the names of memory objects separate their parts by dots."""
+COPY_ID = re.compile(r"[A-Za-z0-9]{1,16}")
+"""And log_id."""
 MAX_REGIONS_PER_GUEST = 64
 """Each is a descriptor in the guest and up to two in the machine, whose usual limit is 1024."""
 MAX_REGION_BYTES = 1 << 46
@@ -29,12 +36,12 @@ MAX_REGION_BYTES = 1 << 46
 OWNED_PREFIXES = ("region.", "pages.", "log.")
 
 
-def arena_name(guest_id: str, region: str) -> str:
-    return f"region.{guest_id}.{region}"
+def arena_name(guest_id: str, region: str, copy_id: str = OWN) -> str:
+    return f"region.{guest_id}.{region}" + (f"@{copy_id}" if copy_id else "")
 
 
-def log_name(guest_id: str) -> str:
-    return f"log.{guest_id}"
+def log_name(guest_id: str, log_id: str = "") -> str:
+    return f"log.{guest_id}" + (f"@{log_id}" if log_id else "")
 
 
 def whole_pages(size_bytes: int) -> int:
@@ -47,17 +54,26 @@ class Plan:
     """What one creation makes."""
 
     regions: tuple[pb.Region, ...]
+    """With their arenas, unless those are `adopted`."""
     log: LogArea | None
-    """None if the guest has its log already."""
+    """None if the guest has its log already, or a copy wants none."""
+    log_start: int = 0
+    log_epoch: int = 0
+    adopted: bool = False
+    """The regions' arenas are there: they were a copy's."""
 
     def objects(self) -> list[tuple[str, int]]:
         """(name, size in bytes) of the memory objects to make."""
         objects = [(self.log.memory, Ring.total_bytes(self.log.capacity_bytes))] if self.log else []
         for region in self.regions:
-            objects.append((region.arena, whole_pages(region.size_bytes)))
+            if not self.adopted:
+                objects.append((region.arena, whole_pages(region.size_bytes)))
             if region.tracked:
                 objects.append((table_name(region.guest_id, region.name), PageTable.total_bytes(pages_of(region))))
         return objects
+
+    def size_bytes(self) -> int:
+        return sum(size for _, size in self.objects())
 
 
 def pages_of(region: pb.Region) -> int:
@@ -74,63 +90,112 @@ class Device:
 
     def allocated_bytes(self) -> int:
         """Of arenas, page tables and logs, at their full sizes: what they may grow to is promised already."""
-        return sum(size for _, size in Plan(tuple(self.metadata.regions()), None).objects()) + sum(
-            Ring.total_bytes(log.capacity_bytes) for log in self.metadata.logs()
-        )
+        return self._kept_bytes("", ANY)
 
-    def plan(self, guest_id: str, specs: Sequence[pb.RegionSpec], log_bytes: int) -> Plan:
+    def plan(self, request: CreateRegionsRequest) -> Plan:
         """What to make for a request, all or none.
 
-        Raises InvalidArgument for names and sizes that can never be, AlreadyExists for a region the guest has,
-        ResourceExhausted if the device is too full.
+        Raises InvalidArgument for names and sizes that can never be, AlreadyExists for a region or log region that is
+        there, ResourceExhausted if the device is too full.
         """
-        if not GUEST_ID.fullmatch(guest_id):
-            raise InvalidArgument(f"{guest_id!r} cannot be a guest_id")
-        present = {region.name for region in self.metadata.regions(guest_id)}
-        if len(specs) + len(present) > MAX_REGIONS_PER_GUEST:
-            raise InvalidArgument(f"{len(specs) + len(present)} regions; a guest may have {MAX_REGIONS_PER_GUEST}")
+        guest_id, copy_id = request.guest_id, request.copy_id
+        _check_ids(request)
+        present = {region.name for region in self.metadata.regions(guest_id, copy_id)}
+        if len(request.regions) + len(present) > MAX_REGIONS_PER_GUEST:
+            wanted = len(request.regions) + len(present)
+            raise InvalidArgument(f"{wanted} regions; a guest may have {MAX_REGIONS_PER_GUEST}")
         regions = []
-        for spec in specs:
+        for spec in request.regions:
             _check_name(spec.name)
             if spec.name in present:
                 raise AlreadyExists(f"the guest has a region {spec.name} already: choose another name")
             present.add(spec.name)
             _check_size(spec)
-            regions.append(self._region(guest_id, spec))
-        log = None if self.metadata.log(guest_id) else _log(guest_id, log_bytes)
-        plan = Plan(tuple(regions), log)
+            regions.append(self._region(guest_id, copy_id, spec))
+        plan = Plan(tuple(regions), self._wanted_log(request), request.log_start, request.log_epoch)
         self._check_room(plan)
         return plan
 
-    def object_names(self, guest_id: str) -> list[str]:
-        """The memory objects of one guest, its log last."""
-        names = [name for name, _ in Plan(tuple(self.metadata.regions(guest_id)), None).objects()]
-        log = self.metadata.log(guest_id)
-        return [*names, log.memory] if log else names
+    def plan_adoption(self, request: AdoptRequest) -> Plan | None:
+        """What to make when a copy becomes the guest's own; None if it has become that before.
+
+        Raises NotFound if there is no such copy, InvalidArgument, ResourceExhausted.
+        """
+        guest_id, copy_id = request.guest_id, request.copy_id
+        if not GUEST_ID.fullmatch(guest_id) or not COPY_ID.fullmatch(copy_id):
+            raise InvalidArgument(f"copy {copy_id!r} of guest {guest_id!r}: give the guest_id and copy_id of one copy")
+        regions = self.metadata.regions(guest_id, copy_id)
+        if not regions and not self.metadata.logs(guest_id, copy_id):
+            if self._was_adopted(guest_id, copy_id):
+                return None
+            raise NotFound(f"there is no copy {copy_id} of guest {guest_id} here")
+        own = [self._owned(region) for region in regions]
+        log = _log(guest_id, request.log_bytes)
+        _check_start(request.log_start)
+        plan = Plan(tuple(own), log, request.log_start, request.log_epoch, adopted=True)
+        # The copy's logs go once it is adopted: for a moment the device may be fuller than it should be.
+        logs_bytes = sum(Ring.total_bytes(log.capacity_bytes) for log in self.metadata.logs(guest_id, copy_id))
+        self._check_room(plan, released_bytes=logs_bytes + self._kept_bytes(guest_id, OWN))
+        return plan
+
+    def object_names(self, guest_id: str, copy_id: str = OWN) -> list[str]:
+        """The memory objects of one guest, its logs last."""
+        names = [name for name, _ in Plan(tuple(self.metadata.regions(guest_id, copy_id)), None).objects()]
+        return names + [log.memory for log in self.metadata.logs(guest_id, copy_id)]
 
     def orphans(self, names: Iterable[str]) -> list[str]:
         """Of the memory objects there are, those of this device's kind that its metadata does not name."""
-        known = {name for name, _ in Plan(tuple(self.metadata.regions()), None).objects()}
-        known.update(log.memory for log in self.metadata.logs())
+        known = set(self.object_names("", ANY))
         return [name for name in names if name.startswith(OWNED_PREFIXES) and name not in known]
 
-    def _region(self, guest_id: str, spec: pb.RegionSpec) -> pb.Region:
+    def _kept_bytes(self, guest_id: str, copy_id: str) -> int:
+        regions, logs = self.metadata.regions(guest_id, copy_id), self.metadata.logs(guest_id, copy_id)
+        logs_bytes = sum(Ring.total_bytes(log.capacity_bytes) for log in logs)
+        return Plan(tuple(regions), None).size_bytes() + logs_bytes
+
+    def _region(self, guest_id: str, copy_id: str, spec: pb.RegionSpec) -> pb.Region:
         mapped = spec.kind == pb.MAPPED
         return pb.Region(
             name=spec.name,
             guest_id=guest_id,
             kind=pb.MAPPED if mapped else pb.LOGGED,
             size_bytes=whole_pages(spec.size_bytes),
-            arena=arena_name(guest_id, spec.name),
-            tracked=mapped and self._tracking,
+            arena=arena_name(guest_id, spec.name, copy_id),
+            tracked=mapped and self._tracking and not copy_id,
+            copy_id=copy_id,
         )
 
-    def _check_room(self, plan: Plan) -> None:
-        free = max(0, self.capacity_bytes - self.allocated_bytes())
-        wanted = sum(size for _, size in plan.objects())
+    def _owned(self, region: pb.Region) -> pb.Region:
+        """A copy's region as the guest's own."""
+        own = pb.Region()
+        own.CopyFrom(region)
+        own.copy_id = OWN
+        own.tracked = region.kind == pb.MAPPED and self._tracking
+        return own
+
+    def _was_adopted(self, guest_id: str, copy_id: str) -> bool:
+        """Adopted arenas keep their names, so these say which copy the guest's own regions once were."""
+        regions = self.metadata.regions(guest_id)
+        adopted = not regions or any(r.arena == arena_name(guest_id, r.name, copy_id) for r in regions)
+        return adopted and self.metadata.log(guest_id) is not None
+
+    def _wanted_log(self, request: CreateRegionsRequest) -> LogArea | None:
+        guest_id, copy_id, log_id = request.guest_id, request.copy_id, request.log_id
+        if copy_id and not log_id:
+            return None
+        if self.metadata.logs(guest_id, ANY, log_id) if log_id else self.metadata.log(guest_id):
+            if log_id:
+                raise AlreadyExists(f"guest {guest_id} has a log region {log_id} here already: choose another log_id")
+            return None
+        _check_start(request.log_start)
+        return _log(guest_id, request.log_bytes, copy_id, log_id)
+
+    def _check_room(self, plan: Plan, released_bytes: int = 0) -> None:
+        free = max(0, self.capacity_bytes - self.allocated_bytes() + released_bytes)
+        wanted = plan.size_bytes()
         if wanted <= free:
             return
-        largest = max(plan.regions, key=lambda region: region.size_bytes, default=None)
+        largest = None if plan.adopted else max(plan.regions, key=lambda region: region.size_bytes, default=None)
         what = "the guest's log" if largest is None else f"region {largest.name}"
         size = wanted if largest is None else largest.size_bytes
         others = "" if size > free else f" ({size_text(wanted)} with the guest's other regions and its log)"
@@ -138,6 +203,22 @@ class Device:
             f"{what} wants {size_text(size)}{others}, {size_text(free)} of {size_text(self.capacity_bytes)} are free: "
             "ask for less, or start the machine with more --nvm"
         )
+
+
+def check_filter(chosen: RegionFilter) -> None:
+    """Raises InvalidArgument for a filter that can find nothing."""
+    if chosen.log_id and chosen.copy_id in (OWN, ANY):
+        raise InvalidArgument(f"log region {chosen.log_id} of which copy? give its copy_id")
+
+
+def _check_ids(request: CreateRegionsRequest) -> None:
+    if not GUEST_ID.fullmatch(request.guest_id):
+        raise InvalidArgument(f"{request.guest_id!r} cannot be a guest_id")
+    for what, given in (("copy_id", request.copy_id), ("log_id", request.log_id)):
+        if given and not COPY_ID.fullmatch(given):
+            raise InvalidArgument(f"{given!r} cannot be a {what}: use up to 16 letters and digits")
+    if request.log_id and not request.copy_id:
+        raise InvalidArgument(f"log region {request.log_id} of which copy? give its copy_id")
 
 
 def _check_name(name: str) -> None:
@@ -155,11 +236,22 @@ def _check_size(spec: pb.RegionSpec) -> None:
         )
 
 
-def _log(guest_id: str, log_bytes: int) -> LogArea:
+def _check_start(lsn: int) -> None:
+    if lsn % ALIGNMENT_BYTES:
+        raise InvalidArgument(f"a log cannot begin at {lsn}: records lie at multiples of {ALIGNMENT_BYTES}")
+
+
+def _log(guest_id: str, log_bytes: int, copy_id: str = OWN, log_id: str = "") -> LogArea:
     capacity_bytes = log_bytes or DEFAULT_CAPACITY_BYTES
     if not MIN_CAPACITY_BYTES <= capacity_bytes <= MAX_CAPACITY_BYTES:
         raise InvalidArgument(
             f"a log of {size_text(capacity_bytes)} cannot be: choose from {size_text(MIN_CAPACITY_BYTES)} to "
             f"{size_text(MAX_CAPACITY_BYTES)}"
         )
-    return LogArea(guest_id=guest_id, memory=log_name(guest_id), capacity_bytes=whole_pages(capacity_bytes))
+    return LogArea(
+        guest_id=guest_id,
+        memory=log_name(guest_id, log_id),
+        capacity_bytes=whole_pages(capacity_bytes),
+        copy_id=copy_id,
+        log_id=log_id,
+    )

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from everram.runtime.contracts import common_pb2 as everram_dot_runtime_dot_contracts_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*everram/runtime/contracts/nvm_device.proto\x12\neverram.v1\x1a&everram/runtime/contracts/common.proto\"\xab\x01\n\x14\x43reateRegionsRequest\x12\x10\n\x08guest_id\x18\x01 \x01(\t\x12\'\n\x07regions\x18\x02 \x03(\x0b\x32\x16.everram.v1.RegionSpec\x12\x11\n\tlog_bytes\x18\x03 \x01(\x04\x12\x0f\n\x07\x63opy_id\x18\x04 \x01(\t\x12\x11\n\tlog_start\x18\x05 \x01(\x04\x12\x11\n\tlog_epoch\x18\x06 \x01(\x04\x12\x0e\n\x06log_id\x18\x07 \x01(\t\"j\n\x0c\x41\x64optRequest\x12\x10\n\x08guest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x63opy_id\x18\x02 \x01(\t\x12\x11\n\tlog_bytes\x18\x03 \x01(\x04\x12\x11\n\tlog_start\x18\x04 \x01(\x04\x12\x11\n\tlog_epoch\x18\x05 \x01(\x04\"A\n\x0cRegionFilter\x12\x10\n\x08guest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x63opy_id\x18\x02 \x01(\t\x12\x0e\n\x06log_id\x18\x03 \x01(\t\"P\n\tRegionSet\x12#\n\x07regions\x18\x01 \x03(\x0b\x32\x12.everram.v1.Region\x12\x0b\n\x03log\x18\x02 \x01(\t\x12\x11\n\tguest_ids\x18\x03 \x03(\t\"M\n\tNvmStatus\x12\x16\n\x0e\x63\x61pacity_bytes\x18\x01 \x01(\x04\x12\x17\n\x0f\x61llocated_bytes\x18\x02 \x01(\x04\x12\x0f\n\x07regions\x18\x03 \x01(\r\"d\n\x07LogArea\x12\x10\n\x08guest_id\x18\x01 \x01(\t\x12\x0e\n\x06memory\x18\x02 \x01(\t\x12\x16\n\x0e\x63\x61pacity_bytes\x18\x03 \x01(\x04\x12\x0f\n\x07\x63opy_id\x18\x04 \x01(\t\x12\x0e\n\x06log_id\x18\x05 \x01(\t2\xc5\x02\n\tNvmDevice\x12H\n\rCreateRegions\x12 .everram.v1.CreateRegionsRequest\x1a\x15.everram.v1.RegionSet\x12>\n\x0bListRegions\x12\x18.everram.v1.RegionFilter\x1a\x15.everram.v1.RegionSet\x12<\n\rRemoveRegions\x12\x18.everram.v1.RegionFilter\x1a\x11.everram.v1.Empty\x12<\n\tAdoptCopy\x12\x18.everram.v1.AdoptRequest\x1a\x15.everram.v1.RegionSet\x12\x32\n\x06Status\x12\x11.everram.v1.Empty\x1a\x15.everram.v1.NvmStatusb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*everram/runtime/contracts/nvm_device.proto\x12\neverram.v1\x1a&everram/runtime/contracts/common.proto\"\xab\x01\n\x14\x43reateRegionsRequest\x12\x10\n\x08guest_id\x18\x01 \x01(\t\x12\'\n\x07regions\x18\x02 \x03(\x0b\x32\x16.everram.v1.RegionSpec\x12\x11\n\tlog_bytes\x18\x03 \x01(\x04\x12\x0f\n\x07\x63opy_id\x18\x04 \x01(\t\x12\x11\n\tlog_start\x18\x05 \x01(\x04\x12\x11\n\tlog_epoch\x18\x06 \x01(\x04\x12\x0e\n\x06log_id\x18\x07 \x01(\t\"j\n\x0c\x41\x64optRequest\x12\x10\n\x08guest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x63opy_id\x18\x02 \x01(\t\x12\x11\n\tlog_bytes\x18\x03 \x01(\x04\x12\x11\n\tlog_start\x18\x04 \x01(\x04\x12\x11\n\tlog_epoch\x18\x05 \x01(\x04\"A\n\x0cRegionFilter\x12\x10\n\x08guest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x63opy_id\x18\x02 \x01(\t\x12\x0e\n\x06log_id\x18\x03 \x01(\t\"s\n\tRegionSet\x12#\n\x07regions\x18\x01 \x03(\x0b\x32\x12.everram.v1.Region\x12\x0b\n\x03log\x18\x02 \x01(\t\x12\x11\n\tguest_ids\x18\x03 \x03(\t\x12!\n\x04logs\x18\x04 \x03(\x0b\x32\x13.everram.v1.LogArea\"M\n\tNvmStatus\x12\x16\n\x0e\x63\x61pacity_bytes\x18\x01 \x01(\x04\x12\x17\n\x0f\x61llocated_bytes\x18\x02 \x01(\x04\x12\x0f\n\x07regions\x18\x03 \x01(\r\"d\n\x07LogArea\x12\x10\n\x08guest_id\x18\x01 \x01(\t\x12\x0e\n\x06memory\x18\x02 \x01(\t\x12\x16\n\x0e\x63\x61pacity_bytes\x18\x03 \x01(\x04\x12\x0f\n\x07\x63opy_id\x18\x04 \x01(\t\x12\x0e\n\x06log_id\x18\x05 \x01(\t2\xc5\x02\n\tNvmDevice\x12H\n\rCreateRegions\x12 .everram.v1.CreateRegionsRequest\x1a\x15.everram.v1.RegionSet\x12>\n\x0bListRegions\x12\x18.everram.v1.RegionFilter\x1a\x15.everram.v1.RegionSet\x12<\n\rRemoveRegions\x12\x18.everram.v1.RegionFilter\x1a\x11.everram.v1.Empty\x12<\n\tAdoptCopy\x12\x18.everram.v1.AdoptRequest\x1a\x15.everram.v1.RegionSet\x12\x32\n\x06Status\x12\x11.everram.v1.Empty\x1a\x15.everram.v1.NvmStatusb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,11 +39,11 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REGIONFILTER']._serialized_start=380
   _globals['_REGIONFILTER']._serialized_end=445
   _globals['_REGIONSET']._serialized_start=447
-  _globals['_REGIONSET']._serialized_end=527
-  _globals['_NVMSTATUS']._serialized_start=529
-  _globals['_NVMSTATUS']._serialized_end=606
-  _globals['_LOGAREA']._serialized_start=608
-  _globals['_LOGAREA']._serialized_end=708
-  _globals['_NVMDEVICE']._serialized_start=711
-  _globals['_NVMDEVICE']._serialized_end=1036
+  _globals['_REGIONSET']._serialized_end=562
+  _globals['_NVMSTATUS']._serialized_start=564
+  _globals['_NVMSTATUS']._serialized_end=641
+  _globals['_LOGAREA']._serialized_start=643
+  _globals['_LOGAREA']._serialized_end=743
+  _globals['_NVMDEVICE']._serialized_start=746
+  _globals['_NVMDEVICE']._serialized_end=1071
 # @@protoc_insertion_point(module_scope)

@@ -50,14 +50,16 @@ class RegionFilter(_message.Message):
     def __init__(self, guest_id: _Optional[str] = ..., copy_id: _Optional[str] = ..., log_id: _Optional[str] = ...) -> None: ...
 
 class RegionSet(_message.Message):
-    __slots__ = ("regions", "log", "guest_ids")
+    __slots__ = ("regions", "log", "guest_ids", "logs")
     REGIONS_FIELD_NUMBER: _ClassVar[int]
     LOG_FIELD_NUMBER: _ClassVar[int]
     GUEST_IDS_FIELD_NUMBER: _ClassVar[int]
+    LOGS_FIELD_NUMBER: _ClassVar[int]
     regions: _containers.RepeatedCompositeFieldContainer[_common_pb2.Region]
     log: str
     guest_ids: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, regions: _Optional[_Iterable[_Union[_common_pb2.Region, _Mapping]]] = ..., log: _Optional[str] = ..., guest_ids: _Optional[_Iterable[str]] = ...) -> None: ...
+    logs: _containers.RepeatedCompositeFieldContainer[LogArea]
+    def __init__(self, regions: _Optional[_Iterable[_Union[_common_pb2.Region, _Mapping]]] = ..., log: _Optional[str] = ..., guest_ids: _Optional[_Iterable[str]] = ..., logs: _Optional[_Iterable[_Union[LogArea, _Mapping]]] = ...) -> None: ...
 
 class NvmStatus(_message.Message):
     __slots__ = ("capacity_bytes", "allocated_bytes", "regions")

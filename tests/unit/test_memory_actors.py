@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import contextlib
+import copy
+import dataclasses
+import itertools
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -15,12 +19,12 @@ from everram.actors.power_monitor.actor import PowerMonitor
 from everram.actors.vmemfs.actor import VMemFS
 from everram.runtime.contracts import common_pb2 as pb
 from everram.runtime.contracts.nvm_device_contract import NvmDeviceRef
-from everram.runtime.contracts.nvm_device_pb2 import CreateRegionsRequest, RegionFilter
+from everram.runtime.contracts.nvm_device_pb2 import AdoptRequest, CreateRegionsRequest, RegionFilter, RegionSet
 from everram.runtime.contracts.power_monitor_contract import PowerMonitorRef
 from everram.runtime.contracts.power_monitor_pb2 import PowerStatus, SaveRequest
 from everram.runtime.contracts.vmemfs_contract import VMEMFS, VMemFSRef
 from everram.runtime.contracts.vmemfs_pb2 import GuestId, HostRecord
-from everram.runtime.environment import Environment
+from everram.runtime.environment import Environment, Memory, MemoryObject
 from everram.runtime.errors import (
     AlreadyExists,
     EverramError,
@@ -31,7 +35,7 @@ from everram.runtime.errors import (
 )
 from everram.runtime.formats.nvm import Metadata
 from everram.runtime.formats.pages import PageTable
-from everram.runtime.log.ring import DEFAULT_CAPACITY_BYTES, Ring
+from everram.runtime.log.ring import DEFAULT_CAPACITY_BYTES, MIN_CAPACITY_BYTES, Ring
 from everram.runtime.memory.heap import HeapMapping
 from everram.runtime.node import Node
 from everram.runtime.simulation.disk import DiskFaults, Media, SimulatedDisk
@@ -79,10 +83,10 @@ class Machine:
     )
     hosts: int = 0
 
-    async def host(self, *, tracking: bool = True) -> Node:
+    def environment(self) -> Environment:
         self.hosts += 1
         nothing = cast("Any", None)
-        environment = Environment(
+        return Environment(
             Clock(),
             SimulatedEntropy(Seeds(self.hosts).stream("entropy")),
             SimulatedDisk(self.media),
@@ -93,7 +97,9 @@ class Machine:
             nothing,
             nothing,
         )
-        node = Node(environment, "h1", check_messages=True)
+
+    async def host(self, *, tracking: bool = True) -> Node:
+        node = Node(self.environment(), "h1", check_messages=True)
         node.add(VMemFS)
         node.add(lambda: NvmDevice(NVM_BYTES, tracking=tracking), after=(VMEMFS,))
         node.add(PowerMonitor, after=(VMEMFS,))
@@ -227,8 +233,268 @@ async def test_removing_everybodys_regions_needs_a_name(machine: Machine) -> Non
 def test_a_full_device_says_what_is_free() -> None:
     device = Device(Metadata.format(HeapMapping(1 << 16)), 4 << 30, tracking=False)
     with pytest.raises(ResourceExhausted) as caught:
-        device.plan("g", [region("ledger", 1 << 40)], 0)
+        device.plan(request(region("ledger", 1 << 40)))
     assert "4.0 GiB of 4.0 GiB are free: ask for less, or start the machine with more --nvm" in caught.value.message
+
+
+# -- copies -----------------------------------------------------------------------------------------------------------
+
+
+def copy_request(*regions: pb.RegionSpec, log_id: str = "", **fields: int) -> CreateRegionsRequest:
+    return CreateRegionsRequest(
+        guest_id="g", regions=regions, copy_id="c1", log_id=log_id, log_bytes=MIN_CAPACITY_BYTES, **fields
+    )
+
+
+COPIED = (region("ledger", 8192), region("scratch", 4096, pb.MAPPED))
+START = 5 * MIN_CAPACITY_BYTES + 8
+ADOPT = AdoptRequest(guest_id="g", copy_id="c1", log_bytes=MIN_CAPACITY_BYTES, log_start=START, log_epoch=7)
+
+
+async def make_copy(nvm: NvmDeviceRef, memory: Memory) -> None:
+    await nvm.create_regions(copy_request(*COPIED, log_id="l1", log_start=64, log_epoch=6))
+    mapping = memory.open("region.g.ledger@c1").map()
+    mapping.store(100, b"shipped")
+    mapping.close()
+
+
+async def test_a_copy_lies_beside_the_guests_own_regions(machine: Machine) -> None:
+    node = await machine.host()
+    nvm, memory = node.ref(NvmDeviceRef), SimulatedMemory(machine.objects)
+    own = await nvm.create_regions(request(region("ledger", MIB)))
+    made = await nvm.create_regions(copy_request(*COPIED, log_id="l1", log_start=64, log_epoch=6))
+    assert [(r.arena, r.copy_id, r.tracked) for r in made.regions] == [
+        ("region.g.ledger@c1", "c1", False),
+        ("region.g.scratch@c1", "c1", False),
+    ]
+    ring = Ring.open(memory.open(made.log).map())
+    assert (made.log, ring.guest_id, ring.capacity_bytes) == ("log.g@l1", "g", MIN_CAPACITY_BYTES)
+    assert (ring.epoch, ring.tail, ring.applied, ring.freed, ring.epoch_start) == (6, 64, 64, 64, 64)
+    again = await nvm.create_regions(copy_request(log_id="l2", log_start=128, log_epoch=7))
+    assert (list(again.regions), again.log, len(again.logs)) == (list(made.regions), "log.g@l2", 2)
+    assert await nvm.list_regions(RegionFilter(guest_id="g")) == own
+    chosen = RegionFilter(guest_id="g", copy_id="c1", log_id="l1")
+    assert (await nvm.list_regions(chosen)).log == "log.g@l1"
+    everything = await nvm.list_regions(RegionFilter(guest_id="g", copy_id="*"))
+    assert (len(everything.regions), len(everything.logs), everything.log) == (3, 3, "log.g")
+    status = await nvm.status(pb.Empty())
+    kept_bytes = sum(memory.open(name).size_bytes for name in memory.names() if name not in ("nvm", "vmemfs"))
+    assert (status.regions, status.allocated_bytes) == (3, kept_bytes)
+    await node.stop()
+    successor = await machine.host()
+    nvm = successor.ref(NvmDeviceRef)
+    assert await nvm.list_regions(RegionFilter(guest_id="g", copy_id="*")) == everything
+    await successor.stop()
+
+
+async def test_only_guests_with_regions_of_their_own_are_told(machine: Machine) -> None:
+    node = await machine.host()
+    nvm = node.ref(NvmDeviceRef)
+    await nvm.create_regions(copy_request(*COPIED, log_id="l1"))
+    await nvm.create_regions(request(guest_id="h"))
+    assert list((await nvm.list_regions(RegionFilter())).guest_ids) == ["h"]
+    assert list((await nvm.list_regions(RegionFilter(copy_id="*"))).guest_ids) == ["g", "h"]
+    await node.stop()
+
+
+async def test_what_is_removed_is_what_was_named(machine: Machine) -> None:
+    node = await machine.host()
+    nvm, memory = node.ref(NvmDeviceRef), SimulatedMemory(machine.objects)
+    await nvm.create_regions(request())
+    await nvm.create_regions(copy_request(region("ledger", 4096), log_id="l1"))
+    await nvm.create_regions(copy_request(log_id="l2"))
+    await nvm.remove_regions(RegionFilter(guest_id="g", copy_id="c1", log_id="l1"))
+    await nvm.remove_regions(RegionFilter(guest_id="g", copy_id="c1", log_id="l1"))
+    assert memory.names() == ["log.g", "log.g@l2", "nvm", "region.g.ledger@c1", "vmemfs"]
+    await nvm.remove_regions(RegionFilter(guest_id="g"))
+    assert memory.names() == ["log.g@l2", "nvm", "region.g.ledger@c1", "vmemfs"]
+    await nvm.create_regions(request())
+    await nvm.remove_regions(RegionFilter(guest_id="g", copy_id="c1"))
+    assert memory.names() == ["log.g", "nvm", "vmemfs"]
+    await nvm.create_regions(copy_request(region("ledger", 4096), log_id="l1"))
+    await nvm.remove_regions(RegionFilter(guest_id="g", copy_id="*"))
+    assert memory.names() == ["nvm", "vmemfs"]
+    with pytest.raises(InvalidArgument, match="of which copy"):
+        await nvm.remove_regions(RegionFilter(guest_id="g", log_id="l1"))
+    await node.stop()
+
+
+@pytest.mark.parametrize(
+    ("bad", "error", "words"),
+    [
+        (CreateRegionsRequest(guest_id="g", copy_id="a.b"), InvalidArgument, "a copy_id"),
+        (CreateRegionsRequest(guest_id="g", copy_id="*"), InvalidArgument, "a copy_id"),
+        (CreateRegionsRequest(guest_id="g", copy_id="c1", log_id="17 letters or not"), InvalidArgument, "a log_id"),
+        (CreateRegionsRequest(guest_id="g", log_id="l1"), InvalidArgument, "of which copy"),
+        (copy_request(log_id="l1", log_start=12), InvalidArgument, "cannot begin at 12"),
+        (copy_request(log_id="old"), AlreadyExists, "a log region old here already"),
+        (copy_request(region("old", MIB)), AlreadyExists, "a region old already"),
+    ],
+)
+async def test_bad_requests_for_copies_change_nothing(
+    machine: Machine, bad: CreateRegionsRequest, error: type[EverramError], words: str
+) -> None:
+    node = await machine.host()
+    nvm = node.ref(NvmDeviceRef)
+    await nvm.create_regions(copy_request(region("old", MIB), log_id="old"))
+    before = sorted(machine.objects.by_name)
+    with pytest.raises(error, match=words):
+        await nvm.create_regions(bad)
+    assert sorted(machine.objects.by_name) == before
+    await node.stop()
+
+
+def check_adopted(memory: Memory, adopted: RegionSet) -> None:
+    assert [(r.name, r.copy_id, r.arena, r.tracked) for r in adopted.regions] == [
+        ("ledger", "", "region.g.ledger@c1", False),
+        ("scratch", "", "region.g.scratch@c1", True),
+    ]
+    assert memory.open("region.g.ledger@c1").read(100, 7) == b"shipped"
+    ring = Ring.open(memory.open(adopted.log).map())
+    assert (adopted.log, ring.epoch, ring.tail, ring.applied, ring.freed) == ("log.g", 7, START, START, START)
+    assert ring.begin_epoch(8) == START
+    assert PageTable.open(memory.open("pages.g.scratch").map()).pages == 1
+    assert [name for name in memory.names() if name.startswith(("log.", "pages.", "region."))] == [
+        "log.g",
+        "pages.g.scratch",
+        "region.g.ledger@c1",
+        "region.g.scratch@c1",
+    ]
+
+
+async def test_an_adopted_copy_is_the_guests_own(machine: Machine) -> None:
+    node = await machine.host()
+    nvm, memory = node.ref(NvmDeviceRef), SimulatedMemory(machine.objects)
+    await nvm.create_regions(request(region("ledger", MIB), region("scratch", MIB, pb.MAPPED)))
+    await make_copy(nvm, memory)
+    await nvm.create_regions(copy_request(log_id="l2", log_start=64, log_epoch=6))
+    adopted = await nvm.adopt_copy(ADOPT)
+    assert await nvm.adopt_copy(ADOPT) == adopted == await nvm.list_regions(RegionFilter(guest_id="g", copy_id="*"))
+    check_adopted(memory, adopted)
+    more = await nvm.create_regions(request(region("more", 4096)))
+    assert (len(more.regions), more.log) == (3, "log.g")
+    other = AdoptRequest(guest_id="g", copy_id="c2", log_epoch=7)
+    with pytest.raises(NotFound, match="no copy c2 of guest g"):
+        await nvm.adopt_copy(other)
+    await nvm.remove_regions(RegionFilter(guest_id="g"))
+    with pytest.raises(NotFound, match="no copy c1 of guest g"):
+        await nvm.adopt_copy(ADOPT)
+    assert memory.names() == ["nvm", "vmemfs"]
+    await node.stop()
+
+
+async def test_a_full_device_can_adopt_what_it_keeps(machine: Machine) -> None:
+    node = await machine.host(tracking=False)
+    nvm = node.ref(NvmDeviceRef)
+    log_bytes = Ring.total_bytes(MIN_CAPACITY_BYTES)
+    await nvm.create_regions(copy_request(region("ledger", NVM_BYTES - log_bytes), log_id="l1"))
+    with pytest.raises(ResourceExhausted, match="the guest's log"):
+        await nvm.create_regions(copy_request(log_id="l2"))
+    too_much = AdoptRequest(guest_id="g", copy_id="c1", log_bytes=MIB)
+    with pytest.raises(ResourceExhausted, match="the guest's log"):
+        await nvm.adopt_copy(too_much)
+    await nvm.adopt_copy(ADOPT)
+    assert (await nvm.status(pb.Empty())).allocated_bytes == NVM_BYTES
+    await node.stop()
+
+
+class Died(Exception):
+    """The host's process ended here."""
+
+
+class Dying:
+    """A gate at which a host dies: before and after each store, in the middle of long ones, at each object."""
+
+    def __init__(self, passes: int) -> None:
+        self.passes = passes
+
+    def split(self, length: int) -> int:
+        return length // 2 if length > 8 else length
+
+    def __call__(self) -> None:
+        self.passes -= 1
+        if self.passes < 0:
+            raise Died
+
+
+class DyingMemory(SimulatedMemory):
+    def __init__(self, objects: Objects, gate: Dying) -> None:
+        super().__init__(objects, cast("Any", gate))
+        self.gate = gate
+
+    async def create(self, name: str, size_bytes: int) -> MemoryObject:
+        self.gate()
+        return await super().create(name, size_bytes)
+
+    async def remove(self, name: str) -> None:
+        self.gate()
+        await super().remove(name)
+
+
+async def every_crash(
+    machine: Machine, work: Callable[[NvmDeviceRef], Awaitable[object]]
+) -> AsyncIterator[tuple[NvmDeviceRef, SimulatedMemory]]:
+    """The device of a successor, for each store and each object at which the host may die while it works."""
+    for passes in itertools.count():
+        objects = Objects(machine.objects.capacity_bytes)
+        objects.by_name = copy.deepcopy(machine.objects.by_name)
+        gate = Dying(10**9)
+        environment = dataclasses.replace(machine.environment(), memory=DyingMemory(objects, gate))
+        host = Node(environment, "h1", check_messages=True)
+        host.add(lambda: NvmDevice(NVM_BYTES, tracking=True))
+        await host.start()
+        gate.passes = passes
+        with contextlib.suppress(EverramError):  # as the asker of a handler that broke is told
+            await work(host.ref(NvmDeviceRef))
+        died = gate.passes < 0
+        gate.passes = 0
+        await host.stop()
+        memory = SimulatedMemory(objects)
+        successor = Node(dataclasses.replace(environment, memory=memory), "h1", check_messages=True)
+        successor.add(lambda: NvmDevice(NVM_BYTES, tracking=True))
+        await successor.start()
+        yield successor.ref(NvmDeviceRef), memory
+        await successor.stop()
+        if not died:
+            return
+
+
+@pytest.mark.parametrize("has_own", [False, True])
+async def test_a_crash_leaves_a_copy_or_what_it_has_become(machine: Machine, has_own: bool) -> None:
+    node = await machine.host()
+    if has_own:
+        await node.ref(NvmDeviceRef).create_regions(request(region("old", 4096), region("scratch", 4096, pb.MAPPED)))
+    await make_copy(node.ref(NvmDeviceRef), SimulatedMemory(machine.objects))
+    await node.stop()
+    seen = set()
+    async for nvm, memory in every_crash(machine, lambda nvm: nvm.adopt_copy(ADOPT)):
+        copied = await nvm.list_regions(RegionFilter(guest_id="g", copy_id="c1"))
+        own = await nvm.list_regions(RegionFilter(guest_id="g"))
+        assert [r.name for r in (copied.regions or own.regions)] == ["ledger", "scratch"]
+        named = {r.arena for r in [*copied.regions, *own.regions]} | {log.memory for log in [*copied.logs, *own.logs]}
+        kept = {name for name in memory.names() if name.startswith(("log.", "region."))}
+        assert named == kept, "nothing is missing, and nothing is left over"
+        seen.add((bool(copied.regions), bool(own.regions)))
+        adopted = await nvm.adopt_copy(ADOPT)
+        check_adopted(memory, adopted)
+    assert seen == {(True, False), (False, True)} | ({(True, True)} if has_own else set())
+
+
+async def test_a_crash_leaves_a_new_copy_whole_or_nothing_of_it(machine: Machine) -> None:
+    node = await machine.host()
+    await node.stop()
+    asked = copy_request(*COPIED, log_id="l1", log_start=64, log_epoch=6)
+    seen = set()
+    async for nvm, memory in every_crash(machine, lambda nvm: nvm.create_regions(asked)):
+        found = await nvm.list_regions(RegionFilter(guest_id="g", copy_id="*"))
+        names = sorted({r.arena for r in found.regions} | {log.memory for log in found.logs})
+        assert names == [name for name in memory.names() if name not in ("nvm", "vmemfs")]
+        seen.add(len(names))
+        if names:
+            assert Ring.open(memory.open("log.g@l1").map()).tail == 64
+        else:
+            await nvm.create_regions(asked)
+    assert seen == {0, 3}
 
 
 # -- VMemFS -----------------------------------------------------------------------------------------------------------

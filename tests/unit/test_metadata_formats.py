@@ -14,6 +14,7 @@ from everram.runtime.contracts import common_pb2 as pb
 from everram.runtime.contracts.nvm_device_pb2 import LogArea
 from everram.runtime.contracts.vmemfs_pb2 import HostRecord
 from everram.runtime.errors import DataLoss, EverramError, FailedPrecondition, NotFound
+from everram.runtime.formats.nvm import FORMAT as NVM_FORMAT
 from everram.runtime.formats.nvm import Metadata
 from everram.runtime.formats.pages import PageTable, State
 from everram.runtime.formats.slots import Format, Record, SlotArea
@@ -110,10 +111,32 @@ def test_metadata_of_one_guest_goes_as_a_whole() -> None:
     for guest_id in ("g", "h"):
         region = pb.Region(name="r", guest_id=guest_id, written_pages=3)
         metadata.add([region], LogArea(guest_id=guest_id, memory=f"log.{guest_id}"))
-    metadata.remove_guest("g")
+    metadata.remove("g")
     found = Metadata.open(mapping)
     assert found.regions() == [pb.Region(name="r", guest_id="h")]
     assert [log.guest_id for log in found.logs()] == ["h"]
+
+
+def test_copies_are_kept_apart_and_refused_by_an_everram_that_does_not_know_them() -> None:
+    mapping = HeapMapping(SIZE_BYTES)
+    metadata = Metadata.format(mapping)
+    earlier = Format(NVM_FORMAT.name, NVM_FORMAT.magic, (1, 0), frozenset({1, 2}))
+    own, copied = (
+        pb.Region(name="r", guest_id="g", arena="a"),
+        pb.Region(name="r", guest_id="g", copy_id="c", arena="b"),
+    )
+    metadata.add([own], LogArea(guest_id="g", memory="log.g"))
+    SlotArea.open(mapping, earlier)
+    metadata.add([copied], LogArea(guest_id="g", copy_id="c", log_id="l", memory="log.g@l"))
+    found = Metadata.open(mapping)
+    assert (found.regions(), found.regions(copy_id="c"), found.regions(copy_id="*")) == ([own], [copied], [own, copied])
+    assert [log.memory for log in found.logs("g", "*")] == ["log.g", "log.g@l"]
+    with pytest.raises(FailedPrecondition, match=r"1\.1.*1\.0.*type 3, 4"):
+        SlotArea.open(mapping, earlier)
+    found.remove_log("g", "c", "l")
+    found.remove("g", "c")
+    SlotArea.open(mapping, earlier)
+    assert Metadata.open(mapping).regions(copy_id="*") == [own]
 
 
 def test_every_crash_state_of_a_change_is_before_it_or_after_it() -> None:
@@ -127,7 +150,11 @@ def test_every_crash_state_of_a_change_is_before_it_or_after_it() -> None:
         lambda: superblock.put_guest(guest("b")),
         lambda: superblock.remove_guest("a"),
         superblock.mark_clean,
-        lambda: metadata.remove_guest("b"),
+        lambda: metadata.add([pb.Region(name="r", guest_id="b", copy_id="c", arena="copied")], None),
+        lambda: metadata.replace(
+            "b", "c", [pb.Region(name="r", guest_id="b", arena="copied")], LogArea(guest_id="b", memory="log.new")
+        ),
+        lambda: metadata.remove("b"),
     ]
 
     def seen(memories: tuple[bytes, ...]) -> tuple[list[str], list[str]]:
@@ -136,7 +163,8 @@ def test_every_crash_state_of_a_change_is_before_it_or_after_it() -> None:
             mapping.store(0, content)
         found = Metadata.open(mappings[1])
         guests = [kept.guest_id for kept in Superblock.open(mappings[0]).guests()]
-        return guests, [region.name for region in found.regions()] + [log.memory for log in found.logs()]
+        regions = [f"{region.name} {region.copy_id} {region.arena}" for region in found.regions(copy_id="*")]
+        return guests, regions + [log.memory for log in found.logs()]
 
     before = seen(tuple(map(bytes, recording.contents)))
     for change in changes:
