@@ -1,12 +1,14 @@
 """VMemFS's actor: keeps, in memory that outlives the host, what the host's successor needs to go on.
 
-In this version that is the superblock: a record of each guest and one of the host. Its files are the memory objects.
+In this version that is the superblock: a record of each guest, of each copy of another host's guest, and of the host.
+Its files are the memory objects.
 """
 
 from __future__ import annotations
 
 from everram.runtime.contracts import common_pb2 as pb
 from everram.runtime.contracts import vmemfs_pb2
+from everram.runtime.contracts.replicator_pb2 import Copy, CopyList, GuestCopy
 from everram.runtime.contracts.vmemfs_contract import VMemFSActor
 from everram.runtime.contracts.vmemfs_pb2 import HostRecord
 from everram.runtime.errors import InvalidArgument
@@ -49,6 +51,20 @@ class VMemFS(VMemFSActor):
 
     def guests(self, request: pb.Empty) -> vmemfs_pb2.StoredGuests:
         return vmemfs_pb2.StoredGuests(guests=self._superblock.guests())
+
+    def put_copy(self, request: Copy) -> vmemfs_pb2.Generation:
+        if not request.guest.guest_id or not request.copy_id:
+            raise InvalidArgument("a copy without a guest_id and a copy_id cannot be kept")
+        return vmemfs_pb2.Generation(generation=self._superblock.put_copy(request))
+
+    def remove_copy(self, request: GuestCopy) -> vmemfs_pb2.Generation:
+        """Without a copy_id, all of the guest's; nothing to do where there is none."""
+        if not request.guest_id:
+            raise InvalidArgument("whose copy is to be removed? give a guest_id")
+        return vmemfs_pb2.Generation(generation=self._superblock.remove_copy(request.guest_id, request.copy_id))
+
+    def copies(self, request: pb.Empty) -> CopyList:
+        return CopyList(copies=self._superblock.copies())
 
     def put_host(self, request: HostRecord) -> vmemfs_pb2.Generation:
         """What the host says of itself; the memory's own identity and history are not its to change."""

@@ -22,6 +22,7 @@ from everram.runtime.contracts.nvm_device_contract import NvmDeviceRef
 from everram.runtime.contracts.nvm_device_pb2 import AdoptRequest, CreateRegionsRequest, RegionFilter, RegionSet
 from everram.runtime.contracts.power_monitor_contract import PowerMonitorRef
 from everram.runtime.contracts.power_monitor_pb2 import PowerStatus, SaveRequest
+from everram.runtime.contracts.replicator_pb2 import Copy, GuestCopy
 from everram.runtime.contracts.vmemfs_contract import VMEMFS, VMemFSRef
 from everram.runtime.contracts.vmemfs_pb2 import GuestId, HostRecord
 from everram.runtime.environment import Environment, Memory, MemoryObject
@@ -512,14 +513,25 @@ async def test_guests_and_the_memorys_identity_outlive_hosts(machine: Machine) -
         await vmemfs.remove_guest(GuestId(guest_id="b"))
     with pytest.raises(InvalidArgument):
         await vmemfs.put_guest(pb.Guest(name="nobody"))
+    copied = Copy(guest=pb.Guest(guest_id="c"), copy_id="c1", promised_epoch=4, held=8)
+    await vmemfs.put_copy(copied)
+    await vmemfs.put_copy(Copy(guest=pb.Guest(guest_id="d"), copy_id="c1"))
+    await vmemfs.remove_copy(GuestCopy(guest_id="d"))
+    await vmemfs.remove_copy(GuestCopy(guest_id="d", copy_id="c1"))
+    with pytest.raises(InvalidArgument):
+        await vmemfs.put_copy(Copy(guest=pb.Guest(guest_id="c")))
+    with pytest.raises(InvalidArgument):
+        await vmemfs.remove_copy(GuestCopy(copy_id="c1"))
     await first.stop()
     second = await machine.host()
     vmemfs = second.ref(VMemFSRef)
+    copied.ClearField("held")
+    assert list((await vmemfs.copies(pb.Empty())).copies) == [copied]
     assert [guest.name for guest in (await vmemfs.guests(pb.Empty())).guests] == ["bank"]
     after = await vmemfs.get_host(pb.Empty())
     assert (after.memory_id, after.lease_id, after.hosts) == (before.memory_id, 7, before.hosts + 1)
     status = await vmemfs.status(pb.Empty())
-    assert (status.version, status.memory_id, status.hosts) == ("1.0", after.memory_id, 2)
+    assert (status.version, status.memory_id, status.hosts) == ("1.1", after.memory_id, 2)
     assert [file.name for file in status.files] == ["nvm", "vmemfs"]
     assert all(0 < file.present_bytes <= 64 * 1024 for file in status.files)
     await second.stop()

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from everram.runtime.contracts import common_pb2 as pb
 from everram.runtime.contracts.nvm_device_pb2 import LogArea
+from everram.runtime.contracts.replicator_pb2 import Copy
 from everram.runtime.contracts.vmemfs_pb2 import HostRecord
 from everram.runtime.errors import DataLoss, EverramError, FailedPrecondition, NotFound
 from everram.runtime.formats.nvm import FORMAT as NVM_FORMAT
@@ -48,19 +49,48 @@ def test_a_successor_finds_what_its_predecessor_left() -> None:
     found = Superblock.open(mapping)
     assert found.guests() == [guest("b", restarts=7)]
     assert found.host == HostRecord(memory_id="m1", lease_id=9)
-    assert (found.generation, found.version) == (6, "1.0")
+    assert (found.generation, found.version) == (6, "1.1")
     with pytest.raises(NotFound):
         found.remove_guest("a")
 
 
 def test_answers_are_not_kept() -> None:
     superblock = Superblock.format(HeapMapping(SIZE_BYTES), HostRecord(memory_id="m1"))
-    answered = guest("a", freeze_reasons=["lease"], log=pb.LogPositions(tail=9))
+    answered = guest("a", freeze_reasons=["lease"], log=pb.LogPositions(tail=9), degraded=True)
+    answered.copies.add(host="h2")
     answered.regions.add(name="r", guest_id="a", written_pages=4, tracking=True)
     superblock.put_guest(answered)
     kept = guest("a")
     kept.regions.add(name="r", guest_id="a")
     assert superblock.guests() == [kept]
+    superblock.put_copy(Copy(guest=answered, copy_id="c", lsn=8, held=16))
+    assert superblock.copies() == [Copy(guest=kept, copy_id="c", lsn=8)]
+
+
+def test_copies_are_kept_by_guest_and_copy_id() -> None:
+    mapping = HeapMapping(SIZE_BYTES)
+    superblock = Superblock.format(mapping, HostRecord(memory_id="m1"))
+    earlier = Format(FORMAT.name, FORMAT.magic, (1, 0), frozenset({1, 2}))
+    SlotArea.open(mapping, earlier)
+
+    def copies(*keys: str) -> list[Copy]:
+        return [Copy(guest=guest(key[0]), copy_id=key[1:], promised_epoch=4) for key in keys]
+
+    for copy in copies("b1", "a2", "a1"):
+        superblock.put_copy(copy)
+    superblock.put_copy(Copy(guest=guest("b"), copy_id="1", promised_epoch=4))
+    assert Superblock.open(mapping).copies() == copies("a1", "a2", "b1")
+    with pytest.raises(FailedPrecondition, match=r"1\.1.*1\.0.*type 3"):
+        SlotArea.open(mapping, earlier)
+    superblock.remove_copy("a", "2")
+    assert Superblock.open(mapping).copies() == copies("a1", "b1")
+    superblock.put_copy(copies("a2")[0])
+    superblock.put_host(HostRecord(memory_id="m1", lease_id=3))
+    generation = superblock.remove_copy("a")
+    assert Superblock.open(mapping).copies() == copies("b1")
+    assert superblock.remove_copy("a") == superblock.remove_copy("b", "2") == generation
+    superblock.remove_copy("b")
+    SlotArea.open(mapping, earlier)
 
 
 def test_a_later_everrams_records_survive_this_one() -> None:
@@ -149,6 +179,9 @@ def test_every_crash_state_of_a_change_is_before_it_or_after_it() -> None:
         lambda: metadata.add([pb.Region(name="r", guest_id="b")], LogArea(guest_id="b", memory="log.b")),
         lambda: superblock.put_guest(guest("b")),
         lambda: superblock.remove_guest("a"),
+        lambda: superblock.put_copy(Copy(guest=guest("b"), copy_id="c")),
+        lambda: superblock.put_copy(Copy(guest=guest("b"), copy_id="c", promised_epoch=9)),
+        lambda: superblock.remove_copy("b"),
         superblock.mark_clean,
         lambda: metadata.add([pb.Region(name="r", guest_id="b", copy_id="c", arena="copied")], None),
         lambda: metadata.replace(
@@ -162,7 +195,9 @@ def test_every_crash_state_of_a_change_is_before_it_or_after_it() -> None:
         for mapping, content in zip(mappings, memories, strict=True):
             mapping.store(0, content)
         found = Metadata.open(mappings[1])
-        guests = [kept.guest_id for kept in Superblock.open(mappings[0]).guests()]
+        superblock = Superblock.open(mappings[0])
+        guests = [kept.guest_id for kept in superblock.guests()]
+        guests += [f"{copy.copy_id} {copy.promised_epoch}" for copy in superblock.copies()]
         regions = [f"{region.name} {region.copy_id} {region.arena}" for region in found.regions(copy_id="*")]
         return guests, regions + [log.memory for log in found.logs()]
 
