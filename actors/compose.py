@@ -43,7 +43,7 @@ async def compose(
     node.add(VMemFS)
     node.add(lambda: NvmDevice(config.nvm_bytes, tracking=faults is not None), after=(VMEMFS,))
     node.add(PowerMonitor, after=(VMEMFS,))
-    node.add(Replicator, after=(NVM_DEVICE,))
+    node.add(lambda: Replicator(config), after=(NVM_DEVICE,))
     node.add(lambda: Availability(config), after=(VMEMFS,))
     node.add(lambda: Hypervisor(config.host, faults), after=(NVM_DEVICE, REPLICATOR, AVAILABILITY))
     node.add(lambda: Report(config, node, pid), after=(NVM_DEVICE,))

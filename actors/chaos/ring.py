@@ -110,7 +110,7 @@ class RingScenario:
 
     async def _keep(self, domain: Domain, log: GatedMapping) -> None:
         try:
-            self.epoch = begin_epoch(log, self.epoch)
+            _, self.epoch = begin_epoch(log, self.epoch, 0)
         except DataLoss as error:
             self.world.violate(HEALTHY, f"epoch {self.epoch} cannot begin: {error}")
         self.loop.call_soon(self.loop.kill, domain)

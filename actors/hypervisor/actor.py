@@ -17,26 +17,30 @@ from everram.actors.hypervisor import admission, output
 from everram.actors.hypervisor.faults import FaultService
 from everram.actors.hypervisor.life import ENDED, Restart
 from everram.actors.hypervisor.resident import Resident, begin_epoch
+from everram.actors.hypervisor.set_aside import set_aside
 from everram.runtime.contracts import common_pb2 as pb
 from everram.runtime.contracts import hypervisor_pb2 as hv
 from everram.runtime.contracts.availability_contract import AvailabilityRef
-from everram.runtime.contracts.availability_pb2 import GuestKey, Registration
+from everram.runtime.contracts.availability_pb2 import AimRequest, GuestKey, HandToRequest, Registration
 from everram.runtime.contracts.hypervisor_contract import HypervisorActor
 from everram.runtime.contracts.nvm_device_contract import NvmDeviceRef
-from everram.runtime.contracts.nvm_device_pb2 import CreateRegionsRequest, RegionFilter
+from everram.runtime.contracts.nvm_device_pb2 import AdoptRequest, CreateRegionsRequest, RegionFilter
 from everram.runtime.contracts.replicator_contract import REPLICATOR_FOLLOW, REPLICATOR_UNFOLLOW, ReplicatorRef
-from everram.runtime.contracts.replicator_pb2 import FollowRequest
+from everram.runtime.contracts.replicator_pb2 import DrainRequest, FollowRequest, GuestCopy
 from everram.runtime.contracts.vmemfs_contract import VMemFSRef
 from everram.runtime.contracts.vmemfs_pb2 import GuestId
 from everram.runtime.environment import GuestProcess, MachineEvent
 from everram.runtime.errors import (
     AlreadyExists,
+    DataLoss,
     DeadlineExceeded,
     EverramError,
     FailedPrecondition,
+    InvalidArgument,
     NotFound,
     Unavailable,
 )
+from everram.runtime.log.ring import Ring, RingCorrupt
 
 GRACE_S = 5.0
 """Between SIGTERM and SIGKILL of a guest that is asked to stop, if its user names nothing else."""
@@ -44,6 +48,12 @@ REGISTER_TIMEOUT_S = 10.0
 """How long a new incarnation waits for a lease: coordination restarts in well under a second."""
 RETRY_S = 0.2
 """Between attempts to begin an incarnation that nobody waits for."""
+MOVE_TIMEOUT_S = 300.0
+"""For a copy to be built where a guest is moved to: some hundred GiB in memory."""
+DRAIN_TIMEOUT_S = 10.0
+"""For the last records of a guest that has stopped."""
+LOOK_S = 0.02
+"""Between looks at a copy that is being built."""
 
 
 class Hypervisor(HypervisorActor):
@@ -193,7 +203,7 @@ class Hypervisor(HypervisorActor):
         memory = environment.memory.open(resident.log_name)
         log = memory.map()
         try:
-            guest.epoch = begin_epoch(log, guest.epoch)
+            guest.previous_epoch, guest.epoch = begin_epoch(log, guest.epoch, guest.spec.copies)
         finally:
             log.close()
         await self._store(resident)
@@ -203,15 +213,16 @@ class Hypervisor(HypervisorActor):
         self._follow(resident)
         await self._store(resident)
 
-    async def _end_process(self, resident: Resident) -> None:
-        """Make sure that no process of the guest lives, and that nobody counts on it."""
+    async def _end_process(self, resident: Resident, *, give_back: bool = True) -> None:
+        """Make sure that no process of the guest lives, and (`give_back`) that nobody counts on it."""
         processes = [p for p in await self._machine.guests() if p.guest_id == resident.guest.guest_id]
         if processes and processes[0].pid:
             ended = await self._machine.kill(resident.guest.guest_id)
             resident.died(ended.exit_status)
         if self._faults:
             self._faults.detach(resident.guest.guest_id)
-        await self._give_back(resident.guest)
+        if give_back:
+            await self._give_back(resident.guest)
 
     async def _give_back(self, guest: pb.Guest) -> None:
         """The guest is dead, so its place may be given back before its lease ends."""
@@ -255,8 +266,12 @@ class Hypervisor(HypervisorActor):
 
     async def _list(self) -> hv.GuestList:
         processes = {p.guest_id: p for p in await self._machine.guests()}
-        residents = sorted(self._residents.values(), key=lambda r: (r.guest.name, r.guest.guest_id))
-        return hv.GuestList(guests=[self._seen(r, processes.get(r.guest.guest_id)) for r in residents])
+        answer = hv.GuestList()
+        for resident in sorted(self._residents.values(), key=lambda r: (r.guest.name, r.guest.guest_id)):
+            seen = answer.guests.add()
+            seen.CopyFrom(self._seen(resident, processes.get(resident.guest.guest_id)))
+            await self._add_positions(seen, resident)
+        return answer
 
     def inspect(self, request: hv.GuestName) -> Awaitable[pb.Guest]:
         return self.context.later(self._inspect(self._find(request.guest)))
@@ -264,10 +279,20 @@ class Hypervisor(HypervisorActor):
     async def _inspect(self, resident: Resident) -> pb.Guest:
         processes = {p.guest_id: p for p in await self._machine.guests()}
         seen = self._seen(resident, processes.get(resident.guest.guest_id))
-        if seen.pid:
-            request = FollowRequest(guest_id=seen.guest_id, log=resident.log_name)
-            seen.log.CopyFrom(await self._replicator.positions(request))
+        await self._add_positions(seen, resident)
         return seen
+
+    async def _add_positions(self, seen: pb.Guest, resident: Resident) -> None:
+        """How far its log is, and its copies; nothing where its log is not followed."""
+        try:
+            positions = await self._replicator.positions(FollowRequest(guest_id=seen.guest_id, log=resident.log_name))
+        except (NotFound, DataLoss):
+            return
+        seen.copies.extend(positions.copies)
+        seen.degraded = positions.degraded
+        if seen.pid:
+            seen.log.CopyFrom(positions)
+            seen.log.ClearField("copies")
 
     def _seen(self, resident: Resident, process: GuestProcess | None) -> pb.Guest:
         """What a user is told: the record, and what the machine and the page service know besides."""
@@ -342,19 +367,142 @@ class Hypervisor(HypervisorActor):
             await self._erase(resident)
         return pb.Empty()
 
-    async def _erase(self, resident: Resident) -> None:
-        """Everything of a guest without a process, its record last: whoever dies in between goes on with this."""
+    async def _erase(self, resident: Resident, *, everywhere: bool = True) -> None:
+        """Everything of a guest without a process, its record last: whoever dies in between goes on with this.
+
+        `everywhere`: it leaves the directory too.
+        """
         guest_id = resident.guest.guest_id
         self._replicator.tell(REPLICATOR_UNFOLLOW, FollowRequest(guest_id=guest_id, log=resident.log_name))
         with contextlib.suppress(NotFound):  # it may never have had a process
             await self._machine.forget(guest_id)
-        await self._availability.forget(GuestKey(guest_id=guest_id, epoch=resident.guest.epoch))
+        if everywhere:
+            await self._availability.forget(GuestKey(guest_id=guest_id, epoch=resident.guest.epoch))
         await self._nvm.remove_regions(RegionFilter(guest_id=guest_id))
         await self.context.environment.logs.remove(resident.output_path)
         with contextlib.suppress(NotFound):  # it may never have been recorded
             await self._vmemfs.remove_guest(GuestId(guest_id=guest_id))
         del self._residents[guest_id]
         resident.become(pb.STOPPED, "removed")
+
+    # -- another host's guest becomes ours, or ours another's
+
+    def take_over(self, request: hv.TakeOverRequest) -> Awaitable[pb.Guest]:
+        return self.context.later(self._take_over(request))
+
+    async def _take_over(self, request: hv.TakeOverRequest) -> pb.Guest:
+        """Make this host's copy of a guest the guest itself, and begin its next incarnation.
+
+        Its record comes first, then its memory, then the copy is let go: after a death anywhere in between it is asked
+        again, and goes on. Raises NotFound without a copy, FailedPrecondition for one that was not promised.
+        """
+        guest_id = request.guest_id
+        resident = self._residents.get(guest_id)
+        if resident is None:
+            handed = await self._replicator.hand_over(GuestCopy(guest_id=guest_id))
+            guest = pb.Guest()
+            guest.CopyFrom(handed.guest)
+            guest.host, guest.epoch, guest.exit_status = self._host, handed.epoch, -1
+            guest.state, guest.reason, guest.pid = pb.RESTARTING, "taken over", 0
+            await self._vmemfs.put_guest(guest)
+            resident = self._residents.setdefault(guest_id, Resident(guest))
+        async with resident.changing:
+            if resident.guest.state == pb.RUNNING and resident.guest.epoch >= request.epoch:
+                return resident.stored()
+            await self._end_process(resident)
+            await self._adopt_copy(resident)
+            await self._begin(resident)
+            return resident.stored()
+
+    async def _adopt_copy(self, resident: Resident) -> None:
+        """Its memory is its own from now on; nothing to do if it is already."""
+        guest = resident.guest
+        if resident.log_name not in self.context.environment.memory.names():
+            handed = await self._replicator.hand_over(GuestCopy(guest_id=guest.guest_id))
+            request = AdoptRequest(
+                guest_id=guest.guest_id,
+                copy_id=handed.copy_id,
+                log_bytes=guest.spec.log_bytes,
+                log_start=handed.lsn,
+                log_epoch=handed.epoch,
+            )
+            await self._nvm.adopt_copy(request)
+        for region in guest.regions:
+            region.ClearField("copy_id")
+        await self._store(resident)
+        await self._replicator.release(GuestCopy(guest_id=guest.guest_id))
+
+    def demote(self, request: hv.DemoteRequest) -> Awaitable[pb.Empty]:
+        return self.context.later(self._demote(request))
+
+    async def _demote(self, request: hv.DemoteRequest) -> pb.Empty:
+        """Another host has the guest: what lies here is fenced. Nothing to do for a guest that is not here."""
+        resident = self._residents.get(request.guest_id)
+        if resident is None:
+            return pb.Empty()
+        async with resident.changing:
+            await self._end_process(resident)
+            if resident.log_name in self.context.environment.memory.names():
+                await self._set_aside(resident, request)
+            await self._erase(resident, everywhere=False)
+        return pb.Empty()
+
+    async def _set_aside(self, resident: Resident, request: hv.DemoteRequest) -> None:
+        log = self.context.environment.memory.open(resident.log_name).map()
+        name, disk = resident.guest.name, self.context.environment.disk
+        try:
+            report = await set_aside(disk, Ring.open(log), name, request.start, request.epoch, request.host)
+        except RingCorrupt as error:
+            self.context.log.error("nothing of %s can be set aside: %s", name, error)
+            return
+        finally:
+            log.close()
+        if report is not None:
+            self.context.log.warning("%s", report)
+
+    def move(self, request: hv.MoveRequest) -> Awaitable[pb.Empty]:
+        return self.context.later(self._move(self._find(request.guest), request.host))
+
+    async def _move(self, resident: Resident, host: str) -> pb.Empty:
+        """Build a copy there while the guest runs, then end it, ship the rest, and let that host go on."""
+        guest = resident.guest
+        if host == self._host:
+            raise InvalidArgument(f"{guest.name} runs on {host} already")
+        if guest.state != pb.RUNNING:
+            raise FailedPrecondition(f"{guest.name} is {_word(guest.state)}: only a running guest can be moved")
+        await self._availability.aim(AimRequest(guest_id=guest.guest_id, host=host))
+        memory_id = await self._copied_to(resident, host)
+        async with resident.changing:
+            await self._ask_to_end(resident, GRACE_S)
+            await self._end_process(resident, give_back=False)
+            try:
+                drain = DrainRequest(guest_id=guest.guest_id, memory_id=memory_id)
+                await self._replicator.drain(drain, timeout_s=DRAIN_TIMEOUT_S)
+                await self._availability.hand_to(
+                    HandToRequest(guest_id=guest.guest_id, epoch=guest.epoch, host=host), timeout_s=REGISTER_TIMEOUT_S
+                )
+            except EverramError:
+                resident.become(pb.RESTARTING, f"was not moved to {host}")
+                self.context.spawn(self._begin_again(resident, guest.epoch), name=f"{guest.name} stays")
+                raise
+            resident.become(pb.STOPPED, f"moved to {host}")
+            await self._store(resident)
+        return pb.Empty()
+
+    async def _copied_to(self, resident: Resident, host: str) -> str:
+        """Wait until a copy on `host` is in sync and a member of the required set; its memory_id."""
+        try:
+            async with asyncio.timeout(MOVE_TIMEOUT_S):
+                while True:
+                    seen = await self._inspect(resident)
+                    for copy in seen.copies:
+                        if copy.host == host and copy.state == "in-sync" and copy.required:
+                            return copy.memory_id
+                    await asyncio.sleep(LOOK_S)
+        except TimeoutError:
+            raise DeadlineExceeded(
+                f"no copy of {resident.guest.name} was complete on {host} after {MOVE_TIMEOUT_S:g} s: it stays where it is"
+            ) from None
 
     def kill(self, request: hv.GuestName) -> Awaitable[pb.Guest]:
         return self.context.later(self._kill(self._find(request.guest)))

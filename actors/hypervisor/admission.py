@@ -11,6 +11,8 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 """Names appear in paths, keys and descriptor names: letters that are safe in all of them, as DNS labels are."""
 MAX_REGIONS = 64
 """Each is a descriptor in the guest and in the machine; 64 leaves room within the usual limit of 1024."""
+COPIES_MAX = 4
+"""A log ring has eight slots for destinations, and a copy that is being replaced takes two."""
 MAX_COMMAND_BYTES = 128 * 1024
 """Arguments and environment together, the kernel's own limit for one string and enough for any shell's environment."""
 
@@ -24,11 +26,13 @@ def check(spec: pb.GuestSpec) -> None:
     size_bytes = sum(map(len, spec.argv)) + sum(len(v.name) + len(v.value) for v in spec.environment)
     if size_bytes > MAX_COMMAND_BYTES:
         raise InvalidArgument(f"arguments and environment take {size_bytes} bytes; at most {MAX_COMMAND_BYTES} fit")
-    if spec.copies:
-        raise InvalidArgument("copies on other hosts are not built yet: run it without --copies")
+    if spec.copies > COPIES_MAX:
+        raise InvalidArgument(f"{spec.copies} copies asked for; a guest may have {COPIES_MAX}")
     if spec.publish_port > 65535:
         raise InvalidArgument(f"{spec.publish_port} is not a TCP port: choose one from 1 to 65535")
     _check_regions(spec)
+    if spec.copies and all(region.kind == pb.MAPPED for region in spec.regions):
+        raise InvalidArgument("copies are made of logged regions, and this guest has none: run it without --copies")
 
 
 def _check_regions(spec: pb.GuestSpec) -> None:

@@ -90,15 +90,18 @@ class Resident:
         )
 
 
-def begin_epoch(log: Mapping, at_least: int) -> int:
-    """Start a new epoch in a guest's log ring, at the end of what its predecessor committed; returns it.
+def begin_epoch(log: Mapping, at_least: int, copies: int) -> tuple[int, int]:
+    """Start a new epoch in a guest's log ring, at the end of what its predecessor committed.
 
-    It is `at_least`, or higher where the ring has already seen that. Raises DataLoss if the ring is damaged.
+    Returns (the epoch before, the new one): `at_least`, or higher where the ring has already seen that. `copies`: how
+    many other hosts have to hold what counts as replicated. Raises DataLoss if the ring is damaged.
     """
     try:
         ring = Ring.open(log)
-        epoch = max(at_least, ring.epoch + 1)
+        before = ring.epoch
+        epoch = max(at_least, before + 1)
+        ring.set_copies(copies)
         ring.begin_epoch(epoch)
     except RingCorrupt as error:
         raise DataLoss(f"its log is damaged, so it cannot start: {error}") from error
-    return epoch
+    return before, epoch

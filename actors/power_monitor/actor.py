@@ -8,6 +8,8 @@ from everram.actors.power_monitor.save import save
 from everram.runtime.contracts import common_pb2 as pb
 from everram.runtime.contracts import power_monitor_pb2 as power
 from everram.runtime.contracts.power_monitor_contract import PowerMonitorActor
+from everram.runtime.contracts.replicator_contract import REPLICATOR_QUIESCE, ReplicatorRef
+from everram.runtime.contracts.replicator_pb2 import QuiesceRequest
 from everram.runtime.contracts.vmemfs_contract import VMemFSRef
 from everram.runtime.errors import FailedPrecondition
 from everram.runtime.formats.image import examine, mark_opened
@@ -21,6 +23,11 @@ class PowerMonitor(PowerMonitorActor):
 
     async def on_start(self) -> None:
         self._saving = False
+        self._replicator = self.context.ref(ReplicatorRef)
+        marker = (await examine(self.context.environment.disk)).marker
+        if marker is not None and marker.state == "complete":
+            # A host that died after it had saved: what its successor acknowledged would not be in the image.
+            self._replicator.tell(REPLICATOR_QUIESCE, QuiesceRequest(on=True))
 
     def save(self, request: power.SaveRequest) -> Awaitable[power.SaveReport]:
         self._check_not_saving()
@@ -31,6 +38,7 @@ class PowerMonitor(PowerMonitorActor):
         environment = self.context.environment
         try:
             await environment.machine.freeze("", FREEZE_REASON)
+            await self._replicator.quiesce(QuiesceRequest(on=True))
             host = await self.context.ref(VMemFSRef).get_host(pb.Empty())
             report = await save(environment, cause, host.memory_id)
         except BaseException:
@@ -52,6 +60,7 @@ class PowerMonitor(PowerMonitorActor):
         if survey.marker is not None and survey.marker.state == "complete":
             host = await self.context.ref(VMemFSRef).get_host(pb.Empty())
             await mark_opened(environment.disk, survey, survey.marker.generation, host.memory_id)
+        await self._replicator.quiesce(QuiesceRequest(on=False))
         await environment.machine.thaw("", FREEZE_REASON)
         return pb.Empty()
 

@@ -1,93 +1,106 @@
-"""The replicator actor: one follower a guest, each an owned task.
-
-In this version it verifies what guests commit and tells their positions; shipping to other hosts stands on it.
-"""
+"""The replicator actor: takes the messages of its contract to the logs of this host's guests and to the copies it keeps."""
 
 from __future__ import annotations
 
-import asyncio
+from collections.abc import Awaitable
 
-from everram.actors.replicator.follower import Follower
+from everram.actors.replicator.copy_keeper import CopyKeeper
+from everram.actors.replicator.guest_log import GuestLog
 from everram.runtime.contracts import common_pb2 as pb
+from everram.runtime.contracts import replicator_pb2 as rp
 from everram.runtime.contracts.replicator_contract import ReplicatorActor
 from everram.runtime.contracts.replicator_pb2 import FollowRequest
+from everram.runtime.coordination.resolver import HostResolver
 from everram.runtime.errors import DataLoss, NotFound
-from everram.runtime.log.ring import Ring, RingCorrupt
-from everram.runtime.memory.contract import Mapping
-
-
-class _Followed:
-    """A guest's follower with what it holds open."""
-
-    def __init__(self, follower: Follower, mapping: Mapping, task: asyncio.Task[None] | None = None) -> None:
-        self.follower = follower
-        self.mapping = mapping
-        self.task = task
-        self.corrupt = ""
-
-    def close(self) -> None:
-        self.follower.doorbell.close()
-        self.mapping.close()
+from everram.runtime.formats.config import HostConfig
 
 
 class Replicator(ReplicatorActor):
-    """Follows the log rings of this host's guests."""
+    """Logs followed and copies kept by one host."""
 
-    def __init__(self) -> None:
-        self._followed: dict[str, _Followed] = {}
+    def __init__(self, config: HostConfig) -> None:
+        self._config = config
+        self._logs: dict[str, GuestLog] = {}  # by guest_id: the guests that this host has
+
+    async def on_start(self) -> None:
+        self._resolver = HostResolver(self.context.environment.coordination)
+        self._keeper = CopyKeeper(self.context, self._config, self._resolver)
+        self.context.resources.callback(self._keeper.close)
+        await self._keeper.start()
 
     async def on_stop(self) -> None:
-        for guest_id in list(self._followed):
+        for guest_id in list(self._logs):
             await self._drop(guest_id)
+
+    # -- guests that run here
 
     def follow(self, request: FollowRequest) -> pb.Empty:
         """Start following, or go on: a new incarnation is noticed in the ring itself."""
-        if request.guest_id not in self._followed:
-            environment = self.context.environment
-            mapping = environment.memory.open(request.log).map()
-            follower = Follower(Ring.open(mapping), environment.doorbell(request.guest_id))
-            followed = self._followed[request.guest_id] = _Followed(follower, mapping)
-            followed.task = self.context.spawn(self._run(request.guest_id, followed), name=f"log {request.guest_id}")
+        self._follow(request.guest_id, request.log)
         return pb.Empty()
+
+    def _follow(self, guest_id: str, memory: str) -> GuestLog:
+        log = self._logs.get(guest_id)
+        if log is None:
+            log = self._logs[guest_id] = GuestLog(
+                self.context, self._config, self._keeper.memory_id, guest_id, memory, self._resolver.resolve
+            )
+        return log
 
     async def unfollow(self, request: FollowRequest) -> pb.Empty:
         await self._drop(request.guest_id)
         return pb.Empty()
 
+    async def _drop(self, guest_id: str) -> None:
+        log = self._logs.pop(guest_id, None)
+        if log is not None:
+            await log.close()
+
     def positions(self, request: FollowRequest) -> pb.LogPositions:
         """Raises NotFound for a guest that is not followed, DataLoss where its log was found damaged."""
-        followed = self._followed.get(request.guest_id)
-        if followed is None:
-            raise NotFound(f"the log of guest {request.guest_id} is not followed on this host: start the guest first")
-        if followed.corrupt:
-            raise DataLoss(followed.corrupt)
-        ring = followed.follower.ring
-        return pb.LogPositions(
-            epoch=ring.epoch,
-            tail=ring.tail,
-            applied=ring.applied,
-            freed=ring.freed,
-            verified=followed.follower.verified,
-            capacity_bytes=ring.capacity_bytes,
-        )
+        log = self._log(request.guest_id)
+        if log.corrupt:
+            raise DataLoss(log.corrupt)
+        return log.positions()
 
-    async def _run(self, guest_id: str, followed: _Followed) -> None:
-        try:
-            while True:
-                if followed.follower.step():
-                    await asyncio.sleep(0)  # one run a turn: others on this loop come first
-                else:
-                    await followed.follower.rest()
-        except RingCorrupt as error:
-            # The guest's own checks decide about the guest; here the log is no longer taken for good, and says so.
-            followed.corrupt = f"the log of guest {guest_id} is damaged: {error}"
-            self.context.log.error("%s", followed.corrupt)
+    def ship(self, request: rp.ShipRequest) -> pb.Empty:
+        """Raises NotFound for a guest that is not followed (yet): ask again."""
+        self._log(request.guest.guest_id).ship(request)
+        return pb.Empty()
 
-    async def _drop(self, guest_id: str) -> None:
-        followed = self._followed.pop(guest_id, None)
-        if followed is None:
-            return
-        if followed.task is not None:
-            followed.task.cancel()
-            await asyncio.wait([followed.task])
-        followed.close()
+    def drain(self, request: rp.DrainRequest) -> Awaitable[pb.LogPositions]:
+        return self.context.later(self._drain(request), cancellable=True)
+
+    async def _drain(self, request: rp.DrainRequest) -> pb.LogPositions:
+        log = self._log(request.guest_id)
+        await log.drained(request.memory_id)
+        return log.positions()
+
+    def _log(self, guest_id: str) -> GuestLog:
+        log = self._logs.get(guest_id)
+        if log is None:
+            raise NotFound(f"the log of guest {guest_id} is not followed on this host: start the guest first")
+        return log
+
+    # -- copies that are kept here
+
+    def open(self, request: rp.OpenRequest) -> Awaitable[rp.OpenReply]:
+        return self.context.later(self._keeper.open(request))
+
+    def complete(self, request: rp.CompleteRequest) -> Awaitable[pb.Empty]:
+        return self.context.later(self._keeper.complete(request))
+
+    def promise(self, request: rp.PromiseRequest) -> Awaitable[rp.PromiseReply]:
+        return self.context.later(self._keeper.promise(request))
+
+    def release(self, request: rp.GuestCopy) -> Awaitable[pb.Empty]:
+        return self.context.later(self._keeper.release(request))
+
+    def copies(self, request: pb.Empty) -> rp.CopyList:
+        return self._keeper.listed()
+
+    def quiesce(self, request: rp.QuiesceRequest) -> Awaitable[pb.Empty]:
+        return self.context.later(self._keeper.quiesce(request.on))
+
+    def hand_over(self, request: rp.GuestCopy) -> Awaitable[rp.HandedOver]:
+        return self.context.later(self._keeper.hand_over(request.guest_id))

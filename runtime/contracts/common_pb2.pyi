@@ -152,20 +152,24 @@ class CopyStatus(_message.Message):
     def __init__(self, host: _Optional[str] = ..., memory_id: _Optional[str] = ..., state: _Optional[str] = ..., required: _Optional[bool] = ..., durable: _Optional[int] = ..., copied_percent: _Optional[int] = ...) -> None: ...
 
 class LogPositions(_message.Message):
-    __slots__ = ("epoch", "tail", "applied", "freed", "verified", "capacity_bytes")
+    __slots__ = ("epoch", "tail", "applied", "freed", "verified", "capacity_bytes", "copies", "degraded")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     TAIL_FIELD_NUMBER: _ClassVar[int]
     APPLIED_FIELD_NUMBER: _ClassVar[int]
     FREED_FIELD_NUMBER: _ClassVar[int]
     VERIFIED_FIELD_NUMBER: _ClassVar[int]
     CAPACITY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    COPIES_FIELD_NUMBER: _ClassVar[int]
+    DEGRADED_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     tail: int
     applied: int
     freed: int
     verified: int
     capacity_bytes: int
-    def __init__(self, epoch: _Optional[int] = ..., tail: _Optional[int] = ..., applied: _Optional[int] = ..., freed: _Optional[int] = ..., verified: _Optional[int] = ..., capacity_bytes: _Optional[int] = ...) -> None: ...
+    copies: _containers.RepeatedCompositeFieldContainer[CopyStatus]
+    degraded: bool
+    def __init__(self, epoch: _Optional[int] = ..., tail: _Optional[int] = ..., applied: _Optional[int] = ..., freed: _Optional[int] = ..., verified: _Optional[int] = ..., capacity_bytes: _Optional[int] = ..., copies: _Optional[_Iterable[_Union[CopyStatus, _Mapping]]] = ..., degraded: _Optional[bool] = ...) -> None: ...
 
 class RegionSpec(_message.Message):
     __slots__ = ("name", "size_bytes", "kind")

@@ -21,8 +21,9 @@ REPLICATOR_COMPLETE = Method("everram.v1.Replicator", "Complete", replicator_pb2
 REPLICATOR_PROMISE = Method("everram.v1.Replicator", "Promise", replicator_pb2.PromiseRequest, replicator_pb2.PromiseReply)
 REPLICATOR_RELEASE = Method("everram.v1.Replicator", "Release", replicator_pb2.GuestCopy, common_pb2.Empty)
 REPLICATOR_COPIES = Method("everram.v1.Replicator", "Copies", common_pb2.Empty, replicator_pb2.CopyList)
+REPLICATOR_QUIESCE = Method("everram.v1.Replicator", "Quiesce", replicator_pb2.QuiesceRequest, common_pb2.Empty)
 REPLICATOR_HAND_OVER = Method("everram.v1.Replicator", "HandOver", replicator_pb2.GuestCopy, replicator_pb2.HandedOver)
-REPLICATOR = Contract("everram.v1.Replicator", (REPLICATOR_FOLLOW, REPLICATOR_UNFOLLOW, REPLICATOR_POSITIONS, REPLICATOR_SHIP, REPLICATOR_DRAIN, REPLICATOR_OPEN, REPLICATOR_COMPLETE, REPLICATOR_PROMISE, REPLICATOR_RELEASE, REPLICATOR_COPIES, REPLICATOR_HAND_OVER,))
+REPLICATOR = Contract("everram.v1.Replicator", (REPLICATOR_FOLLOW, REPLICATOR_UNFOLLOW, REPLICATOR_POSITIONS, REPLICATOR_SHIP, REPLICATOR_DRAIN, REPLICATOR_OPEN, REPLICATOR_COMPLETE, REPLICATOR_PROMISE, REPLICATOR_RELEASE, REPLICATOR_COPIES, REPLICATOR_QUIESCE, REPLICATOR_HAND_OVER,))
 
 
 class ReplicatorRef(Ref):
@@ -80,6 +81,11 @@ class ReplicatorRef(Ref):
     ) -> Coroutine[Any, Any, replicator_pb2.CopyList]:
         return self.ask(REPLICATOR_COPIES, request, timeout_s)
 
+    def quiesce(
+        self, request: replicator_pb2.QuiesceRequest, *, timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> Coroutine[Any, Any, common_pb2.Empty]:
+        return self.ask(REPLICATOR_QUIESCE, request, timeout_s)
+
     def hand_over(
         self, request: replicator_pb2.GuestCopy, *, timeout_s: float = DEFAULT_TIMEOUT_S
     ) -> Coroutine[Any, Any, replicator_pb2.HandedOver]:
@@ -119,6 +125,9 @@ class ReplicatorActor(Actor):
         raise NotImplementedError
 
     def copies(self, request: common_pb2.Empty) -> replicator_pb2.CopyList | Awaitable[replicator_pb2.CopyList]:
+        raise NotImplementedError
+
+    def quiesce(self, request: replicator_pb2.QuiesceRequest) -> common_pb2.Empty | Awaitable[common_pb2.Empty]:
         raise NotImplementedError
 
     def hand_over(self, request: replicator_pb2.GuestCopy) -> replicator_pb2.HandedOver | Awaitable[replicator_pb2.HandedOver]:

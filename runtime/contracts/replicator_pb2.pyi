@@ -117,6 +117,12 @@ class PromiseReply(_message.Message):
     lsn: int
     def __init__(self, memory_id: _Optional[str] = ..., complete: _Optional[bool] = ..., epoch: _Optional[int] = ..., lsn: _Optional[int] = ...) -> None: ...
 
+class QuiesceRequest(_message.Message):
+    __slots__ = ("on",)
+    ON_FIELD_NUMBER: _ClassVar[int]
+    on: bool
+    def __init__(self, on: _Optional[bool] = ...) -> None: ...
+
 class GuestCopy(_message.Message):
     __slots__ = ("guest_id", "copy_id")
     GUEST_ID_FIELD_NUMBER: _ClassVar[int]
@@ -126,14 +132,16 @@ class GuestCopy(_message.Message):
     def __init__(self, guest_id: _Optional[str] = ..., copy_id: _Optional[str] = ...) -> None: ...
 
 class HandedOver(_message.Message):
-    __slots__ = ("guest", "epoch", "lsn")
+    __slots__ = ("guest", "epoch", "lsn", "copy_id")
     GUEST_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     LSN_FIELD_NUMBER: _ClassVar[int]
+    COPY_ID_FIELD_NUMBER: _ClassVar[int]
     guest: _common_pb2.Guest
     epoch: int
     lsn: int
-    def __init__(self, guest: _Optional[_Union[_common_pb2.Guest, _Mapping]] = ..., epoch: _Optional[int] = ..., lsn: _Optional[int] = ...) -> None: ...
+    copy_id: str
+    def __init__(self, guest: _Optional[_Union[_common_pb2.Guest, _Mapping]] = ..., epoch: _Optional[int] = ..., lsn: _Optional[int] = ..., copy_id: _Optional[str] = ...) -> None: ...
 
 class CopyList(_message.Message):
     __slots__ = ("copies",)

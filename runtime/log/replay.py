@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from everram.runtime.log.record import Record, Store
 from everram.runtime.log.ring import Ring, RingCorrupt, is_stores
@@ -27,15 +27,24 @@ def replay(ring: Ring, regions: Sequence[Mapping | None]) -> int:
             transactions += 1
     if end < tail:
         raise RingCorrupt(f"records between {end} and {tail} are damaged: the log was committed up to {tail}")
-    for region, store in pending:
+    _store_all(pending, regions)
+    if (ring.applied, ring.surely_applied) != (end, end):
+        ring.set_applied(end)
+    return transactions
+
+
+def apply(records: Iterable[Record], regions: Sequence[Mapping | None]) -> None:
+    """Store what `records` say, persistently. Raises RingCorrupt, with nothing stored, for what makes no sense."""
+    _store_all([target for record in records if is_stores(record) for target in _targets(record, regions)], regions)
+
+
+def _store_all(stores: Iterable[tuple[Mapping, Store]], regions: Sequence[Mapping | None]) -> None:
+    for region, store in stores:
         region.store(store.offset, store.data)
         region.flush(store.offset, len(store.data))
     for touched in regions:
         if touched is not None:
             touched.drain()
-    if (ring.applied, ring.surely_applied) != (end, end):
-        ring.set_applied(end)
-    return transactions
 
 
 def _targets(record: Record, regions: Sequence[Mapping | None]) -> Iterator[tuple[Mapping, Store]]:

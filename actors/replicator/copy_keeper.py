@@ -1,0 +1,353 @@
+"""The copies that this host keeps for others: opened by primaries, promised to leaders, given back to hypervisors.
+
+One change at a time for each guest, and each is recorded in VMemFS before anybody is told of it. What a host that died
+in the middle of one left behind, objects without a record, is removed by the next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from everram.actors.replicator.kept_copy import KeptCopy, Session
+from everram.runtime.actor import ActorContext
+from everram.runtime.channel.contract import Access, ChannelError
+from everram.runtime.contracts import common_pb2 as pb
+from everram.runtime.contracts import replicator_pb2 as rp
+from everram.runtime.contracts.nvm_device_contract import NvmDeviceRef
+from everram.runtime.contracts.nvm_device_pb2 import CreateRegionsRequest, RegionFilter
+from everram.runtime.contracts.vmemfs_contract import VMemFSRef
+from everram.runtime.coordination.resolver import HostResolver
+from everram.runtime.errors import FailedPrecondition, NotFound, Unavailable
+from everram.runtime.formats.config import HostConfig
+from everram.runtime.log.ring import DATA_OFFSET, EPOCH_START, RingCorrupt
+
+
+class CopyKeeper:
+    """See the module. `start` comes first."""
+
+    def __init__(self, context: ActorContext, config: HostConfig, resolver: HostResolver) -> None:
+        self._context, self._environment = context, context.environment
+        self._config = config
+        self._resolver = resolver
+        self._vmemfs = context.ref(VMemFSRef)
+        self._nvm = context.ref(NvmDeviceRef)
+        self._copies: dict[str, list[KeptCopy]] = {}  # by guest_id: at most one complete and one being built
+        self._changing: dict[str, asyncio.Lock] = {}  # by guest_id, held during every change and every run of records
+        self.memory_id = ""
+        self._quiet = False
+        """While this machine's memory is being saved, and until it is used again: what is said now could be forgotten."""
+
+    async def start(self) -> None:
+        """Go on with the copies that this host's predecessor kept."""
+        self.memory_id = (await self._vmemfs.get_host(pb.Empty())).memory_id
+        known = set()
+        for record in (await self._vmemfs.copies(pb.Empty())).copies:
+            try:
+                copy = KeptCopy(_own(record), self._environment.memory)
+            except (NotFound, RingCorrupt) as error:
+                self._context.log.error("a copy of %s is lost: %s", record.guest.name, error)
+                await self._vmemfs.remove_copy(rp.GuestCopy(guest_id=record.guest.guest_id, copy_id=record.copy_id))
+                continue
+            self._context.resources.callback(copy.close)
+            self._copies.setdefault(record.guest.guest_id, []).append(copy)
+            known.add((record.guest.guest_id, record.copy_id))
+        for region in (await self._nvm.list_regions(RegionFilter(copy_id="*"))).regions:
+            if region.copy_id and (region.guest_id, region.copy_id) not in known:
+                await self._nvm.remove_regions(RegionFilter(guest_id=region.guest_id, copy_id=region.copy_id))
+
+    def close(self) -> None:
+        for copies in self._copies.values():
+            for copy in copies:
+                copy.end_session()
+
+    async def quiesce(self, on: bool) -> pb.Empty:
+        """Neither acknowledge nor promise from now on (`on`), or do again."""
+        self._quiet = on
+        for guest_id, copies in list(self._copies.items()):
+            async with self._lock(guest_id):
+                for kept in copies:
+                    if on:
+                        kept.end_session()
+        return pb.Empty()
+
+    def _check_not_quiet(self) -> None:
+        if self._quiet:
+            raise Unavailable(f"the memory of {self._config.host} is being saved: ask again when that is over")
+
+    # -- the primary asks
+
+    async def open(self, request: rp.OpenRequest) -> rp.OpenReply:
+        """A fresh log region for the guest's epoch, in a copy that goes on or in a new one.
+
+        Raises FailedPrecondition (another cluster or memory, fenced), ResourceExhausted, ChannelError.
+        """
+        self._check(request)
+        guest = request.guest
+        async with self._lock(guest.guest_id):
+            self._check_not_quiet()
+            copies = self._copies.setdefault(guest.guest_id, [])
+            for copy in copies:
+                _check_epoch(copy.record, guest)
+            for copy in list(copies):
+                await self._settle(copy)
+                if not copy.record.complete:
+                    await self._remove(copy)
+            kept = next((copy for copy in copies if continues(copy.record, request)), None)
+            rebuild = kept is None
+            if kept is None:
+                kept = await self._build(request)
+            await self._new_log(kept, request)
+            session = await self._begin_session(kept, request, rebuild=rebuild)
+            return rp.OpenReply(
+                copy_id=kept.record.copy_id,
+                rebuild=rebuild,
+                lsn=kept.record.lsn,
+                log_rkey=session.regions[0].rkey,
+                region_rkeys=_in_order(kept.record.guest, session) if rebuild else [0] * len(guest.regions),
+                immediate=session.immediate,
+            )
+
+    def _check(self, request: rp.OpenRequest) -> None:
+        if request.cluster_id != self._config.cluster_id:
+            raise FailedPrecondition(f"this host belongs to cluster {self._config.cluster_id}, not to yours")
+        if request.memory_id != self.memory_id:
+            raise FailedPrecondition(
+                f"the memory of {self._config.host} is {self.memory_id} now, not {request.memory_id}: what that held is "
+                "gone"
+            )
+        if request.source_memory_id == self.memory_id:
+            raise FailedPrecondition("a copy in the guest's own memory would be none")
+
+    async def _build(self, request: rp.OpenRequest) -> KeptCopy:
+        """A new copy with empty regions."""
+        guest, copy_id = request.guest, self._environment.entropy.token()
+        specs = [pb.RegionSpec(name=r.name, size_bytes=r.size_bytes, kind=r.kind) for r in guest.regions]
+        created = await self._nvm.create_regions(
+            CreateRegionsRequest(guest_id=guest.guest_id, copy_id=copy_id, regions=specs)
+        )
+        arenas = {region.name: region for region in created.regions}
+        record = rp.Copy(guest=guest, copy_id=copy_id, source_host=request.source_host, lsn=request.applied)
+        record.epoch = guest.epoch
+        del record.guest.regions[:]
+        record.guest.regions.extend(arenas[region.name] for region in guest.regions)
+        kept = KeptCopy(record, self._environment.memory)
+        self._context.resources.callback(kept.close)
+        await self._store(kept)
+        self._copies[guest.guest_id].append(kept)
+        return kept
+
+    async def _new_log(self, kept: KeptCopy, request: rp.OpenRequest) -> None:
+        """The log region of this opening; nobody has the rkey of an earlier one any more."""
+        record, guest = kept.record, request.guest
+        log_id = self._environment.entropy.token()
+        created = await self._nvm.create_regions(
+            CreateRegionsRequest(
+                guest_id=guest.guest_id,
+                copy_id=record.copy_id,
+                log_id=log_id,
+                log_bytes=request.capacity_bytes,
+                log_start=record.lsn,
+                log_epoch=guest.epoch,
+            )
+        )
+        record.log, record.log_epoch, record.epoch = created.log, guest.epoch, guest.epoch
+        record.source_host = request.source_host
+        record.guest.epoch, record.guest.previous_epoch = guest.epoch, guest.previous_epoch
+        kept.open_log()
+        assert kept.ring is not None
+        if request.epoch_start > record.lsn:
+            # Records before it are of the epochs that this one continues.
+            kept.ring.publish(EPOCH_START, request.epoch_start)
+        await self._store(kept)
+
+    async def _begin_session(self, kept: KeptCopy, request: rp.OpenRequest, *, rebuild: bool) -> Session:
+        channel, record = self._environment.channel, kept.record
+        address = await self._resolver.resolve(request.source_host)
+        pair = await channel.connect(request.source_host, address.channel)
+        regions = [channel.register(record.log, DATA_OFFSET, request.capacity_bytes, Access.REMOTE_WRITE)]
+        if rebuild:
+            for region in record.guest.regions:
+                if region.kind == pb.LOGGED:
+                    regions.append(channel.register(region.arena, 0, region.size_bytes, Access.REMOTE_WRITE))
+        rang = asyncio.Event()
+        immediate = channel.receive(rang.set)
+        kept.session = session = Session(pair, request.ack_rkey, regions, immediate, channel.unreceive, rang)
+        session.task = self._context.spawn(self._serve(kept, session), name=f"copy of {record.guest.name}")
+        return session
+
+    async def _serve(self, kept: KeptCopy, session: Session) -> None:
+        """Take what the primary writes, until the session ends or breaks."""
+        guest_id = kept.record.guest.guest_id
+        try:
+            while True:
+                await session.rang.wait()
+                session.rang.clear()
+                async with self._lock(guest_id):
+                    while kept.session is session and await self._take(kept, session):
+                        await asyncio.sleep(0)
+        except ChannelError as error:
+            self._context.log.info("copy of %s: acknowledgements do not arrive: %s", kept.record.guest.name, error)
+        except RingCorrupt as error:
+            kept.damaged = str(error)
+            self._context.log.error("copy of %s: %s", kept.record.guest.name, error)
+
+    async def _take(self, kept: KeptCopy, session: Session) -> bool:
+        """One run: verified, acknowledged, applied. Whether there was one."""
+        records = kept.verify()
+        if not records:
+            return False
+        try:
+            if not kept.fenced:
+                await session.pair.write(session.ack_rkey, 0, kept.held.to_bytes(8, "little"))
+        finally:
+            kept.apply(records)
+        return True
+
+    async def complete(self, request: rp.CompleteRequest) -> pb.Empty:
+        """The copy is exact, and replaces the guest's other one. Raises NotFound, FailedPrecondition."""
+        async with self._lock(request.guest_id):
+            self._check_not_quiet()
+            copies = self._copies.get(request.guest_id, [])
+            kept = next((copy for copy in copies if copy.record.copy_id == request.copy_id), None)
+            if kept is None:
+                raise NotFound(f"no copy {request.copy_id} of guest {request.guest_id} is being built here")
+            if kept.fenced or kept.record.log_epoch != request.epoch or kept.held < request.lsn or kept.damaged:
+                raise FailedPrecondition(f"the copy of guest {request.guest_id} is not exact: build it again")
+            kept.persist_regions()
+            kept.record.complete = True
+            await self._store(kept)
+            for other in [copy for copy in copies if copy is not kept]:
+                await self._remove(other)
+        return pb.Empty()
+
+    # -- the leader asks
+
+    async def promise(self, request: rp.PromiseRequest) -> rp.PromiseReply:
+        """Acknowledge nothing of a lower epoch from now on. Raises FailedPrecondition if a higher one has the promise."""
+        async with self._lock(request.guest_id):
+            self._check_not_quiet()
+            copies = self._copies.get(request.guest_id, [])
+            for kept in copies:
+                if kept.record.promised_epoch > request.epoch or kept.record.log_epoch > request.epoch:
+                    raise FailedPrecondition(
+                        f"the copy of {kept.record.guest.name} knows a later epoch than {request.epoch} already"
+                    )
+            for kept in copies:
+                kept.record.promised_epoch = request.epoch
+                await self._settle(kept)
+            best = _best(copies)
+            if best is None:
+                return rp.PromiseReply(memory_id=self.memory_id)
+            return rp.PromiseReply(
+                memory_id=self.memory_id, complete=True, epoch=best.record.epoch, lsn=best.record.lsn
+            )
+
+    async def release(self, request: rp.GuestCopy) -> pb.Empty:
+        """Erase the guest's copies; nothing to do where there are none."""
+        async with self._lock(request.guest_id):
+            self._check_not_quiet()
+            for kept in list(self._copies.get(request.guest_id, [])):
+                if request.copy_id in ("", kept.record.copy_id):
+                    await self._remove(kept)
+        return pb.Empty()
+
+    def listed(self) -> rp.CopyList:
+        answer = rp.CopyList()
+        for copies in self._copies.values():
+            for kept in copies:
+                record = answer.copies.add()
+                record.CopyFrom(kept.record)
+                record.held = kept.held
+        return answer
+
+    # -- the hypervisor asks
+
+    async def hand_over(self, guest_id: str) -> rp.HandedOver:
+        """What the guest needs to begin here, from its best copy. Nothing is given away yet: `release` does that.
+
+        Raises NotFound, FailedPrecondition (it has not been promised to a leader).
+        """
+        async with self._lock(guest_id):
+            best = _best(self._copies.get(guest_id, []))
+            if best is None:
+                raise NotFound(f"this host has no complete copy of guest {guest_id}")
+            record = best.record
+            if not best.fenced or best.ring is not None:
+                raise FailedPrecondition(f"the copy of {record.guest.name} still follows its primary")
+            return rp.HandedOver(guest=record.guest, epoch=record.epoch, lsn=record.lsn, copy_id=record.copy_id)
+
+    # -- parts
+
+    def _lock(self, guest_id: str) -> asyncio.Lock:
+        return self._changing.setdefault(guest_id, asyncio.Lock())
+
+    async def _settle(self, kept: KeptCopy) -> None:
+        """End its session and its log region; `record` says what it holds. Asking again changes nothing."""
+        kept.end_session()
+        log = kept.record.log
+        try:
+            kept.settle()
+        except RingCorrupt as error:
+            kept.damaged = str(error)
+        kept.record.log = ""
+        await self._store(kept)
+        kept.close_log()
+        if log:
+            await self._nvm.remove_regions(
+                RegionFilter(
+                    guest_id=kept.record.guest.guest_id, copy_id=kept.record.copy_id, log_id=log.rpartition("@")[2]
+                )
+            )
+
+    async def _remove(self, kept: KeptCopy) -> None:
+        """Its record goes first: objects without one are removed by whoever finds them."""
+        guest_id, copy_id = kept.record.guest.guest_id, kept.record.copy_id
+        kept.close()
+        self._copies[guest_id].remove(kept)
+        try:
+            await self._vmemfs.remove_copy(rp.GuestCopy(guest_id=guest_id, copy_id=copy_id))
+            await self._nvm.remove_regions(RegionFilter(guest_id=guest_id, copy_id=copy_id))
+        except NotFound as error:
+            self._context.log.info("a copy was removed already: %s", error.message)
+
+    async def _store(self, kept: KeptCopy) -> None:
+        await self._vmemfs.put_copy(_own(kept.record))
+
+
+def continues(record: rp.Copy, request: rp.OpenRequest) -> bool:
+    """Whether a complete copy without a log region lies on the primary's log, so that shipping can go on from it.
+
+    One writer writes each epoch's records, so two logs that agree in epoch and position agree in all before.
+    """
+    if not record.complete or not request.freed <= record.lsn <= request.tail:
+        return False
+    guest = request.guest
+    if record.epoch == guest.epoch:
+        return True
+    return record.epoch == guest.previous_epoch and record.lsn <= request.epoch_start
+
+
+def _check_epoch(record: rp.Copy, guest: pb.Guest) -> None:
+    known = max(record.promised_epoch + 1, record.log_epoch)
+    if guest.epoch < known:
+        raise FailedPrecondition(
+            f"epoch {guest.epoch} of guest {guest.name} is fenced: its copy has been promised to epoch {known} or later"
+        )
+
+
+def _best(copies: list[KeptCopy]) -> KeptCopy | None:
+    complete = [copy for copy in copies if copy.record.complete and not copy.damaged]
+    return max(complete, key=lambda copy: (copy.record.epoch, copy.record.lsn), default=None)
+
+
+def _in_order(guest: pb.Guest, session: Session) -> list[int]:
+    """The rkeys of the regions, 0 for those that are not replicated; the first of a session's regions is the log."""
+    rkeys = iter(session.regions[1:])
+    return [next(rkeys).rkey if region.kind == pb.LOGGED else 0 for region in guest.regions]
+
+
+def _own(record: rp.Copy) -> rp.Copy:
+    """A copy: what was sent may not change afterwards."""
+    own = rp.Copy()
+    own.CopyFrom(record)
+    return own
