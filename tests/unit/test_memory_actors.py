@@ -92,6 +92,7 @@ class Machine:
             nothing,
             nothing,
             nothing,
+            nothing,
         )
         node = Node(environment, "h1", check_messages=True)
         node.add(VMemFS)
