@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from everram.runtime.channel.contract import Channel
 from everram.runtime.coordination.api import Coordination
 from everram.runtime.memory.contract import Mapping
 
@@ -258,6 +259,8 @@ class HostAddress:
     host_id: str
     address: str
     """`unix:PATH` or `HOST:PORT`."""
+    channel: str = ""
+    """Address of its channel (`Channel.address`); empty if the directory does not say."""
 
 
 class Network(Protocol):
@@ -299,6 +302,8 @@ class Environment:
     memory: Memory
     machine: Machine
     network: Network
+    channel: Channel
+    """One-sided access to other hosts' memory."""
     coordination: Coordination
     logs: Logs
     doorbell: Callable[[str], Doorbell]

@@ -160,6 +160,7 @@ class Availability(AvailabilityActor):
                 "one another name"
             )
         entry = {"host_id": config.host_id, "memory_id": self._memory_id, "address": f"unix:{config.socket}"}
+        entry["channel"] = self.context.environment.channel.address
         unchanged = Compare(key, Target.MOD, Relation.EQUAL, found[0].mod_revision if found else 0)
         result = await self._coordination.txn((unchanged,), (Put(key, encode(there | entry), self._keeper.lease),))
         self._entered = result.succeeded

@@ -17,12 +17,14 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from everram.actors.compose import compose
+from everram.runtime.channel.frames import Identity
 from everram.runtime.coordination.api import Put
 from everram.runtime.coordination.directory import CLUSTER, encode
 from everram.runtime.environment import Environment
 from everram.runtime.errors import DeadlineExceeded
 from everram.runtime.formats.config import HostConfig
 from everram.runtime.node import Node
+from everram.runtime.simulation.channel import SimulatedChannel, Wires
 from everram.runtime.simulation.disk import SimulatedDisk
 from everram.runtime.simulation.domain import Domain
 from everram.runtime.simulation.endpoint import Endpoint
@@ -75,6 +77,7 @@ class Cluster:
         """Of the latest incarnation, by host."""
         self._programs = programs
         self._preemption = preemption or Preemption()
+        self._wires = Wires(world.fabric, world.stream("channel"))
         self._generations = dict.fromkeys(self.names, 0)
 
     def start(self) -> None:
@@ -135,15 +138,24 @@ class Cluster:
             lease_ttl_s=self.lease_ttl_s,
         )
 
-    def _environment(self, machine: SimulatedMachine, port: MachinePort, domain: Domain, gate: Gate) -> Environment:
+    async def _environment(
+        self, machine: SimulatedMachine, port: MachinePort, domain: Domain, gate: Gate
+    ) -> Environment:
         world = self.world
+        entropy = SimulatedEntropy(world.stream(f"entropy/{domain.name}"))
+        memory = SimulatedMemory(machine.objects, gate)
+        me = Identity(CLUSTER_ID, machine.name, incarnation=domain.name)
+        channel = await SimulatedChannel.open(
+            self._wires, machine.objects, memory, entropy.randbytes, me, domain, f"simulated:{machine.name}"
+        )
         return Environment(
             clock=world.clock,
-            entropy=SimulatedEntropy(world.stream(f"entropy/{domain.name}")),
+            entropy=entropy,
             disk=SimulatedDisk(world.media(machine.name)),
-            memory=SimulatedMemory(machine.objects, gate),
+            memory=memory,
             machine=port,
             network=world.fabric.network(machine.name, domain, f"unix:{socket_of(machine.name)}"),
+            channel=channel,
             coordination=world.coordination.client(machine.name),
             logs=SimulatedLogs(machine),
             doorbell=machine.bell,
@@ -154,9 +166,9 @@ class Cluster:
         stream = self.world.stream(f"gate/{domain.name}")
         gate = Gate(self.world.loop, stream, preemption_mean=self._preemption.hosts)
         self.host_gates[machine.name] = gate
-        environment = self._environment(machine, port, domain, gate)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(_beat(port))
+            environment = await self._environment(machine, port, domain, gate)
             node = await compose(self._config(machine.name), environment)
             await node.start()
             self.nodes[machine.name].open(domain, node)

@@ -17,6 +17,7 @@ import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from everram.runtime.channel import generations
 from everram.runtime.contracts.power_monitor_pb2 import SaveReport
 from everram.runtime.contracts.vmemfs_pb2 import HostRecord
 from everram.runtime.environment import Environment, Memory, MemoryObject
@@ -31,6 +32,8 @@ from everram.runtime.sizes import size_text
 log = logging.getLogger("everram.power_monitor")
 
 RESTORING = "restoring"
+_NOT_SAVED = (RESTORING, generations.MEMORY_NAME)
+"""The generation table says what peers may touch of this memory, now; the next memory has its own."""
 _TOKEN_BYTES = 16
 METADATA = (vmemfs.MEMORY_NAME, nvm.MEMORY_NAME)
 """Saved first and in one go: actors go on changing them while the rest is being saved."""
@@ -62,7 +65,7 @@ async def save(environment: Environment, cause: str, memory_id: str) -> SaveRepo
     started_ns = environment.clock.now_ns()
     memory = environment.memory
     # No await until the metadata is read: what it says must be of one moment.
-    objects = [memory.open(name) for name in sorted(memory.names(), key=_order) if name != RESTORING]
+    objects = [memory.open(name) for name in sorted(memory.names(), key=_order) if name not in _NOT_SAVED]
     metadata = {
         number: [(offset, saved.read(offset, length)) for offset, length in pieces_of(saved)]
         for number, saved in enumerate(objects)
@@ -147,9 +150,9 @@ async def restore(environment: Environment, open_image: str = "") -> RestoreOutc
 
 
 async def _clear(memory: Memory, keep: str) -> None:
-    """Give back what a restore that did not come to its end has made."""
+    """Give back what a restore that did not come to its end has made; the channel was open before."""
     for name in memory.names():
-        if name != keep:
+        if name not in (keep, generations.MEMORY_NAME):
             await memory.remove(name)
 
 

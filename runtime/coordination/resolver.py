@@ -35,7 +35,9 @@ class HostResolver:
             raise NotFound(f"no host named {host} is in the directory: it is down, or has lost its lease")
         try:
             entry = decode(found[0].value)
-            address = self._known[host] = HostAddress(host, str(entry["host_id"]), str(entry["address"]))
+            address = self._known[host] = HostAddress(
+                host, str(entry["host_id"]), str(entry["address"]), str(entry.get("channel", ""))
+            )
         except (ValueError, KeyError) as error:
             raise DataLoss(
                 f"the directory's entry of host {host} cannot be read ({error}): restart that host"

@@ -22,11 +22,13 @@ if os.uname().machine != "x86_64" or sys.byteorder != "little":
 class Mapped(Mapping):
     """All of a descriptor's first `size_bytes` bytes; the descriptor stays the caller's. Raises OSError."""
 
-    def __init__(self, descriptor: int, size_bytes: int, *, populate: bool = False) -> None:
-        """`populate`: touch every page now, not at its first store (about 0.75 us a page either way)."""
+    def __init__(self, descriptor: int, size_bytes: int, *, populate: bool = False, writable: bool = True) -> None:
+        """`populate`: touch every page now, not at its first store (about 0.75 us a page either way). Stores into a
+        mapping that is not `writable` raise TypeError."""
         self.size_bytes = size_bytes
         flags = mmap.MAP_SHARED | (mmap.MAP_POPULATE if populate else 0)
-        self._mmap = mmap.mmap(descriptor, size_bytes, flags)
+        protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
+        self._mmap = mmap.mmap(descriptor, size_bytes, flags, protection)
         self._bytes = memoryview(self._mmap)
         # Never struct.pack_into for a word that others read: it clears before it writes.
         self._words = self._bytes[: size_bytes & ~7].cast("Q")

@@ -11,6 +11,8 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass
 
+from everram.runtime.channel.frames import Identity
+from everram.runtime.channel.shared_memory import PATH_SUFFIX, SharedMemoryChannel
 from everram.runtime.coordination.client import CoordinationClient
 from everram.runtime.environment import Environment
 from everram.runtime.formats.config import HostConfig
@@ -47,16 +49,21 @@ class Production:
             parts.push_async_callback(coordination.close)
             network = GrpcNetwork()
             parts.push_async_callback(network.close)
+            entropy = SystemEntropy()
+            me = Identity(config.cluster_id, config.host, incarnation=entropy.token())
+            channel = await SharedMemoryChannel.open(memory, entropy.randbytes, me, config.socket + PATH_SUFFIX)
+            parts.callback(channel.close)
             faults = PageService(memory) if probe.userfaultfd().available else None
             if faults is not None:
                 parts.callback(faults.close)
             environment = Environment(
                 clock=SystemClock(),
-                entropy=SystemEntropy(),
+                entropy=entropy,
                 disk=Folder(config.state_dir),
                 memory=memory,
                 machine=machine,
                 network=network,
+                channel=channel,
                 coordination=coordination,
                 logs=OutputFiles(config.state_dir),
                 doorbell=Doorbells(machine),

@@ -68,6 +68,11 @@ class KeptObject:
         self.size_bytes = os.fstat(fd).st_size
         self._fd = fd
 
+    @property
+    def descriptor(self) -> int:
+        """Still this object's own."""
+        return self._fd
+
     def map(self) -> Mapped:
         """Raises ResourceExhausted."""
         try:

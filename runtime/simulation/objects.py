@@ -92,12 +92,15 @@ class Objects:
     def __init__(self, capacity_bytes: int) -> None:
         self.capacity_bytes = capacity_bytes
         self.by_name: dict[str, Bytes] = {}
+        self.gone = False
+        """Whether the machine has died: nobody reaches its memory any more."""
 
     def wipe(self) -> None:
         """The machine lost its power: even what is still mapped reads as zeros."""
         for kept in self.by_name.values():
             kept.content[:] = bytes(kept.size_bytes)
         self.by_name.clear()
+        self.gone = True
 
 
 class Bytes:
@@ -224,6 +227,10 @@ class SimulatedObject:
         self.size_bytes = content.size_bytes
         self._bytes = content
         self._gate = gate
+
+    @property
+    def content(self) -> Bytes:
+        return self._bytes
 
     def map(self) -> GatedMapping:
         return GatedMapping(self._bytes, self._gate)

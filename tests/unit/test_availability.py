@@ -93,6 +93,10 @@ def test_a_new_incarnation_needs_time_left() -> None:
 # -- the actor
 
 
+class FakeChannel:
+    address = "shm:/run/channel"
+
+
 class FakeMachine:
     """What the machine is told, and the guests it says it runs."""
 
@@ -146,8 +150,8 @@ class Host:
         unused = cast(Any, None)
         environment = Environment(
             clock=SimulatedClock(self.rig.loop), entropy=unused, disk=unused, memory=self.memory,
-            machine=cast(Any, self.machine), network=unused, coordination=self.rig.server.client(self.config.host),
-            logs=unused, doorbell=unused,
+            machine=cast(Any, self.machine), network=unused, channel=cast(Any, FakeChannel()),
+            coordination=self.rig.server.client(self.config.host), logs=unused, doorbell=unused,
         )  # fmt: skip
         self.node = Node(environment, self.config.host)
         self.node.add(lambda: FakeVMemFS(self.records))

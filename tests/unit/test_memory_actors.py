@@ -97,6 +97,7 @@ class Machine:
             nothing,
             nothing,
             nothing,
+            nothing,
         )
 
     async def host(self, *, tracking: bool = True) -> Node:

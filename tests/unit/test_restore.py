@@ -94,7 +94,7 @@ class Computer:
         nothing = cast("Any", None)
         entropy = SimulatedEntropy(Seeds(self.hosts).stream("entropy"))
         memory, disk = MortalMemory(self.objects, life), MortalDisk(self.media, life)
-        return Environment(FixedClock(), entropy, disk, memory, nothing, nothing, nothing, nothing, nothing)
+        return Environment(FixedClock(), entropy, disk, memory, nothing, nothing, nothing, nothing, nothing, nothing)
 
     def power_off(self) -> None:
         self.media.power_loss()

@@ -1,0 +1,334 @@
+"""A queue pair of the shared-memory carrier: the peer's registered memory, mapped here; a request is a plain copy.
+
+    pair = await SharedMemoryPair.open(path, host, me)   # raises Unavailable
+
+The first request that names an rkey asks the owner what it stands for; every later one looks only at what it got
+then and at the generation table, before the copy and after it. Each memory object is mapped once. When the owner's
+process ends its socket does, and every mapping goes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+from dataclasses import dataclass
+
+from everram.runtime.channel.contract import Access, ChannelError, Status
+from everram.runtime.channel.frames import (
+    VERSION,
+    Drop,
+    Hello,
+    Identity,
+    Refused,
+    Resolve,
+    Resolved,
+    Unknown,
+    Welcome,
+    decode,
+)
+from everram.runtime.channel.generations import Generations
+from everram.runtime.channel.seqpacket import Batch, Connection, dial
+from everram.runtime.errors import Unavailable
+from everram.runtime.memory.mapped import Mapped
+
+ANSWER_TIMEOUT_S = 2.0
+"""For a peer to greet and to say what an rkey is: far longer than a loop is ever busy, as long as a lease."""
+CHUNK_BYTES = 1024 * 1024
+"""Copied without a turn of the loop: a tenth of a millisecond or so."""
+WORD_BYTES = 8
+_WRITE, _READ = int(Access.REMOTE_WRITE), int(Access.REMOTE_READ)
+
+
+@dataclass(slots=True, eq=False)
+class _Remote:
+    """What an rkey stands for."""
+
+    mapping: Mapped
+    number: int
+    """Of the memory object."""
+    offset: int
+    length: int
+    table: Mapped
+    word: int
+    """Offset of its word in `table`."""
+    generation: int
+    access: int
+
+    def valid(self) -> bool:
+        return self.table.load_u64(self.word) == self.generation
+
+    def allows(self, offset: int, length: int, access: int) -> bool:
+        """Whether it is valid now, too."""
+        inside = offset >= 0 and length >= 0 and offset + length <= self.length
+        return inside and bool(self.access & access) and self.valid()
+
+    def store(self, offset: int, data: bytes | memoryview) -> None:
+        at = self.offset + offset
+        if len(data) == WORD_BYTES and not at % WORD_BYTES:
+            self.mapping.store_u64(at, int.from_bytes(data, "little"))
+        else:
+            self.mapping.store(at, data)
+
+    def load(self, offset: int, length: int) -> bytes:
+        at = self.offset + offset
+        if length == WORD_BYTES and not at % WORD_BYTES:
+            return self.mapping.load_u64(at).to_bytes(WORD_BYTES, "little")
+        return self.mapping.load(at, length)
+
+
+class SharedMemoryPair:
+    """`contract.QueuePair`."""
+
+    def __init__(self, path: str, peer: str, me: Identity) -> None:
+        """Raises Unavailable."""
+        self.peer = peer
+        self._me = me
+        self._broken = asyncio.Event()
+        self._table: Generations | None = None
+        self._table_mapping: Mapped | None = None
+        self._remotes: dict[int, _Remote] = {}  # by rkey
+        self._mappings: dict[tuple[int, bool], Mapped] = {}  # by object number and whether it is writable
+        self._greeted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._resolving: tuple[int, asyncio.Future[None]] | None = None
+        self._turn = asyncio.Lock()
+        self._in_turn = 0  # requests that have or await the turn: while there are any, nobody overtakes them
+        self._connection = Connection(dial(path), self._on_batch, self._on_end, polite=False)
+
+    @staticmethod
+    async def open(path: str, peer: str, me: Identity) -> SharedMemoryPair:
+        pair = SharedMemoryPair(path, peer, me)
+        pair._connection.post(Hello(me).encode())
+        try:
+            async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                await pair._greeted
+        except TimeoutError:
+            pair.close()
+            raise Unavailable(f"host {peer} does not answer on its channel: try again when it does") from None
+        except BaseException:
+            pair.close()
+            raise
+        return pair
+
+    @property
+    def broken(self) -> bool:
+        return self._broken.is_set()
+
+    async def wait_broken(self) -> None:
+        await self._broken.wait()
+
+    def close(self) -> None:
+        """Idempotent. Requests under way end in WR_FLUSH_ERR."""
+        self._break(f"the queue pair to host {self.peer} was closed")
+
+    # -- requests
+
+    async def write(self, rkey: int, offset: int, data: bytes | memoryview) -> None:
+        remote = self._remotes.get(rkey)
+        if remote is not None and not self._in_turn and len(data) <= CHUNK_BYTES:
+            self._store(remote, offset, data)
+        else:
+            await self._write_in_turn(rkey, offset, data)
+
+    async def write_with_immediate(self, rkey: int, offset: int, data: bytes | memoryview, immediate: int) -> None:
+        remote = self._remotes.get(rkey)
+        if remote is not None and not self._in_turn and len(data) <= CHUNK_BYTES:
+            self._store(remote, offset, data)
+            self._connection.ring(immediate)
+        else:
+            await self._write_in_turn(rkey, offset, data, immediate)
+
+    async def read(self, rkey: int, offset: int, length: int) -> bytes:
+        remote = self._remotes.get(rkey)
+        if remote is not None and not self._in_turn and length <= CHUNK_BYTES:
+            return self._load(remote, offset, length)
+        return await self._read_in_turn(rkey, offset, length)
+
+    def _store(self, remote: _Remote, offset: int, data: bytes | memoryview) -> None:
+        if not remote.allows(offset, len(data), _WRITE):
+            raise self._refused()
+        remote.store(offset, data)
+        if not remote.valid():
+            # It may have been written: whether before or after it was revoked, nobody can tell.
+            raise self._fail(Status.WR_FLUSH_ERR, f"host {self.peer} revoked the region during a write")
+
+    def _load(self, remote: _Remote, offset: int, length: int) -> bytes:
+        if not remote.allows(offset, length, _READ):
+            raise self._refused()
+        data = remote.load(offset, length)
+        if not remote.valid():
+            raise self._refused()
+        return data
+
+    async def _write_in_turn(
+        self, rkey: int, offset: int, data: bytes | memoryview, immediate: int | None = None
+    ) -> None:
+        self._in_turn += 1
+        try:
+            async with self._turn:
+                remote = await self._resolve(rkey)
+                if not remote.allows(offset, len(data), _WRITE):
+                    raise self._refused()
+                view = memoryview(data)
+                for at in range(0, len(view), CHUNK_BYTES):
+                    if at:
+                        await asyncio.sleep(0)
+                    if self._remotes.get(rkey) is not remote or (at and not remote.valid()):
+                        raise self._fail(Status.WR_FLUSH_ERR, f"host {self.peer} was lost during a write")
+                    self._store(remote, offset + at, view[at : at + CHUNK_BYTES])
+                if immediate is not None:
+                    self._connection.ring(immediate)
+        finally:
+            self._in_turn -= 1
+
+    async def _read_in_turn(self, rkey: int, offset: int, length: int) -> bytes:
+        self._in_turn += 1
+        try:
+            async with self._turn:
+                remote = await self._resolve(rkey)
+                if not remote.allows(offset, length, _READ):
+                    raise self._refused()
+                pieces = []
+                for at in range(0, length, CHUNK_BYTES):
+                    if at:
+                        await asyncio.sleep(0)
+                    if self._remotes.get(rkey) is not remote:
+                        raise self._fail(Status.WR_FLUSH_ERR, f"host {self.peer} was lost during a read")
+                    pieces.append(self._load(remote, offset + at, min(CHUNK_BYTES, length - at)))
+                return b"".join(pieces)
+        finally:
+            self._in_turn -= 1
+
+    # -- how a request ends badly
+
+    def _refused(self) -> ChannelError:
+        return self._fail(
+            Status.REM_ACCESS_ERR, f"host {self.peer} has no such region, has revoked it, or does not allow this"
+        )
+
+    def _fail(self, status: Status, message: str) -> ChannelError:
+        """Break, and what to raise."""
+        self._break(message)
+        return ChannelError(status, message)
+
+    def _break(self, message: str) -> None:
+        if self.broken:
+            return
+        self._broken.set()
+        self._connection.close()
+        if not self._greeted.done():
+            self._greeted.set_exception(Unavailable(message))
+        if self._resolving is not None and not self._resolving[1].done():
+            self._resolving[1].set_result(None)
+        self._remotes.clear()
+        mappings, self._mappings = self._mappings, {}
+        for mapping in mappings.values():
+            mapping.close()
+        if self._table_mapping is not None:
+            self._table_mapping.close()
+
+    # -- what the owner says
+
+    async def _resolve(self, rkey: int) -> _Remote:
+        """What an rkey stands for, asked once. Raises ChannelError; call it with the turn."""
+        remote = self._remotes.get(rkey)
+        if remote is not None:
+            return remote
+        if not self.broken:
+            answered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._resolving = rkey, answered
+            self._connection.post(Resolve(rkey).encode())
+            try:
+                async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                    await answered
+            except TimeoutError:
+                raise self._fail(Status.RETRY_EXC_ERR, f"host {self.peer} does not answer on its channel") from None
+            finally:
+                self._resolving = None
+        if self.broken:
+            raise ChannelError(Status.WR_FLUSH_ERR, f"the queue pair to host {self.peer} is broken: connect again")
+        remote = self._remotes.get(rkey)
+        if remote is None:
+            raise self._refused()
+        return remote
+
+    def _on_end(self) -> None:
+        self._break(f"host {self.peer} has ended")
+
+    def _on_batch(self, batch: Batch) -> None:
+        for data, descriptors in batch:
+            try:
+                if not self.broken:
+                    self._on_datagram(data, descriptors)
+            except (ValueError, OSError) as error:
+                self._break(f"host {self.peer} sent nonsense on its channel: {error}")
+            finally:
+                for fd in descriptors:
+                    os.close(fd)
+
+    def _on_datagram(self, data: bytes, descriptors: list[int]) -> None:
+        """Raises ValueError, OSError."""
+        frame = decode(data)
+        if isinstance(frame, Resolved):
+            self._remotes[frame.rkey] = self._map(frame, descriptors)
+            self._answer(frame.rkey)
+        elif isinstance(frame, Unknown):
+            self._answer(frame.rkey)
+        elif isinstance(frame, Drop):
+            self._drop(frame.number)
+        elif isinstance(frame, Welcome):
+            self._welcome(frame, descriptors)
+        elif isinstance(frame, Refused):
+            self._break(frame.message)
+        else:
+            raise ValueError(f"{type(frame).__name__} is not for this end")
+
+    def _welcome(self, frame: Welcome, descriptors: list[int]) -> None:
+        if self._greeted.done():
+            raise ValueError("a second welcome")
+        told = frame.identity
+        if frame.version != VERSION or told.cluster_id != self._me.cluster_id or told.host != self.peer:
+            self._break(
+                f"at the address of host {self.peer} answers host {told.host} of cluster {told.cluster_id}, with "
+                f"version {frame.version} of the channel (this is version {VERSION})"
+            )
+            return
+        mapping = self._table_mapping = _mapped(descriptors, None, writable=False)
+        self._table = Generations.open(mapping)
+        self._greeted.set_result(None)
+
+    def _map(self, frame: Resolved, descriptors: list[int]) -> _Remote:
+        if self._table is None or self._table_mapping is None or frame.slot >= self._table.slots:
+            raise ValueError(f"slot {frame.slot} is not in the generation table")
+        key = frame.number, bool(frame.access & _WRITE)
+        mapping = self._mappings.get(key)
+        if mapping is None:
+            mapping = self._mappings[key] = _mapped(descriptors, frame.size_bytes, writable=key[1])
+        if frame.offset + frame.length > mapping.size_bytes or frame.offset % WORD_BYTES:
+            raise ValueError(f"a region of {frame.length} bytes at {frame.offset} of {mapping.size_bytes}")
+        word = Generations.offset(frame.slot)
+        return _Remote(
+            mapping, frame.number, frame.offset, frame.length, self._table_mapping, word, frame.generation, frame.access
+        )
+
+    def _answer(self, rkey: int) -> None:
+        if self._resolving is not None and self._resolving[0] == rkey and not self._resolving[1].done():
+            self._resolving[1].set_result(None)
+
+    def _drop(self, number: int) -> None:
+        for rkey in [rkey for rkey, remote in self._remotes.items() if remote.number == number]:
+            del self._remotes[rkey]
+        for writable in (False, True):
+            mapping = self._mappings.pop((number, writable), None)
+            if mapping is not None:
+                mapping.close()
+
+
+def _mapped(descriptors: list[int], size_bytes: int | None, *, writable: bool) -> Mapped:
+    """The memory behind a descriptor. Raises ValueError, OSError."""
+    if not descriptors:
+        raise ValueError("a descriptor is missing")
+    fd = descriptors[0]
+    if not fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK:
+        raise ValueError("memory that can be shortened would make this process fault")
+    return Mapped(fd, os.fstat(fd).st_size if size_bytes is None else size_bytes, writable=writable)
