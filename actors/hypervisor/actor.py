@@ -501,7 +501,7 @@ class Hypervisor(HypervisorActor):
                     await asyncio.sleep(LOOK_S)
         except TimeoutError:
             raise DeadlineExceeded(
-                f"no copy of {resident.guest.name} was complete on {host} after {MOVE_TIMEOUT_S:g} s: it stays where it is"
+                f"{resident.guest.name} stays where it is: no copy on {host} was complete after {MOVE_TIMEOUT_S:g} s"
             ) from None
 
     def kill(self, request: hv.GuestName) -> Awaitable[pb.Guest]:

@@ -1,4 +1,4 @@
-"""The replicator actor: takes the messages of its contract to the logs of this host's guests and to the copies it keeps."""
+"""The replicator actor: takes its messages to the logs of this host's guests and to the copies that it keeps."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ class CopyKeeper:
         self._changing: dict[str, asyncio.Lock] = {}  # by guest_id, held during every change and every run of records
         self.memory_id = ""
         self._quiet = False
-        """While this machine's memory is being saved, and until it is used again: what is said now could be forgotten."""
+        """While this machine's memory is saved, and until it is used again: what is said now could be forgotten."""
 
     async def start(self) -> None:
         """Go on with the copies that this host's predecessor kept."""
@@ -112,8 +112,7 @@ class CopyKeeper:
             raise FailedPrecondition(f"this host belongs to cluster {self._config.cluster_id}, not to yours")
         if request.memory_id != self.memory_id:
             raise FailedPrecondition(
-                f"the memory of {self._config.host} is {self.memory_id} now, not {request.memory_id}: what that held is "
-                "gone"
+                f"{self._config.host} has memory {self.memory_id} now, not {request.memory_id}: what that held is gone"
             )
         if request.source_memory_id == self.memory_id:
             raise FailedPrecondition("a copy in the guest's own memory would be none")
@@ -183,8 +182,8 @@ class CopyKeeper:
                 await session.rang.wait()
                 session.rang.clear()
                 async with self._lock(guest_id):
-                    while kept.session is session and await self._take(kept, session):
-                        await asyncio.sleep(0)
+                    while kept.session is session and await self._take(kept, session):  # noqa: ASYNC110
+                        await asyncio.sleep(0)  # one run a turn: others on this loop come first
         except ChannelError as error:
             self._context.log.info("copy of %s: acknowledgements do not arrive: %s", kept.record.guest.name, error)
         except RingCorrupt as error:
@@ -223,7 +222,7 @@ class CopyKeeper:
     # -- the leader asks
 
     async def promise(self, request: rp.PromiseRequest) -> rp.PromiseReply:
-        """Acknowledge nothing of a lower epoch from now on. Raises FailedPrecondition if a higher one has the promise."""
+        """Acknowledge nothing of a lower epoch any more. Raises FailedPrecondition if a higher one has the promise."""
         async with self._lock(request.guest_id):
             self._check_not_quiet()
             copies = self._copies.get(request.guest_id, [])

@@ -22,7 +22,8 @@ from everram.runtime.contracts.nvm_device_contract import NvmDeviceRef
 from everram.runtime.contracts.nvm_device_pb2 import AdoptRequest, CreateRegionsRequest, RegionFilter, RegionSet
 from everram.runtime.contracts.power_monitor_contract import PowerMonitorRef
 from everram.runtime.contracts.power_monitor_pb2 import PowerStatus, SaveRequest
-from everram.runtime.contracts.replicator_pb2 import Copy, GuestCopy
+from everram.runtime.contracts.replicator_contract import ReplicatorActor
+from everram.runtime.contracts.replicator_pb2 import Copy, GuestCopy, QuiesceRequest
 from everram.runtime.contracts.vmemfs_contract import VMEMFS, VMemFSRef
 from everram.runtime.contracts.vmemfs_pb2 import GuestId, HostRecord
 from everram.runtime.environment import Environment, Memory, MemoryObject
@@ -75,6 +76,17 @@ class Freezer:
         self.frozen.discard(reason)
 
 
+class Quietable(ReplicatorActor):
+    """The part of a replicator that a save needs."""
+
+    def __init__(self, told: list[bool]) -> None:
+        self._told = told
+
+    def quiesce(self, request: QuiesceRequest) -> pb.Empty:
+        self._told.append(request.on)
+        return pb.Empty()
+
+
 @dataclass
 class Machine:
     objects: Objects = field(default_factory=lambda: Objects(1 << 34))
@@ -83,6 +95,8 @@ class Machine:
         default_factory=lambda: Media(Seeds(1).stream("disk"), 1 << 30, DiskFaults(latency_min_s=0, latency_max_s=0))
     )
     hosts: int = 0
+    quiesced: list[bool] = field(default_factory=list)
+    """What the replicators of its hosts were told."""
 
     def environment(self) -> Environment:
         self.hosts += 1
@@ -105,6 +119,7 @@ class Machine:
         node.add(VMemFS)
         node.add(lambda: NvmDevice(NVM_BYTES, tracking=tracking), after=(VMEMFS,))
         node.add(PowerMonitor, after=(VMEMFS,))
+        node.add(lambda: Quietable(self.quiesced))
         await node.start()
         return node
 
@@ -595,6 +610,7 @@ async def test_a_save_that_is_taken_back_never_opens_silently(machine: Machine) 
     assert machine.freezer.frozen == {"down"}, "a new host does not know whether the machine is about to end"
     assert (await power.status(pb.Empty())).image == "complete"
     await power.resume(pb.Empty())
+    assert machine.quiesced == [True, True, False], "nor may it acknowledge what the image would not have"
     assert machine.freezer.frozen == set()
     assert (await power.status(pb.Empty())).image == "opened"
     await power.resume(pb.Empty())
