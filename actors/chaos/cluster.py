@@ -18,10 +18,12 @@ from typing import Any, TypeVar
 
 from everram.actors.compose import compose
 from everram.runtime.channel.frames import Identity
-from everram.runtime.coordination.api import Put
-from everram.runtime.coordination.directory import CLUSTER, encode
+from everram.runtime.contracts.common_pb2 import Empty
+from everram.runtime.contracts.vmemfs_contract import VMemFSRef
+from everram.runtime.coordination.api import Put, Range
+from everram.runtime.coordination.directory import CLUSTER, decode, encode, guest_key, host_key, machine_key
 from everram.runtime.environment import Environment
-from everram.runtime.errors import DeadlineExceeded
+from everram.runtime.errors import DeadlineExceeded, EverramError, NotFound
 from everram.runtime.formats.config import HostConfig
 from everram.runtime.node import Node
 from everram.runtime.simulation.channel import SimulatedChannel, Wires
@@ -38,6 +40,9 @@ T = TypeVar("T")
 
 MEMORY_BYTES = 64 << 20
 NVM_BYTES = 32 << 20
+BURIAL_S = (0.005, 0.15)
+"""From a machine's death to its proof: every process of it has to be found gone."""
+RETRY_S = 0.1
 CLUSTER_ID = "5eed5eed5eed5eed"
 
 
@@ -75,8 +80,11 @@ class Cluster:
         """Of the latest incarnation, by guest_id."""
         self.host_gates: dict[str, Gate] = {}
         """Of the latest incarnation, by host."""
+        self.memory_ids: dict[str, str] = {}
+        """Of the machines whose memory lives, in their chips or in a saved image, by host."""
         self._programs = programs
         self._preemption = preemption or Preemption()
+        self._burial = world.stream("burial")
         self._wires = Wires(world.fabric, world.stream("channel"))
         self._generations = dict.fromkeys(self.names, 0)
 
@@ -105,10 +113,52 @@ class Cluster:
         machine.power_on()
 
     def power_off(self, name: str) -> None:
-        """Its memory is gone, and so is what its disk had not written."""
+        """What its memory held is gone, unless it was saved, and so is what its disk had not written."""
         self.world.note(name, "power off")
         self.machines[name].power_off()
         self.world.media(name).power_loss()
+
+    def lose(self, name: str) -> asyncio.Task[None]:
+        """The machine dies with its memory; the task is the supervisor's proof of it, and ends when it is told."""
+        self.memory_ids.pop(name, None)
+        self.power_off(name)
+        return self.world.loop.spawn(self.world.loop.system, self._bury(name))
+
+    async def _bury(self, name: str) -> None:
+        """As the supervisor does: nothing of it is left, so its death is recorded, and its lease ends."""
+        await asyncio.sleep(self._burial.uniform(*BURIAL_S))
+        client = self.world.coordination.client("supervisor")
+        while True:
+            try:
+                await client.put(Put(machine_key(name), encode({"state": "dead"})))
+                _, found = await client.range(Range(host_key(name)))
+                if found and found[0].lease:
+                    await client.lease_revoke(found[0].lease)
+                self.world.note("supervisor", f"{name} is dead")
+                return
+            except NotFound:
+                return  # it had ended by itself
+            except EverramError:
+                await asyncio.sleep(RETRY_S)
+
+    async def raise_again(self, name: str) -> None:
+        """Start a dead machine, with empty memory."""
+        client = self.world.coordination.client("supervisor")
+        while True:
+            try:
+                await client.put(Put(machine_key(name), encode({"state": "up"})))
+                break
+            except EverramError:
+                await asyncio.sleep(RETRY_S)
+        self.power_on(name)
+
+    def holders(self, guest_id: str) -> list[str]:
+        """The memory_ids that may have everything promised of a guest, as the directory's disk has it: an observer."""
+        record = self.world.coordination.durable.value(guest_key(guest_id))
+        if record is None:
+            return []
+        found = decode(record)
+        return [str(found.get("memory_id", "")), *map(str, found.get("required", []))]
 
     async def ask(self, source: str, host: str, act: Callable[[Node], Awaitable[T]], timeout_s: float) -> T:
         """As a client outside asks. Raises an EverramError within the time."""
@@ -173,6 +223,7 @@ class Cluster:
             await node.start()
             self.nodes[machine.name].open(domain, node)
             await port.ready()
+            self.memory_ids[machine.name] = (await node.ref(VMemFSRef).get_host(Empty())).memory_id
             for life in self.also:
                 tasks.create_task(life(machine.name, node))
             await node.wait_failed()

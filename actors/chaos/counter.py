@@ -20,7 +20,7 @@ class Counter(Workload):
         """The highest number whose commit has returned."""
         self._begun = 0
 
-    def recover(self, me: AsyncGuest) -> None:
+    def recover(self, me: AsyncGuest, *, moved: bool) -> None:
         entries = me.dict(self.region)
         a, b = entries.get("a", 0), entries.get("b", [0, ""])
         if a != b[0]:

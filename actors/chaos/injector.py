@@ -34,8 +34,8 @@ class Injector:
         self._world = cluster.world
         self._guest = guest
         self._frozen = frozen
-        self.lost: set[str] = set()
-        """Machines that died with their memory, whose guests are gone."""
+        self.losing: list[Callable[[str], None]] = []
+        """Told of each machine before it dies with its memory."""
         self._cycling: set[str] = set()
         """Machines that are being saved and powered off and on."""
         self._acts: dict[str, Callable[[Fault], Awaitable[None]]] = {
@@ -49,6 +49,7 @@ class Injector:
             "coordination-hang": self._coordination_hang,
             "partition": self._partition,
             "isolation": self._isolation,
+            "cut-off": self._cut_off,
             "link-faults": self._link_faults,
             "save-fails": self._save_fails,
             "power-cycle": self._power_cycle,
@@ -157,6 +158,16 @@ class Injector:
         await asyncio.sleep(fault.length_s)
         fabric.heal()
 
+    async def _cut_off(self, fault: Fault) -> None:
+        """A machine and everybody else."""
+        fabric = self._world.fabric
+        for other in (PLACE, *self._cluster.names):
+            if other != fault.host:
+                fabric.cut(fault.host, other)
+                fabric.cut(other, fault.host)
+        await asyncio.sleep(fault.length_s)
+        fabric.heal()
+
     async def _link_faults(self, fault: Fault) -> None:
         fabric, before = self._world.fabric, self._world.fabric.faults
         fabric.faults = LinkFaults(loss=0.02, duplication=0.05, reordering=0.05, delay_max_s=0.02)
@@ -205,7 +216,7 @@ class Injector:
         self._cluster.power_on(host)
 
     async def _machine_kill(self, fault: Fault) -> None:
-        """Its memory is lost, and what lay only there with it: it comes back empty.
+        """Its memory is lost, and what lay only there with it: after its death is proven it comes back empty.
 
         Where its disk has an image that was opened before, its host has to refuse to start; a user then discards that.
         """
@@ -213,8 +224,11 @@ class Injector:
         if host in self._cycling:
             return
         self._cycling.add(host)
-        self.lost.add(host)
-        await self._cycle(host)
+        for observer in self.losing:
+            observer(host)
+        await self._cluster.lose(host)
+        await asyncio.sleep(POWERLESS_S)
+        await self._cluster.raise_again(host)
         machine = self._cluster.machines[host]
         while machine.core.host.state not in ("ready", "refused"):  # noqa: ASYNC110 - an observer, outside the world
             await asyncio.sleep(RETRY_S)

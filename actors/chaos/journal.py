@@ -38,6 +38,8 @@ class Journal:
     accounts: int
     opening_balance: int
     transfers: list[Transfer] = field(default_factory=list)
+    promised: int = 0
+    """The number of the last transfer that was known to be replicated: no loss of a machine may undo it."""
     _balances: list[int] = field(default_factory=list)
     """After all transfers but the last."""
 
@@ -57,12 +59,11 @@ class Journal:
         self.settle(transfer.number - 1)
 
     def settle(self, count: int) -> None:
-        """A new incarnation found the first `count` transfers: the open one has happened, or never will."""
-        if count == len(self.transfers) - 1:
-            self.transfers.pop()
-            if self.transfers:
-                _move(self._balances, self.transfers[-1], -1)
-        elif self.transfers:
+        """A new incarnation found the first `count` transfers: they have happened, and no other ever will."""
+        if count < len(self.transfers):
+            self._balances = list(self.balances_after(max(0, count - 1)))
+            del self.transfers[count:]
+        if self.transfers:
             self.transfers[-1].lsn = self.transfers[-1].lsn or 1
 
     @property
@@ -73,10 +74,12 @@ class Journal:
         return len(self.transfers) - 1
 
     def balances_after(self, count: int) -> tuple[int, ...]:
-        """After the first `count` transfers, for the last two counts only."""
+        """After the first `count` transfers."""
         balances = list(self._balances)
         if self.transfers and count == len(self.transfers):
             _move(balances, self.transfers[-1])
+        for undone in reversed(self.transfers[count:-1]):
+            _move(balances, undone, -1)
         return tuple(balances)
 
 

@@ -6,11 +6,11 @@ pages. The program tells its journal what it does; each incarnation first has th
 
 from __future__ import annotations
 
-from everram.actors.chaos.checks import all_or_nothing, commit_order, nothing_lost
-from everram.actors.chaos.journal import Found, Journal
+from everram.actors.chaos.checks import all_or_nothing, commit_order, nothing_lost, nothing_promised_lost
+from everram.actors.chaos.journal import Found, Journal, Transfer
 from everram.actors.chaos.workload import Committed, Workload
 from everram.runtime.guest.aio import AsyncGuest
-from everram.runtime.guest.errors import Fenced, LogFull
+from everram.runtime.guest.errors import Fenced, LogFull, Timeout
 from everram.runtime.guest.region import Region
 from everram.runtime.memory.contract import PAGE_BYTES
 from everram.runtime.simulation.world import World
@@ -22,7 +22,10 @@ _FILLER_AT = PAGE_BYTES * (ACCOUNTS + 1)
 FILLER_MAX_BYTES = 2000
 """What some transfers also write, so that records differ in size and wrap around the ring at every place."""
 
-CHECKS = (nothing_lost, all_or_nothing, commit_order)
+CHECKS = (nothing_lost, nothing_promised_lost, all_or_nothing, commit_order)
+CHECKS_OF_A_COPY = (nothing_promised_lost, all_or_nothing, commit_order)
+WAITS, WAIT_S = 0.5, 0.3
+"""The part of transfers that wait until they are replicated, where that was asked for, and for how long."""
 
 
 class Ledger(Workload):
@@ -32,10 +35,10 @@ class Ledger(Workload):
         super().__init__(world, name, pause_s=pause_s, committed=committed)
         self.journal = Journal(ACCOUNTS, 0)
 
-    def recover(self, me: AsyncGuest) -> None:
+    def recover(self, me: AsyncGuest, *, moved: bool) -> None:
         """What an incarnation finds is compared with the journal, and settles it."""
         found = read(me.region(self.region))
-        for check in CHECKS:
+        for check in CHECKS_OF_A_COPY if moved else CHECKS:
             wrong = check.check(self.journal, found)
             if wrong is not None:
                 self.world.violate(check.PROPERTY, f"{self.name}, epoch {me.epoch}: {wrong}")
@@ -61,7 +64,16 @@ class Ledger(Workload):
             raise
         record.lsn = tx.lsn
         self.committed(me, tx.lsn)
+        if me.core.ring.copies and self.stream.random() < WAITS:
+            await self._wait(me, record)
         return record.number
+
+    async def _wait(self, me: AsyncGuest, record: Transfer) -> None:
+        try:
+            await me.wait_replicated(record.lsn, WAIT_S)
+        except Timeout:
+            return
+        self.journal.promised = max(self.journal.promised, record.number)
 
 
 def read(region: Region) -> Found:

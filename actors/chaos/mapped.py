@@ -22,7 +22,7 @@ class Mapped(Workload):
         self._stored = [0] * SLOTS
         self._last = 0
 
-    def recover(self, me: AsyncGuest) -> None:
+    def recover(self, me: AsyncGuest, *, moved: bool) -> None:
         region = me.region(self.region)
         for slot, stored in enumerate(self._stored):
             found = region.load_u64(slot * PAGE_BYTES)

@@ -17,10 +17,11 @@ FAULTS: dict[str, int] = {
     "coordination-hang": 1,
     "partition": 3,
     "isolation": 2,
+    "cut-off": 3,
     "link-faults": 2,
     "save-fails": 1,
     "power-cycle": 2,
-    "machine-kill": 1,
+    "machine-kill": 5,
 }
 """Each fault with its weight in the draw."""
 
@@ -54,6 +55,7 @@ class GuestPlan:
     program: str
     host: str
     pause_s: float
+    copies: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,14 +88,15 @@ class ClusterPlan:
         )
 
     def __str__(self) -> str:
-        guests = ", ".join(f"{guest.program} {guest.name} on {guest.host}" for guest in self.guests)
+        guests = ", ".join(f"{g.program} {g.name} on {g.host} with {g.copies} copies" for g in self.guests)
         faults = "; ".join(map(str, self.faults)) or "no faults"
         return f"cluster of {self.hosts}, {guests}, {self.clients} clients, {self.duration_s:.2f} s: {faults}"
 
 
 def _guest(stream: Stream, number: int, hosts: list[str]) -> GuestPlan:
     program = stream.choice(("/ledger", "/ledger", "/counter", "/mapped"))
-    return GuestPlan(f"g{number}", program, stream.choice(hosts), stream.choice((0.01, 0.05, 0.3)))
+    copies = min(stream.choice((0, 1, 1, 2)), len(hosts) - 1) if program == "/ledger" else 0
+    return GuestPlan(f"g{number}", program, stream.choice(hosts), stream.choice((0.01, 0.05, 0.3)), copies)
 
 
 def _fault(stream: Stream, hosts: list[str], guests: int, duration_s: float) -> Fault:

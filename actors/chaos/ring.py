@@ -143,7 +143,7 @@ class RingScenario:
                 recovered=self.epoch > 1,
             )
             me = AsyncGuest(core)
-            self.ledger.recover(me)
+            self.ledger.recover(me, moved=False)
             await self.ledger.work(me)
         except (GuestError, RingCorrupt) as error:
             self.world.violate(HEALTHY, f"guest, epoch {self.epoch}: {error}")

@@ -57,6 +57,12 @@ class Tenant:
         self.guest_id = ""
         """Once its host has told; its program knows it before."""
         world = scenario.world
+        self.host = plan.host
+        """Where its latest incarnation was begun."""
+        self.memory_id = ""
+        """That its latest incarnation found."""
+        self.lost = False
+        """Whether every memory that held it has died: nothing can be expected of it any more."""
         self.door: Endpoint[Service] = Endpoint(world.fabric, plan.name)
         self.wakes = ReaderWakes(world, partial(scenario.reader, self), partial(scenario.verified, self))
         committed = partial(scenario.committed, self)
@@ -91,6 +97,10 @@ class ClusterScenario:
         self.answered = Answered(world)
         self.tenants = [Tenant(self, guest) for guest in plan.guests]
         self.injector = Injector(self.cluster, self._place, self.frozen)
+        self.injector.losing.append(self._losing)
+        self._begun: dict[tuple[str, int], str] = {}
+        """The host of each incarnation, by guest_id and epoch."""
+        self.cluster.observers.append(self._observe)
         self.cluster.observers += [self.frozen.observe, self.incarnations.observe]
         self.cluster.also.append(self._probe)
 
@@ -106,7 +116,7 @@ class ClusterScenario:
         await faults
         self.world.note("calm", "the faults are over")
         for tenant in self.tenants:
-            if tenant.plan.host not in self.injector.lost:
+            if not tenant.lost:
                 await converges.check(
                     self.world, f"{tenant.plan.name} serves", CONVERGENCE_BOUND_S, partial(self._serves, tenant)
                 )
@@ -135,6 +145,7 @@ class ClusterScenario:
             argv=[plan.program.encode()],
             regions=[region],
             restart=pb.ALWAYS,
+            copies=plan.copies,
             log_bytes=MIN_CAPACITY_BYTES,
         )
         while True:
@@ -156,7 +167,11 @@ class ClusterScenario:
         tenant.guest_id = seat.launch.guest_id
         try:
             me = await attach(seat)
-            tenant.workload.recover(me)
+            memory_id = self.cluster.memory_ids.get(seat.machine.name, "")
+            moved = tenant.memory_id not in ("", memory_id)
+            tenant.memory_id = memory_id
+            if not tenant.lost:
+                tenant.workload.recover(me, moved=moved)
             tenant.door.open(seat.domain, Service(tenant.workload, me))
             await tenant.workload.work(me)
         except GuestError as error:
@@ -164,14 +179,32 @@ class ClusterScenario:
         return 1
 
     def committed(self, tenant: Tenant, me: AsyncGuest, lsn: int) -> None:
-        host = tenant.plan.host
+        host = self._begun[me.guest_id, me.epoch]
         self.frozen.committed(me.guest_id, me.epoch)
         self.lease.committed(host, me.guest_id)
         tenant.wakes.committed(lsn)
 
     def _place(self, index: int) -> tuple[str, str] | None:
         tenant = self.tenants[index]
-        return (tenant.plan.host, tenant.guest_id) if tenant.guest_id else None
+        return (tenant.host, tenant.guest_id) if tenant.guest_id else None
+
+    def _observe(self, host: str, what: str, guest_id: str, epoch: int) -> None:
+        if what != "started":
+            return
+        self._begun[guest_id, epoch] = host
+        for tenant in self.tenants:
+            if tenant.guest_id == guest_id:
+                tenant.host = host
+
+    def _losing(self, host: str) -> None:
+        """A machine is about to die: a guest that only its memory holds dies with it, and that is nobody's fault."""
+        gone = self.cluster.memory_ids.get(host, "")
+        for tenant in self.tenants:
+            holders = self.cluster.holders(tenant.guest_id) if tenant.guest_id else []
+            living = set(self.cluster.memory_ids.values()) - {gone}
+            if (not holders and tenant.host == host) or (gone in holders and not living & set(holders)):
+                tenant.lost = True
+                self.world.note(tenant.plan.name, f"was held by {host} alone")
 
     # -- clients ------------------------------------------------------------------------------------------------------
 
@@ -212,10 +245,10 @@ class ClusterScenario:
 
     def reader(self, tenant: Tenant) -> Node | None:
         """The node whose replicator reads this guest's log; none while its process is stopped."""
-        machine = self.cluster.machines[tenant.plan.host]
+        machine = self.cluster.machines[tenant.host]
         if machine.host is None or machine.host.domain.state is not State.RUNNING:
             return None
-        return self.cluster.node(tenant.plan.host)
+        return self.cluster.node(tenant.host)
 
     async def verified(self, tenant: Tenant) -> int | None:
         node = self.reader(tenant)
@@ -230,13 +263,14 @@ class ClusterScenario:
     async def _inspect(self, tenant: Tenant) -> pb.Guest:
         name = GuestName(guest=tenant.plan.name)
         return await self.cluster.ask(
-            "user", tenant.plan.host, lambda node: node.ref(HypervisorRef).inspect(name, timeout_s=2.0), 2.0
+            "user", tenant.host, lambda node: node.ref(HypervisorRef).inspect(name, timeout_s=2.0), 2.0
         )
 
     async def _serves(self, tenant: Tenant) -> bool:
         try:
             guest = await self._inspect(tenant)
-            return guest.state == pb.RUNNING and bool(await self._operate(tenant, "user"))
+            whole = not guest.degraded or tenant.plan.copies == 0
+            return whole and guest.state == pb.RUNNING and bool(await self._operate(tenant, "user"))
         except EverramError:
             return False
 

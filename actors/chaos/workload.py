@@ -36,8 +36,9 @@ class Workload:
         self.committed = committed
         self.stream: Stream = world.stream(f"workload/{name}")
 
-    def recover(self, me: AsyncGuest) -> None:
-        """Check what this incarnation found. Violations go to the world."""
+    def recover(self, me: AsyncGuest, *, moved: bool) -> None:
+        """Check what this incarnation found. Violations go to the world. `moved`: it runs on a copy of the memory that
+        its predecessor had, so what was not known to be replicated may be gone."""
         raise NotImplementedError
 
     async def operate(self, me: AsyncGuest) -> int:

@@ -58,6 +58,11 @@ class DurableStore:
         leases = tuple(self._leases[lease] for lease in sorted(self._leases))
         return Saved(self._revision, self._compacted, pairs, leases, tuple(self._history), 1)
 
+    def value(self, key: bytes) -> bytes | None:
+        """For observers: what the disk has."""
+        pair = self._pairs.get(key)
+        return pair.value if pair is not None else None
+
     async def append(self, changes: Sequence[Change], compacted: int) -> None:
         """Takes effect at the beginning or the end of the time it takes: a server killed in it finds either."""
         if self.full:

@@ -41,7 +41,7 @@ def journal_of(*amounts: int, open_last: bool = False) -> Journal:
     [
         (2, (70, 130), False, False, False),
         (3, (65, 135), False, False, False),
-        (1, (90, 110), True, False, True),
+        (1, (90, 110), True, False, False),
         (3, (70, 135), False, True, True),
         (2, (65, 135), False, False, True),
         (4, (65, 135), False, False, True),
