@@ -125,7 +125,10 @@ class FakeVMemFS(VMemFSActor):
     def put_guest(self, request: Guest) -> Generation:
         raise NotImplementedError
 
-    remove_guest = guests = status = put_guest  # type: ignore[assignment]
+    def guests(self, request: Empty) -> StoredGuests:
+        return StoredGuests(guests=self.stored.values())
+
+    remove_guest = status = put_guest  # type: ignore[assignment]
 
 
 class Host:
