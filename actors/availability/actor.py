@@ -1,4 +1,5 @@
-"""The availability actor: keeps its host's place in the directory and the lease that the host's guests serve under.
+"""The availability actor: keeps its host's place in the directory and the lease that the host's guests serve under, and
+has its host take part in what the directory decides: `leader` for the whole cluster, `performer` for this host.
 
 Every renewal gives a new deadline to the machine, which freezes guests a margin before it, and to a word in each
 serving guest's log ring, which the guest checks at every commit. A dead, hung or cut-off host thus cannot leave a guest
@@ -14,27 +15,42 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from typing import cast
 
+from everram.actors.availability.leader import Leader
 from everram.actors.availability.lease_keeper import Grant, LeaseKeeper, Renew, Wait
+from everram.actors.availability.performer import Performer
 from everram.actors.availability.registration import (
     Holder,
     Plan,
     Seen,
     name_in,
+    plan_aim,
     plan_forget,
     plan_give_back,
+    plan_hand_to,
     plan_register,
+    plan_set_members,
     reads,
     seen,
     served_elsewhere,
 )
 from everram.runtime.contracts.availability_contract import AvailabilityActor
-from everram.runtime.contracts.availability_pb2 import GuestKey, LeaseStatus, Registration
+from everram.runtime.contracts.availability_pb2 import (
+    AimRequest,
+    GuestKey,
+    HandToRequest,
+    LeaseStatus,
+    Members,
+    Registration,
+)
 from everram.runtime.contracts.common_pb2 import Empty, Guest
 from everram.runtime.contracts.vmemfs_contract import VMemFSRef
 from everram.runtime.coordination.api import Compare, Put, Range, Relation, Target, WatchBatch
 from everram.runtime.coordination.directory import decode, encode, guest_key, host_key, serving_key
+from everram.runtime.coordination.mirror import Mirror
+from everram.runtime.coordination.records import HostRecord, Place
 from everram.runtime.errors import (
     Aborted,
+    DataLoss,
     DeadlineExceeded,
     EverramError,
     FailedPrecondition,
@@ -49,6 +65,10 @@ LOG_PREFIX = "log."
 """A guest's ring is the memory object `log.GUEST_ID`."""
 RETRY_S = 0.1
 """Between attempts to change the directory while coordination cannot be reached."""
+FREE_EVERY_S = 2.0
+"""How often at most the directory is told how much memory is free."""
+FREE_STEPS = 64
+"""And only if it changed by this part of the whole."""
 RACES_MAX = 10
 """Transactions that lose to another change, one after the other, before the asker is told."""
 
@@ -99,7 +119,17 @@ class Availability(AvailabilityActor):
         published_ns = max((guest.deadline_ns for guest in self._serving.values()), default=0)
         self._keeper = LeaseKeeper(self._config.lease_ttl_s, lease=record.lease_id, published_ns=published_ns)
         self._entered = False  # whether hosts/HOST is known to be there under the current lease
+        self._free_bytes = self._free_told_ns = 0  # what hosts/HOST says, and since when
+        self._mirror = Mirror(self._coordination)
+        self._leader = Leader(self.context, self._mirror, self._keeper)
+        self._performer = Performer(
+            self.context, self._mirror, self._current().place, lambda: self._keeper.lease,
+            named_choice=bool(self._config.open_image),
+        )  # fmt: skip
         self.context.spawn(self._keep_lease(), name="lease")
+        self.context.spawn(self._mirror.run(), name="mirror")
+        self.context.spawn(self._leader.run(), name="leader")
+        self.context.spawn(self._performer.run(), name="performer")
 
     async def _keep_lease(self) -> None:
         while True:
@@ -108,10 +138,14 @@ class Availability(AvailabilityActor):
                 await asyncio.sleep(max(0.0, (step.until_ns - self._clock.now_ns()) / 1e9))
                 continue
             try:
+                held = self._keeper.remaining_s(self._clock.now_ns()) > 0
                 await (self._renew(step) if isinstance(step, Renew) else self._grant(step))
                 await self._machine.lease(self._keeper.deadline_ns)
                 _wake(self._published)
-                if not self._entered:
+                if not held:
+                    self._leader.look()
+                    self._performer.look()
+                if not self._entered or self._free_changed():
                     await self._enter()
             except NotFound:
                 self._lose()
@@ -159,11 +193,28 @@ class Availability(AvailabilityActor):
                 f"another host named {config.host} is in the directory ({there.get('host_id')}): stop it, or give this "
                 "one another name"
             )
-        entry = {"host_id": config.host_id, "memory_id": self._memory_id, "address": f"unix:{config.socket}"}
-        entry["channel"] = self.context.environment.channel.address
+        self._free_bytes, self._free_told_ns = self._measure_free(), self._clock.now_ns()
+        entry = {
+            "host_id": config.host_id,
+            "memory_id": self._memory_id,
+            "address": f"unix:{config.socket}",
+            "channel": self.context.environment.channel.address,
+            "memory_free_bytes": self._free_bytes,
+        }
         unchanged = Compare(key, Target.MOD, Relation.EQUAL, found[0].mod_revision if found else 0)
         result = await self._coordination.txn((unchanged,), (Put(key, encode(there | entry), self._keeper.lease),))
         self._entered = result.succeeded
+
+    def _measure_free(self) -> int:
+        """What may still be promised to somebody, as the machine counts it."""
+        memory = self.context.environment.memory
+        return max(0, memory.capacity_bytes - sum(memory.open(name).size_bytes for name in memory.names()))
+
+    def _free_changed(self) -> bool:
+        if self._clock.now_ns() - self._free_told_ns < FREE_EVERY_S * 1e9:
+            return False
+        least = self.context.environment.memory.capacity_bytes // FREE_STEPS
+        return abs(self._measure_free() - self._free_bytes) >= max(1, least)
 
     # -- guests
 
@@ -203,7 +254,7 @@ class Availability(AvailabilityActor):
         """Wait until the lease has enough time left for a new incarnation."""
         while not self._keeper.serves(self._clock.now_ns()):
             await self._published.wait()
-        return Holder(self._config.host, self._memory_id, self._keeper.lease)
+        return self._current()
 
     async def _over(self, guest: Guest, found: Seen) -> None:
         """Wait until nobody serves the guest under another lease: by its end, or because it was given back."""
@@ -221,9 +272,52 @@ class Availability(AvailabilityActor):
         return self.context.later(self._give_back(request))
 
     async def _give_back(self, request: GuestKey) -> Empty:
-        holder = self._current()
-        await self._change(request.guest_id, "", lambda f: plan_give_back(f, request.guest_id, request.epoch, holder))
+        holder, guest_id, epoch = self._current(), request.guest_id, request.epoch
+        await self._change(guest_id, "", lambda f: plan_give_back(f, guest_id, epoch, holder, again=request.again))
         return Empty()
+
+    def set_members(self, request: Members) -> Awaitable[Empty]:
+        return self.context.later(self._set_members(request))
+
+    async def _set_members(self, request: Members) -> Empty:
+        holder, guest_id, epoch, required = self._current(), request.guest_id, request.epoch, list(request.required)
+        await self._change(guest_id, "", lambda f: plan_set_members(f, guest_id, epoch, required, holder))
+        return Empty()
+
+    def aim(self, request: AimRequest) -> Awaitable[Empty]:
+        return self.context.later(self._aim(request))
+
+    async def _aim(self, request: AimRequest) -> Empty:
+        """Raises NotFound for a host that is not in the directory."""
+        target = await self._locate(request.host) if request.host else None
+        holder = self._current()
+        await self._change(request.guest_id, "", lambda f: plan_aim(f, request.guest_id, target, holder))
+        return Empty()
+
+    def hand_to(self, request: HandToRequest) -> Awaitable[Empty]:
+        serving = self._serving.get(request.guest_id)
+        if serving is not None and serving.epoch <= request.epoch:
+            self._drop(request.guest_id)
+        return self.context.later(self._hand_to(request))
+
+    async def _hand_to(self, request: HandToRequest) -> Empty:
+        """Raises NotFound for a host that is not in the directory: the guest may then be begun again here."""
+        target, holder = await self._locate(request.host), self._current()
+        guest_id, epoch = request.guest_id, request.epoch
+        await self._change(guest_id, "", lambda f: plan_hand_to(f, guest_id, epoch, target, holder))
+        return Empty()
+
+    async def _locate(self, host: str) -> Place:
+        """The memory that a host serves now. Raises NotFound, DataLoss."""
+        _, found = await self._coordination.range(Range(host_key(host)))
+        if not found:
+            raise NotFound(f"no host named {host} is in the directory: it is down, or has lost its lease")
+        try:
+            return Place(host, HostRecord.read(decode(found[0].value)).memory_id)
+        except ValueError as error:
+            raise DataLoss(
+                f"the directory's entry of host {host} cannot be read ({error}): restart that host"
+            ) from error
 
     def forget(self, request: GuestKey) -> Awaitable[Empty]:
         self._drop(request.guest_id)
@@ -237,7 +331,7 @@ class Availability(AvailabilityActor):
 
     def status(self, request: Empty) -> LeaseStatus:
         now_ns, keeper = self._clock.now_ns(), self._keeper
-        remaining_s = keeper.remaining_s(now_ns)
+        remaining_s, leader = keeper.remaining_s(now_ns), self._mirror.leader
         return LeaseStatus(
             lease_id=keeper.lease,
             ttl_s=keeper.ttl_s,
@@ -245,12 +339,14 @@ class Availability(AvailabilityActor):
             renewals=keeper.renewals,
             failures=keeper.failures,
             held=remaining_s > 0,
+            leader=leader.record.host if leader is not None and leader.record is not None else "",
         )
 
     # -- the directory
 
     def _current(self) -> Holder:
-        return Holder(self._config.host, self._memory_id, self._keeper.lease)
+        """In whose name the directory is changed now."""
+        return Holder(self._config.host, self._memory_id, self._keeper.lease, bool(self._config.open_image))
 
     async def _read(self, guest_id: str, name: str) -> Seen:
         result = await self._coordination.txn((), reads(guest_id, name))

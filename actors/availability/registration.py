@@ -1,7 +1,9 @@
-"""What changes in the directory when an incarnation begins, ends or is removed: plain decisions on what was read.
+"""What a guest's own host changes in the directory, from its first incarnation to its removal: plain decisions on what
+was read.
 
 Each `plan_*` takes the pairs of a guest as `Seen` and gives a transaction that holds only if they are still the same,
-or refuses with a sentence. Members of a record that this version does not know are kept.
+or refuses with a sentence. Members of a record that this version does not know are kept. What the leader changes is in
+`failover`, with the table of a record's states.
 """
 
 from __future__ import annotations
@@ -13,7 +15,8 @@ from typing import Any
 from everram.runtime.contracts.common_pb2 import Guest
 from everram.runtime.coordination.api import Compare, Delete, KeyValue, Put, Range, Relation, Target
 from everram.runtime.coordination.directory import decode, encode, guest_key, name_key, serving_key
-from everram.runtime.errors import AlreadyExists, FailedPrecondition
+from everram.runtime.coordination.records import FAILING_OVER, MOVING, RUNNING, STOPPED, GuestRecord, Place
+from everram.runtime.errors import AlreadyExists, DataLoss, FailedPrecondition, InvalidArgument
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +26,12 @@ class Holder:
     host: str
     memory_id: str
     lease: int
+    named_choice: bool = False
+    """Its user named an image that may not be opened silently (D1), so its memory is new, and older than it was."""
+
+    @property
+    def place(self) -> Place:
+        return Place(self.host, self.memory_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,33 +70,33 @@ def served_elsewhere(found: Seen, holder: Holder) -> bool:
 def plan_register(found: Seen, guest: Guest, holder: Holder) -> Plan:
     """Raise the guest's epoch and serve. Asking again for what is there already is no error.
 
-    Raises AlreadyExists (the name is another guest's), FailedPrecondition (the epoch is not higher).
+    Raises AlreadyExists (the name is another guest's), FailedPrecondition (fenced: the epoch is not higher, or the
+    guest is another memory's now).
     """
-    record = _value(found.guest)
-    there = int(record.get("epoch", 0))
-    ours = record.get("host") == holder.host and record.get("memory_id") == holder.memory_id
-    if guest.epoch < there or (guest.epoch == there and not ours):
-        raise FailedPrecondition(
-            f"{guest.name} has begun epoch {there} on {record.get('host')}: an incarnation of epoch {guest.epoch} is "
-            f"fenced; begin one above {there}"
-        )
+    record = _record(found)
+    if record is not None:
+        _check_not_fenced(record, guest, holder)
     owner = _value(found.name).get("guest_id", guest.guest_id)
     if owner != guest.guest_id:
         raise AlreadyExists(
             f"a guest named {guest.name} exists already ({owner}): choose another name, or remove it with "
             f"`everram rm {guest.name}`"
         )
-    record |= {
-        "name": guest.name,
-        "host": holder.host,
-        "memory_id": holder.memory_id,
-        "epoch": guest.epoch,
-        "state": "running",
-        "publish_port": guest.spec.publish_port,
-    }
+    registered = (record or GuestRecord.read({})).changed(
+        name=guest.name,
+        host=holder.host,
+        memory_id=holder.memory_id,
+        epoch=guest.epoch,
+        state=RUNNING,
+        publish_port=guest.spec.publish_port,
+        copies=guest.spec.copies,
+        required=record.required if record else (),
+        destinations=record.destinations if record else (),
+        previous=None,
+    )
     serving = {"host": holder.host, "epoch": guest.epoch, "port": guest.port}
     puts = [
-        Put(guest_key(guest.guest_id), encode(record)),
+        Put(guest_key(guest.guest_id), encode(registered.raw)),
         Put(serving_key(guest.guest_id), encode(serving), holder.lease),
     ]
     compares = [_same(guest_key(guest.guest_id), found.guest), _same(serving_key(guest.guest_id), found.serving)]
@@ -97,22 +106,79 @@ def plan_register(found: Seen, guest: Guest, holder: Holder) -> Plan:
     return Plan(tuple(compares), tuple(puts))
 
 
-def plan_give_back(found: Seen, guest_id: str, epoch: int, holder: Holder) -> Plan | None:
-    """Nobody serves the guest any more; None if there is nothing of this epoch and host to give back."""
-    serving, record = _value(found.serving), _value(found.guest)
+def plan_give_back(found: Seen, guest_id: str, epoch: int, holder: Holder, *, again: bool) -> Plan | None:
+    """Nobody serves the guest any more; None if there is nothing of this epoch and host to give back.
+
+    `again`: its host begins it again at once, so it is not stopped: should that host die first, it is failed over.
+    """
+    serving, record = _value(found.serving), _record(found)
     if serving.get("host") != holder.host or int(serving.get("epoch", 0)) != epoch:
         return None
     changes: list[Put | Delete] = [Delete(serving_key(guest_id))]
     compares = [_same(serving_key(guest_id), found.serving), _same(guest_key(guest_id), found.guest)]
-    if found.guest is not None:
-        changes.append(Put(guest_key(guest_id), encode(record | {"state": "stopped"})))
+    if record is not None and not again:
+        changes.append(Put(guest_key(guest_id), encode(record.changed(state=STOPPED).raw)))
     return Plan(tuple(compares), tuple(changes))
+
+
+def plan_set_members(found: Seen, guest_id: str, epoch: int, required: Sequence[str], holder: Holder) -> Plan | None:
+    """Commit the required set; None if it is this one already.
+
+    Raises FailedPrecondition unless this host serves this epoch, or for a set that would become empty, or would get a
+    member that is no destination (any more): the leader may have taken it away, and its copy may be erased already.
+    """
+    record = _served(found, guest_id, epoch, holder)
+    members = tuple(sorted(set(required)))
+    if not members and record.required:
+        raise FailedPrecondition(f"the required set of guest {guest_id} may not become empty: replace its members")
+    allowed = {*record.required, *(each.memory_id for each in record.destinations)}
+    strangers = [member for member in members if member not in allowed]
+    if strangers:
+        raise FailedPrecondition(f"{', '.join(strangers)} is no destination of guest {guest_id}: it cannot be required")
+    return None if members == record.required else _rewrite(found, guest_id, record.changed(required=members))
+
+
+def plan_aim(found: Seen, guest_id: str, target: Place | None, holder: Holder) -> Plan | None:
+    """Make `target` a destination besides those it has; None: no longer. Gives None if that is so already.
+
+    Raises FailedPrecondition unless this host serves the guest, InvalidArgument if it is to be moved to itself.
+    """
+    record = _served(found, guest_id, None, holder)
+    if target is None:
+        return _rewrite(found, guest_id, record.changed(aim=None)) if record.aim else None
+    if target.memory_id == holder.memory_id:
+        raise InvalidArgument(f"guest {guest_id} runs on {target.host} already: name another host")
+    destinations = record.destinations
+    if target not in destinations:
+        destinations = (*(each for each in destinations if each.host != target.host), target)
+    if record.aim == target.host and destinations == record.destinations:
+        return None
+    return _rewrite(found, guest_id, record.changed(aim=target.host, destinations=destinations))
+
+
+def plan_hand_to(found: Seen, guest_id: str, epoch: int, target: Place, holder: Holder) -> Plan | None:
+    """Nobody serves the guest any more, and the leader lets it go on at `target`; None if that was done already.
+
+    Raises FailedPrecondition unless this host serves this epoch, or if `target` is not a member of the required set.
+    """
+    before = _record(found)
+    if before is not None and before.prefer == target.host and before.state in (MOVING, FAILING_OVER):
+        return None
+    if before is not None and before.owner == target and before.epoch > epoch:
+        return None
+    record = _served(found, guest_id, epoch, holder)
+    if target.memory_id not in record.required:
+        raise FailedPrecondition(
+            f"{target.host} has no copy of guest {guest_id} that is in sync and required: wait until it has, then move"
+        )
+    planned = _rewrite(found, guest_id, record.changed(state=MOVING, prefer=target.host, aim=None))
+    return Plan(planned.compare, (*planned.success, Delete(serving_key(guest_id))))
 
 
 def plan_forget(found: Seen, guest_id: str, holder: Holder) -> Plan | None:
     """The guest is removed; None if it is gone already or has moved to another host."""
     record = _value(found.guest)
-    if found.guest is None or record.get("host") != holder.host:
+    if found.guest is None or record.get("host") != holder.host or record.get("memory_id") != holder.memory_id:
         return None
     changes = [Delete(guest_key(guest_id)), Delete(serving_key(guest_id))]
     compares = [_same(guest_key(guest_id), found.guest)]
@@ -124,6 +190,63 @@ def plan_forget(found: Seen, guest_id: str, holder: Holder) -> Plan | None:
 
 def name_in(found: Seen) -> str:
     return str(_value(found.guest).get("name", ""))
+
+
+def claims(record: GuestRecord, place: Place, named_choice: bool) -> bool:
+    """Whether a host may go on with a guest from the image that its user named, though it is another memory now.
+
+    Only where no other memory has a better right: with a required set its members are asked.
+    """
+    return named_choice and record.owner.host == place.host and not record.required
+
+
+def _check_not_fenced(record: GuestRecord, guest: Guest, holder: Holder) -> None:
+    ours = record.owner == holder.place or claims(record, holder.place, holder.named_choice)
+    if guest.epoch < record.epoch or (guest.epoch == record.epoch and not ours):
+        raise FailedPrecondition(
+            f"{guest.name} has begun epoch {record.epoch} on {record.owner.host}: an incarnation of epoch "
+            f"{guest.epoch} is fenced; begin one above {record.epoch}"
+        )
+    if not ours:
+        raise FailedPrecondition(
+            f"{guest.name} is {record.owner.host}'s since epoch {record.epoch}: what this memory has of it is fenced, "
+            "and is set aside"
+        )
+
+
+def _served(found: Seen, guest_id: str, epoch: int | None, holder: Holder) -> GuestRecord:
+    """The record of a guest that this host serves, in `epoch` if one is given. Raises FailedPrecondition."""
+    record, serving = _record(found), found.serving
+    if record is None:
+        raise FailedPrecondition(f"guest {guest_id} is not in the directory: it has been removed")
+    if record.owner != holder.place or record.state != RUNNING or epoch not in (None, record.epoch):
+        raise FailedPrecondition(
+            f"guest {guest_id} is {record.state} in epoch {record.epoch} on {record.owner.host}, not running here"
+            + (f" in epoch {epoch}" if epoch is not None else "")
+        )
+    current = int(_value(serving).get("epoch", 0)) == record.epoch
+    if serving is None or not current or not holder.lease or serving.lease != holder.lease:
+        raise FailedPrecondition(f"guest {guest_id} is not served under this host's lease: wait until it is")
+    return record
+
+
+def _rewrite(found: Seen, guest_id: str, changed: GuestRecord) -> Plan:
+    """The record, if it and who serves are still as they were read."""
+    key = guest_key(guest_id)
+    compares = (_same(key, found.guest), _same(serving_key(guest_id), found.serving))
+    return Plan(compares, (Put(key, encode(changed.raw)),))
+
+
+def _record(found: Seen) -> GuestRecord | None:
+    """Raises DataLoss for a record that cannot be read: nobody may overwrite it."""
+    if found.guest is None:
+        return None
+    try:
+        return GuestRecord.read(decode(found.guest.value))
+    except ValueError as error:
+        raise DataLoss(
+            f"the directory's {found.guest.key.decode()} cannot be read ({error}): repair or delete that key"
+        ) from error
 
 
 def _value(pair: KeyValue | None) -> dict[str, Any]:

@@ -42,12 +42,14 @@ class Registration(_message.Message):
     def __init__(self, guest: _Optional[_Union[_common_pb2.Guest, _Mapping]] = ...) -> None: ...
 
 class GuestKey(_message.Message):
-    __slots__ = ("guest_id", "epoch")
+    __slots__ = ("guest_id", "epoch", "again")
     GUEST_ID_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
+    AGAIN_FIELD_NUMBER: _ClassVar[int]
     guest_id: str
     epoch: int
-    def __init__(self, guest_id: _Optional[str] = ..., epoch: _Optional[int] = ...) -> None: ...
+    again: bool
+    def __init__(self, guest_id: _Optional[str] = ..., epoch: _Optional[int] = ..., again: _Optional[bool] = ...) -> None: ...
 
 class LeaseStatus(_message.Message):
     __slots__ = ("lease_id", "ttl_s", "remaining_s", "renewals", "failures", "held", "leader")

@@ -22,6 +22,9 @@ A guest's record:
     required                  memory_ids of the required set: who must acknowledge, and who may be chosen
     destinations              [{"host", "memory_id"}]: where the primary shall ship to, as the leader placed them
     prefer                    host to choose at the next failover if it is as good as any; by a move
+    aim                       host that shall be a destination besides: where a move is going
+    previous                  {"host", "memory_id"}: whose it was before the one that was chosen, until that has
+                              registered; its memory may have it back
 
 An epoch is raised by a transaction on `everram/guests/GUEST_ID` that compares its mod_revision; `serving` is written
 only by the holder of that epoch. Unknown members of a value are kept by whoever rewrites it.

@@ -4,6 +4,7 @@ machine and a VMemFS of its own, and the embedded coordination store behind a si
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, cast
 
@@ -15,9 +16,9 @@ from everram.runtime.contracts.availability_contract import AvailabilityRef
 from everram.runtime.contracts.availability_pb2 import GuestKey, Registration
 from everram.runtime.contracts.common_pb2 import Empty, Guest, GuestSpec
 from everram.runtime.contracts.vmemfs_contract import VMEMFS, VMemFSActor
-from everram.runtime.contracts.vmemfs_pb2 import Generation, HostRecord
+from everram.runtime.contracts.vmemfs_pb2 import Generation, HostRecord, StoredGuests
 from everram.runtime.coordination.api import Put, Range, prefix
-from everram.runtime.coordination.directory import decode, encode, guest_key, host_key, name_key, serving_key
+from everram.runtime.coordination.directory import LEADER, decode, encode, guest_key, host_key, name_key, serving_key
 from everram.runtime.coordination.resolver import HostResolver
 from everram.runtime.environment import Environment, GuestProcess
 from everram.runtime.errors import AlreadyExists, DeadlineExceeded, FailedPrecondition, NotFound, Unavailable
@@ -129,7 +130,10 @@ class FakeVMemFS(VMemFSActor):
     def put_guest(self, request: Guest) -> Generation:
         raise NotImplementedError
 
-    remove_guest = guests = status = put_guest  # type: ignore[assignment]
+    def guests(self, request: Empty) -> StoredGuests:
+        return StoredGuests()
+
+    remove_guest = status = put_guest  # type: ignore[assignment]
 
 
 class Host:
@@ -231,7 +235,10 @@ def test_a_host_enters_the_directory_under_its_lease_and_leaves_with_it(rig: Rig
         await host.start()
         await asyncio.sleep(5)
         entry = await rig.read(host_key("h1"))
-        assert entry == {"host_id": "id of h1", "memory_id": "memory of h1", "address": "unix:/run/h1.sock"}
+        assert entry == {
+            "host_id": "id of h1", "memory_id": "memory of h1", "address": "unix:/run/h1.sock",
+            "memory_free_bytes": 1 << 30,
+        }  # fmt: skip
         resolver = HostResolver(rig.observer)
         assert (await resolver.resolve("h1")).address == "unix:/run/h1.sock"
         await host.stop()
@@ -288,7 +295,7 @@ def test_registering_writes_the_record_the_name_and_who_serves(rig: Rig) -> None
         await availability.register(incarnation())
         assert await rig.read(guest_key(G1)) == {
             "name": "bank", "host": "h1", "memory_id": "memory of h1", "epoch": 1, "state": "running",
-            "publish_port": 7000,
+            "publish_port": 7000, "copies": 0, "required": [], "destinations": [],
         }  # fmt: skip
         assert await rig.read(name_key("bank")) == {"guest_id": G1}
         assert await rig.read(serving_key(G1)) == {"host": "h1", "epoch": 1, "port": 30001}
@@ -306,9 +313,11 @@ def test_members_of_a_record_that_a_newer_version_wrote_are_kept(rig: Rig) -> No
         host = rig.host()
         availability = await host.start()
         await host.ring(G1)
-        await rig.observer.put(Put(guest_key(G1), encode({"host": "h1", "epoch": 3, "required_set": ["m2"]})))
+        await rig.observer.put(
+            Put(guest_key(G1), encode({"host": "h1", "memory_id": "memory of h1", "epoch": 3, "new": 7}))
+        )
         await availability.register(incarnation(epoch=4))
-        assert (await rig.read(guest_key(G1)))["required_set"] == ["m2"]
+        assert (await rig.read(guest_key(G1)))["new"] == 7
 
     rig.run(script)
 
@@ -326,7 +335,7 @@ def test_a_name_belongs_to_one_guest_until_it_is_removed(rig: Rig) -> None:
         await second.forget(GuestKey(guest_id=G1, epoch=1))
         assert guest_key(G1) in await rig.keys(), "only its own host removes a guest"
         await first.forget(GuestKey(guest_id=G1, epoch=1))
-        assert await rig.keys() == [host_key("h1"), host_key("h2")]
+        assert await rig.keys() == [host_key("h1"), host_key("h2"), LEADER]
         await first.forget(GuestKey(guest_id=G1, epoch=1))
         await second.register(incarnation(G2))
 
@@ -359,15 +368,71 @@ def test_another_host_serves_only_after_the_lease_is_given_back_or_over(rig: Rig
         ring = await one.ring(G1)
         await two.ring(G1)
         await first.register(incarnation(epoch=1))
+        with pytest.raises(FailedPrecondition, match="h1's since epoch 1"):
+            await second.register(incarnation(epoch=2))
+        assert (await rig.read(serving_key(G1)))["host"] == "h1"
+        await rig.observer.put(
+            Put(guest_key(G1), encode({"host": "h2", "memory_id": "memory of h2", "epoch": 1, "state": "chosen"}))
+        )
         with pytest.raises(DeadlineExceeded):
             await second.register(incarnation(epoch=2), timeout_s=5.0)
-        assert (await rig.read(serving_key(G1)))["host"] == "h1"
         rig.fabric.cut("h1", PLACE)
         await second.register(incarnation(epoch=2), timeout_s=10.0)
         assert ring.lease_deadline_ns <= rig.loop.now_ns, "the cut-off guest's deadline had passed"
         rig.fabric.heal()
         with pytest.raises(FailedPrecondition, match="fenced"):
             await first.register(incarnation(epoch=1), timeout_s=10.0)
+        with pytest.raises(FailedPrecondition, match="fenced"):
+            await first.register(incarnation(epoch=3), timeout_s=10.0)
+
+    rig.run(script)
+
+
+def test_a_guest_that_begins_again_does_not_count_as_stopped(rig: Rig) -> None:
+    async def script() -> None:
+        host = rig.host()
+        availability = await host.start()
+        await host.ring(G1)
+        await availability.register(incarnation())
+        await availability.give_back(GuestKey(guest_id=G1, epoch=1, again=True))
+        assert serving_key(G1) not in await rig.keys()
+        assert (await rig.read(guest_key(G1)))["state"] == "running"
+
+    rig.run(script)
+
+
+def test_the_directory_is_told_how_much_memory_is_free(rig: Rig) -> None:
+    async def script() -> None:
+        host = rig.host()
+        await host.start()
+        await asyncio.sleep(1)
+        await host.memory.create("big", 1 << 29)
+        await asyncio.sleep(3)
+        entry = await rig.read(host_key("h1"))
+        assert entry["memory_free_bytes"] == 1 << 29
+        revision = (await rig.observer.range(Range(host_key("h1"))))[1][0].mod_revision
+        await host.memory.create("small", 1 << 20)
+        await asyncio.sleep(5)
+        assert (await rig.observer.range(Range(host_key("h1"))))[1][0].mod_revision == revision, (
+            "small steps are silent"
+        )
+
+    rig.run(script)
+
+
+def test_a_named_choice_of_an_image_goes_on_though_its_memory_is_new(rig: Rig) -> None:
+    async def script() -> None:
+        host = rig.host()
+        host.config = dataclasses.replace(host.config, open_image="opened")
+        availability = await host.start()
+        await host.ring(G1)
+        record = {"host": "h1", "memory_id": "older", "epoch": 3, "state": "running"}
+        await rig.observer.put(Put(guest_key(G1), encode(record)))
+        await availability.register(incarnation(epoch=4))
+        assert (await rig.read(guest_key(G1)))["memory_id"] == "memory of h1"
+        await rig.observer.put(Put(guest_key(G1), encode(record | {"epoch": 5, "required": ["m2"]})))
+        with pytest.raises(FailedPrecondition, match="fenced"):
+            await availability.register(incarnation(epoch=6))
 
     rig.run(script)
 

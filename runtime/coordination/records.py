@@ -1,0 +1,141 @@
+"""The directory's values as typed records, read defensively.
+
+    record = GuestRecord.read(decode(pair.value))     # raises ValueError with the member that is wrong
+    changed = record.changed(state=CHOSEN, epoch=7)   # keeps every member that this version does not know
+
+What the members mean is in `everram.runtime.coordination.directory`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+RUNNING, STOPPED, FAILING_OVER, CHOSEN, MOVING, LOST = (
+    "running", "stopped", "failing-over", "chosen", "moving", "lost",
+)  # fmt: skip
+"""A guest's states; who goes from which to which is in `everram.actors.availability.failover`."""
+DEAD = "dead"
+"""A machine's state once somebody has proved that it ended with all its memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One memory, and the host that serves it."""
+
+    host: str
+    memory_id: str
+
+    def value(self) -> dict[str, str]:
+        return {"host": self.host, "memory_id": self.memory_id}
+
+
+@dataclass(frozen=True, slots=True)
+class HostRecord:
+    host_id: str
+    memory_id: str
+    memory_free_bytes: int
+
+    @staticmethod
+    def read(value: dict[str, Any]) -> HostRecord:
+        return HostRecord(_text(value, "host_id"), _text(value, "memory_id"), _whole(value, "memory_free_bytes"))
+
+
+@dataclass(frozen=True, slots=True)
+class MachineRecord:
+    state: str
+
+    @staticmethod
+    def read(value: dict[str, Any]) -> MachineRecord:
+        return MachineRecord(_text(value, "state"))
+
+
+@dataclass(frozen=True, slots=True)
+class LeaderRecord:
+    host: str
+
+    @staticmethod
+    def read(value: dict[str, Any]) -> LeaderRecord:
+        return LeaderRecord(_text(value, "host"))
+
+
+@dataclass(frozen=True, slots=True)
+class ServingRecord:
+    host: str
+    epoch: int
+
+    @staticmethod
+    def read(value: dict[str, Any]) -> ServingRecord:
+        return ServingRecord(_text(value, "host"), _whole(value, "epoch"))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GuestRecord:
+    raw: dict[str, Any]
+    """The whole value; unknown members are written back as they were."""
+    owner: Place
+    epoch: int
+    state: str
+    start: int
+    copies: int
+    required: tuple[str, ...]
+    destinations: tuple[Place, ...]
+    prefer: str
+    aim: str
+    previous: Place | None
+
+    @staticmethod
+    def read(value: dict[str, Any]) -> GuestRecord:
+        return GuestRecord(
+            raw=value,
+            owner=_place(value),
+            epoch=_whole(value, "epoch"),
+            state=_text(value, "state"),
+            start=_whole(value, "start"),
+            copies=_whole(value, "copies"),
+            required=tuple(_text({"required": member}, "required") for member in _several(value, "required")),
+            destinations=tuple(_place(member) for member in _several(value, "destinations")),
+            prefer=_text(value, "prefer"),
+            aim=_text(value, "aim"),
+            previous=_place(value["previous"]) if value.get("previous") else None,
+        )
+
+    def changed(self, **members: Any) -> GuestRecord:
+        """With these members; None takes one away. Places and tuples are written as their values."""
+        raw = {name: member for name, member in self.raw.items() if name not in members}
+        raw |= {name: _plain(member) for name, member in members.items() if member is not None}
+        return GuestRecord.read(raw)
+
+
+def _plain(member: Any) -> Any:
+    if isinstance(member, Place):
+        return member.value()
+    return [_plain(each) for each in member] if isinstance(member, (tuple, list)) else member
+
+
+def _place(value: Any) -> Place:
+    if not isinstance(value, dict):
+        raise ValueError(f"a host with its memory_id was expected, not {value!r}")
+    return Place(_text(value, "host"), _text(value, "memory_id"))
+
+
+def _text(value: dict[str, Any], name: str) -> str:
+    member = value.get(name) or ""
+    if not isinstance(member, str):
+        raise ValueError(f"{name} is {member!r}, not a text")
+    return member
+
+
+def _whole(value: dict[str, Any], name: str) -> int:
+    member = value.get(name) or 0
+    if not isinstance(member, int) or isinstance(member, bool) or member < 0:
+        raise ValueError(f"{name} is {member!r}, not a whole number")
+    return member
+
+
+def _several(value: dict[str, Any], name: str) -> Sequence[Any]:
+    member = value.get(name) or []
+    if not isinstance(member, list):
+        raise ValueError(f"{name} is {member!r}, not a list")
+    return member
