@@ -25,6 +25,23 @@ FAULTS: dict[str, int] = {
 }
 """Each fault with its weight in the draw."""
 
+FAILOVER_FAULTS: dict[str, int] = {
+    "machine-kill": 8,
+    "cut-off": 4,
+    "guest-kill": 2,
+    "guest-kill-at-store": 3,
+    "host-kill": 3,
+    "host-kill-at-store": 4,
+    "hang": 1,
+    "coordination-kill": 2,
+    "coordination-hang": 1,
+    "partition": 2,
+    "isolation": 2,
+    "link-faults": 1,
+    "power-cycle": 2,
+}
+"""The same, where guests have copies: what makes them go on elsewhere, and what may happen meanwhile."""
+
 HOSTS = (1, 1, 1, 2, 2, 3, 3, 3, 4, 5)
 """Small clusters more often: they run faster, and most of what can break breaks in them."""
 
@@ -87,6 +104,34 @@ class ClusterPlan:
             faults=_bearable(faults),
         )
 
+    @staticmethod
+    def draw_failover(stream: Stream, scale: float) -> ClusterPlan:
+        """Ledgers with copies, on clusters that have room for them."""
+        hosts = stream.choice((2, 3, 3, 3, 4, 5))
+        names = [f"h{number}" for number in range(1, hosts + 1)]
+        guests = tuple(
+            GuestPlan(
+                f"g{number}",
+                "/ledger",
+                stream.choice(names),
+                stream.choice((0.005, 0.02, 0.1)),
+                min(stream.choice((1, 1, 2)), hosts - 1),
+            )
+            for number in range(stream.choice((1, 1, 2)))
+        )
+        duration_s = stream.uniform(1.5, 3.5) * scale
+        count = round(stream.randrange(2, 7) * scale)
+        faults = [_fault(stream, names, len(guests), duration_s, FAILOVER_FAULTS) for _ in range(count)]
+        return ClusterPlan(
+            hosts,
+            guests,
+            clients=stream.choice((0, 1, 2)),
+            preemption_guests=stream.choice((0, 10, 50)),
+            preemption_hosts=stream.choice((0, 20, 200)),
+            duration_s=duration_s,
+            faults=_bearable(sorted(faults, key=lambda f: f.at_s)),
+        )
+
     def __str__(self) -> str:
         guests = ", ".join(f"{g.program} {g.name} on {g.host} with {g.copies} copies" for g in self.guests)
         faults = "; ".join(map(str, self.faults)) or "no faults"
@@ -99,8 +144,8 @@ def _guest(stream: Stream, number: int, hosts: list[str]) -> GuestPlan:
     return GuestPlan(f"g{number}", program, stream.choice(hosts), stream.choice((0.01, 0.05, 0.3)), copies)
 
 
-def _fault(stream: Stream, hosts: list[str], guests: int, duration_s: float) -> Fault:
-    kind = stream.choices(list(FAULTS), weights=list(FAULTS.values()))[0]
+def _fault(stream: Stream, hosts: list[str], guests: int, duration_s: float, weights: dict[str, int] = FAULTS) -> Fault:
+    kind = stream.choices(list(weights), weights=list(weights.values()))[0]
     return Fault(
         at_s=stream.uniform(0, duration_s),
         kind=kind,

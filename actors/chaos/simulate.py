@@ -61,7 +61,7 @@ def simulate(
     return Result(seed, configuration, tuple(world.violations), world.digest, world.loop.steps, world.now_s)
 
 
-SCENARIOS = ("cluster", "ring")
+SCENARIOS = ("cluster", "ring", "failover")
 
 
 def _draw(world: World, scale: float, scenario: str) -> tuple[str, Coroutine[Any, Any, None]]:
@@ -70,7 +70,8 @@ def _draw(world: World, scale: float, scenario: str) -> tuple[str, Coroutine[Any
     if kind == "ring":
         ring = RingPlan.draw(stream, scale)
         return str(ring), RingScenario(world, ring).run()
-    cluster = ClusterPlan.draw(stream, scale)
+    draw = ClusterPlan.draw_failover if kind == "failover" else ClusterPlan.draw
+    cluster = draw(stream, scale)
     return str(cluster), ClusterScenario(world, cluster).run()
 
 

@@ -207,10 +207,10 @@ class Hypervisor(HypervisorActor):
         finally:
             log.close()
         await self._store(resident)
+        self._follow(resident)  # before the directory has it: then its log can be shipped at once
         await self._availability.register(Registration(guest=resident.stored()), timeout_s=REGISTER_TIMEOUT_S)
         process = await self._machine.spawn(resident.launch(memory.size_bytes, tracking=self._faults is not None))
         resident.lives(process.pid)
-        self._follow(resident)
         await self._store(resident)
 
     async def _end_process(self, resident: Resident, *, give_back: bool = True) -> None:
