@@ -398,6 +398,20 @@ def test_a_restarted_owner_takes_no_rkey_of_its_predecessor(run: Run) -> None:
     run(body)
 
 
+def test_a_peer_that_has_not_noticed_the_restart_writes_nothing(run: Run) -> None:
+    async def body(bench: Bench) -> None:
+        owner, _, pair = await two(bench)
+        region = owner.channel.register("m", 0, 64, BOTH)
+        await pair.write(region.rkey, 0, b"x")
+        bench.kill(owner)
+        owner = await bench.host("a")
+        with pytest.raises(ChannelError):
+            await pair.write(region.rkey, 0, b"y")
+        assert owner.memory.open("m").read(0, 1) == b"x"
+
+    run(body)
+
+
 def test_another_cluster_and_another_host_are_refused(run: Run) -> None:
     async def body(bench: Bench) -> None:
         owner, peer, _ = await two(bench)
@@ -637,6 +651,45 @@ def test_a_cut_ends_in_a_timeout_and_the_next_queue_pair_ends_what_is_late() -> 
 
     for seed in range(1, 6):
         in_simulation(body, seed)
+
+
+def test_nothing_of_a_former_queue_pair_lands_after_the_next_has_written() -> None:
+    async def body(bench: SimulatedBench) -> None:
+        owner, peer, pair = await two(bench)
+        region = owner.channel.register("m", 0, 64, BOTH)
+        late = asyncio.ensure_future(pair.write(region.rkey, 0, b"y"))
+        await asyncio.sleep(0)
+        pair.close()
+        await fails(cast(Any, late), Status.WR_FLUSH_ERR)
+        pair = await peer.channel.connect("a", owner.channel.address)
+        await pair.write(region.rkey, 0, b"z")
+        await asyncio.sleep(1)
+        assert owner.memory.open("m").read(0, 1) == b"z"
+
+    for seed in range(1, 100):
+        in_simulation(body, seed)
+
+
+def test_a_new_host_revokes_before_its_predecessor_is_missed() -> None:
+    async def body(bench: SimulatedBench) -> None:
+        owner, _, pair = await two(bench)
+        region = owner.channel.register("m", 0, 64, BOTH)
+        memory = owner.memory.open("m")
+        bench.kill(owner)
+        before = asyncio.ensure_future(pair.write(region.rkey, 0, b"x"))
+        await asyncio.sleep(0.0002)
+        await bench.host("a")
+        there = memory.read(0, 1)
+        with pytest.raises(ChannelError):
+            await pair.write(region.rkey, 0, b"y")
+        await asyncio.gather(before, return_exceptions=True)
+        assert memory.read(0, 1) == there
+        landed.add(there)
+
+    landed: set[bytes] = set()
+    for seed in range(1, 40):
+        in_simulation(body, seed)
+    assert landed == {b"\0", b"x"}, "a dead process's memory takes writes until the next one revokes"
 
 
 def test_the_owner_may_be_stopped_and_what_was_written_is_not_yet_persistent() -> None:
