@@ -106,6 +106,8 @@ class SimulatedChannel:
     async def connect(self, host: str, address: str) -> SimulatedPair:
         key = host, address
         async with self._connecting.setdefault(key, asyncio.Lock()):
+            if self.wires.by_address.get(self.address) is not self:
+                raise Unavailable("this host's channel is closed")
             pair = self._pairs.get(key)
             if pair is None or pair.broken:
                 self._pairs.pop(key, None)

@@ -441,6 +441,9 @@ def test_one_queue_pair_a_peer_shared_by_all_who_ask(run: Run) -> None:
         myself = await owner.channel.connect("a", owner.channel.address)
         region = owner.channel.register("m", 0, 64, BOTH)
         await myself.write(region.rkey, 0, b"x")
+        peer.channel.close()  # type: ignore[attr-defined]
+        with pytest.raises(Unavailable):
+            await peer.channel.connect("a", owner.channel.address)
 
     run(body)
 
@@ -467,7 +470,10 @@ def test_many_immediates_may_be_told_as_one_but_none_is_lost(run: Run) -> None:
                 word = value.to_bytes(8, "little")
                 await pair.write_with_immediate(region.rkey, 8 * number, word, immediate)
         await pair.write_with_immediate(region.rkey, 0, b"", deaf)
+        last = Rings()
+        await pair.write_with_immediate(region.rkey, 0, b"", owner.channel.receive(last))  # rung only now
         await finished.wait()
+        await last.rang.wait()
         assert all(1 <= handler.count <= 3000 for handler in handlers)
         mapping.close()
 
