@@ -1,5 +1,6 @@
-"""Bulk bytes between hosts, in the words of the RDMA verbs; `contract` is the place to begin.
+"""The channel: one-sided access to the memory of other hosts. `contract` says what it promises; begin there.
 
-What has a network card in a machine that has one is modelled here behind the same interface: *shared memory* between
-hosts on the same computer, and virtual time in the simulation.
+The owner's half of every carrier is `registry` (regions and immediates) on `generations` (the table by which peers see
+what is revoked). `shared_memory` and `shared_memory_pair` are the carrier between hosts of one computer, with `frames`
+(what they say to each other) and `seqpacket` (the sockets); `everram.runtime.simulation.channel` is the simulated one.
 """

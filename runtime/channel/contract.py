@@ -102,4 +102,5 @@ class Channel(Protocol):
         """Later writes with it ring nothing."""
 
     async def connect(self, host: str, address: str) -> QueuePair:
-        """The queue pair to a peer, made anew if the last one is broken; shared by all who ask. Raises Unavailable."""
+        """The queue pair to a peer, made anew if the last one is broken; shared by all who ask. Raises Unavailable,
+        for a host of another cluster or name, too: it says which."""

@@ -170,7 +170,7 @@ def decode(data: bytes) -> Frame:
                 return Welcome(*_decode_identity(data))
             case Kind.REFUSED:
                 return Refused(str(json.loads(data[4:])["message"]))
-    except (struct.error, KeyError, TypeError, RecursionError) as error:
+    except (struct.error, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise ValueError(f"malformed: {error}") from error
 
 

@@ -126,6 +126,8 @@ class SharedMemoryChannel:
             raise Unavailable(f"host {host} has no address that shared memory reaches ({address or 'none'})")
         key = host, address
         async with self._connecting.setdefault(key, asyncio.Lock()):
+            if self.table < 0:
+                raise Unavailable("this host's channel is closed")
             pair = self._pairs.get(key)
             if pair is None or pair.broken:
                 self._pairs.pop(key, None)

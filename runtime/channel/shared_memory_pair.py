@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
-from dataclasses import dataclass
 
 from everram.runtime.channel.contract import Access, ChannelError, Status
 from everram.runtime.channel.frames import (
@@ -40,41 +39,26 @@ WORD_BYTES = 8
 _WRITE, _READ = int(Access.REMOTE_WRITE), int(Access.REMOTE_READ)
 
 
-@dataclass(slots=True, eq=False)
 class _Remote:
-    """What an rkey stands for."""
+    """What an rkey stands for, laid out for the hot path: a request touches these fields and calls nothing."""
 
-    mapping: Mapped
-    number: int
-    """Of the memory object."""
-    offset: int
-    length: int
-    table: Mapped
-    word: int
-    """Offset of its word in `table`."""
-    generation: int
-    access: int
+    __slots__ = ("generation", "mapping", "number", "offset", "readable", "table", "view", "word", "words", "writable")
 
-    def valid(self) -> bool:
-        return self.table.load_u64(self.word) == self.generation
-
-    def allows(self, offset: int, length: int, access: int) -> bool:
-        """Whether it is valid now, too."""
-        inside = offset >= 0 and length >= 0 and offset + length <= self.length
-        return inside and bool(self.access & access) and self.valid()
-
-    def store(self, offset: int, data: bytes | memoryview) -> None:
-        at = self.offset + offset
-        if len(data) == WORD_BYTES and not at % WORD_BYTES:
-            self.mapping.store_u64(at, int.from_bytes(data, "little"))
-        else:
-            self.mapping.store(at, data)
-
-    def load(self, offset: int, length: int) -> bytes:
-        at = self.offset + offset
-        if length == WORD_BYTES and not at % WORD_BYTES:
-            return self.mapping.load_u64(at).to_bytes(WORD_BYTES, "little")
-        return self.mapping.load(at, length)
+    def __init__(self, told: Resolved, mapping: Mapped, table: Mapped) -> None:
+        self.number = told.number
+        """Of the memory object."""
+        self.mapping = mapping
+        self.view, self.words = mapping.view, mapping.words
+        """The memory object, by bytes and by words."""
+        self.offset = told.offset
+        self.writable = told.length if told.access & _WRITE else -1
+        """Where writes have to end; negative where none is allowed."""
+        self.readable = told.length if told.access & _READ else -1
+        self.table = table.words
+        self.word = Generations.offset(told.slot) // WORD_BYTES
+        """Index of its word in `table`."""
+        self.generation = told.generation
+        """What the word says as long as the region is registered."""
 
 
 class SharedMemoryPair:
@@ -145,18 +129,32 @@ class SharedMemoryPair:
         return await self._read_in_turn(rkey, offset, length)
 
     def _store(self, remote: _Remote, offset: int, data: bytes | memoryview) -> None:
-        if not remote.allows(offset, len(data), _WRITE):
+        length = len(data)
+        if offset < 0 or offset + length > remote.writable or remote.table[remote.word] != remote.generation:
             raise self._refused()
-        remote.store(offset, data)
-        if not remote.valid():
+        at = remote.offset + offset
+        if length == WORD_BYTES and not at & 7:
+            remote.words[at >> 3] = int.from_bytes(data, "little")
+        else:
+            remote.view[at : at + length] = data
+        if remote.table[remote.word] != remote.generation:
             # It may have been written: whether before or after it was revoked, nobody can tell.
             raise self._fail(Status.WR_FLUSH_ERR, f"host {self.peer} revoked the region during a write")
 
     def _load(self, remote: _Remote, offset: int, length: int) -> bytes:
-        if not remote.allows(offset, length, _READ):
+        if (
+            offset < 0
+            or length < 0
+            or offset + length > remote.readable
+            or remote.table[remote.word] != remote.generation
+        ):
             raise self._refused()
-        data = remote.load(offset, length)
-        if not remote.valid():
+        at = remote.offset + offset
+        if length == WORD_BYTES and not at & 7:
+            data = remote.words[at >> 3].to_bytes(WORD_BYTES, "little")
+        else:
+            data = remote.mapping.load(at, length)
+        if remote.table[remote.word] != remote.generation:
             raise self._refused()
         return data
 
@@ -167,13 +165,13 @@ class SharedMemoryPair:
         try:
             async with self._turn:
                 remote = await self._resolve(rkey)
-                if not remote.allows(offset, len(data), _WRITE):
-                    raise self._refused()
                 view = memoryview(data)
-                for at in range(0, len(view), CHUNK_BYTES):
-                    if at:
-                        await asyncio.sleep(0)
-                    if self._remotes.get(rkey) is not remote or (at and not remote.valid()):
+                if offset < 0 or offset + len(view) > remote.writable:
+                    raise self._refused()
+                self._store(remote, offset, view[:CHUNK_BYTES])
+                for at in range(CHUNK_BYTES, len(view), CHUNK_BYTES):
+                    await asyncio.sleep(0)
+                    if self._remotes.get(rkey) is not remote or remote.table[remote.word] != remote.generation:
                         raise self._fail(Status.WR_FLUSH_ERR, f"host {self.peer} was lost during a write")
                     self._store(remote, offset + at, view[at : at + CHUNK_BYTES])
                 if immediate is not None:
@@ -186,12 +184,11 @@ class SharedMemoryPair:
         try:
             async with self._turn:
                 remote = await self._resolve(rkey)
-                if not remote.allows(offset, length, _READ):
+                if offset < 0 or offset + length > remote.readable:
                     raise self._refused()
-                pieces = []
-                for at in range(0, length, CHUNK_BYTES):
-                    if at:
-                        await asyncio.sleep(0)
+                pieces = [self._load(remote, offset, min(CHUNK_BYTES, length))]
+                for at in range(CHUNK_BYTES, length, CHUNK_BYTES):
+                    await asyncio.sleep(0)
                     if self._remotes.get(rkey) is not remote:
                         raise self._fail(Status.WR_FLUSH_ERR, f"host {self.peer} was lost during a read")
                     pieces.append(self._load(remote, offset + at, min(CHUNK_BYTES, length - at)))
@@ -306,10 +303,7 @@ class SharedMemoryPair:
             mapping = self._mappings[key] = _mapped(descriptors, frame.size_bytes, writable=key[1])
         if frame.offset + frame.length > mapping.size_bytes or frame.offset % WORD_BYTES:
             raise ValueError(f"a region of {frame.length} bytes at {frame.offset} of {mapping.size_bytes}")
-        word = Generations.offset(frame.slot)
-        return _Remote(
-            mapping, frame.number, frame.offset, frame.length, self._table_mapping, word, frame.generation, frame.access
-        )
+        return _Remote(frame, mapping, self._table_mapping)
 
     def _answer(self, rkey: int) -> None:
         if self._resolving is not None and self._resolving[0] == rkey and not self._resolving[1].done():

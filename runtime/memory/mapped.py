@@ -38,6 +38,11 @@ class Mapped(Mapping):
         """The memory itself. Release what is derived from it before `close`."""
         return self._bytes
 
+    @property
+    def words(self) -> memoryview:
+        """The same memory by aligned words, each loaded and stored whole; ends with `close`."""
+        return self._words
+
     def load(self, offset: int, length: int) -> bytes:
         if offset < 0 or length < 0 or offset + length > self.size_bytes:
             raise IndexError(f"load of {length} bytes at {offset} in a mapping of {self.size_bytes}")

@@ -106,6 +106,8 @@ class SimulatedChannel:
     async def connect(self, host: str, address: str) -> SimulatedPair:
         key = host, address
         async with self._connecting.setdefault(key, asyncio.Lock()):
+            if self.wires.by_address.get(self.address) is not self:
+                raise Unavailable("this host's channel is closed")
             pair = self._pairs.get(key)
             if pair is None or pair.broken:
                 self._pairs.pop(key, None)
@@ -193,6 +195,13 @@ class _Request:
     timer: asyncio.TimerHandle | None = None
 
 
+def _settle(request: _Request, result: bytes | Status) -> None:
+    if request.timer is not None:
+        request.timer.cancel()
+    if not request.outcome.done():
+        request.outcome.set_result(result)
+
+
 class SimulatedPair:
     """`contract.QueuePair`."""
 
@@ -247,18 +256,16 @@ class SimulatedPair:
         """The first word on a request counts."""
         if self._open.pop(request.number, None) is None:
             return
-        if request.timer is not None:
-            request.timer.cancel()
-        if not request.outcome.done():
-            request.outcome.set_result(result)
+        _settle(request, result)
         if isinstance(result, Status):
             self.fail()
 
     def fail(self) -> None:
         """Broken for good: what is open is flushed."""
         self._broken.set()
-        for request in list(self._open.values()):
-            self.complete(request, Status.WR_FLUSH_ERR)
+        flushed, self._open = self._open, {}
+        for request in flushed.values():
+            _settle(request, Status.WR_FLUSH_ERR)
 
     def _send(self, deliver: Callable[[], None], *, droppable: bool) -> None:
         fabric = self._fabric
