@@ -171,7 +171,7 @@ class TrackedRange:
 
 @dataclass(frozen=True, slots=True)
 class MachineEvent:
-    """Something the host has to know. `kind`: "exited", "attached", "mains", "frozen"."""
+    """Something the host has to know. `kind`: "exited", "attached", "mains", "frozen", "network"; whoever does not know one ignores it."""
 
     kind: str
     guest_id: str = ""
@@ -182,6 +182,8 @@ class MachineEvent:
     """With "attached" of a guest that has tracked ranges: the descriptor, now the host's own."""
     ranges: tuple[TrackedRange, ...] = ()
     mains: bool = True
+    connected: bool = True
+    """With "network": whether the machine is connected; the fault `partition` cuts it off, and its end connects it."""
     reason: str = ""
     """With "frozen": the freeze reason that the machine added by itself ("lease")."""
 
