@@ -171,7 +171,8 @@ class TrackedRange:
 
 @dataclass(frozen=True, slots=True)
 class MachineEvent:
-    """Something the host has to know. `kind`: "exited", "attached", "mains", "frozen", "network"; whoever does not know one ignores it."""
+    """Something the host has to know. `kind`: "exited", "attached", "mains", "frozen", "network"; one that a host does not
+    know is ignored."""
 
     kind: str
     guest_id: str = ""

@@ -1,8 +1,8 @@
 """One machine of the cluster, as its supervisor sees it: started, asked for its host's state, ended for good.
 
-    starting -> up -> stopping -> ended
-    starting, up -> dead            its process ended by itself; nothing of it is left when `dead` is said
-    dead -> starting                started again by `fault heal`: the same machine in name only, with empty memory
+starting -> up -> stopping -> ended
+starting, up -> dead            its process ended by itself; nothing of it is left when `dead` is said
+dead -> starting                started again by `fault heal`: the same machine in name only, with empty memory
 """
 
 from __future__ import annotations
@@ -189,7 +189,9 @@ class MachineKeeper:
             async with asyncio.timeout(DIE_TIMEOUT_S):
                 await dead.wait()
         except TimeoutError:
-            raise DeadlineExceeded(f"{self.name} was told to die and has not been seen dead yet", unknown=True) from None
+            raise DeadlineExceeded(
+                f"{self.name} was told to die and has not been seen dead yet", unknown=True
+            ) from None
 
     async def set_cut(self, on: bool) -> None:
         """Cut the machine off from the network, or connect it again. Raises FailedPrecondition if it is dead."""

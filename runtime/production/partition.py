@@ -155,7 +155,7 @@ class CutCoordination:
             async with aclosing(inner) as batches:
                 while self._cut.connected or self._closed:
                     try:
-                        batch = await self._answer(lambda: anext(batches), writes=False)  # noqa: B023
+                        batch = await self._answer(lambda: anext(batches), writes=False)
                     except Unavailable:
                         if self._closed or self._cut.connected:
                             raise
