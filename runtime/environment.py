@@ -171,8 +171,8 @@ class TrackedRange:
 
 @dataclass(frozen=True, slots=True)
 class MachineEvent:
-    """Something the host has to know. `kind`: "exited", "attached", "mains", "frozen", "network"; one that a host does not
-    know is ignored."""
+    """Something the host has to know. `kind`: "exited", "attached", "mains", "frozen", "network"; a host ignores
+    kinds that it does not know."""
 
     kind: str
     guest_id: str = ""

@@ -47,7 +47,7 @@ async def gather(cluster: Cluster) -> dict[str, Any]:
 
     status = await cluster.supervisor.status(Empty(), timeout_s=ASK_TIMEOUT_S)
     details = await asyncio.gather(*(_host(host) for host in cluster.hosts))
-    machines = [
+    machines: list[dict[str, Any]] = [
         {
             "name": m.name,
             "state": m.state,

@@ -200,10 +200,10 @@ class Cluster:
                     f"`everram rm {place.name}` frees its name"
                 )
             why = f"guest {place.name} is {place.state}"
-            host = self._hosts.get(place.host)
-            if host not in living:
+            host = next((host for host in living if host.name == place.host), None)
+            if host is None:
                 why = f"guest {place.name} was on {place.host}, which is dead, and no other host has it yet"
-            elif host is not None and place.state not in SETTLING:
+            elif place.state not in SETTLING:
                 try:
                     return host, await self._inspect(host, place.guest_id)
                 except (Unavailable, NotFound) as error:

@@ -70,7 +70,6 @@ class GrpcNetwork:
     async def _serve(self, _: Any, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
         if self._accept is None or not self._cut.connected:
             await context.abort(grpc.StatusCode.UNAVAILABLE, "this host does not accept links now")
-            return
         stream = AcceptedStream(context)
         self._streams.add(stream)
         try:
