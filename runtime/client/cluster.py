@@ -159,7 +159,7 @@ class Cluster:
         """Every guest by name, and the hosts that could not be asked, with why.
 
         Guests that nobody has are among them, with the state GUEST_STATE_UNSPECIFIED and the directory's word for it
-        as their reason: "failing-over", "lost".
+        as their reason: "failing-over", "lost"; "unserved" where its host has ended and nothing is decided yet.
         """
         from everram.runtime.contracts.common_pb2 import Empty
 
@@ -390,7 +390,7 @@ def _nowhere(place: Place) -> Guest:
         epoch=place.epoch,
         exit_status=-1,
         spec=GuestSpec(name=place.name),
-        reason=place.state,
+        reason="unserved" if place.state == "running" else place.state,
     )
 
 

@@ -127,7 +127,12 @@ class CutCoordination:
                     await self._healed.wait()
             except TimeoutError:
                 raise Unavailable(f"coordination does not answer: {_LOST}") from None
+        self._check_open()
         return await self._answer(send, writes)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise Unavailable("this client of coordination is closed: make a new one")
 
     async def _answer(self, send: Callable[[], Awaitable[T]], writes: bool) -> T:
         """Of what is sent now; raises Unavailable if the network is cut before it is there."""
@@ -142,7 +147,7 @@ class CutCoordination:
         except TimeoutError:
             if not limit.expired():
                 raise
-            why = "this client of coordination is closed" if self._closed else _LOST
+            why = "this client of it is closed" if self._closed else _LOST
             raise Unavailable(f"no answer came from coordination: {why}", unknown=writes) from None
 
     # -- watches
@@ -151,9 +156,10 @@ class CutCoordination:
         following = start_revision or await self._now(op) + 1
         while True:
             await self._healed.wait()
+            self._check_open()
             inner = cast(AsyncGenerator[WatchBatch, None], self._client.watch(op, following))
             async with aclosing(inner) as batches:
-                while self._cut.connected or self._closed:
+                while self._cut.connected:
                     try:
                         batch = await self._answer(lambda: anext(batches), writes=False)
                     except Unavailable:
