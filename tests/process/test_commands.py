@@ -257,7 +257,6 @@ def test_two_clusters_side_by_side(everram: Everram, tmp_path: Path) -> None:
         (("up", "--battery", "5ms"), 2, "not built yet"),
         (("up", "--coordination", "etcd://127.0.0.1:2379"), 2, "not built yet"),
         (("up", "-d"), 2, "already running"),
-        (("move", "bank", "h2"), 2, "not built yet"),
         (("power", "cut", "h1"), 2, "not built yet"),
         (("status", "--cluster", "../x"), 2, "cannot be the name of a cluster"),
     ],
