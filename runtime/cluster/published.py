@@ -68,8 +68,9 @@ class PublishedPorts:
     def set_cut(self, host: str, on: bool) -> None:
         """The network of a host was cut, or is whole again. Connections of its guests are reset, and new ones wait for
         an incarnation elsewhere."""
-        (self._cut.add if on else self._cut.discard)(host)
-        self._reconcile()
+        if on != (host in self._cut):
+            self._cut ^= {host}
+            self._reconcile()
 
     def _expire(self, port: int) -> None:
         if (earlier := self._reserved.pop(port, None)) is not None:

@@ -241,6 +241,7 @@ async def test_connections_to_a_cut_off_host_are_reset_and_new_ones_wait() -> No
         ports._routes.apply(Event(False, pair(record, name="bank", epoch=2, state="running", publish_port=port)))
         ports._routes.apply(Event(False, pair(serving, host="h3", epoch=2, port=elsewhere)))
         ports.set_cut("h2", False)
+        ports.set_cut("h2", False)
         assert await reader.readline() == b"B\n"
         await closed(writer)
     await ports.close()
