@@ -27,6 +27,10 @@ T = TypeVar("T")
 _LOST = "this machine is cut off from the network"
 
 
+class _Lost(Unavailable):
+    """The network was cut, or the client closed, before the answer came."""
+
+
 class Cut:
     """Whether the machine is cut off, and who wants to know."""
 
@@ -135,7 +139,7 @@ class CutCoordination:
             raise Unavailable("this client of coordination is closed: make a new one")
 
     async def _answer(self, send: Callable[[], Awaitable[T]], writes: bool) -> T:
-        """Of what is sent now; raises Unavailable if the network is cut before it is there."""
+        """Of what is sent now; raises _Lost if the network is cut before it is there."""
         limit = asyncio.timeout(None)
         try:
             async with limit:
@@ -148,7 +152,7 @@ class CutCoordination:
             if not limit.expired():
                 raise
             why = "this client of it is closed" if self._closed else _LOST
-            raise Unavailable(f"no answer came from coordination: {why}", unknown=writes) from None
+            raise _Lost(f"no answer came from coordination: {why}", unknown=writes) from None
 
     # -- watches
 
@@ -159,12 +163,11 @@ class CutCoordination:
             self._check_open()
             inner = cast(AsyncGenerator[WatchBatch, None], self._client.watch(op, following))
             async with aclosing(inner) as batches:
-                while self._cut.connected:
+                while self._healed.is_set():
                     try:
                         batch = await self._answer(lambda: anext(batches), writes=False)
-                    except Unavailable:
-                        if self._closed or self._cut.connected:
-                            raise
+                    except _Lost:
+                        self._check_open()
                         break
                     following = batch.revision + 1
                     yield batch
