@@ -40,6 +40,8 @@ T = TypeVar("T")
 PATIENCE_S = 10.0
 """How long a request waits for a host that is being restarted: half a second, on a very busy computer more."""
 RETRY_S = 0.05
+LOOK_S = 1.0
+"""Between looks at where a guest is whose output or end is waited for."""
 MOVE_TIMEOUT_S = 300.0
 """A guest's regions are copied to the new host first, while it runs."""
 RUN_TIMEOUT_S = 20.0
@@ -258,10 +260,23 @@ class Cluster:
         host = self.host(guest.host)
         while True:
             try:
-                return await act(host)
+                return await self._while_there(guest.guest_id, host, act(host))
             except (Unavailable, NotFound):
                 host, _ = await self.find_guest(guest.guest_id)
             await asyncio.sleep(RETRY_S)
+
+    async def _while_there(self, guest_id: str, host: Host, work: Awaitable[T]) -> T:
+        """Its result. Raises Unavailable when the guest is another host's: a cut-off one would not know and not end."""
+        doing = asyncio.ensure_future(work)
+        try:
+            while not (await asyncio.wait([doing], timeout=LOOK_S))[0]:
+                place = (await self._whereabouts.read() or {}).get(guest_id)
+                if place is not None and place.host != host.name and place.state not in SETTLING:
+                    raise Unavailable(f"guest {place.name} is on {place.host} now")
+            return doing.result()
+        finally:
+            doing.cancel()
+            await asyncio.gather(doing, return_exceptions=True)
 
     async def move(self, guest: Guest, host: str) -> Guest:
         """Hand a guest over to another host in order; how it is there. Raises FailedPrecondition if it is there

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -171,6 +172,27 @@ async def test_insisting_follows_a_guest_to_its_next_host(bench: Bench) -> None:
 
     assert await bench.cluster.insist(guest, act) == "done"
     assert asked == ["h1", "h2"]
+
+
+async def test_a_host_that_lost_its_guest_without_knowing_is_left(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "LOOK_S", 0.01)
+    guest = bench.put("h1")
+    left = asyncio.Event()
+
+    async def act(host: Host) -> str:
+        if host.name == "h1":
+            bench.put("h2", epoch=2, state="failing-over", has=False)
+            bench.reads = [lambda: None, lambda: bench.put("h2", epoch=2)]
+            try:
+                await asyncio.Event().wait()
+            finally:
+                left.set()
+        return host.name
+
+    assert await bench.cluster.insist(guest, act) == "h2"
+    assert left.is_set()
 
 
 async def test_a_move_ends_where_it_was_meant_to(bench: Bench) -> None:
