@@ -172,7 +172,8 @@ class TrackedRange:
 
 @dataclass(frozen=True, slots=True)
 class MachineEvent:
-    """Something the host has to know. `kind`: "exited", "attached", "mains", "frozen"."""
+    """Something the host has to know. `kind`: "exited", "attached", "mains", "frozen", "network"; a host ignores
+    kinds that it does not know."""
 
     kind: str
     guest_id: str = ""
@@ -183,6 +184,8 @@ class MachineEvent:
     """With "attached" of a guest that has tracked ranges: the descriptor, now the host's own."""
     ranges: tuple[TrackedRange, ...] = ()
     mains: bool = True
+    connected: bool = True
+    """With "network": whether the machine is connected; the fault `partition` cuts it off, and its end connects it."""
     reason: str = ""
     """With "frozen": the freeze reason that the machine added by itself ("lease")."""
 

@@ -18,13 +18,25 @@ from everram.runtime.errors import InvalidArgument, NotFound, Unavailable, of_co
 from everram.runtime.version import PACKAGE_VERSION
 
 if TYPE_CHECKING:
+    from everram.runtime.client import Cluster
     from everram.runtime.cluster.launch import Plan, Progress
 
-HOST_FAULTS = ("host-kill", "hang")
+HOST_FAULTS = ("host-kill", "hang", "machine-kill", "partition")
 GUEST_FAULTS = ("guest-kill",)
+HEAL = "heal"
+FAULT_TIMEOUT_S = 45.0
+"""A killed machine wipes its memory; a healed one is back when its host is ready."""
 IMAGES = ("incomplete", "opened")
 WATCH_INTERVAL_S = 1.0
 """Of `status --watch`: as fast as a person reads."""
+
+FAULT_HELP = (
+    "host-kill and hang break a host's software: its machine starts another, and guests go on. machine-kill loses the "
+    "machine with all its memory and guests. partition cuts a machine off from every other machine, from coordination "
+    "and from its published ports' clients; it can still be looked at. guest-kill ends a guest's processes. "
+    "`fault heal HOST` connects a machine that was cut off, starts a lost one again (empty), or waits for a host to be "
+    "back."
+)
 
 _Subparsers = argparse._SubParsersAction  # generic in the type checker only
 
@@ -37,11 +49,10 @@ def register(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
     status = subparsers.add_parser("status", help="what the cluster is made of and how it does")
     status.add_argument("--watch", action="store_true", help="again and again, until Ctrl-C")
     status.set_defaults(handler=status_command)
-    fault = subparsers.add_parser(
-        "fault", help="break your own cluster: host-kill, hang (a host), guest-kill (a guest)"
-    )
+    fault = subparsers.add_parser("fault", help="break your own cluster, and heal it again", description=FAULT_HELP)
+    fault.usage = "everram fault HOST host-kill|hang|machine-kill|partition | GUEST guest-kill | heal HOST"
     fault.add_argument("target", metavar="TARGET", help="a host's name, or a guest's")
-    fault.add_argument("fault", metavar="FAULT", help="host-kill, hang or guest-kill")
+    fault.add_argument("fault", metavar="FAULT", help=f"{', '.join(HOST_FAULTS)} (a host), guest-kill (a guest)")
     fault.set_defaults(handler=fault_command)
     version = subparsers.add_parser("version", help="the version, and what it runs on")
     version.set_defaults(handler=version_command)
@@ -214,32 +225,58 @@ def status_command(args: argparse.Namespace) -> int:
 
 
 def fault_command(args: argparse.Namespace) -> int:
-    if args.fault in unbuilt.FAULTS or args.target == "heal":
-        unbuilt.refuse(f"the fault {args.fault}" if args.target != "heal" else "`everram fault heal`")
-    if args.fault not in (*HOST_FAULTS, *GUEST_FAULTS):
-        raise InvalidArgument(f'"{args.fault}" is no fault: choose {", ".join((*HOST_FAULTS, *GUEST_FAULTS))}')
-    asyncio.run(_fault(args))
+    target, fault = what_to_break(args.target, args.fault)
+    asyncio.run(_fault(args, target, fault))
     if args.json:
-        emit({"target": args.target, "fault": args.fault})
+        emit({"target": target, "fault": fault})
     else:
-        say(f"{args.target}: {args.fault}")
+        say(f"{target} is healed" if fault == HEAL else f"{target}: {fault}")
     return 0
 
 
-async def _fault(args: argparse.Namespace) -> None:
+def what_to_break(target: str, fault: str) -> tuple[str, str]:
+    """(target, fault) of `TARGET FAULT` or `heal TARGET`. Raises InvalidArgument, Unimplemented."""
+    if target == HEAL and fault not in GUEST_FAULTS:
+        return fault, HEAL
+    if fault == HEAL:
+        raise InvalidArgument(f"write `everram fault heal {target}`")
+    if fault in unbuilt.FAULTS:
+        unbuilt.refuse(f"the fault {fault}")
+    if fault not in (*HOST_FAULTS, *GUEST_FAULTS):
+        raise InvalidArgument(
+            f'"{fault}" is no fault: choose {", ".join(HOST_FAULTS)} for a host, {", ".join(GUEST_FAULTS)} for a guest'
+        )
+    return target, fault
+
+
+async def _fault(args: argparse.Namespace, target: str, fault: str) -> None:
     from everram.runtime.client import Cluster
     from everram.runtime.contracts.hypervisor_pb2 import GuestName
     from everram.runtime.contracts.supervisor_pb2 import FaultRequest
 
     async with await Cluster.connect(args.cluster, args.dir) as cluster:
-        if args.fault in GUEST_FAULTS:
-            host, guest = await cluster.find_guest(args.target)
+        hosts = [host.name for host in cluster.hosts]
+        if fault in GUEST_FAULTS:
+            await _check_guest(cluster, target, fault, hosts)
+            host, guest = await cluster.find_guest(target)
             await host.hypervisor.kill(GuestName(guest=guest.guest_id))
-            return
-        if args.target not in [host.name for host in cluster.hosts]:
-            names = ", ".join(host.name for host in cluster.hosts)
-            raise NotFound(f'{args.fault} breaks a host, and there is no host "{args.target}": choose one of {names}')
-        await cluster.supervisor.fault(FaultRequest(target=args.target, name=args.fault))
+        elif target in hosts:
+            await cluster.supervisor.fault(FaultRequest(target=target, name=fault), timeout_s=FAULT_TIMEOUT_S)
+        else:
+            does = "heals" if fault == HEAL else "breaks"
+            raise NotFound(f'{fault} {does} a host, and there is no host "{target}": choose one of {", ".join(hosts)}')
+
+
+async def _check_guest(cluster: Cluster, target: str, fault: str, hosts: list[str]) -> None:
+    """Raises NotFound that lists the guests, if every host could be asked and none is meant."""
+    guests, silent = await cluster.guests()
+    if silent or any(target in (guest.name, guest.guest_id) for guest in guests):
+        return
+    if target in hosts:
+        raise InvalidArgument(f"{fault} breaks a guest, and {target} is a host: choose {', '.join(HOST_FAULTS)}")
+    names = ", ".join(guest.name for guest in guests)
+    choice = f"choose one of {names}" if names else "no guest is there"
+    raise NotFound(f'{fault} breaks a guest, and there is no guest "{target}": {choice}')
 
 
 def version_command(args: argparse.Namespace) -> int:

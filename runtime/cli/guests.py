@@ -47,6 +47,8 @@ def register(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
     restart = _guest_parser(subparsers, "restart", "stop a guest and start it again", _restart)
     for parser in (stop, restart):
         parser.add_argument("--grace", type=duration, default=GRACE_S, metavar="D", help="before it is killed (5s)")
+    move = _guest_parser(subparsers, "move", "hand a guest over to another host, with all it has written", _move)
+    move.add_argument("host", metavar="HOST", help="where it shall run")
     remove = _guest_parser(subparsers, "rm", "remove a guest", _remove)
     remove.add_argument("--regions", action="store_true", help="erase its regions and log with it")
     remove.add_argument("--force", action="store_true", help="stop it first")
@@ -66,6 +68,8 @@ def _guest_parser(
         from everram.runtime.client import Cluster
 
         async with await Cluster.connect(args.cluster, args.dir) as cluster:
+            if act is _remove and await cluster.forget_lost(args.guest):
+                return _removed(args, args.guest, "")
             host, guest = await cluster.find_guest(args.guest)
             return await act(args, cluster, host, guest)
 
@@ -79,7 +83,7 @@ def _guest_parser(
 def _register_run(run: argparse.ArgumentParser) -> None:
     run.usage = (
         "everram run [-d] [--name NAME] [--region NAME=SIZE[,mapped]]... [--publish PORT] "
-        "[--restart always|on-failure|no] [--log SIZE] -- PROGRAM [ARG]..."
+        "[--restart always|on-failure|no] [--log SIZE] [--copies K] -- PROGRAM [ARG]..."
     )
     run.add_argument("-d", "--detach", action="store_true", help="return when it runs; otherwise its output is shown")
     run.add_argument("--name", metavar="NAME", help="its name (default: the program's, with a number if need be)")
@@ -95,15 +99,18 @@ def _register_run(run: argparse.ArgumentParser) -> None:
         "--restart", choices=RESTARTS, help="what follows its end (default: always with -d, no where it is attached)"
     )
     run.add_argument("--log", type=size, default=0, metavar="SIZE", help="capacity of its log ring")
-    run.add_argument("--copies", type=int, default=0, metavar="K", help=argparse.SUPPRESS)
+    run.add_argument(
+        "--copies",
+        type=int,
+        metavar="K",
+        help="on how many other hosts its logged regions are kept too (default: 1, if there are any and another host)",
+    )
     unbuilt.add_flags(run, "run")
     run.add_argument("program", nargs="+", metavar="PROGRAM", help="the program and its arguments, after --")
     run.set_defaults(handler=run_command)
 
 
 def run_command(args: argparse.Namespace) -> int:
-    if args.copies:
-        unbuilt.refuse(f"--copies {args.copies} (copies on other hosts)")
     if args.publish and not 0 < args.publish <= 65535:
         raise InvalidArgument(f"--publish {args.publish}: a port is a number from 1 to 65535")
     regions = [parse_region(text) for text in args.region]
@@ -151,7 +158,7 @@ async def _run(args: argparse.Namespace, regions: list[tuple[str, int, bool]], a
     async with await Cluster.connect(args.cluster, args.dir) as cluster:
         taken = {guest.name for guest in (await cluster.guests())[0]} if args.name is None else set()
         name = args.name or free_name(Path(args.program[0]).stem, taken)
-        guest = await cluster.run(spec_of(args, name, regions, argv))
+        guest = await cluster.run(spec_of(args, name, regions, argv), copies=args.copies)
         if args.detach:
             if args.json:
                 emit(guest_json(guest))
@@ -196,12 +203,12 @@ def spec_of(args: argparse.Namespace, name: str, regions: list[tuple[str, int, b
 
 async def _attached(args: argparse.Namespace, cluster: Cluster, guest: Guest) -> int:
     """Show its output until it has ended for good; Ctrl-C stops it. Its exit status."""
-    host = cluster.host(guest.host)
     try:
-        await _stream(host, guest, follow=True, tail_lines=0, as_json=args.json)
-        ended = await _wait(host, guest)
+        await _stream(cluster, guest, follow=True, tail_lines=0, as_json=args.json)
+        ended = await _wait(cluster, guest)
     except asyncio.CancelledError:
         note(f"stopping {guest.name}")
+        host, _ = await cluster.find_guest(guest.guest_id)
         await _stopped(host, guest, GRACE_S)
         return INTERRUPTED
     if args.json:
@@ -211,16 +218,15 @@ async def _attached(args: argparse.Namespace, cluster: Cluster, guest: Guest) ->
     return max(0, ended.exit_status) if ended.exit_status >= 0 else 1
 
 
-async def _wait(host: Host, guest: Guest) -> Guest:
-    """Until it has ended for good, over restarts of its host."""
-    from everram.runtime.client.cluster import patiently
+async def _wait(cluster: Cluster, guest: Guest) -> Guest:
+    """Until it has ended for good, over restarts of its host and on other hosts."""
     from everram.runtime.contracts.hypervisor_pb2 import GuestName
     from everram.runtime.errors import DeadlineExceeded
 
     request = GuestName(guest=guest.guest_id)
     while True:
         try:
-            return await patiently(lambda: host.hypervisor.wait(request, timeout_s=WAIT_S), repeatable=True)
+            return await cluster.insist(guest, lambda host: host.hypervisor.wait(request, timeout_s=WAIT_S))
         except DeadlineExceeded:
             continue  # it still runs
 
@@ -233,15 +239,17 @@ async def _stopped(host: Host, guest: Guest, grace_s: float) -> Guest:
     return await patiently(lambda: host.hypervisor.stop(request, timeout_s=grace_s + STOP_ANSWER_S), repeatable=True)
 
 
-async def _stream(host: Host, guest: Guest, *, follow: bool, tail_lines: int, as_json: bool) -> None:
-    """Print its output; a stream that breaks with its host is taken up where it broke."""
-    from everram.runtime.client.cluster import patiently
+async def _stream(cluster: Cluster, guest: Guest, *, follow: bool, tail_lines: int, as_json: bool) -> None:
+    """Print its output; a stream that breaks with its host is taken up where it broke. What a guest printed stays on
+    its machine: on another host the output begins anew."""
     from everram.runtime.contracts.hypervisor_pb2 import LogsRequest
 
-    offset = 0
+    offset, reading = 0, guest.host
 
-    async def read() -> None:
-        nonlocal offset
+    async def read(host: Host) -> None:
+        nonlocal offset, reading
+        if host.name != reading:
+            offset, reading = 0, host.name
         request = LogsRequest(guest=guest.guest_id, follow=follow, tail_lines=tail_lines, offset=offset)
         chunks: AsyncIterator[Any] = host.hypervisor.logs(request)
         async for chunk in chunks:
@@ -252,7 +260,7 @@ async def _stream(host: Host, guest: Guest, *, follow: bool, tail_lines: int, as
                 sys.stdout.buffer.write(chunk.data)
                 sys.stdout.buffer.flush()
 
-    await patiently(read, repeatable=True)
+    await cluster.insist(guest, read)
 
 
 # -- the others
@@ -266,7 +274,12 @@ async def _guests(args: argparse.Namespace) -> int:
     if args.json:
         emit({"guests": [guest_json(g) for g in found], "silent": {name: e.message for name, e in silent.items()}})
     elif found:
-        say(table(("NAME", "ID", "STATE", "HOST", "PID", "EPOCH", "RESTARTS", "PORT", "REGIONS"), map(_row, found)))
+        say(
+            table(
+                ("NAME", "ID", "STATE", "HOST", "PID", "EPOCH", "RESTARTS", "PORT", "COPIES", "REGIONS"),
+                map(_row, found),
+            )
+        )
     else:
         say("no guests; run one with `everram run -- PROGRAM`")
     for name, error in silent.items():
@@ -286,13 +299,24 @@ def _row(guest: Guest) -> tuple[object, ...]:
         guest.epoch,
         guest.restarts,
         port or "",
+        copies_word(guest),
         regions,
     )
+
+
+def copies_word(guest: Guest) -> str:
+    """How many of the copies that were asked for are in sync, such as "1/1" or "0/1 degraded"; empty if none were."""
+    if not guest.spec.copies:
+        return ""
+    in_sync = sum(copy.required and copy.state == "in-sync" for copy in guest.copies)
+    return f"{in_sync}/{guest.spec.copies}{' degraded' if guest.degraded else ''}"
 
 
 def state_word(guest: Guest) -> str:
     from everram.runtime.contracts.common_pb2 import GuestState
 
+    if guest.state == GuestState.GUEST_STATE_UNSPECIFIED:
+        return guest.reason  # what the directory says of a guest that no host has
     return GuestState.Name(guest.state).lower()
 
 
@@ -324,6 +348,19 @@ def guest_json(guest: Guest) -> dict[str, Any]:
         "publish_port": guest.spec.publish_port,
         "reason": guest.reason,
         "freeze_reasons": list(guest.freeze_reasons),
+        "copies": guest.spec.copies,
+        "degraded": guest.degraded,
+        "destinations": [
+            {
+                "host": copy.host,
+                "memory_id": copy.memory_id,
+                "state": copy.state,
+                "required": copy.required,
+                "durable": copy.durable,
+                "copied_percent": copy.copied_percent,
+            }
+            for copy in guest.copies
+        ],
         "argv": [os.fsdecode(word) for word in guest.spec.argv],
         "working_directory": os.fsdecode(guest.spec.working_directory),
         "log": {
@@ -351,6 +388,8 @@ def _words(key: str, value: Any) -> str:
     """One member of a guest's JSON for a person."""
     if key == "regions":
         return ", ".join(f"{r['name']} {format_size(r['size_bytes'])} {r['kind']}" for r in value) or "-"
+    if key == "destinations":
+        return ", ".join(map(_destination_words, value)) or "-"
     if key == "log":
         return f"written up to {value['tail']}, applied {value['applied']}, verified {value['verified']}"
     if isinstance(value, list):
@@ -358,10 +397,15 @@ def _words(key: str, value: Any) -> str:
     return "-" if value in ("", None) else str(value)
 
 
+def _destination_words(copy: dict[str, Any]) -> str:
+    state = f"copying, {copy['copied_percent']} %" if copy["state"] == "copying" else copy["state"]
+    return f"{copy['host']} {state}, {'required, ' if copy['required'] else ''}acknowledged {copy['durable']}"
+
+
 async def _logs(args: argparse.Namespace, cluster: Cluster, host: Host, guest: Guest) -> int:
     if args.tail < 0:
         raise InvalidArgument(f"--tail {args.tail}: give the number of lines")
-    await _stream(host, guest, follow=args.follow, tail_lines=args.tail, as_json=args.json)
+    await _stream(cluster, guest, follow=args.follow, tail_lines=args.tail, as_json=args.json)
     return 0
 
 
@@ -390,6 +434,17 @@ async def _restart(args: argparse.Namespace, cluster: Cluster, host: Host, guest
     )
 
 
+async def _move(args: argparse.Namespace, cluster: Cluster, host: Host, guest: Guest) -> int:
+    if not args.json and guest.host != args.host:
+        note(f"moving {guest.name} from {guest.host} to {args.host}")
+    moved = await cluster.move(guest, args.host)
+    if args.json:
+        emit(guest_json(moved))
+    else:
+        say(f"{moved.name} runs on {moved.host}")
+    return 0
+
+
 async def _remove(args: argparse.Namespace, cluster: Cluster, host: Host, guest: Guest) -> int:
     from everram.runtime.client.cluster import patiently
     from everram.runtime.contracts.hypervisor_pb2 import RemoveRequest
@@ -397,10 +452,14 @@ async def _remove(args: argparse.Namespace, cluster: Cluster, host: Host, guest:
     request = RemoveRequest(guest=guest.guest_id, regions=args.regions, force=args.force)
     timeout_s = GRACE_S + STOP_ANSWER_S
     await patiently(lambda: host.hypervisor.remove(request, timeout_s=timeout_s), repeatable=False)
+    return _removed(args, guest.name, guest.guest_id)
+
+
+def _removed(args: argparse.Namespace, name: str, guest_id: str) -> int:
     if args.json:
-        emit({"guest": guest.name, "guest_id": guest.guest_id, "removed": True})
+        emit({"guest": name, "guest_id": guest_id, "removed": True})
     else:
-        say(f"{guest.name} is removed")
+        say(f"{name} is removed")
     return 0
 
 

@@ -47,7 +47,7 @@ async def gather(cluster: Cluster) -> dict[str, Any]:
 
     status = await cluster.supervisor.status(Empty(), timeout_s=ASK_TIMEOUT_S)
     details = await asyncio.gather(*(_host(host) for host in cluster.hosts))
-    machines = [
+    machines: list[dict[str, Any]] = [
         {
             "name": m.name,
             "state": m.state,
@@ -57,18 +57,21 @@ async def gather(cluster: Cluster) -> dict[str, Any]:
             "host_restarts": m.host_restarts,
             "host_socket": m.host_socket,
             "reason": m.reason,
+            "cut": m.cut,
         }
         for m in status.machines
     ]
     for machine, detail in zip(machines, details, strict=True):
         machine.update(detail)
     coordination = status.coordination
+    leaders = [h["lease"]["leader"] for h in machines if h.get("lease", {}).get("held") and h["lease"]["leader"]]
     return {
         "cluster": status.cluster,
         "cluster_id": status.cluster_id,
         "dir": str(cluster.folders.state),
         "pid": status.pid,
         "hosts": machines,
+        "leader": leaders[0] if leaders else "",
         "coordination": {
             "address": coordination.address,
             "state": coordination.state,
@@ -109,7 +112,12 @@ async def _host(host: Host) -> dict[str, Any]:
         "memory": {"capacity_bytes": own.memory_capacity_bytes, "allocated_bytes": own.memory_allocated_bytes},
         "nvm": {"capacity_bytes": nvm.capacity_bytes, "allocated_bytes": nvm.allocated_bytes, "regions": nvm.regions},
         "guests": len(guests.guests),
-        "lease": {"held": lease.held, "remaining_s": round(lease.remaining_s, 3), "renewals": lease.renewals},
+        "lease": {
+            "held": lease.held,
+            "remaining_s": round(lease.remaining_s, 3),
+            "renewals": lease.renewals,
+            "leader": lease.leader,
+        },
         "image": power.image,
         "restored_from": power.restored_from,
         "missing": list(own.missing),
@@ -123,6 +131,8 @@ def _show(seen: dict[str, Any], as_json: bool) -> None:
         return
     say(f'cluster "{seen["cluster"]}" in {seen["dir"]}')
     say(table(("HOST", "STATE", "PID", "RESTARTS", "GUESTS", "NVM USED", "LEASE", "UP"), map(_row, seen["hosts"])))
+    if seen["leader"]:
+        say(f"leader: {seen['leader']}")
     coordination = seen["coordination"]
     restarts = f", restarted {plural(coordination['restarts'], 'time')}" if coordination["restarts"] else ""
     say(f"coordination: {coordination['state']} (pid {coordination['pid']}{restarts})")
@@ -138,6 +148,8 @@ def _show(seen: dict[str, Any], as_json: bool) -> None:
 
 def _row(host: dict[str, Any]) -> tuple[object, ...]:
     state = host["host_state"] if host["state"] == "up" else host["state"]
+    if host["cut"]:
+        state = "cut off" if state == "ready" else f"{state}, cut off"
     if "error" in host:
         return (host["name"], state, host["host_pid"], host["host_restarts"], "", "", "", "")
     nvm = host["nvm"]

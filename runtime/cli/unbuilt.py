@@ -13,7 +13,6 @@ from everram.runtime.errors import Unimplemented
 
 COMMANDS: dict[str, str] = {
     "top": "watch the cluster's load",
-    "move": "move a guest to another host",
     "suspend": "suspend a guest with its volatile memory",
     "resume": "resume a suspended guest",
     "region": "list, create, grow, snapshot and check regions",
@@ -42,7 +41,7 @@ FLAGS: dict[str, dict[str, str]] = {
 
 SWITCHES = frozenset({"--restore-same"})
 
-FAULTS = ("machine-kill", "power-cut", "partition", "disk-full", "heal")
+FAULTS = ("power-cut", "disk-full")
 
 REMEDY = "`everram --help` lists what this version can do"
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
 
+from everram.runtime.client.whereabouts import LOST, SETTLING, Place, Whereabouts, named
 from everram.runtime.cluster.folders import DEFAULT_CLUSTER, Folders, Phase, state_folder
 from everram.runtime.errors import (
+    Aborted,
     AlreadyExists,
     DeadlineExceeded,
     EverramError,
     FailedPrecondition,
+    InvalidArgument,
     NotFound,
     Outcome,
     Unavailable,
@@ -37,6 +40,10 @@ T = TypeVar("T")
 PATIENCE_S = 10.0
 """How long a request waits for a host that is being restarted: half a second, on a very busy computer more."""
 RETRY_S = 0.05
+LOOK_S = 1.0
+"""Between looks at where a guest is whose output or end is waited for."""
+MOVE_TIMEOUT_S = 300.0
+"""A guest's regions are copied to the new host first, while it runs."""
 RUN_TIMEOUT_S = 20.0
 """A new guest waits for its host's lease, at worst for its coordination to be restarted."""
 
@@ -92,6 +99,7 @@ class Cluster:
         self.name = ""
         self._carriers: list[ChannelCarrier] = []
         self._hosts: dict[str, Host] = {}
+        self._whereabouts = Whereabouts(f"unix:{folders.coordination_socket}")
         self.supervisor: SupervisorRef = SupervisorRef(self._carrier(str(folders.supervisor_socket), "the supervisor"))
 
     @staticmethod
@@ -135,6 +143,7 @@ class Cluster:
         return self._hosts[name]
 
     async def close(self) -> None:
+        await self._whereabouts.close()
         for carrier in self._carriers:
             await carrier.close()
 
@@ -149,50 +158,159 @@ class Cluster:
     # -- guests
 
     async def guests(self) -> tuple[list[Guest], dict[str, EverramError]]:
-        """Every guest by name, and the hosts that could not be asked, with why."""
+        """Every guest by name, and the hosts that could not be asked, with why.
+
+        Guests that nobody has are among them, with the state GUEST_STATE_UNSPECIFIED and the directory's word for it
+        as their reason: "failing-over", "lost"; "unserved" where its host has ended and nothing is decided yet.
+        """
         from everram.runtime.contracts.common_pb2 import Empty
 
-        asked = [patiently(lambda host=host: host.hypervisor.list(Empty()), repeatable=True) for host in self.hosts]  # type: ignore[misc]
+        living, places = await self._living(), await self._whereabouts.read() or {}
+        asked = [patiently(lambda host=host: host.hypervisor.list(Empty()), repeatable=True) for host in living]  # type: ignore[misc]
         answers = await asyncio.gather(*asked, return_exceptions=True)
-        found: list[Guest] = []
+        found: dict[str, Guest] = {}
         silent: dict[str, EverramError] = {}
-        for host, answer in zip(self.hosts, answers, strict=True):
+        for host, answer in zip(living, answers, strict=True):
             if isinstance(answer, EverramError):
                 silent[host.name] = answer
             elif isinstance(answer, BaseException):
                 raise answer
             else:
-                found.extend(answer.guests)
-        return sorted(found, key=lambda guest: (guest.name, guest.guest_id)), silent
+                for guest in answer.guests:
+                    known = found.get(guest.guest_id)
+                    found[guest.guest_id] = guest if known is None else _rightful(known, guest, places)
+        for place in places.values():
+            if place.guest_id not in found and place.host not in silent:
+                found[place.guest_id] = _nowhere(place)
+        return sorted(found.values(), key=lambda guest: (guest.name, guest.guest_id)), silent
 
     async def find_guest(self, name: str) -> tuple[Host, Guest]:
-        """By name or guest_id. Raises NotFound, or Unavailable if a host that may have it cannot be asked."""
+        """By name or guest_id, on the host that has it now; a failover under way is waited for.
+
+        Raises NotFound, FailedPrecondition if it is lost, or Unavailable if a host that may have it cannot be asked.
+        """
+        loop = asyncio.get_running_loop()
+        until_s = loop.time() + PATIENCE_S
+        while True:
+            living, places = await self._living(), await self._whereabouts.read()
+            place = named(places, name) if places is not None else None
+            if place is None:
+                return await self._ask_all(name, living, self.hosts if places is None else living)
+            if place.state == LOST:
+                raise FailedPrecondition(
+                    f'guest "{place.name}" is lost: its memory ended with {place.host}, and no copy is left; '
+                    f"`everram rm {place.name}` frees its name"
+                )
+            why = f"guest {place.name} is {place.state}"
+            host = next((host for host in living if host.name == place.host), None)
+            if host is None:
+                why = f"guest {place.name} was on {place.host}, which is dead, and no other host has it yet"
+            elif place.state not in SETTLING:
+                try:
+                    return host, await self._inspect(host, place.guest_id)
+                except (Unavailable, NotFound) as error:
+                    why = f"{place.host} should have guest {place.name}: {error.message}"
+            if loop.time() >= until_s:
+                raise Unavailable(f"{why}; see `everram status`")
+            await asyncio.sleep(RETRY_S)
+
+    async def _inspect(self, host: Host, name: str) -> Guest:
         from everram.runtime.contracts.hypervisor_pb2 import GuestName
 
-        async def look(host: Host) -> Guest:
-            return await patiently(lambda: host.hypervisor.inspect(GuestName(guest=name)), repeatable=True)
+        return await host.hypervisor.inspect(GuestName(guest=name))
 
-        answers = await asyncio.gather(*(look(host) for host in self.hosts), return_exceptions=True)
-        silent = []
-        for host, answer in zip(self.hosts, answers, strict=True):
+    async def _ask_all(self, name: str, living: Sequence[Host], needed: Sequence[Host]) -> tuple[Host, Guest]:
+        """Of a guest that is not in the directory, or while there is none to ask."""
+        asked = [patiently(lambda host=host: self._inspect(host, name), repeatable=True) for host in living]  # type: ignore[misc]
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        found: list[tuple[Host, Guest]] = []
+        silent = [f"{host.name}: its machine is dead" for host in needed if host not in living]
+        for host, answer in zip(living, answers, strict=True):
             if not isinstance(answer, BaseException):
-                return host, answer
-            if not isinstance(answer, EverramError):
+                found.append((host, answer))
+            elif not isinstance(answer, EverramError):
                 raise answer
-            if not isinstance(answer, NotFound):
+            elif not isinstance(answer, NotFound):
                 silent.append(f"{host.name}: {answer.message}")
+        if found:
+            return max(found, key=lambda one: one[1].epoch)
         if silent:
             raise Unavailable(f'whether there is a guest "{name}" is not known, because a host is silent ({silent[0]})')
         raise NotFound(f'there is no guest "{name}": `everram guests` lists them all')
 
-    async def run(self, spec: GuestSpec) -> Guest:
+    async def _living(self) -> list[Host]:
+        """Hosts whose machines are not dead; those cut off from the network can be asked, too."""
+        from everram.runtime.contracts.common_pb2 import Empty
+
+        status = await patiently(lambda: self.supervisor.status(Empty()), repeatable=True)
+        return [self._hosts[machine.name] for machine in status.machines if machine.state != "dead"]
+
+    async def _reachable(self) -> list[Host]:
+        """Hosts on which something new can run."""
+        from everram.runtime.contracts.common_pb2 import Empty
+
+        status = await patiently(lambda: self.supervisor.status(Empty()), repeatable=True)
+        return [self._hosts[machine.name] for machine in status.machines if machine.state != "dead" and not machine.cut]
+
+    async def insist(self, guest: Guest, act: Callable[[Host], Awaitable[T]]) -> T:
+        """The answer of the host that has the guest, of the next one if it fails over. `act` may be asked again.
+
+        Raises what `act` raises, and what `find_guest` does if nobody has it any more.
+        """
+        host = self.host(guest.host)
+        while True:
+            try:
+                return await self._while_there(guest.guest_id, host, act(host))
+            except (Unavailable, NotFound):
+                host, _ = await self.find_guest(guest.guest_id)
+            await asyncio.sleep(RETRY_S)
+
+    async def _while_there(self, guest_id: str, host: Host, work: Awaitable[T]) -> T:
+        """Its result. Raises Unavailable when the guest is another host's: a cut-off one would not know and not end."""
+        doing = asyncio.ensure_future(work)
+        try:
+            while not (await asyncio.wait([doing], timeout=LOOK_S))[0]:
+                place = (await self._whereabouts.read() or {}).get(guest_id)
+                if place is not None and place.host != host.name and place.state not in SETTLING:
+                    raise Unavailable(f"guest {place.name} is on {place.host} now")
+            return doing.result()
+        finally:
+            doing.cancel()
+            await asyncio.gather(doing, return_exceptions=True)
+
+    async def move(self, guest: Guest, host: str) -> Guest:
+        """Hand a guest over to another host in order; how it is there. Raises FailedPrecondition if it is there
+        already, Aborted if it went elsewhere, and what its own host refuses."""
+        from everram.runtime.contracts.hypervisor_pb2 import MoveRequest
+
+        self.host(host)
+        if guest.host == host:
+            raise FailedPrecondition(f"guest {guest.name} is on {host} already")
+        request = MoveRequest(guest=guest.guest_id, host=host)
+        await self.host(guest.host).hypervisor.move(request, timeout_s=MOVE_TIMEOUT_S)
+        _, moved = await self.find_guest(guest.guest_id)
+        if moved.host != host:
+            raise Aborted(f"guest {guest.name} runs on {moved.host}, because {host} could not take it: move it again")
+        return moved
+
+    async def forget_lost(self, name: str) -> bool:
+        """Free the name of a guest that is lost; whether there was one."""
+        place = named(await self._whereabouts.read() or {}, name)
+        if place is None or place.state != LOST:
+            return False
+        await self._whereabouts.forget_lost(place)
+        return True
+
+    async def run(self, spec: GuestSpec, *, copies: int | None = None) -> Guest:
         """Start a guest on the host with the most free persistent memory.
 
-        Raises AlreadyExists (the name, or the published port), what the host refuses, or Unavailable with outcome
+        `copies`: on how many other hosts; by default `default_copies`. Raises AlreadyExists (the name, or the published
+        port), InvalidArgument (more copies than other hosts), what the host refuses, or Unavailable with outcome
         unknown if it broke off and the guest cannot be found afterwards.
         """
         from everram.runtime.contracts.supervisor_pb2 import PortRequest
 
+        spec = _with_copies(spec, default_copies(spec, len(self.hosts)) if copies is None else copies, len(self.hosts))
         if any(guest.name == spec.name for guest in (await self.guests())[0]):
             raise AlreadyExists(
                 f'a guest named "{spec.name}" exists: choose another --name, or `everram rm {spec.name}` first'
@@ -231,17 +349,64 @@ class Cluster:
             status = await patiently(lambda: host.nvm_device.status(Empty()), repeatable=True)
             return status.capacity_bytes - status.allocated_bytes
 
-        answers = await asyncio.gather(*(free_bytes(host) for host in self.hosts), return_exceptions=True)
+        living = await self._reachable()
+        answers = await asyncio.gather(*(free_bytes(host) for host in living), return_exceptions=True)
         rooms: list[tuple[int, Host]] = []
         silent: BaseException | None = None
-        for host, answer in zip(self.hosts, answers, strict=True):
+        for host, answer in zip(living, answers, strict=True):
             if isinstance(answer, BaseException):
                 silent = answer
             else:
                 rooms.append((answer, host))
         if not rooms:
-            raise silent or FailedPrecondition("the cluster has no hosts")
+            raise silent or FailedPrecondition(
+                "every machine of the cluster is dead or cut off: `everram fault heal HOST` brings one back"
+            )
         return max(rooms, key=lambda room: room[0])[1]
+
+
+def default_copies(spec: GuestSpec, hosts: int) -> int:
+    """One on another host, for guests that have something to copy."""
+    from everram.runtime.contracts.common_pb2 import MAPPED
+
+    return 1 if hosts > 1 and any(region.kind != MAPPED for region in spec.regions) else 0
+
+
+def _with_copies(spec: GuestSpec, copies: int, hosts: int) -> GuestSpec:
+    """Raises InvalidArgument."""
+    from everram.runtime.contracts.common_pb2 import GuestSpec
+
+    if copies < 0 or copies >= hosts:
+        raise InvalidArgument(
+            f"{copies} copies on other hosts cannot be had: the cluster has {hosts} in all, so choose 0 to {hosts - 1}"
+        )
+    wanted = GuestSpec()
+    wanted.CopyFrom(spec)
+    wanted.copies = copies
+    return wanted
+
+
+def _rightful(one: Guest, other: Guest, places: Mapping[str, Place]) -> Guest:
+    """Whose a guest is that two hosts have: the later epoch's, of equals the one that the directory names."""
+    if one.epoch != other.epoch:
+        return max(one, other, key=lambda guest: guest.epoch)
+    place = places.get(one.guest_id)
+    return other if place is not None and place.host == other.host else one
+
+
+def _nowhere(place: Place) -> Guest:
+    """A guest that only the directory knows."""
+    from everram.runtime.contracts.common_pb2 import Guest, GuestSpec
+
+    return Guest(
+        guest_id=place.guest_id,
+        name=place.name,
+        host=place.host,
+        epoch=place.epoch,
+        exit_status=-1,
+        spec=GuestSpec(name=place.name),
+        reason="unserved" if place.state == "running" else place.state,
+    )
 
 
 def not_running(name: str | None, folders: Folders) -> Unavailable:

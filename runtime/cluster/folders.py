@@ -8,7 +8,8 @@ in a short private run folder, because the kernel takes at most 107 bytes for a 
     STATE/supervisor.json       who that is, where its sockets are; an orderly end removes it, a left one tells a crash
     STATE/supervisor.log
     STATE/coordination/         the embedded server's data
-    STATE/machines/h1/          machine.json, host.json, logs, image/, guests/
+    STATE/machines/h1/          machine.json, host.json, logs, image/, guests/; image.lost-1/: what was saved of a
+                                machine that died and was started again empty
     RUN/supervisor.sock, RUN/coordination.sock, RUN/h1.sock, RUN/h1.machine.sock
 """
 
@@ -120,6 +121,15 @@ def of_os_error(error: OSError, doing: str) -> EverramError:
     return DataLoss(text)
 
 
+def sync_folder(folder: Path) -> None:
+    """Make what was renamed in it durable. Raises OSError."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def write_durably(path: Path, text: str) -> None:
     """Atomically: a reader sees the old text or the new one, also after a power cut. Raises an EverramError."""
     aside = path.with_name(path.name + ".new")
@@ -129,13 +139,25 @@ def write_durably(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync_folder(path.parent)
     except OSError as error:
         raise of_os_error(error, f"write {path}") from error
+
+
+def set_image_aside(machine: Path) -> str:
+    """Durably rename the `image` in a machine's folder, so that its next start finds none; the new name, empty if there
+    was none. Raises an EverramError."""
+    number = 1
+    while (aside := machine / f"image.lost-{number}").exists():
+        number += 1
+    try:
+        (machine / "image").rename(aside)
+        sync_folder(machine)
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        raise of_os_error(error, f"set {machine / 'image'} aside") from error
+    return aside.name
 
 
 class Phase(enum.Enum):

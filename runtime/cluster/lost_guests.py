@@ -1,7 +1,8 @@
 """Guests whose memory is gone: still in the directory, and on no host. Found when a cluster has come up, and forgotten.
 
 After a crash of the whole cluster a machine starts with an older image, or with none. A guest that is in neither cannot
-come back (there are no copies on other hosts yet), but its record would keep its name and its published port for ever.
+come back, but its record would keep its name and its published port for ever. A guest with copies on other hosts is not
+lost: one of those is chosen.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ async def forget_lost(
         record = directory.decode(pair.value)
         host, name = str(record.get("host", "")), str(record.get("name", ""))
         ids = there[host]
-        if ids is None or guest_id in ids:
+        if ids is None or guest_id in ids or record.get("required"):
             continue
         unchanged = Compare(pair.key, Target.MOD, Relation.EQUAL, pair.mod_revision)
         own_name = Compare(

@@ -1,9 +1,8 @@
 """One machine of the cluster, as its supervisor sees it: started, asked for its host's state, ended for good.
 
-    starting -> up -> stopping -> ended
-    starting, up -> dead            its process ended by itself; nothing of it is left when `dead` is said
-
-A dead machine stays dead: its memory is gone, and what ran there has to be started elsewhere or anew.
+starting -> up -> stopping -> ended
+starting, up -> dead            its process ended by itself; nothing of it is left when `dead` is said
+dead -> starting                started again by `fault heal`: the same machine in name only, with empty memory
 """
 
 from __future__ import annotations
@@ -14,16 +13,16 @@ import os
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from everram.runtime.cluster.children import Child, Children
 from everram.runtime.cluster.config import ClusterConfig
-from everram.runtime.cluster.folders import Folders
-from everram.runtime.cluster.machine_control import ask
+from everram.runtime.cluster.folders import Folders, set_image_aside
+from everram.runtime.cluster.machine_control import ask, tell_last
 from everram.runtime.cluster.remains import end_marked
-from everram.runtime.errors import EverramError, FailedPrecondition, Unavailable
-from everram.runtime.machine.tree import MACHINE_MARK
+from everram.runtime.errors import DeadlineExceeded, EverramError, FailedPrecondition, Unavailable
+from everram.runtime.machine.tree import MACHINE_MARK, read_process
 
 if TYPE_CHECKING:
     from everram.runtime.contracts.power_monitor_pb2 import SaveReport
@@ -35,6 +34,10 @@ LOOK_S = 1.0
 ASK_TIMEOUT_S = 2.0
 STOP_TIMEOUT_S = 10.0
 """For a machine to end its host and guests (its own grace is 2 s); then it is killed."""
+DIE_TIMEOUT_S = 20.0
+"""For a machine to wipe its memory: some milliseconds, a GiB takes a quarter of a second."""
+HEAL_TIMEOUT_S = 15.0
+"""For a host to be ready again, which takes half a second; on a very busy computer more."""
 START_TRIES = 4
 """A host that ended so often before it was ever ready will not be: the start of the cluster gives up."""
 LAST_WORDS_BYTES = 4096
@@ -58,6 +61,10 @@ class MachineKeeper:
         self.host_state = "starting"
         self.host_pid = 0
         self.host_restarts = 0
+        self.cut = False
+        """Whether it is cut off from the network."""
+        self.ended_s = 0.0
+        """When its process was seen to have ended (time.monotonic)."""
         self._mark = f"{config.cluster_id}/{name}"
         self._folder = folders.machine(name)
         self._socket = folders.machine_socket(name)
@@ -68,6 +75,7 @@ class MachineKeeper:
         self._began_s = 0.0
         self._settled = asyncio.Event()
         """The host is ready, or will not be."""
+        self._dead = asyncio.Event()
 
     @property
     def pid(self) -> int:
@@ -79,10 +87,22 @@ class MachineKeeper:
         return self.state == "up" and self.host_state != "refused"
 
     def start(self) -> None:
-        """Raises an EverramError if no process can be started."""
+        """For the first time, or again after its death. Raises an EverramError if no process can be started."""
         argv = [sys.executable, "-P", "-m", "everram.runtime.machine", "--config", str(self._folder / "machine.json")]
         self._began_s = time.monotonic()
         self._child = self._children.start(self.name, argv, self._environ, self._folder / "machine.log")
+        self.state, self.reason, self.host_state, self.host_pid, self.host_restarts = "starting", "", "starting", 0, 0
+        self._settled, self._dead = asyncio.Event(), asyncio.Event()
+
+    def start_empty(self) -> str:
+        """A dead machine, with no memory and no image to fill it from; where that was put, empty if there was none.
+
+        Raises an EverramError; it is dead still.
+        """
+        assert self.state == "dead"
+        aside = set_image_aside(self._folder)
+        self.start()
+        return aside
 
     async def run(self, announce: Announce, died: Callable[[MachineKeeper], Awaitable[None]]) -> None:
         """Until its end; `died` is awaited if nobody asked for that."""
@@ -106,15 +126,17 @@ class MachineKeeper:
 
     async def _bury(self, child: Child, announce: Announce, died: Callable[[MachineKeeper], Awaitable[None]]) -> None:
         """Its process has ended by itself: end everything that was below it, which alone proves its death."""
+        self.ended_s = time.monotonic()
         self.host_state, self.host_pid = "down", 0
         left = await asyncio.to_thread(end_marked, self._mark)
         self._children.reap()
-        self.state = "dead"
+        self.state, self.cut = "dead", False
         words = "" if (child.exit_status or 0) > 128 else self._last_words("machine.log")
         self.reason = f"its process ended ({child.how_it_ended()}), and its memory with it{words}"
         log.warning("%s is dead: %s; %d processes of it were ended", self.name, child.how_it_ended(), left)
         announce(f"{self.name} is dead: {self.reason}")
         self._settled.set()
+        self._dead.set()
         await died(self)
 
     async def look(self) -> None:
@@ -126,6 +148,7 @@ class MachineKeeper:
         host: dict[str, Any] = answer["host"]
         if self.state == "starting":
             self.state = "up"
+        self.cut = bool(answer["cut"])
         self.host_state = HOST_STATES.get(str(host["state"]), "down")
         self.host_pid = int(host["pid"]) if self.host_state != "down" else 0
         self.host_restarts = int(host["restarts"])
@@ -154,10 +177,58 @@ class MachineKeeper:
             raise Unavailable(f"the host of {self.name} ended {self.host_restarts} times before it was ready{words}")
 
     async def fault(self, name: str) -> None:
-        """`host-kill` or `hang`. Raises FailedPrecondition if the machine is dead."""
+        """`host-kill`, `hang` or `machine-kill`, which returns when the death is proven. Raises FailedPrecondition if
+        the machine is dead."""
+        self._check_up()
+        if name != "machine-kill":
+            await ask(self._socket, name, timeout_s=ASK_TIMEOUT_S)
+            return
+        dead = self._dead
+        await tell_last(self._socket, "die", timeout_s=DIE_TIMEOUT_S)
+        try:
+            async with asyncio.timeout(DIE_TIMEOUT_S):
+                await dead.wait()
+        except TimeoutError:
+            raise DeadlineExceeded(
+                f"{self.name} was told to die and has not been seen dead yet", unknown=True
+            ) from None
+
+    async def set_cut(self, on: bool) -> None:
+        """Cut the machine off from the network, or connect it again. Raises FailedPrecondition if it is dead."""
+        self._check_up()
+        await ask(self._socket, "cut", timeout_s=ASK_TIMEOUT_S, on=on)
+        self.cut = on
+
+    def _check_up(self) -> None:
         if self.state != "up":
             raise FailedPrecondition(f"{self.name} is {self.state}: nothing of it can be broken now")
-        await ask(self._socket, name, timeout_s=ASK_TIMEOUT_S)
+
+    async def heal_host(self) -> bool:
+        """Wait until a host that is down or hangs is ready again, helping where that helps; whether there was one.
+
+        Raises Unavailable if it does not become ready.
+        """
+        await self.look()
+        hung = self.host_pid if self._host_is_stopped() else 0
+        if self.host_state == "ready" and not hung:
+            return False
+        if self.host_state in ("down", "refused"):
+            with suppress(FailedPrecondition):  # the machine was faster
+                await ask(self._socket, "retry-host", timeout_s=ASK_TIMEOUT_S)
+        try:
+            async with asyncio.timeout(HEAL_TIMEOUT_S):
+                while self.host_state != "ready" or self.host_pid == hung:
+                    await asyncio.sleep(LOOK_WHILE_STARTING_S)
+                    await self.look()
+        except TimeoutError:
+            words = self._last_words("host.log")
+            raise Unavailable(f"the host of {self.name} is {self.host_state} still{words}") from None
+        return True
+
+    def _host_is_stopped(self) -> bool:
+        """What the machine's watchdog finds out a moment later."""
+        process = read_process(self.host_pid) if self.host_pid else None
+        return process is not None and process.state in "Tt"
 
     @asynccontextmanager
     async def _host(self) -> AsyncIterator[Carrier]:

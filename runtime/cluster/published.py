@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from everram.runtime.cluster.forwarder import PublishedPort
 from everram.runtime.cluster.routes import Routes
@@ -44,6 +44,8 @@ class PublishedPorts:
         self._closing: set[asyncio.Task[None]] = set()
         self._refused: set[int] = set()
         """Ports of the directory that could not be bound; said once each."""
+        self._cut: set[str] = set()
+        """Hosts that nobody reaches."""
 
     def reserve(self, port: int, guest: str) -> None:
         """Raises InvalidArgument, AlreadyExists if anybody has the port, PermissionDenied."""
@@ -62,6 +64,13 @@ class PublishedPorts:
         taken = self._ports.get(port)
         if taken is not None and taken.guest == guest and port in self._reserved:
             self._drop(port)
+
+    def set_cut(self, host: str, on: bool) -> None:
+        """The network of a host was cut, or is whole again. Connections of its guests are reset, and new ones wait for
+        an incarnation elsewhere."""
+        if on != (host in self._cut):
+            self._cut ^= {host}
+            self._reconcile()
 
     def _expire(self, port: int) -> None:
         if (earlier := self._reserved.pop(port, None)) is not None:
@@ -93,7 +102,7 @@ class PublishedPorts:
                     continue
             self._refused.discard(port)
             self._ports[port].guest = route.name
-            self._ports[port].lead_to(route)
+            self._ports[port].lead_to(replace(route, backend_port=0) if route.host in self._cut else route)
 
     async def follow(self, coordination: Coordination) -> None:
         """Follow the directory for ever."""

@@ -29,6 +29,8 @@ class Route:
     """0: no incarnation serves."""
     expected: bool = True
     """Whether an incarnation will serve soon, as far as the directory knows."""
+    host: str = ""
+    """Where it serves."""
 
 
 class Routes:
@@ -80,4 +82,5 @@ class Routes:
             epoch=epoch,
             backend_port=int(serving.get("port") or 0) if current else 0,
             expected=str(guest.get("state", "")).lower() not in ENDED_STATES,
+            host=str(serving.get("host", "")) if current else "",
         )

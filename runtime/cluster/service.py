@@ -57,6 +57,7 @@ class _Answers(SupervisorActor):
                     host_restarts=m.host_restarts,
                     host_socket=str(m.host_socket),
                     reason=m.reason,
+                    cut=m.cut,
                 )
                 for m in supervisor.machines.values()
             ],
@@ -82,7 +83,10 @@ class _Answers(SupervisorActor):
         return self.context.later(self._fault(request))
 
     async def _fault(self, request: sv.FaultRequest) -> pb.Empty:
-        await self._supervisor.fault(request.target, request.name)
+        if request.name == "heal":
+            await self._supervisor.heal(request.target)
+        else:
+            await self._supervisor.fault(request.target, request.name)
         return pb.Empty()
 
     def reserve_port(self, request: sv.PortRequest) -> pb.Empty:

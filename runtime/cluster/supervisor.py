@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import gc
 import json
 import logging
@@ -19,7 +20,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Coroutine, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,7 +46,9 @@ if TYPE_CHECKING:
 
 SAVE_TIMEOUT_S = 600.0
 """Of one host's memory. Slow disks exist; giving up would lose what is being saved."""
-FAULTS = ("host-kill", "hang")
+RECORD_RETRY_S = 0.1
+"""Between attempts to record a machine's death while no coordination server answers."""
+FAULTS = ("host-kill", "hang", "machine-kill", "partition")
 
 log = logging.getLogger("everram.supervisor")
 
@@ -118,6 +121,8 @@ class Supervisor:
         self._discard = False
         self.discarded = False
         self._tasks: list[asyncio.Task[None]] = []
+        self._lives: dict[str, asyncio.Task[None]] = {}
+        """Of each machine: until its end, and its death is recorded."""
 
     def start(self) -> None:
         """Start every process, before anything slow is imported."""
@@ -136,7 +141,7 @@ class Supervisor:
             loop.add_signal_handler(number, self._stop_wanted.set)
         self._own(self.coordination.run(self._step), "coordination")
         for machine in self.machines.values():
-            self._own(machine.run(self._step, self._machine_died), machine.name)
+            self._lives[machine.name] = self._own(self._live(machine), machine.name)
         self._own(self.ports.follow(self.coordination.client), "published ports")
         came_up = waiting = await self._come_up()
         while True:
@@ -153,10 +158,11 @@ class Supervisor:
     def _step(self, text: str) -> None:
         self._announcer.say(Step("step", text))
 
-    def _own(self, work: Coroutine[Any, Any, None], name: str) -> None:
+    def _own(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work, name=name)
         task.add_done_callback(self._task_ended)
         self._tasks.append(task)
+        return task
 
     def _task_ended(self, task: asyncio.Task[None]) -> None:
         """A bug in a keeper, or a cluster that cannot go on: stop in order rather than go on half blind."""
@@ -217,18 +223,83 @@ class Supervisor:
                 return False
         return True
 
-    async def _machine_died(self, machine: MachineKeeper) -> None:
-        """Proof of death is there: its host's lease may end now, and whoever waits for its guests' places need not."""
+    # -- lives and deaths of machines
+
+    async def _live(self, machine: MachineKeeper) -> None:
+        """From a machine's start to its end, as the directory has it."""
+        alive = asyncio.get_running_loop().create_task(self._record(machine.name, "up"))
+
+        async def died(machine: MachineKeeper) -> None:
+            await alive  # the later word is the one that stays
+            await self._machine_died(machine)
+
+        try:
+            await machine.run(self._step, died)
+        finally:
+            alive.cancel()
+
+    async def _record(self, host: str, state: str) -> None:
+        """Say in the directory whether the machine is up or dead."""
         from everram.runtime.coordination import directory
-        from everram.runtime.coordination.api import Range
+        from everram.runtime.coordination.api import Put
+
+        put = Put(directory.machine_key(host), directory.encode({"state": state}))
+        await self.coordination.wait_ready()
+        await self._insist(lambda: self.coordination.client.put(put), f"that {host} is {state} is not recorded yet")
+
+    async def _machine_died(self, machine: MachineKeeper) -> None:
+        """Proof of death is there: its host's lease may end now, and whoever waits for its guests' places need not.
+
+        The death is recorded first, so that nobody finds the lease gone and does not know why.
+        """
+        self.ports.set_cut(machine.name, False)
+        proven_s = time.monotonic()
+        await self._record(machine.name, "dead")
+        await self._insist(lambda: self._end_leases(machine.name), f"the lease of {machine.name} is not ended yet")
+        log.info(
+            "the death of %s was proven %.0f ms after its process had ended, and its lease ended %.0f ms later",
+            machine.name,
+            1000 * (proven_s - machine.ended_s),
+            1000 * (time.monotonic() - proven_s),
+        )
+
+    async def _end_leases(self, host: str) -> None:
+        """Of its place in the directory, and of guests that it served."""
+        from everram.runtime.coordination import directory
+        from everram.runtime.coordination.api import Range, prefix
 
         client = self.coordination.client
-        try:
-            _, found = await client.range(Range(directory.host_key(machine.name)))
-            if found and found[0].lease:
-                await client.lease_revoke(found[0].lease)
-        except EverramError as error:
-            log.warning("the lease of %s runs out by itself: %s", machine.name, error.message)
+        read = await client.txn((), (Range(directory.host_key(host)), prefix(directory.SERVING)))
+        (place, serving) = read.ranges
+        leases = {pair.lease for pair in place}
+        leases |= {pair.lease for pair in serving if directory.decode(pair.value).get("host") == host}
+        for lease in sorted(leases - {0}):
+            with contextlib.suppress(NotFound):  # it ran out by itself
+                await client.lease_revoke(lease)
+
+    async def _insist(self, act: Callable[[], Awaitable[object]], why: str) -> None:
+        """Until it succeeds: coordination may be dead for a moment too. It is ended with the supervisor."""
+        said = False
+        while True:
+            try:
+                await act()
+                return
+            except EverramError as error:
+                if not said:
+                    log.warning("%s: %s", why, error.message)
+                said = True
+            await asyncio.sleep(RECORD_RETRY_S)
+
+    async def _revive(self, machine: MachineKeeper) -> None:
+        """Start a dead machine again, empty; returns when its host is ready. Raises an EverramError if it is not."""
+        await asyncio.wait([self._lives[machine.name]])
+        self.check_up()
+        if machine.state == "dead":  # nobody else was faster
+            aside = machine.start_empty()
+            saved = f"; what was saved of it before is in {aside}" if aside else ""
+            self._announcer.say(Step("note", f"{machine.name} starts again, with empty memory{saved}"))
+            self._lives[machine.name] = self._own(self._live(machine), machine.name)
+        await machine.wait_ready()
 
     # -- the orderly stop
 
@@ -310,8 +381,32 @@ class Supervisor:
 
     async def fault(self, target: str, name: str) -> None:
         if name not in FAULTS:
-            raise InvalidArgument(f'"{name}" is no fault of a host: choose {" or ".join(FAULTS)}')
-        await self.machine(target).fault(name)
+            raise InvalidArgument(f'"{name}" is no fault of a host: choose one of {", ".join(FAULTS)}')
+        self.check_up()
+        if name != "partition":
+            await self.machine(target).fault(name)
+        elif self.machine(target).cut:
+            raise FailedPrecondition(f"{target} is cut off already: `everram fault heal {target}` connects it again")
+        else:
+            await self._set_cut(self.machine(target), True)
+
+    async def heal(self, target: str) -> None:
+        """Whatever of it is broken. Raises FailedPrecondition if nothing is."""
+        self.check_up()
+        machine = self.machine(target)
+        if machine.state == "dead":
+            await self._revive(machine)
+            return
+        await machine.look()
+        was_cut = machine.cut
+        if was_cut:
+            await self._set_cut(machine, False)
+        if not await machine.heal_host() and not was_cut:
+            raise FailedPrecondition(f"nothing of {target} is broken: `everram status` shows how it does")
+
+    async def _set_cut(self, machine: MachineKeeper, on: bool) -> None:
+        await machine.set_cut(on)
+        self.ports.set_cut(machine.name, on)
 
     def check_up(self) -> None:
         """Raises Unavailable if the cluster is on its way down."""

@@ -56,17 +56,19 @@ class Control:
     def set_mains(self, on: bool) -> None:
         self._ask("mains", on=on)
 
+    def set_cut(self, on: bool) -> None:
+        """The fault: cut the machine off from the network, or connect it again."""
+        self._ask("cut", on=on)
+
+    def die(self) -> None:
+        """The fault: the machine and all its memory are lost; returns when its process has ended."""
+        self._send("die")
+        self._await_end("lost its memory", self._timeout_s)
+
     def stop(self, *, timeout_s: float = STOP_TIMEOUT_S) -> None:
         """Orderly: returns when the machine and everything on it has ended."""
         self._ask("stop")
-        self._sock.settimeout(timeout_s)
-        try:
-            while self._sock.recv(DATAGRAM_BYTES_MAX):
-                pass
-        except TimeoutError as error:
-            raise DeadlineExceeded(f"the machine at {self._path} has not ended after {timeout_s} s") from error
-        except ConnectionResetError:
-            return
+        self._await_end("ended", timeout_s)
 
     def close(self) -> None:
         self._sock.close()
@@ -79,9 +81,22 @@ class Control:
     ) -> None:
         self.close()
 
+    def _await_end(self, done: str, timeout_s: float) -> None:
+        self._sock.settimeout(timeout_s)
+        try:
+            while self._sock.recv(DATAGRAM_BYTES_MAX):
+                pass
+        except TimeoutError as error:
+            raise DeadlineExceeded(f"the machine at {self._path} has not {done} after {timeout_s} s") from error
+        except ConnectionResetError:
+            return
+
+    def _send(self, word: str, **members: object) -> None:
+        self._sock.sendall(json.dumps({"everram": VERSION, "do": word, **members}).encode())
+
     def _ask(self, word: str, **members: object) -> dict[str, Any]:
         try:
-            self._sock.sendall(json.dumps({"everram": VERSION, "do": word, **members}).encode())
+            self._send(word, **members)
             data = self._sock.recv(STATUS_BYTES_MAX)
         except TimeoutError as error:
             message = f"the machine at {self._path} did not answer within {self._timeout_s} s"

@@ -108,6 +108,8 @@ class MachineCore:
         self.lease_deadline_ns = 0
         """Guests may serve until then; 0: no lease was ever given."""
         self.mains = True
+        self.cut = False
+        """Whether the machine is cut off from the network: a fault for tests, carried out by its hosts."""
         self.waiters: dict[int, str] = {}
         """Requests, and their reasons, that end when no guest runs any more."""
         self.stopping = False
@@ -265,6 +267,14 @@ class MachineCore:
         if on != self.mains:
             self.mains = on
             self._effects.append(Notify("mains", mains=on))
+        return self._take()
+
+    def set_cut(self, now_ns: int, on: bool) -> list[Effect]:
+        """The fault `partition`. A new host is told at its start."""
+        self._advance(now_ns)
+        if on != self.cut:
+            self.cut = on
+            self._effects.append(Notify("network", connected=not on))
         return self._take()
 
     def lease(self, now_ns: int, deadline_ns: int) -> list[Effect]:

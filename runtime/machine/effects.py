@@ -110,6 +110,7 @@ class Notify:
     exit_status: int = -1
     pid: int = 0
     mains: bool = True
+    connected: bool = True
     reason: str = ""
 
 

@@ -86,7 +86,7 @@ class CgroupFreezer:
         return cgroup_members(self.folder)
 
     def stop(self) -> None:
-        _write(f"{self.folder}/cgroup.freeze", "1")
+        freeze_cgroup(self.folder)
 
     def is_stopped(self) -> bool:
         return "frozen 1" in _read(f"{self.folder}/cgroup.events") or at_rest(self.members(), self._faults)
@@ -176,6 +176,11 @@ def end_cgroup(folder: str) -> bool:
     kill_cgroup(folder, cgroup_members(folder))
     remove_cgroup(folder)
     return not os.path.isdir(folder)  # noqa: PTH112
+
+
+def freeze_cgroup(folder: str) -> None:
+    """Begin to stop everything in it, whatever it was told before."""
+    _write(f"{folder}/cgroup.freeze", "1")
 
 
 def kill_cgroup(folder: str, members: set[int]) -> None:

@@ -201,6 +201,7 @@ class MachineProcess:
                 "watchdog_timeout_s": config.watchdog_timeout_s,
                 "state_dir": config.state_dir,
                 "mains": self.core.mains,
+                "connected": not self.core.cut,
             }
         )
 
@@ -426,7 +427,7 @@ NOT_INHERITED = frozenset(
     {"NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PID", "WATCHDOG_USEC", "WATCHDOG_PID"}
 )
 """What a service manager told this process is not meant for the host."""
-NOTIFY_MEMBERS = ("guest_id", "epoch", "exit_status", "pid", "mains", "reason")
+NOTIFY_MEMBERS = ("guest_id", "epoch", "exit_status", "pid", "mains", "connected", "reason")
 
 
 def exit_status_of(status: int) -> int:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from everram.runtime.errors import EverramError, FailedPrecondition, InvalidArgument, PermissionDenied, Unavailable
 from everram.runtime.machine import protocol
 from everram.runtime.machine.attach import Attachment
+from everram.runtime.machine.death import die
 from everram.runtime.machine.protocol import VERSION
 from everram.runtime.machine.requests import guest_payload
 
@@ -180,6 +181,7 @@ def _status(machine: MachineProcess, message: dict[str, Any]) -> dict[str, Any]:
         "pid": os.getpid(),
         "host": {"pid": machine.host_pid, "state": core.host.state, "restarts": core.host.restarts},
         "mains": core.mains,
+        "cut": core.cut,
         "stopping": core.stopping,
         "lease_deadline_ns": core.lease_deadline_ns,
         "freezer": "cgroup" if machine.cgroup else "signals",
@@ -204,11 +206,25 @@ def _retry_host(machine: MachineProcess, message: dict[str, Any]) -> dict[str, A
 
 
 def _mains(machine: MachineProcess, message: dict[str, Any]) -> dict[str, Any]:
+    machine.feed(machine.core.set_mains(machine.now_ns(), _on(message)))
+    return {}
+
+
+def _cut(machine: MachineProcess, message: dict[str, Any]) -> dict[str, Any]:
+    machine.feed(machine.core.set_cut(machine.now_ns(), _on(message)))
+    return {}
+
+
+def _on(message: dict[str, Any]) -> bool:
     on = message.get("on")
     if not isinstance(on, bool):
         raise InvalidArgument('"on" is neither true nor false')
-    machine.feed(machine.core.set_mains(machine.now_ns(), on))
-    return {}
+    return on
+
+
+def _die(machine: MachineProcess, message: dict[str, Any]) -> dict[str, Any]:
+    """There is no answer: the end of the connection tells that it is done."""
+    die(machine)
 
 
 def _stop(machine: MachineProcess, message: dict[str, Any]) -> dict[str, Any]:
@@ -223,5 +239,7 @@ CONTROLS: dict[str, Callable[[MachineProcess, dict[str, Any]], dict[str, Any]]] 
     "hang": _hang,
     "retry-host": _retry_host,
     "mains": _mains,
+    "cut": _cut,
+    "die": _die,
     "stop": _stop,
 }

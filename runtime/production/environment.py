@@ -26,6 +26,7 @@ from everram.runtime.production.logs import OutputFiles
 from everram.runtime.production.machine import connect
 from everram.runtime.production.memory import KeptMemory
 from everram.runtime.production.network import GrpcNetwork
+from everram.runtime.production.partition import Cut, CutCoordination
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +45,13 @@ class Production:
         async with contextlib.AsyncExitStack() as parts:
             machine = await connect()
             parts.callback(machine.close)
+            cut = Cut()
+            machine.on_network = cut.set
+            cut.set(machine.connected)
             memory = KeptMemory(machine, config.memory_bytes)
-            coordination = CoordinationClient(config.coordination)
+            coordination = CutCoordination(CoordinationClient(config.coordination), cut)
             parts.push_async_callback(coordination.close)
-            network = GrpcNetwork()
+            network = GrpcNetwork(cut)
             parts.push_async_callback(network.close)
             entropy = SystemEntropy()
             me = Identity(config.cluster_id, config.host, incarnation=entropy.token())

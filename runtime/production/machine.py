@@ -68,6 +68,10 @@ class SystemMachine:
         """Descriptors that the machine keeps, by name; changed by `keep` and `drop` only."""
         self.watchdog_interval_s = 0.1
         self.mains = True
+        self.connected = True
+        """Whether the machine is connected to the network."""
+        self.on_network: Callable[[bool], None] = lambda connected: None
+        """Called at every change of `connected`, before the event is seen by anybody."""
         self.memory_bytes = 0
         self._sock = sock
         self._on_end = on_end
@@ -85,6 +89,7 @@ class SystemMachine:
         """Raises FailedPrecondition, Unavailable."""
         hello = await self._hello
         self.mains = bool(hello["mains"])
+        self._set_connected(bool(hello.get("connected", True)))
         self.memory_bytes = int(hello["memory_bytes"])
         self.watchdog_interval_s = float(hello["watchdog_timeout_s"]) / PINGS_PER_TIMEOUT
 
@@ -251,9 +256,17 @@ class SystemMachine:
             self._greet(message)
         elif "EV" in message.words:
             fd = message.fds.pop() if message.fds else -1
-            self._events.put_nowait(_event(message.words["EV"], message.payload, fd))
+            event = _event(message.words["EV"], message.payload, fd)
+            if event.kind == "network":
+                self._set_connected(event.connected)
+            self._events.put_nowait(event)
         else:
             message.close()
+
+    def _set_connected(self, connected: bool) -> None:
+        if connected != self.connected:
+            self.connected = connected
+            self.on_network(connected)
 
     def _greet(self, message: Message) -> None:
         version = message.words.get("EVERRAM", "none")
@@ -322,6 +335,7 @@ def _event(kind: str, payload: Mapping[str, Any], userfaultfd: int) -> MachineEv
         userfaultfd=userfaultfd,
         ranges=_ranges(payload.get("ranges", ())),
         mains=payload.get("mains", True),
+        connected=payload.get("connected", True),
         reason=payload.get("reason", ""),
     )
 

@@ -8,6 +8,7 @@ that the host's gRPC front serves on its own socket.
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ import grpc.aio
 
 from everram.runtime.environment import HostAddress, LinkStream
 from everram.runtime.errors import Unavailable
+from everram.runtime.production.partition import Cut
 from everram.runtime.transport.grpc_common import CHANNEL_OPTIONS, wait_ready
 
 CONNECT = "/everram.v1.Link/Connect"
@@ -27,22 +29,34 @@ _ENDED = (grpc.aio.AioRpcError, grpc.aio.UsageError, grpc.aio.InternalError, asy
 
 
 class GrpcNetwork:
-    """One per host; `handler` belongs into its `Front`."""
+    """One per host; `handler` belongs into its `Front`. Streams end, and none begins, while `cut` cuts it off."""
 
-    def __init__(self) -> None:
+    def __init__(self, cut: Cut | None = None) -> None:
+        self._cut = cut or Cut()
+        self._cut.watch(self._end_streams)
+        self._streams: weakref.WeakSet[OpenedStream | AcceptedStream] = weakref.WeakSet()
         self._channels: dict[str, grpc.aio.Channel] = {}  # by address
         self._accept: Accept | None = None
         self.handler: grpc.GenericRpcHandler = _LinkHandler(self._serve)
 
     async def connect(self, peer: HostAddress) -> LinkStream:
         """Raises Unavailable."""
+        self._cut.check(f"host {peer.host}")
         channel = self._channels.get(peer.address)
         if channel is None:
             channel = grpc.aio.insecure_channel(peer.address, options=CHANNEL_OPTIONS)
             self._channels[peer.address] = channel
         await wait_ready(channel, f"host {peer.host}")
+        self._cut.check(f"host {peer.host}")
         call: grpc.aio.StreamStreamCall[bytes, bytes] = channel.stream_stream(CONNECT)()
-        return OpenedStream(call)
+        stream = OpenedStream(call)
+        self._streams.add(stream)
+        return stream
+
+    def _end_streams(self) -> None:
+        for stream in list(self._streams):
+            stream.close()
+        self._streams.clear()
 
     def serve(self, accept: Accept) -> None:
         self._accept = accept
@@ -54,9 +68,10 @@ class GrpcNetwork:
             await channel.close()
 
     async def _serve(self, _: Any, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
-        if self._accept is None:
-            await context.abort(grpc.StatusCode.UNAVAILABLE, "this host does not accept links yet")
+        if self._accept is None or not self._cut.connected:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "this host does not accept links now")
         stream = AcceptedStream(context)
+        self._streams.add(stream)
         try:
             await self._accept(stream)
         finally:

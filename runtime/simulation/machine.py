@@ -355,6 +355,7 @@ class SimulatedMachine:
             exit_status=effect.exit_status,
             pid=effect.pid,
             mains=effect.mains,
+            connected=effect.connected,
             reason=effect.reason,
         )
         self._to_host(host, partial(host.events.put_nowait, event))

@@ -48,6 +48,7 @@ from everram.runtime.errors import (
     Unauthenticated,
     Unavailable,
 )
+from everram.runtime.production.partition import Cut, CutCoordination
 from everram.runtime.tasks import TaskScope
 
 ETCD = shutil.which("etcd")
@@ -173,6 +174,7 @@ def shared_etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture(
     params=[
         "shared_server",
+        "network",
         "local",
         pytest.param("shared_etcd", marks=pytest.mark.needs("etcd")),
     ]
@@ -183,7 +185,10 @@ async def coordination(request: pytest.FixtureRequest) -> AsyncIterator[Coordina
         async with local_coordination(MemoryPersistence()) as local:
             yield local
         return
-    client = CoordinationClient(request.getfixturevalue(request.param), timeout_s=10.0)
+    through_network = request.param == "network"  # as a host's production environment has it
+    address = request.getfixturevalue("shared_server" if through_network else request.param)
+    direct = CoordinationClient(address, timeout_s=10.0)
+    client: Coordination = CutCoordination(direct, Cut(), timeout_s=10.0) if through_network else direct
     await client.delete(Delete(b"\0", b"\0"))
     yield client
     await client.close()
@@ -384,8 +389,9 @@ async def test_watching_from_a_compacted_revision_is_refused(coordination: Coord
     if isinstance(coordination, LocalCoordination):
         await coordination.embedded.compact(last)
     else:
-        assert isinstance(coordination, CoordinationClient)
-        await coordination.compact(last)
+        client = coordination._client if isinstance(coordination, CutCoordination) else coordination
+        assert isinstance(client, CoordinationClient)
+        await client.compact(last)
     with pytest.raises(FailedPrecondition):
         await anext(coordination.watch(Range(b"w"), revision))
     with pytest.raises(FailedPrecondition):

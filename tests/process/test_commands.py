@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -18,6 +19,9 @@ from typing import Any
 import pytest
 
 from everram.runtime.cluster.folders import is_locked
+from everram.runtime.coordination import directory
+from everram.runtime.coordination.api import KeyValue, prefix
+from everram.runtime.coordination.client import CoordinationClient
 from everram.runtime.machine import tree
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -232,7 +236,12 @@ def test_two_clusters_side_by_side(everram: Everram, tmp_path: Path) -> None:
         (("fault", "nobody", "guest-kill"), 2, 'no guest "nobody"'),
         (("fault", "h9", "host-kill"), 2, 'no host "h9"'),
         (("fault", "h1", "frobnicate"), 2, '"frobnicate" is no fault'),
-        (("fault", "h1", "machine-kill"), 2, "not built yet"),
+        (("fault", "h1", "power-cut"), 2, "not built yet"),
+        (("fault", "heal", "h9"), 2, 'no host "h9": choose one of h1, h2'),
+        (("fault", "h1", "heal"), 2, "write `everram fault heal h1`"),
+        (("fault", "heal", "h1"), 1, "nothing of h1 is broken"),
+        (("fault", "h1", "guest-kill"), 2, "h1 is a host"),
+        (("move", "nobody", "h1"), 2, 'no guest "nobody"'),
         (("run", "-d", "--region", "big=1TiB", "--", "sleep", "9"), 1, "big"),
         (("run", "-d", "--region", "r=lots", "--", "sleep", "9"), 2, "such as 64MiB"),
         (("run", "-d", "--region", "r", "--", "sleep", "9"), 2, "NAME=SIZE"),
@@ -243,12 +252,11 @@ def test_two_clusters_side_by_side(everram: Everram, tmp_path: Path) -> None:
         (("run", "--", "./no/such/program"), 2, 'no program "./no/such/program"'),
         (("run", "--", "./README.md"), 2, "cannot be executed"),
         (("run", "-d", "--publish", "99999", "--", "sleep", "9"), 2, "1 to 65535"),
-        (("run", "-d", "--copies", "1", "--", "sleep", "9"), 2, "not built yet"),
+        (("run", "-d", "--copies", "2", "--", "sleep", "9"), 2, "choose 0 to 1"),
         (("run", "-d", "--memory", "1GiB", "--", "sleep", "9"), 2, "not built yet"),
         (("up", "--battery", "5ms"), 2, "not built yet"),
         (("up", "--coordination", "etcd://127.0.0.1:2379"), 2, "not built yet"),
         (("up", "-d"), 2, "already running"),
-        (("move", "bank", "h2"), 2, "not built yet"),
         (("power", "cut", "h1"), 2, "not built yet"),
         (("status", "--cluster", "../x"), 2, "cannot be the name of a cluster"),
     ],
@@ -373,6 +381,110 @@ def test_nothing_of_a_machine_outlives_it(everram: Everram) -> None:
     assert "memory with it" in everram.json("status")["hosts"][0]["reason"]
     assert "h1 is dead" in everram.refused("fault", "h1", "hang", status=1)
     everram.run("down")
+
+
+def directory_of(everram: Everram) -> dict[str, dict[str, Any]]:
+    """What coordination holds, by key below the root."""
+
+    async def read() -> list[KeyValue]:
+        client = CoordinationClient(everram.json("status")["coordination"]["address"])
+        try:
+            return (await client.range(prefix(directory.ROOT)))[1]
+        finally:
+            await client.close()
+
+    return {
+        pair.key.removeprefix(directory.ROOT).decode(): directory.decode(pair.value) for pair in asyncio.run(read())
+    }
+
+
+def host_of(everram: Everram, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = next(host for host in everram.json("status")["hosts"] if host["name"] == name)
+    return found
+
+
+def test_a_killed_machine_is_dead_at_once_and_comes_back_empty(everram: Everram) -> None:
+    everram.run("up", "--hosts", "3", "--memory", "256MiB", "-d")
+    bank = everram.json("run", "-d", "--name", "bank", "--region", "r=1MiB", "--copies", "0", "--", "sleep", "1000")
+    everram.run("down")
+    everram.run("up", "-d")  # from here on there is an image that has been opened
+    host, guest_id = bank["host"], bank["guest_id"]
+    until(lambda: f"serving/{guest_id}" in directory_of(everram), "the guest serves again")
+    before = host_of(everram, host)
+    assert directory_of(everram)[f"machines/{host}"] == {"state": "up"}
+
+    everram.run("fault", host, "machine-kill")
+    until(lambda: f"hosts/{host}" not in directory_of(everram), "its lease is ended")
+    seen = directory_of(everram)
+    assert seen[f"machines/{host}"] == {"state": "dead"}
+    assert f"serving/{guest_id}" not in seen
+    proof = [line for line in (everram.dir / "supervisor.log").read_text().splitlines() if "the death of" in line]
+    print(proof[-1])
+    assert host_of(everram, host)["state"] == "dead"
+    assert "dead" in everram.run("status")
+    assert "is dead" in everram.refused("fault", host, "partition", status=1)
+    began = time.monotonic()
+    assert [(g["guest"], g["host"]) for g in everram.json("guests")["guests"]] == [("bank", host)]
+    everram.run("run", "-d", "--name", "other", "--", "sleep", "1000")
+    assert time.monotonic() - began < PATIENCE_S / 2, "no command waits for a dead machine"
+
+    everram.run("fault", "heal", host)
+    until(lambda: f"hosts/{host}" in directory_of(everram), "it holds a lease again")
+    seen, healed = directory_of(everram), host_of(everram, host)
+    assert seen[f"machines/{host}"] == {"state": "up"}
+    assert (healed["host_state"], healed["guests"], healed["nvm"]["allocated_bytes"]) == ("ready", 0, 0)
+    assert healed["memory_id"] not in ("", before["memory_id"])
+    assert seen[f"hosts/{host}"]["memory_id"] == healed["memory_id"]
+    assert (everram.dir / "machines" / host / "image.lost-1").is_dir()
+    assert "image.lost-1" in (everram.dir / "supervisor.log").read_text()
+    assert "nothing of" in everram.refused("fault", "heal", host, status=1)
+    everram.run("fault", host, "machine-kill")
+    everram.run("fault", "heal", host)
+    everram.run("down")
+    everram.run("up", "-d")
+    assert everram.json("inspect", "other")["state"] == "running"
+
+
+def test_a_cut_off_machine_serves_nobody_until_it_is_healed(everram: Everram, tmp_path: Path) -> None:
+    everram.run("up", "--hosts", "2", "--memory", "256MiB", "-d")
+    port = free_port()
+    bank = ("--name", "bank", "--region", "ledger=1MiB", "--copies", "0", "--publish", str(port))
+    host = everram.json("run", "-d", *bank, "--", "python", "examples/ledger.py")["host"]
+    teller = Teller(port)
+    teller.start()
+    until(lambda: teller.acknowledged > 0, "the bank serves")
+    pid = everram.json("inspect", "bank")["pid"]
+
+    everram.run("fault", host, "partition")
+    teller.join(PATIENCE_S)
+    assert isinstance(teller.error, ConnectionResetError | AssertionError), "its connection is reset"
+    assert "cut off already" in everram.refused("fault", host, "partition", status=1)
+    until(lambda: not host_of(everram, host)["lease"]["held"], "its lease has run out")
+    until(lambda: f"hosts/{host}" not in directory_of(everram), "its place in the directory is gone")
+    until(lambda: not runs(pid), "the guest runs no more")
+    seen = host_of(everram, host)
+    assert (seen["state"], seen["cut"], directory_of(everram)[f"machines/{host}"]) == ("up", True, {"state": "up"})
+    assert "cut off" in everram.run("status")
+    assert [g["guest"] for g in everram.json("guests")["guests"]] == ["bank"]
+    everram.run("fault", host, "host-kill")
+    until(lambda: host_restarts(everram, host) == 1, "the next host is there")
+    assert host_of(everram, host)["cut"]
+
+    everram.run("fault", "heal", host)
+    until(lambda: host_of(everram, host)["lease"]["held"], "it holds a lease again")
+    until(lambda: everram.json("inspect", "bank")["epoch"] == 2, "a new incarnation runs")
+    with Bank(port) as connection:
+        assert connection.ask("LAST teller") in (teller.acknowledged, teller.acknowledged + 1)
+    assert not host_of(everram, host)["cut"]
+    everram.run("fault", host, "hang")
+    everram.run("fault", "heal", host)
+    assert host_of(everram, host)["host_state"] == "ready"
+
+
+def runs(pid: int) -> bool:
+    """Whether the process is there and not stopped."""
+    found = tree.read_process(pid)
+    return found is not None and found.state not in "TtZX"
 
 
 def test_ctrl_c_of_up_is_the_orderly_stop(everram: Everram) -> None:

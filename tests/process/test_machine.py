@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import mmap
 import os
 import select
 import signal
@@ -363,6 +364,26 @@ def test_mains_reach_the_host(rig: Rig) -> None:
             control._ask("mains", on="perhaps")
 
 
+def test_a_cut_network_is_told_to_the_host_and_to_the_next(rig: Rig) -> None:
+    def told() -> list[bool]:
+        return [payload["connected"] for kind, payload, _ in rig.events() if kind == "network"]
+
+    with Control(rig.socket) as control:
+        control.set_cut(True)
+        control.set_cut(True)
+        until("the event", lambda: told() == [False])
+        assert control.status()["cut"]
+        rig.replace_host(signal.SIGKILL)
+        log = (rig.folder / "state" / "host.log").read_text()
+        assert [f"'connected': {word}" in line for word, line in zip(("True", "False"), log.splitlines(), strict=True)]
+        assert told() == []
+        control.set_cut(False)
+        until("the event", lambda: told() == [True])
+        assert not control.status()["cut"]
+    answer = ask(rig.socket, {"everram": 1, "do": "cut", "on": "yes"})
+    assert (answer["ok"], answer["error"]) == (False, '"on" is neither true nor false')
+
+
 def test_ports_are_free_and_not_given_twice(rig: Rig) -> None:
     ports = {rig.do("free-port") for _ in range(20)}
     assert len(ports) == 20
@@ -528,6 +549,41 @@ def test_the_machines_death_takes_everything_with_it(either: Rig) -> None:
     # The host and the guest die with it; who escaped by a session is found by the mark, or in the cgroup.
     until("everything marked has ended", lambda: not tree.kill_marked(either.config.mark))
     until("the cgroup is empty", lambda: freezer.end_machine_cgroups(either.config.mark))
+
+
+def test_a_machine_that_dies_loses_its_memory_first(either: Rig) -> None:
+    either.create("region.g.a", "what was written")
+    either.create("channel", "generations")
+    path = either.folder / "number"
+    either.spawn("sh", "-c", 'setsid "$0" -c "$1" "$2" & wait', sys.executable, textwrap.dedent(COUNT), str(path))
+    until("the guest runs", path.exists)
+    mapped = {name: kept_memory(either.process.pid, name) for name in ("region.g.a", "channel")}
+    with Control(either.socket) as control:
+        began = time.monotonic()
+        control.die()
+        print(f"the machine ended {1000 * (time.monotonic() - began):.0f} ms after it was told to")
+    assert either.process.wait(LIMIT_S) == -signal.SIGKILL
+    assert mapped["region.g.a"][:] == bytes(len("what was written"))
+    assert mapped["channel"][:] == b"\xff" * len("generations")
+    for mapping in mapped.values():
+        mapping.close()
+    # Everything below it was killed by itself; nobody had to look for it.
+    until("everything marked has ended", lambda: not tree.marked(either.config.mark))
+    assert stands_still(path)
+
+
+def kept_memory(pid: int, name: str) -> mmap.mmap:
+    """A peer's mapping of a memory object that a machine keeps. The rig's host calls them all "made"."""
+    texts = {"region.g.a": b"what was written", "channel": b"generations"}
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            if str(entry.readlink()).startswith("/memfd:made") and entry.read_bytes() == texts[name]:
+                fd = os.open(entry, os.O_RDWR)
+                try:
+                    return mmap.mmap(fd, 0)
+                finally:
+                    os.close(fd)
+    raise AssertionError(f"the machine keeps no {name}")
 
 
 def test_a_process_without_marks_is_found_in_the_cgroup(rig: Rig) -> None:
@@ -713,12 +769,25 @@ BLOCKED = """
 """Two threads block for ever in kernel mode, in faults that nobody serves: they take no SIGSTOP and never freeze."""
 
 
+def blocked_guest(rig: Rig) -> None:
+    rig.create("region.g.a", "memory of a")
+    grants = [grant("a", "region.g.a", tracked=True)]
+    pid = rig.python(ATTACH + BLOCKED, str(rig.folder / "file"), grants=grants)["pid"]
+    until("both threads wait", lambda: tree.restless_threads(pid)[1] == 2)
+
+
+@pytest.mark.needs("userfaultfd")
+def test_a_guest_blocked_in_a_fault_dies_with_its_machine(either: Rig) -> None:
+    blocked_guest(either)
+    with Control(either.socket) as control:
+        control.die()
+    assert either.process.wait(LIMIT_S) == -signal.SIGKILL
+    until("everything marked has ended", lambda: not tree.marked(either.config.mark))
+
+
 @pytest.mark.needs("userfaultfd")
 def test_a_guest_blocked_in_a_fault_counts_as_stopped(either: Rig) -> None:
-    either.create("region.g.a", "memory of a")
-    grants = [grant("a", "region.g.a", tracked=True)]
-    pid = either.python(ATTACH + BLOCKED, str(either.folder / "file"), grants=grants)["pid"]
-    until("both threads wait", lambda: tree.restless_threads(pid)[1] == 2)
+    blocked_guest(either)
     for _ in range(3):
         either.do("freeze", guest_id="g", reason="snapshot")
         assert either.guest()["state"] == "frozen"

@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from everram.runtime.cli import guests, main, unbuilt
+from everram.runtime.cli import cluster, guests, main, unbuilt
 from everram.runtime.cli.output import table
-from everram.runtime.errors import InvalidArgument, NotFound, PermissionDenied
+from everram.runtime.client import cluster as client_cluster
+from everram.runtime.client.whereabouts import Place
+from everram.runtime.contracts import common_pb2 as pb
+from everram.runtime.errors import InvalidArgument, NotFound, PermissionDenied, Unimplemented
 
 
 @pytest.mark.parametrize(
@@ -79,6 +82,77 @@ def test_flags_not_built_are_refused(command: str, flag: str, capsys: pytest.Cap
     value = [] if flag in unbuilt.SWITCHES else ["1"]
     assert main.run([command, flag, *value]) == 2
     assert f"everram: {flag}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "meaning"),
+    [
+        (("h1", "machine-kill"), ("h1", "machine-kill")),
+        (("heal", "h1"), ("h1", "heal")),
+        (("heal", "guest-kill"), ("heal", "guest-kill")),  # a guest of that name
+        (("bank", "guest-kill"), ("bank", "guest-kill")),
+    ],
+)
+def test_what_to_break(words: tuple[str, str], meaning: tuple[str, str]) -> None:
+    assert cluster.what_to_break(*words) == meaning
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("h1", "heal"), "write `everram fault heal h1`"),
+        (("h1", "frobnicate"), "host-kill, hang, machine-kill, partition for a host, guest-kill for a guest"),
+        (("h1", "power-cut"), "not built yet"),
+    ],
+)
+def test_what_cannot_be_broken(words: tuple[str, str], sentence: str) -> None:
+    with pytest.raises((InvalidArgument, Unimplemented), match=sentence):
+        cluster.what_to_break(*words)
+
+
+def test_copies_as_people_read_them() -> None:
+    in_sync = pb.CopyStatus(host="h2", state="in-sync", required=True)
+    building = pb.CopyStatus(host="h3", state="copying", copied_percent=40)
+    spec = pb.GuestSpec(copies=1)
+    assert guests.copies_word(pb.Guest()) == ""
+    assert guests.copies_word(pb.Guest(spec=spec, copies=[in_sync])) == "1/1"
+    assert guests.copies_word(pb.Guest(spec=spec, copies=[building], degraded=True)) == "0/1 degraded"
+    seen = guests.guest_json(pb.Guest(spec=spec, copies=[in_sync, building], degraded=True))
+    assert (seen["copies"], seen["degraded"], len(seen["destinations"])) == (1, True, 2)
+    words = guests._words("destinations", seen["destinations"])
+    assert words == "h2 in-sync, required, acknowledged 0, h3 copying, 40 %, acknowledged 0"
+
+
+def test_a_guest_that_only_the_directory_knows_has_its_state() -> None:
+    place = Place("g1", "bank", "h1", 3, "failing-over", revision=9)
+    guest = client_cluster._nowhere(place)
+    assert guests.state_word(guest) == "failing-over"
+    seen = guests.guest_json(guest)
+    assert (seen["guest"], seen["state"], seen["host"], seen["epoch"]) == ("bank", "failing-over", "h1", 3)
+
+
+def test_whose_a_guest_is_that_two_hosts_have() -> None:
+    old, new = pb.Guest(guest_id="g1", host="h1", epoch=3), pb.Guest(guest_id="g1", host="h2", epoch=4)
+    assert client_cluster._rightful(old, new, {}) is new
+    assert client_cluster._rightful(new, old, {}) is new
+    same = pb.Guest(guest_id="g1", host="h3", epoch=4)
+    places = {"g1": Place("g1", "bank", "h3", 4, "running", revision=9)}
+    assert client_cluster._rightful(new, same, places) is same
+    assert client_cluster._rightful(same, new, places) is same
+
+
+def test_copies_by_default_and_as_asked_for() -> None:
+    logged, mapped = pb.RegionSpec(name="a", kind=pb.LOGGED), pb.RegionSpec(name="b", kind=pb.MAPPED)
+    assert client_cluster.default_copies(pb.GuestSpec(regions=[logged, mapped]), hosts=2) == 1
+    assert client_cluster.default_copies(pb.GuestSpec(regions=[logged]), hosts=1) == 0
+    assert client_cluster.default_copies(pb.GuestSpec(regions=[mapped]), hosts=3) == 0
+    assert client_cluster.default_copies(pb.GuestSpec(), hosts=3) == 0
+    spec = pb.GuestSpec(name="bank")
+    assert client_cluster._with_copies(spec, 2, hosts=3) == pb.GuestSpec(name="bank", copies=2)
+    assert spec.copies == 0
+    for wrong in (-1, 3):
+        with pytest.raises(InvalidArgument, match="choose 0 to 2"):
+            client_cluster._with_copies(spec, wrong, hosts=3)
 
 
 def test_every_command_takes_the_common_options() -> None:

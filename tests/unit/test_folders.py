@@ -23,6 +23,7 @@ from everram.runtime.cluster.folders import (
     SupervisorRecord,
     is_locked,
     make_private,
+    set_image_aside,
     state_folder,
 )
 from everram.runtime.errors import (
@@ -201,3 +202,14 @@ def test_state_folder_that_cannot_be_made(environ: dict[str, str], tmp_path: Pat
     (tmp_path / "file").write_text("")
     with pytest.raises(InvalidArgument, match="cannot make the folder"):
         launch.prepare(Folders.of(None, str(tmp_path / "file" / "x"), environ), launch.Wishes())
+
+
+def test_a_lost_machines_image_is_set_aside_under_a_name_of_its_own(tmp_path: Path) -> None:
+    assert set_image_aside(tmp_path) == ""
+    for number in (1, 2):
+        (tmp_path / "image").mkdir()
+        (tmp_path / "image" / "MARKER").write_text(f"image {number}")
+        assert set_image_aside(tmp_path) == f"image.lost-{number}"
+        assert not (tmp_path / "image").exists()
+    assert (tmp_path / "image.lost-1" / "MARKER").read_text() == "image 1"
+    assert (tmp_path / "image.lost-2" / "MARKER").read_text() == "image 2"

@@ -219,6 +219,34 @@ async def test_port_in_use_is_a_plain_error() -> None:
     await ports.close()
 
 
+@on_both_loops
+async def test_connections_to_a_cut_off_host_are_reset_and_new_ones_wait() -> None:
+    ports = PublishedPorts()
+    port = free_port()
+    record, serving = directory.guest_key("g1"), directory.serving_key("g1")
+    async with guest(lambda line: line) as backend, guest(lambda line: line.upper()) as elsewhere:
+        ports._routes.reset([pair(record, name="bank", epoch=1, state="running", publish_port=port)])
+        ports._routes.apply(Event(False, pair(serving, host="h1", epoch=1, port=backend)))
+        ports.set_cut("h2", True)
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"a\n")
+        assert await reader.readline() == b"a\n"
+        ports.set_cut("h1", True)
+        with pytest.raises(ConnectionResetError):
+            await reader.readline()
+        await closed(writer)
+        assert [p.backend_port for p in ports.statuses()] == [0]
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"b\n")
+        ports._routes.apply(Event(False, pair(record, name="bank", epoch=2, state="running", publish_port=port)))
+        ports._routes.apply(Event(False, pair(serving, host="h3", epoch=2, port=elsewhere)))
+        ports.set_cut("h2", False)
+        ports.set_cut("h2", False)
+        assert await reader.readline() == b"B\n"
+        await closed(writer)
+    await ports.close()
+
+
 def pair(key: bytes, **value: object) -> KeyValue:
     return KeyValue(key, directory.encode(dict(value)), 1, 1, 1)
 
@@ -229,12 +257,12 @@ def test_routes_follow_the_directory() -> None:
     routes.reset([pair(record, name="bank", epoch=1, state="running", publish_port=7070)])
     assert routes.ports() == {7070: Route("g1", "bank", 1, 0)}
     routes.apply(Event(False, pair(serving, host="h1", epoch=1, port=4000)))
-    assert routes.ports() == {7070: Route("g1", "bank", 1, 4000)}
+    assert routes.ports() == {7070: Route("g1", "bank", 1, 4000, host="h1")}
     # The epoch is raised first: the old incarnation's port no longer counts, though its record is still there.
     routes.apply(Event(False, pair(record, name="bank", epoch=2, state="restarting", publish_port=7070)))
     assert routes.ports() == {7070: Route("g1", "bank", 2, 0)}
     routes.apply(Event(False, pair(serving, host="h2", epoch=2, port=4001)))
-    assert routes.ports() == {7070: Route("g1", "bank", 2, 4001)}
+    assert routes.ports() == {7070: Route("g1", "bank", 2, 4001, host="h2")}
     routes.apply(Event(True, pair(serving)))
     assert routes.ports() == {7070: Route("g1", "bank", 2, 0)}
     routes.apply(Event(False, pair(record, name="bank", epoch=2, state="STOPPED", publish_port=7070)))

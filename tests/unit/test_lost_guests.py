@@ -15,8 +15,8 @@ class Directory:
     def __init__(self) -> None:
         self.values: dict[bytes, bytes] = {}
 
-    def guest(self, guest_id: str, name: str, host: str) -> None:
-        self.values[directory.guest_key(guest_id)] = directory.encode({"name": name, "host": host})
+    def guest(self, guest_id: str, name: str, host: str, **more: object) -> None:
+        self.values[directory.guest_key(guest_id)] = directory.encode({"name": name, "host": host, **more})
         self.values[directory.serving_key(guest_id)] = directory.encode({"host": host})
         self.values.setdefault(directory.name_key(name), directory.encode({"guest_id": guest_id}))
 
@@ -50,6 +50,17 @@ async def test_only_what_is_on_no_host_is_forgotten() -> None:
     assert asked == ["h1", "h2", "other-cluster"]
     left = sorted(key.removeprefix(directory.ROOT).decode() for key in store.values)
     assert left == ["guests/g1", "guests/g3", "names/elsewhere", "names/kept", "serving/g1", "serving/g3"]
+
+
+async def test_a_guest_with_copies_elsewhere_is_not_lost() -> None:
+    store = Directory()
+    store.guest("g1", "copied", "h1", required=["m2"])
+    store.guest("g2", "alone", "h1", required=[])
+
+    async def resident(host: str) -> set[str] | None:
+        return set()
+
+    assert await forget_lost(cast("Any", store), resident) == [("alone", "h1")]
 
 
 async def test_an_empty_directory_asks_nobody() -> None:

@@ -167,6 +167,17 @@ def test_host_faults() -> None:
         bench.core.kill_host(3)
 
 
+def test_the_cut_network_reaches_the_host() -> None:
+    bench = Bench()
+    assert bench.core.set_cut(1, True) == [Notify("network", connected=False)]
+    assert bench.core.set_cut(1, True) == []
+    assert bench.core.cut
+    bench.core.host_exited(2, 1)
+    # The next host learns it from the machine's hello.
+    assert bench.core.host_ready(3, 2) == []
+    assert bench.core.set_cut(4, False) == [Notify("network", connected=True)]
+
+
 def test_mains_reach_the_host_and_its_successor() -> None:
     bench = Bench()
     assert bench.core.set_mains(1, False) == [Notify("mains", mains=False)]
