@@ -85,6 +85,7 @@ class SharedMemoryChannel:
         self._visitors: dict[_Visitor, None] = {}
         self._pairs: dict[tuple[str, str], SharedMemoryPair] = {}  # by host and address
         self._connecting: dict[tuple[str, str], asyncio.Lock] = {}
+        self._severed = False
         try:
             self._listener = Listener(path, self._accept)
         except BaseException:
@@ -122,6 +123,8 @@ class SharedMemoryChannel:
         self.registry.unreceive(immediate)
 
     async def connect(self, host: str, address: str) -> SharedMemoryPair:
+        if self._severed:
+            raise Unavailable(f"host {host} cannot be reached: this machine is cut off from the network")
         if not address.startswith(SCHEME):
             raise Unavailable(f"host {host} has no address that shared memory reaches ({address or 'none'})")
         key = host, address
@@ -133,6 +136,19 @@ class SharedMemoryChannel:
                 self._pairs.pop(key, None)
                 pair = self._pairs[key] = await SharedMemoryPair.open(address.removeprefix(SCHEME), host, self.me)
             return pair
+
+    def sever(self) -> None:
+        """The network is cut: every queue pair breaks, and what peers have mapped is revoked, for they need no help of
+        ours to write there. Whoever registered something registers it anew."""
+        self._severed = True
+        self.registry.deregister_all()
+        for pair in self._pairs.values():
+            pair.close()
+        for visitor in list(self._visitors):
+            visitor.close()
+
+    def mend(self) -> None:
+        self._severed = False
 
     def close(self) -> None:
         """Idempotent. Everything is revoked, and every queue pair breaks."""
@@ -156,6 +172,9 @@ class SharedMemoryChannel:
         self._visitors.pop(visitor, None)
 
     def _accept(self, sock: socket) -> None:
+        if self._severed:
+            sock.close()
+            return
         visitor = _Visitor(self, sock)
         self._visitors[visitor] = None
 

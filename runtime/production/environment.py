@@ -57,6 +57,9 @@ class Production:
             me = Identity(config.cluster_id, config.host, incarnation=entropy.token())
             channel = await SharedMemoryChannel.open(memory, entropy.randbytes, me, config.socket + PATH_SUFFIX)
             parts.callback(channel.close)
+            cut.watch(channel.sever, channel.mend)
+            if not cut.connected:
+                channel.sever()
             faults = PageService(memory) if probe.userfaultfd().available else None
             if faults is not None:
                 parts.callback(faults.close)
