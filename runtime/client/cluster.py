@@ -98,7 +98,7 @@ class Cluster:
     async def connect(name: str | None = None, dir: str | None = None) -> Cluster:
         """The cluster that `name` or `dir` says, by default EVERRAM_DIR or the one named "default".
 
-        Raises Unavailable if no such cluster is running.
+        Raises Unavailable if no such cluster is running, or its supervisor does not answer.
         """
         from everram.runtime.contracts.common_pb2 import Empty
 
@@ -107,7 +107,11 @@ class Cluster:
             raise not_running(name, folders)
         cluster = Cluster(folders)
         try:
-            status = await patiently(lambda: cluster.supervisor.status(Empty()), repeatable=True)
+            status = await patiently(lambda: cluster.supervisor.status(Empty()), repeatable=True, patience_s=PATIENCE_S)
+        except (Unavailable, DeadlineExceeded):
+            await cluster.close()
+            # It may have ended meanwhile.
+            raise (silent(folders) if folders.phase() is Phase.RUNNING else not_running(name, folders)) from None
         except BaseException:
             await cluster.close()
             raise
@@ -242,6 +246,16 @@ class Cluster:
         if not rooms:
             raise silent or FailedPrecondition("the cluster has no hosts")
         return max(rooms, key=lambda room: room[0])[1]
+
+
+def silent(folders: Folders) -> Unavailable:
+    """Its supervisor lives, as its lock says, and does not answer."""
+    record = folders.supervisor_record()
+    which = f" (process {record.pid})" if record else ""
+    return Unavailable(
+        f"the supervisor of the cluster in {folders.state} runs{which} but does not answer: it may be stopped "
+        f"(`kill -CONT PID` lets it go on) or overloaded; {folders.log} says what it did last"
+    )
 
 
 def not_running(name: str | None, folders: Folders) -> Unavailable:
