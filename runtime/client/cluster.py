@@ -170,7 +170,10 @@ class Cluster:
         return sorted(found, key=lambda guest: (guest.name, guest.guest_id)), silent
 
     async def find_guest(self, name: str) -> tuple[Host, Guest]:
-        """By name or guest_id. Raises NotFound, or Unavailable if a host that may have it cannot be asked."""
+        """By name or guest_id.
+
+        Raises NotFound, Unavailable if a host that may have it cannot be asked, or what its host says of it.
+        """
         from everram.runtime.contracts.hypervisor_pb2 import GuestName
 
         async def look(host: Host) -> Guest:
@@ -183,8 +186,10 @@ class Cluster:
                 return host, answer
             if not isinstance(answer, EverramError):
                 raise answer
-            if not isinstance(answer, NotFound):
+            if isinstance(answer, (Unavailable, DeadlineExceeded)):
                 silent.append(f"{host.name}: {answer.message}")
+            elif not isinstance(answer, NotFound):
+                raise answer  # about this very guest: its host is not silent at all
         if silent:
             raise Unavailable(f'whether there is a guest "{name}" is not known, because a host is silent ({silent[0]})')
         raise NotFound(f'there is no guest "{name}": `everram guests` lists them all')

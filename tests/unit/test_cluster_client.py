@@ -7,13 +7,14 @@ import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from everram.runtime.client import cluster
 from everram.runtime.client.cluster import Cluster
 from everram.runtime.cluster.folders import ClusterLock, Folders, SupervisorRecord
-from everram.runtime.errors import Outcome, Unavailable
+from everram.runtime.errors import DataLoss, EverramError, NotFound, Outcome, Unavailable
 
 PATIENCE_S = 0.2
 
@@ -67,3 +68,40 @@ async def test_a_supervisor_that_ends_meanwhile_is_not_running(
 
     monkeypatch.setattr(cluster, "patiently", ends)
     assert "no cluster is running" in (await connect(folders)).message
+
+
+class FakeHost:
+    """Answers every Inspect with one error."""
+
+    def __init__(self, name: str, error: EverramError) -> None:
+        self.name = name
+        self.hypervisor = SimpleNamespace(inspect=self._inspect)
+        self._error = error
+
+    async def _inspect(self, request: object) -> None:
+        raise self._error
+
+
+@pytest.mark.parametrize(
+    ("answers", "kind", "sentence"),
+    [
+        ((NotFound("not here"), NotFound("not here")), NotFound, 'no guest "g"'),
+        ((NotFound("not here"), Unavailable("gone", unknown=True)), Unavailable, "is silent (h2: gone)"),
+        ((NotFound("not here"), DataLoss("its log is damaged")), DataLoss, "its log is damaged"),
+    ],
+)
+async def test_a_guest_that_is_not_found_is_not_one_that_is_ill(
+    folders: Folders,
+    monkeypatch: pytest.MonkeyPatch,
+    answers: tuple[EverramError, ...],
+    kind: type[EverramError],
+    sentence: str,
+) -> None:
+    client = Cluster(folders)
+    hosts = tuple(FakeHost(f"h{number}", error) for number, error in enumerate(answers, 1))
+    monkeypatch.setattr(Cluster, "hosts", hosts)
+    monkeypatch.setattr(cluster.patiently, "__kwdefaults__", {"patience_s": 0.0})
+    with pytest.raises(kind) as refused:
+        await client.find_guest("g")
+    assert sentence in refused.value.message
+    await client.close()
