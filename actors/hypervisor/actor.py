@@ -286,7 +286,10 @@ class Hypervisor(HypervisorActor):
         """How far its log is, and its copies; nothing where its log is not followed."""
         try:
             positions = await self._replicator.positions(FollowRequest(guest_id=seen.guest_id, log=resident.log_name))
-        except (NotFound, DataLoss):
+        except NotFound:
+            return
+        except DataLoss as error:
+            seen.reason = seen.reason or error.message
             return
         seen.copies.extend(positions.copies)
         seen.degraded = positions.degraded

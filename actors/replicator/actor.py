@@ -34,18 +34,17 @@ class Replicator(ReplicatorActor):
 
     # -- guests that run here
 
-    def follow(self, request: FollowRequest) -> pb.Empty:
-        """Start following, or go on: a new incarnation is noticed in the ring itself."""
-        self._follow(request.guest_id, request.log)
-        return pb.Empty()
-
-    def _follow(self, guest_id: str, memory: str) -> GuestLog:
-        log = self._logs.get(guest_id)
-        if log is None:
-            log = self._logs[guest_id] = GuestLog(
-                self.context, self._config, self._keeper.memory_id, guest_id, memory, self._resolver.resolve
+    async def follow(self, request: FollowRequest) -> pb.Empty:
+        """Start following, or go on: a new incarnation is noticed in the ring itself. A log that was found damaged is
+        looked at anew, for it may have been mended."""
+        guest_id = request.guest_id
+        if guest_id in self._logs and self._logs[guest_id].corrupt:
+            await self._drop(guest_id)
+        if guest_id not in self._logs:
+            self._logs[guest_id] = GuestLog(
+                self.context, self._config, self._keeper.memory_id, guest_id, request.log, self._resolver.resolve
             )
-        return log
+        return pb.Empty()
 
     async def unfollow(self, request: FollowRequest) -> pb.Empty:
         await self._drop(request.guest_id)

@@ -94,7 +94,7 @@ def _register_run(run: argparse.ArgumentParser) -> None:
         metavar="NAME=SIZE[,mapped]",
         help="persistent memory; mapped: plain loads and stores, durable on this host only",
     )
-    run.add_argument("--publish", type=int, default=0, metavar="PORT", help="lead 127.0.0.1:PORT to its EVERRAM_PORT")
+    run.add_argument("--publish", type=int, metavar="PORT", help="lead 127.0.0.1:PORT to its EVERRAM_PORT")
     run.add_argument(
         "--restart", choices=RESTARTS, help="what follows its end (default: always with -d, no where it is attached)"
     )
@@ -111,7 +111,7 @@ def _register_run(run: argparse.ArgumentParser) -> None:
 
 
 def run_command(args: argparse.Namespace) -> int:
-    if args.publish and not 0 < args.publish <= 65535:
+    if args.publish is not None and not 0 < args.publish <= 65535:
         raise InvalidArgument(f"--publish {args.publish}: a port is a number from 1 to 65535")
     regions = [parse_region(text) for text in args.region]
     program = resolve(args.program[0], Path.cwd(), guest_environment())
@@ -196,7 +196,7 @@ def spec_of(args: argparse.Namespace, name: str, regions: list[tuple[str, int, b
         environment=variables,
         regions=specs,
         restart=policies[args.restart or ("always" if args.detach else "no")],
-        publish_port=args.publish,
+        publish_port=args.publish or 0,
         log_bytes=args.log,
     )
 

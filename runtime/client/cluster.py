@@ -106,7 +106,7 @@ class Cluster:
     async def connect(name: str | None = None, dir: str | None = None) -> Cluster:
         """The cluster that `name` or `dir` says, by default EVERRAM_DIR or the one named "default".
 
-        Raises Unavailable if no such cluster is running.
+        Raises Unavailable if no such cluster is running, or its supervisor does not answer.
         """
         from everram.runtime.contracts.common_pb2 import Empty
 
@@ -115,7 +115,11 @@ class Cluster:
             raise not_running(name, folders)
         cluster = Cluster(folders)
         try:
-            status = await patiently(lambda: cluster.supervisor.status(Empty()), repeatable=True)
+            status = await patiently(lambda: cluster.supervisor.status(Empty()), repeatable=True, patience_s=PATIENCE_S)
+        except (Unavailable, DeadlineExceeded):
+            await cluster.close()
+            # It may have ended meanwhile.
+            raise (silent(folders) if folders.phase() is Phase.RUNNING else not_running(name, folders)) from None
         except BaseException:
             await cluster.close()
             raise
@@ -230,8 +234,10 @@ class Cluster:
                 found.append((host, answer))
             elif not isinstance(answer, EverramError):
                 raise answer
-            elif not isinstance(answer, NotFound):
+            elif isinstance(answer, (Unavailable, DeadlineExceeded)):
                 silent.append(f"{host.name}: {answer.message}")
+            elif not isinstance(answer, NotFound):
+                raise answer  # about this very guest: its host is not silent at all
         if found:
             return max(found, key=lambda one: one[1].epoch)
         if silent:
@@ -406,6 +412,16 @@ def _nowhere(place: Place) -> Guest:
         exit_status=-1,
         spec=GuestSpec(name=place.name),
         reason="unserved" if place.state == "running" else place.state,
+    )
+
+
+def silent(folders: Folders) -> Unavailable:
+    """Its supervisor lives, as its lock says, and does not answer."""
+    record = folders.supervisor_record()
+    which = f" (process {record.pid})" if record else ""
+    return Unavailable(
+        f"the supervisor of the cluster in {folders.state} runs{which} but does not answer: it may be stopped "
+        f"(`kill -CONT PID` lets it go on) or overloaded; {folders.log} says what it did last"
     )
 
 

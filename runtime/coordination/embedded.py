@@ -326,6 +326,10 @@ class LocalCoordination:
                 events = tuple(to_event(delta, c.revision) for c in changes for delta in c.deltas)
                 yield WatchBatch(revision, events)
 
+    async def compact(self, revision: int) -> None:
+        """Forget the history before `revision`; raises FailedPrecondition, InvalidArgument."""
+        await self.embedded.compact(revision)
+
     async def close(self) -> None:
         """Nothing is held."""
 

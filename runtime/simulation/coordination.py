@@ -187,6 +187,10 @@ class SimulatedCoordination:
                 revision = batch.revision + 1
                 yield batch
 
+    async def compact(self, revision: int) -> None:
+        """Forget the history before `revision`; raises FailedPrecondition, InvalidArgument."""
+        await self._call(lambda local: local.compact(revision), writes=True)
+
     async def close(self) -> None:
         """Nothing is held."""
 

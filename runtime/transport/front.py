@@ -160,7 +160,9 @@ def _parse(method: AnyMethod, data: bytes) -> Message:
     try:
         return cast(Message, method.request.FromString(data))
     except DecodeError:
-        raise InvalidArgument(f"the request of {method.path} is not a {method.request.__name__}") from None
+        raise InvalidArgument(
+            f"the request of {method.path} is malformed: it is no {method.request.__name__}"
+        ) from None
 
 
 def _remaining_s(context: Context) -> float | None:

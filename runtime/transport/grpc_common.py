@@ -49,7 +49,7 @@ async def wait_ready(channel: grpc.aio.Channel, whom: str) -> None:
     state = channel.get_state(try_to_connect=True)
     while state is not grpc.ChannelConnectivity.READY:
         if state is grpc.ChannelConnectivity.TRANSIENT_FAILURE:
-            raise Unavailable(f"{whom} cannot be reached: nothing listens there; is it running?")
+            raise Unavailable(f"{whom} cannot be reached: it is not running, or it hangs")
         if state is grpc.ChannelConnectivity.SHUTDOWN:
             raise Unavailable(f"the channel to {whom} was closed")
         await channel.wait_for_state_change(state)

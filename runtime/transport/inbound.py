@@ -167,7 +167,9 @@ class Inbound:
         try:
             return mailbox, method, method.request.FromString(frame.payload)
         except DecodeError:
-            raise InvalidArgument(f"the request of {frame.method} is not a {method.request.__name__}") from None
+            raise InvalidArgument(
+                f"the request of {frame.method} is malformed: it is no {method.request.__name__}"
+            ) from None
 
     def on_cancel(self, frame: link_pb2.Frame) -> None:
         served = self._served.pop(frame.id, None)

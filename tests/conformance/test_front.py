@@ -104,7 +104,7 @@ async def test_a_malformed_message_is_an_invalid_argument(path: Path) -> None:
                 call = make(f"/everram.v1.Host/{method}")(b"\xff\xff\xff")
                 await (call if method == "Echo" else call.read())
             assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-            assert "is not a EchoMessage" in (caught.value.details() or "")
+            assert "is malformed: it is no EchoMessage" in (caught.value.details() or "")
 
 
 async def test_what_does_not_exist_is_unimplemented(path: Path) -> None:

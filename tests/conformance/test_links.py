@@ -268,7 +268,7 @@ async def test_malformed_requests_and_unknown_methods_are_refused() -> None:
     with pytest.raises(Unimplemented, match=r"no actor of this host answers /everram.v1.Host/Nothing") as caught:
         await carrier.ask(stranger, Message(), 5)
     assert caught.value.outcome is Outcome.FAILED
-    with pytest.raises(InvalidArgument, match="is not a EchoMessage"):
+    with pytest.raises(InvalidArgument, match="is malformed: it is no EchoMessage"):
         await carrier.ask(HOST_ECHO, Garbage(), 5)  # type: ignore[arg-type]
     with pytest.raises(InvalidArgument, match="the link takes up to"):
         await carrier.ask(HOST_ECHO, Message(payload=bytes(17 << 20)), 5)

@@ -122,8 +122,8 @@ def free_port() -> int:
 class Teller(threading.Thread):
     """A client of the bank on one connection: transfers until told to stop. Every error ends it, and is kept."""
 
-    def __init__(self, port: int) -> None:
-        super().__init__()
+    def __init__(self, port: int, name: str) -> None:
+        super().__init__(name=name)
         self.acknowledged = 0
         self.error: BaseException | None = None
         self._port = port
@@ -134,7 +134,7 @@ class Teller(threading.Thread):
             with Bank(self._port) as bank:
                 while not self._stop_asked.wait(0.002):
                     n = self.acknowledged + 1
-                    bank.ask(f"TRANSFER {n % 100} {(n + 1) % 100} 1 teller:{n}")
+                    bank.ask(f"TRANSFER {n % 100} {(n + 1) % 100} 1 {self.name}:{n}")
                     self.acknowledged = n
         except BaseException as error:
             self.error = error
@@ -182,21 +182,24 @@ def test_a_bank_lives_through_the_death_of_its_host_and_an_orderly_stop(everram:
     assert [(r["name"], r["size_bytes"]) for r in before["regions"]] == [("ledger", 16 << 20)]
     host = before["host"]
 
-    teller = Teller(port)
-    teller.start()
+    tellers = [Teller(port, f"teller{number}") for number in range(4)]
+    for teller in tellers:
+        teller.start()
     for restarts, fault in enumerate(("host-kill", "hang"), start=1):
-        since = teller.acknowledged
+        since = [teller.acknowledged for teller in tellers]
         everram.run("fault", host, fault)
         until(lambda restarts=restarts: host_restarts(everram, host) == restarts, f"{host} is back after {fault}")  # type: ignore[misc]
-        until(lambda since=since: teller.acknowledged > since or not teller.is_alive(), "transfers go on")  # type: ignore[misc]
-    teller.stop()
-    assert teller.error is None
+        for teller, reached in zip(tellers, since, strict=True):
+            until(lambda t=teller, reached=reached: t.acknowledged > reached or not t.is_alive(), "transfers go on")  # type: ignore[misc]
+    for teller in tellers:
+        teller.stop()
+    assert [teller.error for teller in tellers] == [None] * len(tellers)
     after = everram.json("inspect", "bank")
     assert (after["pid"], after["epoch"], after["guest_id"]) == (before["pid"], 1, before["guest_id"])
     with Bank(port) as connection:
         balances = [connection.ask(f"BALANCE {account}") for account in range(100)]
         assert connection.ask("SUM") == 100_000
-        assert connection.ask("COUNT") == teller.acknowledged
+        assert connection.ask("COUNT") == sum(teller.acknowledged for teller in tellers)
 
     everram.run("down")
     everram.ended()
@@ -205,7 +208,8 @@ def test_a_bank_lives_through_the_death_of_its_host_and_an_orderly_stop(everram:
     everram.run("up", "-d")
     with Bank(port) as connection:
         assert [connection.ask(f"BALANCE {account}") for account in range(100)] == balances
-        assert connection.ask("LAST teller") == teller.acknowledged
+        assert [connection.ask(f"LAST {teller.name}") for teller in tellers] == [t.acknowledged for t in tellers]
+        assert connection.ask("SUM") == 100_000
     restored = everram.json("inspect", "bank")
     assert (restored["guest_id"], restored["epoch"]) == (before["guest_id"], 2)
 
@@ -253,6 +257,7 @@ def test_two_clusters_side_by_side(everram: Everram, tmp_path: Path) -> None:
         (("run", "--", "./README.md"), 2, "cannot be executed"),
         (("run", "-d", "--publish", "99999", "--", "sleep", "9"), 2, "1 to 65535"),
         (("run", "-d", "--copies", "2", "--", "sleep", "9"), 2, "choose 0 to 1"),
+        (("run", "-d", "--publish", "0", "--", "sleep", "9"), 2, "1 to 65535"),
         (("run", "-d", "--memory", "1GiB", "--", "sleep", "9"), 2, "not built yet"),
         (("up", "--battery", "5ms"), 2, "not built yet"),
         (("up", "--coordination", "etcd://127.0.0.1:2379"), 2, "not built yet"),

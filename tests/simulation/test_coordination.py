@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Iterator
 import pytest
 
 from everram.runtime.coordination.api import Put, Range, WatchBatch, prefix
-from everram.runtime.errors import DeadlineExceeded, EverramError, NotFound, Outcome, Unavailable
+from everram.runtime.errors import DeadlineExceeded, EverramError, NotFound, Outcome, ResourceExhausted, Unavailable
 from everram.runtime.simulation.coordination import PLACE, CoordinationServer, SimulatedCoordination
 from everram.runtime.simulation.entropy import Seeds
 from everram.runtime.simulation.loop import SimulationLoop
@@ -83,6 +83,24 @@ def test_a_lost_answer_to_a_write_is_unknown(rig: Rig, fault: str) -> None:
         with pytest.raises(DeadlineExceeded) as caught:
             await rig.client.range(Range(b"a"))
         assert caught.value.outcome is Outcome.FAILED
+
+    rig.run(script)
+
+
+def test_a_full_disk_is_a_plain_refusal_that_a_restart_does_not_undo(rig: Rig) -> None:
+    async def script() -> None:
+        revision = await rig.client.put(Put(b"a", b"old"))
+        rig.server.durable.full = True
+        for _ in range(2):
+            with pytest.raises(ResourceExhausted) as refused:
+                await rig.client.put(Put(b"a", b"new"))
+            assert refused.value.outcome is Outcome.FAILED
+            now, pairs = await rig.client.range(Range(b"a"))
+            assert (now, [kv.value for kv in pairs]) == (revision, [b"old"])
+            rig.server.kill()
+            rig.server.start()
+        rig.server.durable.full = False
+        assert await rig.client.put(Put(b"a", b"new")) == revision + 1
 
     rig.run(script)
 
