@@ -137,7 +137,7 @@ class Heap:
         return self._load_word(at) if found is None else found
 
     def block(self, at: int) -> Block:
-        return self.blocks.get(at) or Block._make(HEAD.unpack(self._load(at, HEAD_BYTES)))
+        return self.blocks.get(at) or tuple.__new__(Block, HEAD.unpack(self._load(at, HEAD_BYTES)))
 
     def body(self, at: int, offset: int, length: int) -> bytes:
         """Some bytes of what follows a block's head."""
@@ -269,7 +269,7 @@ class Heap:
     def clear(self) -> None:
         """Give up everything: the chains' words are of an earlier generation from now on, which is one store."""
         self.blocks, self.bodies, self._body_bytes = {}, {}, 0
-        self.words = {BINS_AT + 8 * number: 0 for number in range(BINS) if self._bitmap >> number & 1}
+        self.words = {at: 0 for at in range(BINS_AT, BINS_AT + 8 * BINS, 8) if self._load_word(at)}
         self.end, self._last_units, self.count, self.expiring = self.begin, 0, 0, 0
         self._bitmap = 0
         self.generation += 1

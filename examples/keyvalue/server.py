@@ -2,10 +2,12 @@
 
     await Server(me, region, ack="replicated").serve(port)
 
-A request's way: `data_received` -> executed at once, in what is kept aside -> in the same turn of the loop, after
-everything else that had arrived: one commit -> with `replicated` once the copies hold that -> its answer leaves. No
-answer overtakes another one. With `replicated` that goes for reads too: they may have seen what is not replicated yet,
-and an answer must not show what a failover could take back.
+The way of requests: `data_received` -> executed, in what is kept aside -> one commit for all that were read together
+-> with `replicated` once the copies hold that -> their answers leave, in one write. Nothing of that waits for other
+connections, so that while one client takes its answers the next one's requests are executed.
+
+With `replicated` reads wait too: they may have seen what is not replicated yet, and an answer must not show what a
+failover could take back. No answer overtakes another one.
 
 What cannot be promised in time is unknown, neither done nor refused: the connection is closed without an answer.
 """
@@ -91,7 +93,7 @@ class Connection(asyncio.Protocol):
         replies: list[bytes] = []
         server.begin_batch()
         for number, request in enumerate(requests):
-            if server.crowded:
+            if (number or server.log_is_full) and server.crowded:
                 self._waiting = requests[number:]
                 server.crowd.append(self)
                 break
@@ -112,8 +114,9 @@ class Connection(asyncio.Protocol):
             self._ended = ends
             data = b"".join(replies)
             self._owed_bytes += len(data)
-            server.owe(Answers(self, data, ends))
-        self._regulate()
+            server.end_batch(Answers(self, data, ends))
+        if self._owed_bytes or self._waiting or self._paused or ends:
+            self._regulate()
 
     def send(self, answers: Answers) -> None:
         self._owed_bytes -= len(answers.data)
@@ -173,7 +176,6 @@ class Server:
         """Those with requests that wait for a commit."""
         self._client_ids = 0
         self._batch: list[Answers] = []
-        self._commit_due = False
         self._room_deadline_s = 0.0
         """Until when the log may stay full; 0: it is not."""
         self._promises: deque[Promise] = deque()
@@ -189,32 +191,37 @@ class Server:
 
     def begin_batch(self) -> None:
         self.store.now_ms = time.time_ns() // 1_000_000
-        if not self._commit_due:
-            self._commit_due = True
-            self._loop.call_soon(self._commit)
+
+    @property
+    def log_is_full(self) -> bool:
+        return self._room_deadline_s > 0
 
     @property
     def crowded(self) -> bool:
         """Whether a commit has to come first."""
         return self._room_deadline_s > 0 or self.store.crowded
 
-    def owe(self, answers: Answers) -> None:
-        self._batch.append(answers)
+    def end_batch(self, answers: Answers | None) -> None:
+        """Commit what was executed, and answer."""
+        if answers is not None:
+            self._batch.append(answers)
+        if not self._room_deadline_s:
+            self._commit()
 
     def _commit(self) -> None:
-        """End a batch: all that was executed in this turn of the loop."""
         core = self._me.core
         try:
-            core.check_lease()  # what is only read must not be answered by an incarnation that is over either
             if self.store.changed:
                 self.store.commit()
+            else:
+                core.check_lease()  # what was only read must not be answered by an incarnation that is over either
         except guest.LogFull:
             self._wait_for_room()
             return
         except guest.GuestError as reason:
             self.stop(reason)
             return
-        self._commit_due, self._room_deadline_s = False, 0.0
+        self._room_deadline_s = 0.0
         batch, self._batch = self._batch, []
         if self._replicated and (self._promises or not core.replicated(core.lsn)):
             self._promises.append(Promise(core.lsn, self._loop.time() + REPLICATED_TIMEOUT_S, batch))
@@ -223,9 +230,13 @@ class Server:
             for answers in batch:
                 answers.connection.send(answers)
         if self.crowd:
-            crowd, self.crowd = self.crowd, []
-            for connection in crowd:
-                connection.go_on()
+            self._loop.call_soon(self._admit)
+
+    def _admit(self) -> None:
+        """There is room again for those that wait for it."""
+        crowd, self.crowd = self.crowd, []
+        for connection in crowd:
+            connection.go_on()
 
     def _wait_for_room(self) -> None:
         now_s = self._loop.time()
@@ -237,7 +248,7 @@ class Server:
         for connection in [answers.connection for answers in self._batch] + self.crowd:
             connection.abort()
         self._batch, self.crowd = [], []
-        self._commit_due, self._room_deadline_s = False, 0.0
+        self._room_deadline_s = 0.0
 
     async def _keep_promises(self) -> None:
         """Send answers as soon as they are true wherever the guest may go on."""
@@ -263,6 +274,7 @@ class Server:
             if self.store.heap.expiring and not self.crowded:
                 self.begin_batch()
                 self.store.sweep(SWEEP_CHAINS)
+                self.end_batch(None)
 
     # -- life
 

@@ -132,10 +132,9 @@ class Store:
 
     def set(self, key: bytes, value: bytes, expires_ms: int = 0) -> None:
         """Raises Full, TooLarge."""
-        body = key + value
+        body, heap = key + value, self.heap
         if len(body) > self.entry_bytes_max:
             raise TooLarge
-        heap = self.heap
         found = self._find(key)
         if found is None:
             link = TABLE_AT + 8 * (zlib.crc32(key) & self._chain_mask)
@@ -241,12 +240,23 @@ class Store:
         return (word & OFFSET_MASK) << UNIT_SHIFT if word >> GENERATION_SHIFT == self.heap.generation else 0
 
     def _find(self, key: bytes) -> tuple[int, Block] | None:
-        """An entry, expired or not."""
-        heap, length = self.heap, len(key)
-        at = self._first(TABLE_AT + 8 * (zlib.crc32(key) & self._chain_mask))
+        """An entry, expired or not. On the way of every request: it does what `_first` and `Heap.block` do itself."""
+        heap, length, load = self.heap, len(key), self._load
+        blocks = heap.blocks
+        link = TABLE_AT + 8 * (zlib.crc32(key) & self._chain_mask)
+        word = heap.words.get(link)
+        if word is None:
+            word = self._load_word(link)
+        if word >> GENERATION_SHIFT != heap.generation:
+            return None
+        at = (word & OFFSET_MASK) << UNIT_SHIFT
         while at:
-            block = heap.block(at)
-            if block.key_bytes == length and heap.body(at, 0, length) == key:
+            block = blocks.get(at)
+            if block is None:
+                block = tuple.__new__(Block, HEAD.unpack(load(at, HEAD_BYTES)))
+                if block.key_bytes == length and load(at + HEAD_BYTES, length) == key:
+                    return at, block
+            elif block.key_bytes == length and heap.body(at, 0, length) == key:
                 return at, block
             at = block.next
         return None
