@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from everram.examples.keyvalue import glob
 from everram.examples.keyvalue.heap import Full
-from everram.examples.keyvalue.resp import NULL, OK, ONE, ZERO, array, bulk, bulks, error, integer
+from everram.examples.keyvalue.resp import NULL, NULL_3, OK, ONE, ZERO, array, bulk, bulks, error, integer, mapping
 from everram.examples.keyvalue.store import Store, TooLarge
 
 REDIS_VERSION = "7.0.0"
@@ -25,7 +25,9 @@ _INTEGER = re.compile(rb"0|-?[1-9][0-9]{0,18}")
 
 OUT_OF_MEMORY = error("OOM command not allowed when used memory > 'maxmemory'.")
 TOO_LARGE = error("ERR string exceeds maximum allowed size (proto-max-bulk-len)")
-TOO_MANY = error("ERR more than one transaction of the log holds: send less at once, or run the server with a larger --log")
+TOO_MANY = error(
+    "ERR more than one transaction of the log holds: send less at once, or run the server with a larger --log"
+)
 NOT_AN_INTEGER = "ERR value is not an integer or out of range"
 SYNTAX = "ERR syntax error"
 
@@ -45,8 +47,13 @@ class Session:
         self.about = about
         """For INFO: sections and their fields. Those of the store itself are added."""
         self.name = b""
+        self.protocol = 2
+        self.null = NULL
         self.ended = False
         """QUIT was said."""
+
+    def bulk(self, value: bytes | None) -> bytes:
+        return self.null if value is None else bulk(value)
 
 
 class Command(NamedTuple):
@@ -100,8 +107,9 @@ def run(session: Session, request: Arguments) -> bytes:
 
 
 def _unknown(request: Arguments) -> bytes:
-    begin = "".join(f"'{_text(argument[:128])}' " for argument in request[1:20])[:128]
-    return error(f"ERR unknown command '{_text(request[0][:128])}', with args beginning with: {begin}")
+    name, *arguments = (_text(word[:128].split(b"\0")[0]) for word in request[:20])
+    begin = "".join(f"'{argument}' " for argument in arguments)[:128]
+    return error(f"ERR unknown command '{name}', with args beginning with: {begin}")
 
 
 def _text(data: bytes) -> str:
@@ -136,15 +144,17 @@ def _quit(session: Session, request: Arguments) -> bytes:
 
 @_command("SELECT", 2)
 def _select(session: Session, request: Arguments) -> bytes:
-    if _integer(request[1], "ERR invalid DB index"):
+    if _integer(request[1]):
         raise Refused("ERR DB index is out of range")
     return OK
 
 
 @_command("HELLO", 1, _MANY)
 def _hello(session: Session, request: Arguments) -> bytes:
-    """Only version 2 is spoken; clients that would like 3 go on with 2 when they are told so."""
-    if len(request) > 1 and _integer(request[1], "ERR Protocol version is not an integer or out of range") != 2:
+    protocol = session.protocol
+    if len(request) > 1:
+        protocol = _integer(request[1], "ERR Protocol version is not an integer or out of range")
+    if protocol not in (2, 3):
         raise Refused("NOPROTO unsupported protocol version")
     options = request[2:]
     while options:
@@ -156,10 +166,11 @@ def _hello(session: Session, request: Arguments) -> bytes:
                 raise Refused(_NO_PASSWORD)
             case _:
                 raise Refused(f"ERR Syntax error in HELLO option '{_text(options[0])}'")
-    fields = {"server": "redis", "version": REDIS_VERSION, "proto": 2, "id": session.client_id}
+    session.protocol, session.null = protocol, NULL_3 if protocol == 3 else NULL
+    fields = {"server": "redis", "version": REDIS_VERSION, "proto": protocol, "id": session.client_id}
     fields |= {"mode": "standalone", "role": "master"}
     written = [part for key, value in fields.items() for part in (bulk(key.encode()), _value(value))]
-    return array([*written, bulk(b"modules"), array(())])
+    return mapping([*written, bulk(b"modules"), array(())], protocol)
 
 
 _NO_PASSWORD = (
@@ -188,7 +199,7 @@ def _client(session: Session, request: Arguments) -> bytes:
                 raise Refused(f"ERR Unrecognized option '{_text(option)}'")
             return OK
         case [b"GETNAME"]:
-            return bulk(session.name or None)
+            return session.bulk(session.name or None)
         case [b"ID"]:
             return integer(session.client_id)
     raise _bad_subcommand(request)
@@ -211,7 +222,7 @@ def _bad_subcommand(request: Arguments) -> Refused:
 @_command("GET", 2, keys=(1, 1, 1))
 def _get(session: Session, request: Arguments) -> bytes:
     value = session.store.get(request[1])
-    return NULL if value is None else b"$%d\r\n%b\r\n" % (len(value), value)
+    return session.null if value is None else b"$%d\r\n%b\r\n" % (len(value), value)
 
 
 @_command("SET", 3, _MANY, writes=True, keys=(1, 1, 1))
@@ -223,12 +234,12 @@ def _set(session: Session, request: Arguments) -> bytes:
     options = _SetOptions(request[3:], store.now_ms)
     old = store.get(key) if options.get else None
     if options.only_if is not None and (key in store) is not options.only_if:
-        return bulk(old) if options.get else NULL
+        return session.bulk(old) if options.get else session.null
     expires_ms = (store.expires_ms(key) or 0) if options.keep_ttl else options.expires_ms
     store.set(key, value, expires_ms)
     if options.expires_ms and options.expires_ms <= store.now_ms:
         store.delete(key)
-    return bulk(old) if options.get else OK
+    return session.bulk(old) if options.get else OK
 
 
 class _SetOptions:
@@ -285,12 +296,12 @@ def _setnx(session: Session, request: Arguments) -> bytes:
 def _getset(session: Session, request: Arguments) -> bytes:
     old = session.store.get(request[1])
     session.store.set(request[1], request[2])
-    return bulk(old)
+    return session.bulk(old)
 
 
 @_command("MGET", 2, _MANY, keys=(1, -1, 1))
 def _mget(session: Session, request: Arguments) -> bytes:
-    return bulks(map(session.store.get, request[1:]))
+    return array(session.bulk(session.store.get(key)) for key in request[1:])
 
 
 @_command("MSET", 3, _MANY, writes=True, keys=(1, -1, 2))
@@ -531,7 +542,7 @@ def _config(session: Session, request: Arguments) -> bytes:
     }
     wanted = [glob.compile_pattern(pattern.lower()) for pattern in request[2:]]
     found = {key: value for key, value in settings.items() if any(m is None or m(key) for m in wanted)}
-    return bulks(part for item in found.items() for part in item)
+    return mapping((bulk(part) for item in found.items() for part in item), session.protocol)
 
 
 @_command("COMMAND", 1, _MANY)
@@ -548,7 +559,8 @@ def _commands(session: Session, request: Arguments) -> bytes:
             return array(map(_described, names or every))
         case [b"DOCS", *names]:
             known = [name.lower() for name in names if name.lower() in COMMANDS] if names else every
-            return array(part for name in known for part in (bulk(name), _documented(name)))
+            parts = (part for name in known for part in (bulk(name), _documented(name, session.protocol)))
+            return mapping(parts, session.protocol)
     raise _bad_subcommand(request)
 
 
@@ -562,6 +574,6 @@ def _described(name: bytes) -> bytes:
     return array((bulk(name.lower()), integer(command.arity), array((flag,)), *numbers, empty, empty, empty, empty))
 
 
-def _documented(name: bytes) -> bytes:
+def _documented(name: bytes, protocol: int) -> bytes:
     group = b"string" if COMMANDS[name].keys[0] else b"server"
-    return bulks((b"summary", b"As in Redis 7.0", b"since", b"1.0.0", b"group", group))
+    return mapping(map(bulk, (b"summary", b"As in Redis 7.0", b"since", b"1.0.0", b"group", group)), protocol)

@@ -1,9 +1,11 @@
-"""The Redis protocol, version 2: requests out of whatever bytes arrive, and how answers are written.
+"""The Redis protocol: requests out of whatever bytes arrive, and how answers are written.
 
     parser = Parser(bulk_bytes_max, request_bytes_max)
     for request in parser.feed(data):                 # each a list of bytes, the command's name first
         ...
     if parser.error: ...                              # say it and close: what follows cannot be understood
+
+Version 3 is here as far as it differs for what this server answers: there is a null of its own, and maps.
 
 A request may be an array of bulk strings (what clients send) or a line of words (what people type into `nc`).
 """
@@ -22,12 +24,12 @@ _NUMBER = re.compile(rb"-?\d{1,18}")
 _ESCAPES = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"b": b"\b", b"a": b"\a"}
 
 OK = b"+OK\r\n"
-NULL = b"$-1\r\n"
+NULL, NULL_3 = b"$-1\r\n", b"_\r\n"
 ZERO, ONE = b":0\r\n", b":1\r\n"
 
 
-def bulk(data: bytes | None) -> bytes:
-    return NULL if data is None else b"$%d\r\n%b\r\n" % (len(data), data)
+def bulk(data: bytes) -> bytes:
+    return b"$%d\r\n%b\r\n" % (len(data), data)
 
 
 def integer(number: int) -> bytes:
@@ -45,8 +47,15 @@ def array(parts: Iterable[bytes]) -> bytes:
     return b"*%d\r\n" % len(written) + b"".join(written)
 
 
-def bulks(values: Iterable[bytes | None]) -> bytes:
+def bulks(values: Iterable[bytes]) -> bytes:
     return array(map(bulk, values))
+
+
+def mapping(parts: Iterable[bytes], protocol: int) -> bytes:
+    """Of keys and values in turn, written already: a map, where the protocol has them."""
+    written = list(parts)
+    head = b"%%%d\r\n" % (len(written) // 2) if protocol == 3 else b"*%d\r\n" % len(written)
+    return head + b"".join(written)
 
 
 class Parser:

@@ -50,7 +50,9 @@ def test_byte_by_byte(requests: list[list[bytes]]) -> None:
 
 
 NOISE = st.lists(
-    st.sampled_from([b"*", b"$", b"\r\n", b"\n", b"1", b"3", b"-1", b"GET", b" ", b'"', b"\\", b"'", b"\0", b"99999999999"])
+    st.sampled_from(
+        [b"*", b"$", b"\r\n", b"\n", b"1", b"3", b"-1", b"GET", b" ", b'"', b"\\", b"'", b"\0", b"99999999999"]
+    )
     | st.binary(max_size=5),
     max_size=40,
 ).map(b"".join)

@@ -33,7 +33,13 @@ class Running:
         region = Region("kv", 0, "logged", HeapMapping(REGION_BYTES), REGION_BYTES)
         self.commits = 0
         core = GuestCore(
-            guest_id=GUEST_ID, name="kv", epoch=1, ring=self.ring, regions=[region], now_ns=lambda: 1, ring_bell=self.rung
+            guest_id=GUEST_ID,
+            name="kv",
+            epoch=1,
+            ring=self.ring,
+            regions=[region],
+            now_ns=lambda: 1,
+            ring_bell=self.rung,
         )
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -119,7 +125,9 @@ async def test_a_batch_larger_than_a_transaction_is_several(local: Running) -> N
     client = await local.connect()
     before = local.commits
     value = b"v" * 4000
-    await client.ask(b"SET a %b\r\n" % value * 1 + b"".join(b"SET %d %b\r\n" % (n, value) for n in range(40)), b"+OK\r\n" * 41)
+    await client.ask(
+        b"SET a %b\r\n" % value * 1 + b"".join(b"SET %d %b\r\n" % (n, value) for n in range(40)), b"+OK\r\n" * 41
+    )
     assert 2 < local.commits - before < 41
     await client.ask(b"DBSIZE\r\n", b":41\r\n")
 
