@@ -3,8 +3,8 @@
     everram run --name kv --region kv=64MiB --publish 6380 -- python examples/kv.py
     redis-cli -p 6380 SET greeting hello
 
-Unmodified clients work: redis-cli, redis-benchmark, redis-py. Strings and expiry are there, other types are not; HELP is
-Redis's own. `--ack replicated` (the default) answers what as many copies hold as the guest was run with (`--copies`);
+Unmodified clients work: redis-cli, redis-benchmark, redis-py. Strings and expiry are there, other types are not. With
+`--ack replicated` (the default) it answers once as many copies hold a change as the guest was run with (`--copies`);
 `--ack local` does not wait for them. A connection that ends without an answer means "unknown".
 
 A value takes at most a quarter of the guest's log: 1 MiB, more with `everram run --log SIZE`. How it works:

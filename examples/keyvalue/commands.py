@@ -250,25 +250,31 @@ class _SetOptions:
         """Whether the key has to be there, if that matters."""
         self.get = self.keep_ttl = False
         self.expires_ms = 0
+        deadline: tuple[bytes, bytes] | None = None
         rest = iter(words)
         for word in rest:
             match word.upper():
-                case b"NX" | b"XX" as condition if self.only_if is None:
-                    self.only_if = condition == b"XX"
+                case b"NX" if self.only_if is not True:
+                    self.only_if = False
+                case b"XX" if self.only_if is not False:
+                    self.only_if = True
                 case b"GET":
                     self.get = True
-                case b"KEEPTTL" if not self.expires_ms:
+                case b"KEEPTTL" if deadline is None:
                     self.keep_ttl = True
-                case b"EX" | b"PX" | b"EXAT" | b"PXAT" as unit if not self.expires_ms and not self.keep_ttl:
-                    self.expires_ms = _deadline_ms(next(rest, None), unit, now_ms, "set")
+                case b"EX" | b"PX" | b"EXAT" | b"PXAT" as unit if not self.keep_ttl:
+                    number = next(rest, None)
+                    if number is None or (deadline is not None and deadline[0] != unit):
+                        raise Refused(SYNTAX)
+                    deadline = unit, number
                 case _:
                     raise Refused(SYNTAX)
+        if deadline is not None:
+            self.expires_ms = _deadline_ms(deadline[1], deadline[0], now_ms, "set")
 
 
-def _deadline_ms(word: bytes | None, unit: bytes, now_ms: int, command: str) -> int:
+def _deadline_ms(word: bytes, unit: bytes, now_ms: int, command: str) -> int:
     """When an entry expires that gets this time to live; always later than the beginning of 1970."""
-    if word is None:
-        raise Refused(SYNTAX)
     number = _integer(word)
     deadline_ms = number * (1 if unit.startswith(b"P") else 1000) + (0 if unit.endswith(b"AT") else now_ms)
     if number <= 0 or deadline_ms > DEADLINE_MS_MAX:
@@ -413,15 +419,11 @@ def _type(session: Session, request: Arguments) -> bytes:
 @_command("EXPIRE PEXPIRE EXPIREAT PEXPIREAT", 3, 5, writes=True, keys=(1, 1, 1))
 def _expire(session: Session, request: Arguments) -> bytes:
     store, name, key = session.store, request[0].upper(), request[1]
+    options = _expire_options(request[3:])
     number = _integer(request[2])
     expires_ms = number * (1 if name.startswith(b"P") else 1000) + (0 if name.endswith(b"AT") else store.now_ms)
     if not INT_MIN <= expires_ms <= DEADLINE_MS_MAX:
         raise Refused(f"ERR invalid expire time in '{_text(name.lower())}' command")
-    options = {word.upper() for word in request[3:]}
-    if unknown := options - {b"NX", b"XX", b"GT", b"LT"}:
-        raise Refused(f"ERR Unsupported option {_text(min(unknown))}")
-    if (b"NX" in options and len(options) > 1) or {b"GT", b"LT"} <= options:
-        raise Refused("ERR NX and XX, GT or LT options at the same time are not compatible")
     old_ms = store.expires_ms(key)
     if old_ms is None or not _may_expire(options, old_ms, expires_ms):
         return ZERO
@@ -430,6 +432,17 @@ def _expire(session: Session, request: Arguments) -> bytes:
     else:
         store.set_expiry(key, expires_ms)
     return ONE
+
+
+def _expire_options(words: Arguments) -> set[bytes]:
+    options = {word.upper() for word in words}
+    if unknown := options - {b"NX", b"XX", b"GT", b"LT"}:
+        raise Refused(f"ERR Unsupported option {_text(min(unknown))}")
+    if b"NX" in options and len(options) > 1:
+        raise Refused("ERR NX and XX, GT or LT options at the same time are not compatible")
+    if {b"GT", b"LT"} <= options:
+        raise Refused("ERR GT and LT options at the same time are not compatible")
+    return options
 
 
 def _may_expire(options: set[bytes], old_ms: int, new_ms: int) -> bool:

@@ -1,4 +1,4 @@
-"""Patterns for keys, as KEYS and SCAN take them: `*`, `?`, `[a-c]`, `[^a]`, and a backslash before what is meant as is."""
+"""Patterns for keys, as KEYS and SCAN take them: `*`, `?`, `[a-c]`, `[^a]`, and a backslash before a letter as it is."""
 
 from __future__ import annotations
 
@@ -10,12 +10,10 @@ def compile_pattern(pattern: bytes) -> Callable[[bytes], object] | None:
     """What says whether a key matches; None: all do."""
     if not pattern.strip(b"*") and pattern:
         return None
-    *pieces, last = _pieces(pattern)
+    first, *middle = _pieces(pattern)
+    last = b".*" + middle.pop() if middle else b""
     # What is between two stars may be taken where it is found first, for good: so no pattern takes exponential time.
-    if pieces:
-        body = pieces[0] + b"".join(b"(?>.*?%b)" % piece for piece in pieces[1:]) + b".*" + last
-    else:
-        body = last
+    body = first + b"".join(b"(?>.*?%b)" % piece for piece in middle) + last
     return re.compile(body, re.DOTALL).fullmatch
 
 

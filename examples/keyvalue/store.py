@@ -5,9 +5,9 @@
     store.set(b"key", b"value")                       # raises Full, TooLarge: nothing was changed
     store.commit()
 
-An entry expires at a time of the wall clock, kept with it: a monotonic clock counts from the start of one machine, so it
-says nothing on the machine where the guest goes on, nor after a stop of the whole cluster. Who sets a clock back makes
-entries live longer. An expired entry is deleted by whoever comes across it, and by `sweep`.
+An entry expires at a time of the wall clock, kept with it: a monotonic clock counts from the start of one machine, so
+it says nothing on the machine where the guest goes on, nor after a stop of the whole cluster. Who sets a clock back
+makes entries live longer. An expired entry is deleted by whoever comes across it, and by `sweep`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,6 @@ from everram.examples.keyvalue.heap import (
     units_for,
 )
 from everram.runtime.guest import LogFull, Region, Transaction
-
 
 MARK_BLOCKS_MAX = 256
 """A mark copies what was changed: above this it is cheaper to commit first."""
@@ -262,7 +261,7 @@ class Store:
         return None
 
     def _alive(self, key: bytes) -> tuple[int, Block] | None:
-        """An entry that has not expired. One that has is deleted, unless so much was changed that others should wait."""
+        """An entry that has not expired. One that has is deleted, unless a commit has to come first."""
         found = self._find(key)
         if found is None or not found[1].extra or found[1].extra > self.now_ms:
             return found

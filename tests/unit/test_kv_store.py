@@ -265,7 +265,7 @@ def test_a_full_store_keeps_what_it_has_and_goes_on() -> None:
     store.set(b"2", bytes(499))
     store.commit()
     store = memory.store()
-    assert {key: store.get(key) for key in store.keys()} == {
+    assert {key: store.get(key) for key in list(store.keys())} == {
         b"%d" % n: bytes(499 if n == 2 else 500) for n in range(stored)
     }
     assert store.delete(b"3")
