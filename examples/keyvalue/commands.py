@@ -76,7 +76,9 @@ _MANY = 1 << 30
 _Handler = Callable[[Session, Arguments], bytes]
 
 
-def _command(names: str, least: int, most: int = 0, *, writes: bool = False, keys: tuple[int, int, int] = (0, 0, 0)):  # type: ignore[no-untyped-def]
+def _command(
+    names: str, least: int, most: int = 0, *, writes: bool = False, keys: tuple[int, int, int] = (0, 0, 0)
+) -> Callable[[_Handler], _Handler]:
     """Register a handler; `most` 0: as many as `least`."""
 
     def register(handler: _Handler) -> _Handler:

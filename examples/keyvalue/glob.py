@@ -1,4 +1,4 @@
-"""Patterns for keys, as KEYS and SCAN take them: `*`, `?`, `[a-c]`, `[^a]`, and a backslash before a letter as it is."""
+"""Patterns for keys, as KEYS and SCAN take them: `*`, `?`, `[a-c]`, `[^a]`, and a backslash that quotes."""
 
 from __future__ import annotations
 

@@ -125,8 +125,11 @@ class Heap:
             tx.store(region, STATE_AT, STATE.pack(1, TABLE_AT + 8 * chains, 0, 0, 0))
 
     def _read_state(self) -> None:
-        self._state = self._committed = STATE.unpack(self._load(STATE_AT, STATE.size))
-        self.generation, self.end, self._last_units, self.count, self.expiring = self._state
+        self._committed: tuple[int, ...] = STATE.unpack(self._load(STATE_AT, STATE.size))
+        self.generation: int
+        self.count: int
+        self.expiring: int
+        self.generation, self.end, self._last_units, self.count, self.expiring = self._committed
         heads = struct.unpack(f"<{BINS}Q", self._load(BINS_AT, 8 * BINS))
         self._bitmap = sum(1 << number for number, head in enumerate(heads) if head)
 
