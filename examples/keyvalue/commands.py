@@ -327,14 +327,10 @@ def _strlen(session: Session, request: Arguments) -> bytes:
 
 @_command("APPEND", 3, writes=True, keys=(1, 1, 1))
 def _append(session: Session, request: Arguments) -> bytes:
-    value = (session.store.get(request[1]) or b"") + request[2]
-    _set_kept(session.store, request[1], value)
+    old, expires_ms = session.store.get_entry(request[1])
+    value = (old or b"") + request[2]
+    session.store.set(request[1], value, expires_ms)
     return integer(len(value))
-
-
-def _set_kept(store: Store, key: bytes, value: bytes) -> None:
-    """A new value that expires when the old one would."""
-    store.set(key, value, store.expires_ms(key) or 0)
 
 
 @_command("GETRANGE SUBSTR", 4, keys=(1, 1, 1))
@@ -358,9 +354,10 @@ def _setrange(session: Session, request: Arguments) -> bytes:
         return integer(store.length(key))
     if offset + len(part) + len(key) > store.entry_bytes_max:
         return TOO_LARGE
-    old = (store.get(key) or b"").ljust(offset, b"\0")
+    value, expires_ms = store.get_entry(key)
+    old = (value or b"").ljust(offset, b"\0")
     value = old[:offset] + part + old[offset + len(part) :]
-    _set_kept(store, key, value)
+    store.set(key, value, expires_ms)
     return integer(len(value))
 
 
@@ -388,11 +385,11 @@ def _decrby(session: Session, request: Arguments) -> bytes:
 
 
 def _add(store: Store, key: bytes, number: int) -> bytes:
-    old = store.get(key)
+    old, expires_ms = store.get_entry(key)
     total = (0 if old is None else _integer(old)) + number
     if not INT_MIN <= total <= INT_MAX:
         raise Refused("ERR increment or decrement would overflow")
-    _set_kept(store, key, b"%d" % total)
+    store.set(key, b"%d" % total, expires_ms)
     return integer(total)
 
 

@@ -42,8 +42,9 @@ EXACT_BINS, BINS = 64, 64 + 25 * 8
 """Below 64 units a bin for each size, above it eight for each power of two."""
 LOOKS_MAX = 8
 """At blocks of a bin that may be a little too small, before a larger bin is taken."""
-STORE_BYTES = 16
+_STORE_BYTES = 16
 """What a store costs in a log record besides its data."""
+_BLOCK_BYTES, _WORD_BYTES, _STATE_BYTES = HEAD_BYTES + _STORE_BYTES, 8 + _STORE_BYTES, STATE.size + _STORE_BYTES
 CLEAR_BYTES = 8192
 
 
@@ -100,7 +101,8 @@ class Heap:
         self.bodies: dict[int, bytes] = {}
         """Of blocks in `blocks` only."""
         self.words: dict[int, int] = {}
-        self._body_bytes = 0
+        self.body_bytes = 0
+        """Of all in `bodies`."""
         magic = region.load_u64(MAGIC_AT)
         if not magic:
             self._format()
@@ -150,12 +152,7 @@ class Heap:
     @property
     def changed_bytes(self) -> int:
         """What a commit would take in the log now."""
-        blocks, words = len(self.blocks), len(self.words)
-        return self._body_bytes + blocks * (HEAD_BYTES + STORE_BYTES) + words * (8 + STORE_BYTES) + 64
-
-    @property
-    def changed(self) -> bool:
-        return bool(self.blocks or self.words) or self._current_state() != self._committed
+        return self.body_bytes + len(self.blocks) * _BLOCK_BYTES + len(self.words) * _WORD_BYTES + _STATE_BYTES
 
     # -- changing
 
@@ -163,7 +160,7 @@ class Heap:
         """Change a block's head; its body stays what it is if none is given."""
         self.blocks[at] = block
         if body is not None:
-            self._body_bytes += len(body) - len(self.bodies.get(at, b""))
+            self.body_bytes += len(body) - len(self.bodies.get(at, b""))
             self.bodies[at] = body
 
     def has_room(self, units: int) -> bool:
@@ -267,11 +264,11 @@ class Heap:
     def _forget(self, at: int) -> None:
         """This place is no block's beginning any more, so nothing may be stored there as if it were."""
         self.blocks.pop(at, None)
-        self._body_bytes -= len(self.bodies.pop(at, b""))
+        self.body_bytes -= len(self.bodies.pop(at, b""))
 
     def clear(self) -> None:
         """Give up everything: the chains' words are of an earlier generation from now on, which is one store."""
-        self.blocks, self.bodies, self._body_bytes = {}, {}, 0
+        self.blocks, self.bodies, self.body_bytes = {}, {}, 0
         self.words = {at: 0 for at in range(BINS_AT, BINS_AT + 8 * BINS, 8) if self._load_word(at)}
         self.end, self._last_units, self.count, self.expiring = self.begin, 0, 0, 0
         self._bitmap = 0
@@ -299,32 +296,36 @@ class Heap:
     def _current_state(self) -> tuple[int, ...]:
         return self.generation, self.end, self._last_units, self.count, self.expiring
 
-    def commit(self) -> None:
-        """Raises LogFull, Fenced; what was changed is still kept aside then, and may be committed later."""
-        region, bodies, pack = self.region, self.bodies, HEAD.pack
+    def commit(self) -> bool:
+        """Whether there was anything. Raises LogFull, Fenced: all is still kept aside then, for another try."""
         state = self._current_state()
-        with self._transaction() as tx:
-            store = tx.store
-            for at, block in self.blocks.items():
-                body = bodies.get(at)
-                store(region, at, pack(*block) if body is None else pack(*block) + body)
-            for at, word in self.words.items():
-                store(region, at, WORD.pack(word))
-            if state != self._committed:
-                store(region, STATE_AT, STATE.pack(*state))
-        self.blocks, self.bodies, self.words, self._body_bytes = {}, {}, {}, 0
+        if not self.blocks and not self.words and state == self._committed:
+            return False
+        region, bodies, pack = self.region, self.bodies, HEAD.pack
+        tx = self._transaction()
+        store = tx.store
+        for at, block in self.blocks.items():
+            body = bodies.get(at)
+            store(region, at, pack(*block) if body is None else pack(*block) + body)
+        for at, word in self.words.items():
+            store(region, at, WORD.pack(word))
+        if state != self._committed:
+            store(region, STATE_AT, STATE.pack(*state))
+        tx.commit()
+        self.blocks, self.bodies, self.words, self.body_bytes = {}, {}, {}, 0
         self._committed = state
+        return True
 
     def rollback(self) -> None:
         """Forget everything since the last commit."""
-        self.blocks, self.bodies, self.words, self._body_bytes = {}, {}, {}, 0
+        self.blocks, self.bodies, self.words, self.body_bytes = {}, {}, {}, 0
         self._read_state()
 
     def mark(self) -> Mark:
         blocks, bodies, words = dict(self.blocks), dict(self.bodies), dict(self.words)
-        return Mark(blocks, bodies, words, self._body_bytes, self._bitmap, self._current_state())
+        return Mark(blocks, bodies, words, self.body_bytes, self._bitmap, self._current_state())
 
     def back_to(self, mark: Mark) -> None:
         """Forget everything since `mark`, which must be later than the last commit. A mark is good for one return."""
-        self.blocks, self.bodies, self.words, self._body_bytes, self._bitmap, state = mark
+        self.blocks, self.bodies, self.words, self.body_bytes, self._bitmap, state = mark
         self.generation, self.end, self._last_units, self.count, self.expiring = state

@@ -65,7 +65,7 @@ class Connection(asyncio.Protocol):
         """Requests that were read and not executed, because a commit has to come first."""
         self._owed_bytes = 0
         """Of answers that are not promised yet."""
-        self._slow = self._paused = self._ended = False
+        self._slow = self._paused = self._ended = self._eof = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
@@ -83,6 +83,15 @@ class Connection(asyncio.Protocol):
         else:
             self._execute(requests)
 
+    def eof_received(self) -> bool:
+        """Who has said all gets all answers yet."""
+        self._eof = True
+        return self._owes
+
+    @property
+    def _owes(self) -> bool:
+        return bool(self._owed_bytes or self._waiting)
+
     def go_on(self) -> None:
         """A commit has made room."""
         requests, self._waiting = self._waiting, []
@@ -90,10 +99,11 @@ class Connection(asyncio.Protocol):
 
     def _execute(self, requests: list[list[bytes]]) -> None:
         server, session, run = self._server, self._session, commands.run
+        store, full = server.store, server.log_is_full
         replies: list[bytes] = []
         server.begin_batch()
         for number, request in enumerate(requests):
-            if (number or server.log_is_full) and server.crowded:
+            if full or (number and store.crowded):
                 self._waiting = requests[number:]
                 server.crowd.append(self)
                 break
@@ -124,7 +134,7 @@ class Connection(asyncio.Protocol):
         if transport is None:
             return
         transport.write(answers.data)
-        if answers.ends:
+        if answers.ends or (self._eof and not self._owes):
             transport.close()  # after what was written
         elif self._paused:
             self._regulate()
@@ -194,12 +204,8 @@ class Server:
 
     @property
     def log_is_full(self) -> bool:
+        """What was executed last is not committed yet, and nothing more can be."""
         return self._room_deadline_s > 0
-
-    @property
-    def crowded(self) -> bool:
-        """Whether a commit has to come first."""
-        return self._room_deadline_s > 0 or self.store.crowded
 
     def end_batch(self, answers: Answers | None) -> None:
         """Commit what was executed, and answer."""
@@ -211,9 +217,7 @@ class Server:
     def _commit(self) -> None:
         core = self._me.core
         try:
-            if self.store.changed:
-                self.store.commit()
-            else:
+            if not self.store.commit():
                 core.check_lease()  # what was only read must not be answered by an incarnation that is over either
         except guest.LogFull:
             self._wait_for_room()
@@ -271,7 +275,7 @@ class Server:
         """Delete what has expired and nobody asks for."""
         while True:
             await asyncio.sleep(SWEEP_S)
-            if self.store.heap.expiring and not self.crowded:
+            if self.store.heap.expiring and not self.log_is_full:
                 self.begin_batch()
                 self.store.sweep(SWEEP_CHAINS)
                 self.end_batch(None)

@@ -77,6 +77,14 @@ class Store:
         at, block = found
         return self.heap.body(at, block.key_bytes, block.value_bytes)
 
+    def get_entry(self, key: bytes) -> tuple[bytes | None, int]:
+        """The value, and when it expires."""
+        found = self._alive(key)
+        if found is None:
+            return None, 0
+        at, block = found
+        return self.heap.body(at, block.key_bytes, block.value_bytes), block.extra
+
     def expires_ms(self, key: bytes) -> int | None:
         """When it expires; 0: never; None: there is no such key."""
         found = self._alive(key)
@@ -139,14 +147,15 @@ class Store:
             link = TABLE_AT + 8 * (zlib.crc32(key) & self._chain_mask)
             self._insert(link, len(key), body, expires_ms)
             return
-        at, block = found
-        units, have = units_for(len(body)), block.size & UNITS
+        at, (size, before, following, old_ms, _, _) = found
+        units, have = units_for(len(body)), size & UNITS
         if units <= have <= units + (units >> 2) + 2:
-            heap.expiring += bool(expires_ms) - bool(block.extra)
-            heap.write(at, Block(block.size, block.before, block.next, expires_ms, len(key), len(value)), body)
+            if expires_ms or old_ms:
+                heap.expiring += bool(expires_ms) - bool(old_ms)
+            heap.write(at, Block(size, before, following, expires_ms, len(key), len(value)), body)
             return
         mark = None if heap.has_room(units) else self._mark()
-        self._remove(key, at, block)
+        self._remove(key, *found)
         link = TABLE_AT + 8 * (zlib.crc32(key) & self._chain_mask)
         try:
             self._insert(link, len(key), body, expires_ms)
@@ -205,17 +214,13 @@ class Store:
     # -- all or nothing
 
     @property
-    def changed(self) -> bool:
-        return self.heap.changed
-
-    @property
     def crowded(self) -> bool:
         """Whether to commit before more is changed."""
         return self.heap.changed_bytes > self.crowded_bytes
 
-    def commit(self) -> None:
-        """Raises LogFull, Fenced: nothing is committed, and it may be tried again."""
-        self.heap.commit()
+    def commit(self) -> bool:
+        """Whether there was anything. Raises LogFull, Fenced: nothing is committed, and it may be tried again."""
+        return self.heap.commit()
 
     def make_room(self) -> None:
         """Between two changes that need not be one: commit if that is due. Raises LogFull if it must be and cannot."""

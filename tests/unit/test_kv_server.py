@@ -175,6 +175,19 @@ async def test_an_answer_waits_until_the_copy_holds_it(replicated: Running) -> N
     await reader.ask(b"GET k\r\n", b"$1\r\nv\r\n")
 
 
+async def test_who_has_said_all_gets_its_answers_yet(replicated: Running) -> None:
+    replicated.copy_that_holds(0)
+    client = await replicated.connect()
+    client.writer.write(b"SET k v\r\n")
+    client.writer.write_eof()
+    async with asyncio.timeout(PATIENCE_S):
+        while not replicated.commits:  # noqa: ASYNC110 - a word in memory
+            await asyncio.sleep(0.001)
+    replicated.ring.set_durable(0, replicated.ring.tail)
+    await client.answered(b"+OK\r\n")
+    await client.ended()
+
+
 async def test_what_is_not_known_in_time_gets_no_answer(replicated: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "REPLICATED_TIMEOUT_S", 0.05)
     replicated.copy_that_holds(0)
