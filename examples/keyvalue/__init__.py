@@ -1,7 +1,7 @@
 """The parts of `examples/kv.py`, a server of the Redis protocol whose data survives.
 
-    bytes of a client -> resp (requests) -> commands (what each does) -> store (keys in a hash index) -> heap (blocks
-    in a region, one transaction for all that was read together) -> server (answers leave when they are promised)
+    bytes of a client -> resp (requests) -> commands (strings, keys, about) -> store (keys in a hash index)
+    -> heap (blocks in a region, one transaction for all that was read together) -> server (answers, once promised)
 
-`heap`, `store`, `resp` and `commands` know neither clocks nor sockets; `server` is their only actor.
+All but `server` know neither clocks nor sockets.
 """

@@ -21,7 +21,7 @@ from collections import deque
 from typing import NamedTuple, cast
 
 from everram.examples.keyvalue import commands
-from everram.examples.keyvalue.commands import REDIS_VERSION, Session
+from everram.examples.keyvalue.registry import REDIS_VERSION, Session
 from everram.examples.keyvalue.resp import Parser, error
 from everram.examples.keyvalue.store import Store
 from everram.runtime import guest
