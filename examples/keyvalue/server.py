@@ -219,6 +219,7 @@ class Server:
         try:
             if not self.store.commit():
                 core.check_lease()  # what was only read must not be answered by an incarnation that is over either
+            waits = self._replicated and (bool(self._promises) or not core.replicated(core.lsn))
         except guest.LogFull:
             self._wait_for_room()
             return
@@ -227,7 +228,7 @@ class Server:
             return
         self._room_deadline_s = 0.0
         batch, self._batch = self._batch, []
-        if self._replicated and (self._promises or not core.replicated(core.lsn)):
+        if waits:
             self._promises.append(Promise(core.lsn, self._loop.time() + REPLICATED_TIMEOUT_S, batch))
             self._promised.set()
         else:
