@@ -716,6 +716,20 @@ def test_a_machine_that_came_back_empty_has_lost_its_guests(rig: Rig) -> None:
     rig.run(script)
 
 
+def test_an_earlier_death_of_a_machine_proves_nothing_about_its_next_life(rig: Rig) -> None:
+    async def script() -> None:
+        h1, _h2 = await rig.cluster(2, leader="h2")
+        await h1.kill()
+        h1 = await rig.machine("h1")  # and nobody has taken "dead" back
+        await rig.until_async(lambda: rig.count_hosts(2))
+        await rig.guest(h1, [])
+        rig.fabric.cut("h1", PLACE)
+        await asyncio.sleep(10)
+        assert (await rig.read(guest_key(G)))["state"] == "running"
+
+    rig.run(script)
+
+
 # -- leaders that die or come too late
 
 
