@@ -51,6 +51,7 @@ class Leader:
         self._mirror, self._keeper = mirror, keeper
         self._changed = asyncio.Event()
         self._seen: set[str] = set()  # memory_ids that the mirror ever showed in hosts/
+        self._entered: dict[str, int] = {}  # by host: the last revision at which it wrote its entry in hosts/
         self._standing: Standing = Following()
         self._grace_until_ns = 0
         self._jobs: dict[str, asyncio.Task[None]] = {}  # by guest_id; each removes itself
@@ -62,7 +63,9 @@ class Leader:
         self._changed.set()
 
     def _mirror_changed(self) -> None:
-        self._seen.update(entry.record.memory_id for entry in self._mirror.hosts.values() if entry.record)
+        hosts = self._mirror.hosts
+        self._seen.update(entry.record.memory_id for entry in hosts.values() if entry.record)
+        self._entered.update((host, entry.mod_revision) for host, entry in hosts.items())
         self._changed.set()
 
     async def run(self) -> None:
@@ -116,12 +119,15 @@ class Leader:
     # -- guests
 
     def _sight(self) -> Sight:
-        mirror = self._mirror
-        return Sight(
-            hosts={host: entry.record for host, entry in mirror.hosts.items()},
-            dead=frozenset(h for h, entry in mirror.machines.items() if entry.record and entry.record.state == DEAD),
-            seen=frozenset(self._seen),
-        )
+        mirror, entered = self._mirror, self._entered
+        # A machine that was dead and has come up since may yet be cut off: its earlier death proves nothing.
+        dead = {
+            host
+            for host, entry in mirror.machines.items()
+            if entry.record and entry.record.state == DEAD and entry.mod_revision > entered.get(host, 0)
+        }
+        hosts = {host: entry.record for host, entry in mirror.hosts.items()}
+        return Sight(hosts, frozenset(dead), frozenset(self._seen))
 
     def _look_over(self, term: Term) -> int | None:
         """Begin a job for each guest that needs one; gives back when to look again even if nothing changes."""

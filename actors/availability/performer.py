@@ -51,7 +51,9 @@ class Performer:
         self._jobs: dict[tuple[str, str], asyncio.Task[None]] = {}  # by (kind, guest_id); each removes itself
         self._resting: dict[tuple[str, str], int] = {}  # not before this time (ns)
         self._shipped: dict[str, tuple[bytes, int]] = {}  # by guest_id: what the replicator was told last, and when
-        self._complaint = ""  # the last one in the log, so that one that lasts is told once
+        self._complaints: dict[
+            tuple[str, str], str
+        ] = {}  # the last one in the log, so that one that lasts is told once
         mirror.listeners.append(self._mirror_changed)
 
     def _mirror_changed(self) -> None:
@@ -66,11 +68,11 @@ class Performer:
         while True:
             self._changed.clear()
             self._take_over_chosen()
-            for look_over in (self._look_over_guests, self._look_over_copies):
+            for what, look_over in (("guests", self._look_over_guests), ("copies", self._look_over_copies)):
                 try:
                     await look_over()
                 except EverramError as error:
-                    self._complain(error)
+                    self._complain(("look over", what), error)
             await self._wait()
 
     async def _wait(self) -> None:
@@ -90,7 +92,10 @@ class Performer:
                 self._begin("take over", guest_id, self._take_over, guest_id, entry.record.epoch)
 
     async def _look_over_guests(self) -> None:
-        for guest in (await self._context.ref(VMemFSRef).guests(Empty(), timeout_s=LOOK_TIMEOUT_S)).guests:
+        stored = (await self._context.ref(VMemFSRef).guests(Empty(), timeout_s=LOOK_TIMEOUT_S)).guests
+        for guest_id in self._shipped.keys() - {guest.guest_id for guest in stored}:
+            del self._shipped[guest_id]
+        for guest in stored:
             self._of_guest(guest)
 
     async def _look_over_copies(self) -> None:
@@ -164,10 +169,10 @@ class Performer:
 
     # -- the jobs
 
-    def _complain(self, error: EverramError) -> None:
-        if error.message != self._complaint:
-            self._complaint = error.message
-            self._context.log.warning("what this host owes is looked at again: %s", error.message)
+    def _complain(self, key: tuple[str, str], error: EverramError) -> None:
+        if error.message != self._complaints.get(key):
+            self._complaints[key] = error.message
+            self._context.log.warning("%s %s is tried again: %s", *key, error.message)
 
     def _begin(self, kind: str, name: str, work: Callable[..., Coroutine[Any, Any, None]], *arguments: Any) -> None:
         """Unless this duty is being done, or was a moment ago."""
@@ -180,9 +185,10 @@ class Performer:
         failed = False
         try:
             await work(*arguments)
+            self._complaints.pop(key, None)
         except EverramError as error:
             failed = True
-            self._context.log.warning("%s %s is tried again: %s", *key, error.message)
+            self._complain(key, error)
         finally:
             if failed or key[0] != "ship":
                 self._resting[key] = self._clock.now_ns() + int(AGAIN_S * 1e9)

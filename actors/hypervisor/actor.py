@@ -177,7 +177,7 @@ class Hypervisor(HypervisorActor):
                 if resident.guest.state in ENDED:
                     return
                 try:
-                    await self._end_process(resident)
+                    await self._end_process(resident, again=True)
                     await self._begin(resident)
                     return
                 except (Unavailable, DeadlineExceeded) as error:
@@ -213,8 +213,11 @@ class Hypervisor(HypervisorActor):
         resident.lives(process.pid)
         await self._store(resident)
 
-    async def _end_process(self, resident: Resident, *, give_back: bool = True) -> None:
-        """Make sure that no process of the guest lives, and (`give_back`) that nobody counts on it."""
+    async def _end_process(self, resident: Resident, *, give_back: bool = True, again: bool = False) -> None:
+        """Make sure that no process of the guest lives, and (`give_back`) that nobody counts on it.
+
+        `again`: its next incarnation follows at once, so to the others it is not stopped.
+        """
         processes = [p for p in await self._machine.guests() if p.guest_id == resident.guest.guest_id]
         if processes and processes[0].pid:
             ended = await self._machine.kill(resident.guest.guest_id)
@@ -222,12 +225,13 @@ class Hypervisor(HypervisorActor):
         if self._faults:
             self._faults.detach(resident.guest.guest_id)
         if give_back:
-            await self._give_back(resident.guest)
+            await self._give_back(resident.guest, again=again)
 
-    async def _give_back(self, guest: pb.Guest) -> None:
+    async def _give_back(self, guest: pb.Guest, *, again: bool = False) -> None:
         """The guest is dead, so its place may be given back before its lease ends."""
         try:
-            await self._availability.give_back(GuestKey(guest_id=guest.guest_id, epoch=guest.epoch))
+            key = GuestKey(guest_id=guest.guest_id, epoch=guest.epoch, again=again)
+            await self._availability.give_back(key)
         except (Unavailable, DeadlineExceeded) as error:
             # Its lease will end by itself: late for whoever waits for the place, never wrong.
             self.context.log.warning("%s keeps its place until its lease ends: %s", guest.name, error.message)
@@ -412,7 +416,7 @@ class Hypervisor(HypervisorActor):
         async with resident.changing:
             if resident.guest.state == pb.RUNNING and resident.guest.epoch >= request.epoch:
                 return resident.stored()
-            await self._end_process(resident)
+            await self._end_process(resident, again=True)
             await self._adopt_copy(resident)
             await self._begin(resident)
             return resident.stored()
@@ -486,11 +490,17 @@ class Hypervisor(HypervisorActor):
                 )
             except EverramError:
                 resident.become(pb.RESTARTING, f"was not moved to {host}")
-                self.context.spawn(self._begin_again(resident, guest.epoch), name=f"{guest.name} stays")
+                self.context.spawn(self._stay(resident, guest.epoch), name=f"{guest.name} stays")
                 raise
             resident.become(pb.STOPPED, f"moved to {host}")
             await self._store(resident)
         return pb.Empty()
+
+    async def _stay(self, resident: Resident, epoch: int) -> None:
+        """A move has failed: the guest goes on here, unless the other host has it after all."""
+        with contextlib.suppress(EverramError):  # then its copy there stays until the leader places it elsewhere
+            await self._availability.aim(AimRequest(guest_id=resident.guest.guest_id))
+        await self._begin_again(resident, epoch)
 
     async def _copied_to(self, resident: Resident, host: str) -> str:
         """Wait until a copy on `host` is in sync and a member of the required set; its memory_id."""

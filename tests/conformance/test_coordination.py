@@ -23,6 +23,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2
 
+from everram.runtime.coordination import directory
 from everram.runtime.coordination.api import (
     Compare,
     Coordination,
@@ -37,6 +38,7 @@ from everram.runtime.coordination.api import (
 )
 from everram.runtime.coordination.client import CoordinationClient
 from everram.runtime.coordination.embedded import Embedded, LocalCoordination
+from everram.runtime.coordination.mirror import Mirror
 from everram.runtime.coordination.refusals import NoSpace
 from everram.runtime.coordination.sqlite import SqlitePersistence
 from everram.runtime.coordination.store import Change, Saved
@@ -552,6 +554,40 @@ async def test_watching_from_a_compacted_revision_is_refused(coordination: Compa
     assert kv.value == b"2"
 
 
+@everywhere
+async def test_a_mirror_of_the_directory(coordination: Coordination) -> None:
+    mirror, seen = Mirror(coordination), asyncio.Event()
+    mirror.listeners.append(seen.set)
+
+    async def until(condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(15):
+            while not condition():
+                seen.clear()
+                await seen.wait()
+
+    lease, _ = await coordination.lease_grant(60.0)
+    await coordination.put(Put(directory.guest_key("a"), directory.encode({"host": "h1", "epoch": 1})))
+    scope = TaskScope("mirror")
+    scope.start(mirror.run(), name="mirror")
+    await until(lambda: "a" in mirror.guests)
+    for epoch in range(2, 20):
+        await coordination.put(Put(directory.guest_key("a"), directory.encode({"host": "h1", "epoch": epoch})))
+    for key in (directory.host_key("h1"), directory.serving_key("a"), directory.LEADER):
+        await coordination.put(Put(key, directory.encode({"host": "h1"}), lease))
+    last = await coordination.put(Put(directory.guest_key("b"), b"nonsense"))
+    await until(lambda: "b" in mirror.guests)
+    record = mirror.guests["a"].record
+    assert record is not None
+    assert (record.epoch, mirror.guests["b"].record, mirror.guests["b"].mod_revision) == (19, None, last)
+    assert mirror.leader is not None
+    assert (mirror.leader.pair.lease, mirror.serving["a"].pair.lease) == (lease, lease)
+    await coordination.lease_revoke(lease)
+    await coordination.delete(Delete(directory.guest_key("a")))
+    await until(lambda: "a" not in mirror.guests)
+    assert (mirror.hosts, mirror.serving, mirror.leader) == ({}, {}, None)
+    await scope.close()
+
+
 # -- a server that dies and is started again
 
 
@@ -599,6 +635,28 @@ async def test_a_watch_goes_on_over_restarts_without_loss_or_repetition(coordina
     for events in (await taken, await take(coordination.watch(Range(b"w"), start), 31)):
         assert [event.kv.value for event in events] == [b"%d" % i for i in range(31)]
     await scope.close()
+
+
+@pytest.mark.process
+async def test_a_mirror_goes_on_over_restarts(server: Server) -> None:
+    watcher, writer = server.client(), server.client()
+    mirror, seen = Mirror(watcher), asyncio.Event()
+    mirror.listeners.append(seen.set)
+    scope = TaskScope("mirror")
+    scope.start(mirror.run(), name="mirror")
+    await mirror.filled()
+    for epoch in range(1, 31):
+        await writer.put(Put(directory.guest_key("a"), directory.encode({"epoch": epoch})))
+        if epoch % 10 == 0:
+            server.kill()
+            server.start()
+    async with asyncio.timeout(15):
+        while "a" not in mirror.guests or (record := mirror.guests["a"].record) is None or record.epoch < 30:
+            seen.clear()
+            await seen.wait()
+    await scope.close()
+    await watcher.close()
+    await writer.close()
 
 
 @where_a_process_may_die

@@ -237,10 +237,11 @@ def test_a_host_enters_the_directory_under_its_lease_and_leaves_with_it(rig: Rig
         entry = await rig.read(host_key("h1"))
         assert entry == {
             "host_id": "id of h1", "memory_id": "memory of h1", "address": "unix:/run/h1.sock",
-            "memory_free_bytes": 1 << 30,
+            "channel": "shm:/run/channel", "memory_free_bytes": 1 << 30,
         }  # fmt: skip
         resolver = HostResolver(rig.observer)
-        assert (await resolver.resolve("h1")).address == "unix:/run/h1.sock"
+        found = await resolver.resolve("h1")
+        assert (found.address, found.channel) == ("unix:/run/h1.sock", "shm:/run/channel")
         await host.stop()
         await asyncio.sleep(TTL_S + 0.5)
         assert await rig.keys() == []

@@ -99,7 +99,16 @@ async def test_a_guest_that_is_not_found_is_not_one_that_is_ill(
 ) -> None:
     client = Cluster(folders)
     hosts = tuple(FakeHost(f"h{number}", error) for number, error in enumerate(answers, 1))
+
+    async def living(client: Cluster) -> tuple[FakeHost, ...]:
+        return hosts
+
+    async def nothing() -> None:
+        """The directory cannot be asked."""
+
     monkeypatch.setattr(Cluster, "hosts", hosts)
+    monkeypatch.setattr(Cluster, "_living", living)
+    monkeypatch.setattr(client._whereabouts, "read", nothing)
     monkeypatch.setattr(cluster.patiently, "__kwdefaults__", {"patience_s": 0.0})
     with pytest.raises(kind) as refused:
         await client.find_guest("g")

@@ -23,7 +23,7 @@ from everram.actors.availability.registration import (
     plan_set_members,
 )
 from everram.runtime.contracts.common_pb2 import Guest, GuestSpec
-from everram.runtime.coordination.api import Delete, KeyValue, Put
+from everram.runtime.coordination.api import Delete, KeyValue, Put, Target
 from everram.runtime.coordination.directory import LEADER, decode, encode, guest_key, serving_key
 from everram.runtime.coordination.records import GuestRecord, HostRecord, Place
 from everram.runtime.errors import DataLoss, FailedPrecondition, InvalidArgument
@@ -171,6 +171,17 @@ def test_the_furthest_complete_copy_is_chosen(given_replies: list[Reply], prefer
     assert all((reply.epoch, reply.lsn) <= (chosen.epoch, chosen.lsn) for reply in complete)
     equals = [r.place.host for r in complete if (r.epoch, r.lsn) == (chosen.epoch, chosen.lsn)]
     assert chosen.place.host == prefer or prefer not in equals
+
+
+def test_every_change_compares_what_it_was_decided_on() -> None:
+    term = Term(42)
+    compares = failover.plan("g", 5, failover.lost(record()), term, unserved=True).compare
+    assert [(c.key, c.target, c.operand) for c in compares] == [
+        (LEADER, Target.CREATE, 42),
+        (guest_key("g"), Target.MOD, 5),
+        (serving_key("g"), Target.CREATE, 0),
+    ]
+    assert len(failover.plan("g", 5, record(), term, unserved=False).compare) == 2, "placement, while it is served"
 
 
 def test_an_epoch_outweighs_a_position() -> None:
