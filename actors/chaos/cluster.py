@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from everram.actors.chaos.checks.promised_is_held import HELD_NOWHERE
 from everram.actors.compose import compose
 from everram.runtime.channel.frames import Identity
 from everram.runtime.contracts.common_pb2 import Empty
@@ -25,6 +26,7 @@ from everram.runtime.coordination.directory import CLUSTER, decode, encode, gues
 from everram.runtime.environment import Environment
 from everram.runtime.errors import DeadlineExceeded, EverramError, NotFound
 from everram.runtime.formats.config import HostConfig
+from everram.runtime.log.ring import LEASE, TAIL
 from everram.runtime.node import Node
 from everram.runtime.simulation.channel import SimulatedChannel, Wires
 from everram.runtime.simulation.disk import SimulatedDisk
@@ -152,13 +154,41 @@ class Cluster:
                 await asyncio.sleep(RETRY_S)
         self.power_on(name)
 
+    # -- what observers look at, outside the world
+
+    def record(self, guest_id: str) -> dict[str, Any]:
+        """The directory's record of a guest, as its disk has it; empty if there is none."""
+        value = self.world.coordination.durable.value(guest_key(guest_id))
+        return decode(value) if value is not None else {}
+
+    def lease_deadline_ns(self, host: str, guest_id: str) -> int:
+        """The latest that a machine or a guest on it was told."""
+        machine = self.machines[host]
+        told = int.from_bytes(machine.objects.by_name[f"log.{guest_id}"].content[LEASE : LEASE + 8], "little")
+        return max(machine.core.lease_deadline_ns, told)
+
+    def required(self, guest_id: str) -> list[str]:
+        return [str(memory_id) for memory_id in self.record(guest_id).get("required", [])]
+
     def holders(self, guest_id: str) -> list[str]:
-        """The memory_ids that may have everything promised of a guest, as the directory's disk has it: an observer."""
-        record = self.world.coordination.durable.value(guest_key(guest_id))
-        if record is None:
-            return []
-        found = decode(record)
-        return [str(found.get("memory_id", "")), *map(str, found.get("required", []))]
+        """The memory_ids that may have everything promised of a guest."""
+        record = self.record(guest_id)
+        return [str(record["memory_id"]), *self.required(guest_id)] if record else []
+
+    def held(self, guest_id: str, memory_id: str) -> int | None:
+        """Up to where a destination's log regions hold a guest's log; None if it has no log region now."""
+        host = next((host for host, lives in self.memory_ids.items() if lives == memory_id), None)
+        if host is None:
+            return HELD_NOWHERE
+        objects = self.machines[host].objects.by_name
+        logs = [objects[name].content for name in sorted(objects) if name.startswith(f"log.{guest_id}@")]
+        return max((int.from_bytes(log[TAIL : TAIL + 8], "little") for log in logs), default=None)
+
+    def kept_of(self, guest_id: str, region: str, memory_id: str) -> list[bytearray]:
+        """What a memory keeps as copies of a region."""
+        host = next(host for host, lives in self.memory_ids.items() if lives == memory_id)
+        objects, prefix = self.machines[host].objects.by_name, f"region.{guest_id}.{region}@"
+        return [objects[name].content for name in sorted(objects) if name.startswith(prefix)]
 
     async def ask(self, source: str, host: str, act: Callable[[Node], Awaitable[T]], timeout_s: float) -> T:
         """As a client outside asks. Raises an EverramError within the time."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from everram.actors.chaos.workload import Committed, Workload
+from everram.actors.chaos.workload import Committed, Workload, nobody
 from everram.runtime.guest.aio import AsyncGuest
 from everram.runtime.simulation.world import World
 
@@ -14,8 +14,10 @@ FILLER_MAX = 300
 class Counter(Workload):
     """Entry "a" holds the number, entry "b" the same number and a string of some length."""
 
-    def __init__(self, world: World, name: str, *, pause_s: float, committed: Committed) -> None:
-        super().__init__(world, name, pause_s=pause_s, committed=committed)
+    def __init__(
+        self, world: World, name: str, *, pause_s: float, committed: Committed, replicated: Committed = nobody
+    ) -> None:
+        super().__init__(world, name, pause_s=pause_s, committed=committed, replicated=replicated)
         self._committed = 0
         """The highest number whose commit has returned."""
         self._begun = 0

@@ -6,12 +6,16 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from everram.actors.chaos.checks.converges import PROPERTY
+from everram.actors.chaos.checks.keeps_promises import KeepsPromises, Promise
+from everram.actors.chaos.checks.one_incarnation import OneIncarnation
 from everram.actors.chaos.checks.stays_frozen import StaysFrozen
 from everram.actors.chaos.cluster import Cluster
 from everram.actors.chaos.plan import Fault
 from everram.runtime.contracts.common_pb2 import Empty
 from everram.runtime.contracts.power_monitor_contract import PowerMonitorRef
 from everram.runtime.contracts.power_monitor_pb2 import SaveRequest
+from everram.runtime.contracts.replicator_contract import ReplicatorRef
+from everram.runtime.contracts.replicator_pb2 import PromiseRequest
 from everram.runtime.errors import EverramError, NotFound
 from everram.runtime.node import Node
 from everram.runtime.simulation.coordination import PLACE
@@ -29,11 +33,20 @@ FAULTS_BOUND_S = 60.0
 class Injector:
     """`guest(index)` is (host, guest_id) of a guest of the plan, None while it has none."""
 
-    def __init__(self, cluster: Cluster, guest: Callable[[int], tuple[str, str] | None], frozen: StaysFrozen) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        guest: Callable[[int], tuple[str, str] | None],
+        frozen: StaysFrozen,
+        incarnations: OneIncarnation,
+        promises: KeepsPromises,
+    ) -> None:
         self._cluster = cluster
         self._world = cluster.world
         self._guest = guest
         self._frozen = frozen
+        self._incarnations = incarnations
+        self._promises = promises
         self.losing: list[Callable[[str], None]] = []
         """Told of each machine before it dies with its memory."""
         self._cycling: set[str] = set()
@@ -54,6 +67,8 @@ class Injector:
             "save-fails": self._save_fails,
             "power-cycle": self._power_cycle,
             "machine-kill": self._machine_kill,
+            "machine-stuck": self._machine_stuck,
+            "deposed-leader": self._deposed_leader,
         }
 
     async def play(self, faults: tuple[Fault, ...]) -> None:
@@ -173,6 +188,44 @@ class Injector:
         fabric.faults = LinkFaults(loss=0.02, duplication=0.05, reordering=0.05, delay_max_s=0.02)
         await asyncio.sleep(fault.length_s)
         fabric.faults = before if before.loss == 0 else LinkFaults()
+
+    async def _machine_stuck(self, fault: Fault) -> None:
+        """A machine that does nothing for longer than a lease, while its host cannot renew: guests keep to it alone."""
+        machine, fabric = self._cluster.machines[fault.host], self._world.fabric
+        self._incarnations.stuck(fault.host)
+        self._world.loop.freeze(machine.domain)
+        fabric.cut(fault.host, PLACE)
+        fabric.cut(PLACE, fault.host)
+        await asyncio.sleep(self._cluster.lease_ttl_s + fault.length_s / 2)
+        fabric.heal()
+        self._world.loop.thaw(machine.domain)
+
+    async def _deposed_leader(self, fault: Fault) -> None:
+        """Somebody who thinks that it leads has a member promise the guest's own epoch; later that begins a new one."""
+        found = self._guest(fault.guest)
+        if found is None:
+            return
+        guest_id = found[1]
+        record = self._cluster.record(guest_id)
+        members = [h for h, memory_id in self._cluster.memory_ids.items() if memory_id in record.get("required", [])]
+        if not members:
+            return
+        request = PromiseRequest(guest_id=guest_id, epoch=int(record["epoch"]))
+        try:
+            reply = await self._cluster.ask(
+                "leader", members[0], lambda node: node.ref(ReplicatorRef).promise(request), ASK_TIMEOUT_S
+            )
+        except EverramError:
+            return
+        if reply.complete:
+            self._promises.made(guest_id, Promise(request.epoch, reply.memory_id, reply.lsn))
+        await asyncio.sleep(fault.length_s / 4)
+        self._cluster.machines[self._guest_host(fault.guest)].kill_guest(guest_id)
+
+    def _guest_host(self, index: int) -> str:
+        found = self._guest(index)
+        assert found is not None, "it was there before"
+        return found[0]
 
     # -- power and disks ----------------------------------------------------------------------------------------------
 

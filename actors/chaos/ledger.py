@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from everram.actors.chaos.checks import all_or_nothing, commit_order, nothing_lost, nothing_promised_lost
 from everram.actors.chaos.journal import Found, Journal, Transfer
-from everram.actors.chaos.workload import Committed, Workload
+from everram.actors.chaos.workload import Committed, Workload, nobody
 from everram.runtime.guest.aio import AsyncGuest
 from everram.runtime.guest.errors import Fenced, LogFull, Timeout
 from everram.runtime.guest.region import Region
@@ -31,8 +31,10 @@ WAITS, WAIT_S = 0.5, 0.3
 class Ledger(Workload):
     """One ledger over all its incarnations."""
 
-    def __init__(self, world: World, name: str, *, pause_s: float, committed: Committed) -> None:
-        super().__init__(world, name, pause_s=pause_s, committed=committed)
+    def __init__(
+        self, world: World, name: str, *, pause_s: float, committed: Committed, replicated: Committed = nobody
+    ) -> None:
+        super().__init__(world, name, pause_s=pause_s, committed=committed, replicated=replicated)
         self.journal = Journal(ACCOUNTS, 0)
 
     def recover(self, me: AsyncGuest, *, moved: bool) -> None:
@@ -74,6 +76,7 @@ class Ledger(Workload):
         except Timeout:
             return
         self.journal.promised = max(self.journal.promised, record.number)
+        self.replicated(me, record.lsn)
 
 
 def read(region: Region) -> Found:

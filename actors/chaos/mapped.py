@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from everram.actors.chaos.workload import Committed, Workload
+from everram.actors.chaos.workload import Committed, Workload, nobody
 from everram.runtime.guest.aio import AsyncGuest
 from everram.runtime.memory.contract import PAGE_BYTES
 from everram.runtime.simulation.world import World
@@ -17,8 +17,10 @@ class Mapped(Workload):
 
     kind = "mapped"
 
-    def __init__(self, world: World, name: str, *, pause_s: float, committed: Committed) -> None:
-        super().__init__(world, name, pause_s=pause_s, committed=committed)
+    def __init__(
+        self, world: World, name: str, *, pause_s: float, committed: Committed, replicated: Committed = nobody
+    ) -> None:
+        super().__init__(world, name, pause_s=pause_s, committed=committed, replicated=replicated)
         self._stored = [0] * SLOTS
         self._last = 0
 

@@ -22,11 +22,14 @@ FAULTS: dict[str, int] = {
     "save-fails": 1,
     "power-cycle": 2,
     "machine-kill": 5,
+    "machine-stuck": 2,
 }
 """Each fault with its weight in the draw."""
 
 FAILOVER_FAULTS: dict[str, int] = {
     "machine-kill": 8,
+    "machine-stuck": 2,
+    "deposed-leader": 3,
     "cut-off": 4,
     "guest-kill": 2,
     "guest-kill-at-store": 3,

@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 from functools import partial
 
-from everram.actors.chaos.checks import converges
+from everram.actors.chaos.checks import converges, copies_exact
 from everram.actors.chaos.checks.answered import Answered
+from everram.actors.chaos.checks.keeps_promises import KeepsPromises
 from everram.actors.chaos.checks.one_incarnation import OneIncarnation
+from everram.actors.chaos.checks.promised_is_held import PromisedIsHeld
 from everram.actors.chaos.checks.reader_wakes import ReaderWakes
 from everram.actors.chaos.checks.stays_frozen import StaysFrozen
 from everram.actors.chaos.checks.under_lease import UnderLease
@@ -44,6 +46,8 @@ from everram.runtime.simulation.world import World
 START_BOUND_S = 10.0
 CONVERGENCE_BOUND_S = 20.0
 """A lease that was lost costs its TTL, a guest that died often a back-off of seconds."""
+APPLY_BOUND_S = 0.05
+"""From a destination's last acknowledgement to its last store."""
 ASK_TIMEOUT_S = 0.4
 PROBE_EVERY_S = 0.15
 WORKLOADS: dict[str, type[Workload]] = {"/ledger": Ledger, "/counter": Counter, "/mapped": Mapped}
@@ -65,8 +69,10 @@ class Tenant:
         """Whether every memory that held it has died: nothing can be expected of it any more."""
         self.door: Endpoint[Service] = Endpoint(world.fabric, plan.name)
         self.wakes = ReaderWakes(world, partial(scenario.reader, self), partial(scenario.verified, self))
-        committed = partial(scenario.committed, self)
-        self.workload = WORKLOADS[plan.program](world, plan.name, pause_s=plan.pause_s, committed=committed)
+        committed, replicated = partial(scenario.committed, self), partial(scenario.replicated, self)
+        self.workload = WORKLOADS[plan.program](
+            world, plan.name, pause_s=plan.pause_s, committed=committed, replicated=replicated
+        )
 
 
 class Service:
@@ -93,10 +99,12 @@ class ClusterScenario:
         self.cluster = Cluster(world, hosts=plan.hosts, programs=programs, preemption=preemption)
         self.frozen = StaysFrozen(world)
         self.incarnations = OneIncarnation(world)
-        self.lease = UnderLease(world, lambda host: self.cluster.machines[host].core.lease_deadline_ns)
+        self.lease = UnderLease(world, self.cluster.lease_deadline_ns)
         self.answered = Answered(world)
+        self.held = PromisedIsHeld(world, self.cluster.required, self.cluster.held)
+        self.promises = KeepsPromises(world, self.cluster.required)
         self.tenants = [Tenant(self, guest) for guest in plan.guests]
-        self.injector = Injector(self.cluster, self._place, self.frozen)
+        self.injector = Injector(self.cluster, self._place, self.frozen, self.incarnations, self.promises)
         self.injector.losing.append(self._losing)
         self._begun: dict[tuple[str, int], str] = {}
         """The host of each incarnation, by guest_id and epoch."""
@@ -124,7 +132,56 @@ class ClusterScenario:
             await converges.check(self.world, f"{host} answers", CONVERGENCE_BOUND_S, partial(self._answers, host))
         for client in clients:
             client.cancel()
+        for tenant in self.tenants:
+            if not tenant.lost:
+                await self._look_once_more(tenant)
         self._report_failures()
+
+    async def _look_once_more(self, tenant: Tenant) -> None:
+        """At its copies, while it stands still; then let a last incarnation find what the others left."""
+        if tenant.plan.copies:
+            await converges.check(
+                self.world, f"{tenant.plan.name} stands still", CONVERGENCE_BOUND_S, partial(self._freeze, tenant)
+            )
+            await converges.check(
+                self.world, f"{tenant.plan.name} is copied", CONVERGENCE_BOUND_S, partial(self._is_copied, tenant)
+            )
+        self.cluster.machines[tenant.host].kill_guest(tenant.guest_id)
+        await asyncio.sleep(0.01)
+        await converges.check(
+            self.world, f"{tenant.plan.name} serves again", CONVERGENCE_BOUND_S, partial(self._serves, tenant)
+        )
+
+    async def _freeze(self, tenant: Tenant) -> bool:
+        try:
+            await self.cluster.ask(
+                "user",
+                tenant.host,
+                lambda node: node.environment.machine.freeze(tenant.guest_id, "suspend"),
+                ASK_TIMEOUT_S,
+            )
+        except EverramError:
+            return False
+        return True
+
+    async def _is_copied(self, tenant: Tenant) -> bool:
+        """Whether every destination holds all of its log; then the copies have to be the same, byte for byte."""
+        try:
+            guest = await self._inspect(tenant)
+        except EverramError:
+            return False
+        if guest.degraded or any(copy.durable < guest.log.tail for copy in guest.copies):
+            return False
+        await asyncio.sleep(APPLY_BOUND_S)
+        region = guest.regions[0]
+        original = self.cluster.machines[tenant.host].objects.by_name[region.arena].content
+        for copy in guest.copies:
+            wrong = copies_exact.check(
+                region.name, original, self.cluster.kept_of(tenant.guest_id, region.name, copy.memory_id)
+            )
+            if wrong is not None:
+                self.world.violate(copies_exact.PROPERTY, f"{tenant.plan.name} on {copy.host}: {wrong}")
+        return True
 
     def _report_failures(self) -> None:
         """A host that ended by an error of ours was refused something; by any other it has a bug."""
@@ -181,8 +238,14 @@ class ClusterScenario:
     def committed(self, tenant: Tenant, me: AsyncGuest, lsn: int) -> None:
         host = self._begun[me.guest_id, me.epoch]
         self.frozen.committed(me.guest_id, me.epoch)
+        self.incarnations.committed(me.guest_id, me.epoch)
         self.lease.committed(host, me.guest_id)
         tenant.wakes.committed(lsn)
+
+    def replicated(self, tenant: Tenant, me: AsyncGuest, lsn: int) -> None:
+        if not tenant.lost:
+            self.held.promised(me.guest_id, lsn)
+            self.promises.promised(me.guest_id, me.epoch, lsn)
 
     def _place(self, index: int) -> tuple[str, str] | None:
         tenant = self.tenants[index]

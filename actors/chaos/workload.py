@@ -19,7 +19,11 @@ SHORT_PAUSES, SHORT_PAUSE_S = 0.4, 0.0005
 come while it is at any of that."""
 
 Committed = Callable[[AsyncGuest, int], None]
-"""Told of each commit that has returned: who committed, and the LSN behind it."""
+"""Told of each commit that has returned, or of each wait for one: who committed, and the LSN behind it."""
+
+
+def nobody(me: AsyncGuest, lsn: int) -> None:
+    """For workloads that nobody observes."""
 
 
 class Workload:
@@ -29,11 +33,14 @@ class Workload:
     region_bytes: ClassVar[int] = 64 * 1024
     kind: ClassVar[str] = "logged"
 
-    def __init__(self, world: World, name: str, *, pause_s: float, committed: Committed) -> None:
+    def __init__(
+        self, world: World, name: str, *, pause_s: float, committed: Committed, replicated: Committed = nobody
+    ) -> None:
         self.world = world
         self.name = name
         self.pause_s = pause_s
         self.committed = committed
+        self.replicated = replicated
         self.stream: Stream = world.stream(f"workload/{name}")
 
     def recover(self, me: AsyncGuest, *, moved: bool) -> None:

@@ -162,13 +162,15 @@ class GuestLog:
         in_sync = {memory_id for memory_id, (shipper, _) in self._shippers.items() if shipper.in_sync}
         wanted = next_members(self.committed, tuple(self._shippers), in_sync)
         if wanted != self.committed:
-            self.slots.require(wanted)
+            if self.committed:
+                self.slots.require(wanted)
             request = Members(guest_id=self.guest_id, epoch=epoch, required=wanted)
             await self.context.ref(AvailabilityRef).set_members(request)
             if epoch != self._epoch:
                 return  # meanwhile another epoch's set was taken
             self.context.log.info("%s is required to be held by %s", self.name, ", ".join(wanted) or "nobody")
             self.committed = wanted
+            self.slots.require(wanted)
             self._members_due.set()  # for what changed meanwhile
         self.slots.dismiss(self.committed)
 

@@ -3,7 +3,8 @@
 Everybody in the set must acknowledge before anything counts as replicated, and only its members may be chosen at a
 failover (D9). So the set changes in this order, which keeps both true whoever dies in between:
 
-    a destination is in sync   its slot is required first, then the larger set is committed
+    the first is in sync       the set is committed first, then its slot is required: nobody else holds anything back
+    another is in sync         its slot is required first, then the larger set is committed
     a member was replaced      the smaller set is committed first, then its slot is cleared
 
 It never becomes empty by shrinking: a member that nobody replaces stays, reachable or not, because what was promised

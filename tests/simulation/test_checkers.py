@@ -101,7 +101,7 @@ def test_a_frozen_guest_that_runs(world: World) -> None:
 
 def test_a_commit_after_the_lease(world: World) -> None:
     deadline_ns = world.loop.now_ns
-    checker = UnderLease(world, lambda host: deadline_ns)
+    checker = UnderLease(world, lambda host, guest_id: deadline_ns)
     checker.committed("h1", "g")
     assert not world.violations
     deadline_ns -= 1

@@ -1,4 +1,4 @@
-"""A guest commits only while its machine holds a lease for it."""
+"""A guest commits only while a lease was told to its machine, or to itself: a machine that is stuck hears of none."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ PROPERTY = "guests serve under a lease"
 
 
 class UnderLease:
-    """`deadline_ns(host)` is what the machine was told last."""
+    """`deadline_ns(host, guest_id)` is the latest that either was told."""
 
-    def __init__(self, world: World, deadline_ns: Callable[[str], int]) -> None:
+    def __init__(self, world: World, deadline_ns: Callable[[str, str], int]) -> None:
         self._world = world
         self._deadline_ns = deadline_ns
 
     def committed(self, host: str, guest_id: str) -> None:
-        late_ns = self._world.loop.now_ns - self._deadline_ns(host)
+        late_ns = self._world.loop.now_ns - self._deadline_ns(host, guest_id)
         if late_ns > 0:
             self._world.violate(PROPERTY, f"{guest_id} commits on {host} {late_ns / 1e6:.3f} ms after its lease")
