@@ -8,10 +8,18 @@ For tests only; nothing but the chaos commands imports this module.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from everram.actors.replicator import copy_keeper
+from everram.actors.replicator.copy_keeper import CopyKeeper
+from everram.actors.replicator.guest_log import GuestLog
+from everram.actors.replicator.kept_copy import KeptCopy
+from everram.actors.replicator.shipper import Shipper
+from everram.runtime.channel.contract import QueuePair
+from everram.runtime.contracts.common_pb2 import Guest
+from everram.runtime.contracts.replicator_pb2 import Copy, OpenReply, PromiseReply, PromiseRequest
 from everram.runtime.guest.core import GuestCore
 from everram.runtime.log.reader import LogReader
 from everram.runtime.log.record import RawStore
@@ -21,6 +29,8 @@ from everram.runtime.machine.effects import Effect
 from everram.runtime.machine.lives import LEASE
 
 _commit = GuestCore.commit
+_commit_members = GuestLog._commit_members
+_ship = Shipper._ship
 _publish = LogWriter.publish
 _host_exited = MachineCore.host_exited
 
@@ -59,14 +69,74 @@ def _freeze_lost(core: MachineCore, now_ns: int, incarnation: int, exit_status: 
     return effects + core._take()
 
 
-PLANTED: dict[str, tuple[type[Any], str, Callable[..., Any]]] = {
-    "torn-publish": (LogWriter, "publish", _torn_publish),
-    "apply-before-append": (GuestCore, "commit", _apply_before_append),
-    "applied-early": (LogWriter, "publish", _applied_early),
-    "lost-wakeup": (LogReader, "announce_sleep", _lost_wakeup),
-    "freeze-lost": (MachineCore, "host_exited", _freeze_lost),
+async def _acknowledged_early(
+    shipper: Shipper, pair: QueuePair, slot: int, reply: OpenReply, epoch: int, limit: int
+) -> bool:
+    """What is about to be written to a destination counts as held there."""
+    shipper._log.ring.set_durable(slot, max(limit, shipper._log.ring.durable(slot)))
+    return await _ship(shipper, pair, slot, reply, epoch, limit)
+
+
+async def _promise_ignored(keeper: CopyKeeper, request: PromiseRequest) -> PromiseReply:
+    """The destination says what it has, and goes on acknowledging."""
+    complete = [kept for kept in keeper._copies.get(request.guest_id, []) if kept.record.complete]
+    if not complete:
+        return PromiseReply(memory_id=keeper.memory_id)
+    best = max(complete, key=lambda kept: (kept.record.epoch, kept.held))
+    return PromiseReply(memory_id=keeper.memory_id, complete=True, epoch=best.record.epoch, lsn=best.held)
+
+
+def _epoch_unchecked(record: Copy, guest: Guest) -> None:
+    """Whoever asks may open a copy."""
+
+
+def _never_fenced(kept: KeptCopy) -> bool:
+    return False
+
+
+async def _shrunk_uncommitted(log: GuestLog) -> None:
+    """Who is missing is required no more, and nobody has to know."""
+    in_sync = {memory_id for memory_id, (shipper, _) in log._shippers.items() if shipper.in_sync}
+    if in_sync and log.committed and not in_sync >= set(log.committed):
+        log.committed = tuple(sorted(in_sync))
+        log.slots.require(log.committed)
+        log.slots.dismiss(log.committed)
+        return
+    await _commit_members(log)
+
+
+def _empty_set_satisfies(core: GuestCore, lsn: int) -> bool:
+    """All of nobody hold it."""
+    core.check_lease()
+    return all(core.ring.durable(slot) >= lsn for slot in core.ring.required())
+
+
+def _lease_late(core: GuestCore, stores: Sequence[RawStore]) -> int:
+    """The lease is looked at when the commit is done."""
+    load_word = core._load_word
+    core._load_word = lambda offset: 0
+    try:
+        lsn = _commit(core, stores)
+    finally:
+        core._load_word = load_word
+    core.check_lease()
+    return lsn
+
+
+PLANTED: dict[str, tuple[tuple[Any, str, Any], ...]] = {
+    "torn-publish": ((LogWriter, "publish", _torn_publish),),
+    "apply-before-append": ((GuestCore, "commit", _apply_before_append),),
+    "applied-early": ((LogWriter, "publish", _applied_early),),
+    "lost-wakeup": ((LogReader, "announce_sleep", _lost_wakeup),),
+    "freeze-lost": ((MachineCore, "host_exited", _freeze_lost),),
+    "acknowledged-early": ((Shipper, "_ship", _acknowledged_early),),
+    "promise-ignored": ((CopyKeeper, "promise", _promise_ignored),),
+    "epoch-unchecked": ((copy_keeper, "_check_epoch", _epoch_unchecked), (KeptCopy, "fenced", property(_never_fenced))),
+    "shrunk-uncommitted": ((GuestLog, "_commit_members", _shrunk_uncommitted),),
+    "empty-set-satisfies": ((GuestCore, "replicated", _empty_set_satisfies),),
+    "lease-late": ((GuestCore, "commit", _lease_late),),
 }
-"""name -> (class, the method that is replaced, what replaces it)."""
+"""name -> what is replaced by what: (owner, attribute, mistake)."""
 
 
 @contextmanager
@@ -75,10 +145,11 @@ def planted(name: str) -> Iterator[None]:
     if not name:
         yield
         return
-    owner, attribute, mistake = PLANTED[name]
-    right = getattr(owner, attribute)
-    setattr(owner, attribute, mistake)
+    right = [(owner, attribute, vars(owner)[attribute]) for owner, attribute, _ in PLANTED[name]]
+    for owner, attribute, mistake in PLANTED[name]:
+        setattr(owner, attribute, mistake)
     try:
         yield
     finally:
-        setattr(owner, attribute, right)
+        for owner, attribute, was in right:
+            setattr(owner, attribute, was)
