@@ -263,6 +263,7 @@ class ClusterScenario:
         """A machine is about to die: a guest that only its memory holds dies with it, and that is nobody's fault."""
         gone = self.cluster.memory_ids.get(host, "")
         for tenant in self.tenants:
+            self.held.dies(tenant.guest_id, gone)
             holders = self.cluster.holders(tenant.guest_id) if tenant.guest_id else []
             living = set(self.cluster.memory_ids.values()) - {gone}
             if (not holders and tenant.host == host) or (gone in holders and not living & set(holders)):

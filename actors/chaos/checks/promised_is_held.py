@@ -26,6 +26,12 @@ class PromisedIsHeld:
         self._world = world
         self._required = required
         self._held = held
+        self._at_death: dict[tuple[str, str], int | None] = {}
+        """What a memory that has died had held, by guest_id and memory_id: acknowledged in time, it counts."""
+
+    def dies(self, guest_id: str, memory_id: str) -> None:
+        """This memory is about to die."""
+        self._at_death[guest_id, memory_id] = self._held(guest_id, memory_id)
 
     def promised(self, guest_id: str, lsn: int) -> None:
         """A wait for `lsn` has returned."""
@@ -33,7 +39,8 @@ class PromisedIsHeld:
         if not members:
             self._world.violate(PROPERTY, f"{guest_id} was promised {lsn} while nobody is required to hold it")
         for memory_id in members:
-            held = self._held(guest_id, memory_id)
+            held = self._at_death.get((guest_id, memory_id), self._held(guest_id, memory_id))
             if held is not None and held < lsn:
-                where = "is dead" if held == HELD_NOWHERE else f"holds {held}"
-                self._world.violate(PROPERTY, f"{guest_id} was promised {lsn}; member {memory_id} {where}")
+                dead = " and is dead" if (guest_id, memory_id) in self._at_death else ""
+                what = f"{guest_id} was promised {lsn}; member {memory_id} holds {held}{dead}"
+                self._world.violate(PROPERTY, what)
