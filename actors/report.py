@@ -41,6 +41,10 @@ class Report(HostActor):
             pid=self._pid,
             actors=self._node.statuses(),
             links=self._node.link_statuses(),
+            channels=[
+                host_pb2.ChannelStatus(peer=peer, carrier=carrier)
+                for peer, carrier in environment.channel.carriers().items()
+            ],
             missing=environment.missing,
             memory_capacity_bytes=nvm.capacity_bytes,
             memory_allocated_bytes=nvm.allocated_bytes,

@@ -4,25 +4,37 @@
     pair = await channel.connect(host, address)                             # elsewhere: one queue pair a peer
     await pair.write(rkey, 0, data)                                         # into the region, no work by its owner
     await pair.write_with_immediate(rkey, 0, data, immediate)               # and then ring the owner's bell
+    old = await pair.compare_and_swap(rkey, 0, 7, 8)                        # atomic against everybody
+    pair.post(WorkRequest(Opcode.READ, rkey, length=8), completions)        # any of them, without waiting for it
 
-Offsets are relative to the region. Requests of one queue pair take effect in the order in which they were posted. A
-write of 8 aligned bytes is one store, never seen half-done. A request ends in exactly one completion; what is not
-SUCCESS is raised as `ChannelError`: after REM_ACCESS_ERR nothing was written, after RETRY_EXC_ERR and WR_FLUSH_ERR
-nobody can tell. A queue pair that had an error is broken for good: connect again.
+Offsets are relative to the region. Requests of one queue pair are numbered and take effect in the order in which they
+were posted. A write of 8 aligned bytes is one store, never seen half-done. A request ends in exactly one completion;
+what is not SUCCESS is raised as `ChannelError`, which says by `unknown` whether the request may have taken effect. A
+queue pair that had an error is broken for good: connect again. Data belongs to the queue pair until its request ends.
 
-Carriers: `everram.runtime.channel.shared_memory`, `everram.runtime.simulation.channel`.
+A host's channel is one protection domain: every queue pair that leads to it reaches every region registered there, by
+whichever carrier it came. Carriers: `everram.runtime.channel.shared_memory`, `everram.runtime.channel.tcp`,
+`everram.runtime.simulation.channel`.
 """
 
 from __future__ import annotations
 
 import enum
 from collections.abc import Callable
-from typing import Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
-from everram.runtime.errors import Unavailable
+from everram.runtime.errors import InvalidArgument, Unavailable
+
+if TYPE_CHECKING:
+    from everram.runtime.channel.completions import CompletionQueue
 
 IMMEDIATES = 1 << 32
 """An immediate is a number of 32 bits."""
+REQUEST_BYTES_MAX = 1 << 30
+"""Of one work request, on every carrier."""
+WORD_BYTES = 8
+WORDS = 1 << 64
 
 
 class Access(enum.IntFlag):
@@ -30,32 +42,90 @@ class Access(enum.IntFlag):
 
     REMOTE_READ = 1
     REMOTE_WRITE = 2
+    REMOTE_ATOMIC = 4
+
+
+class Opcode(enum.Enum):
+    WRITE = "write"
+    WRITE_WITH_IMMEDIATE = "write with immediate"
+    READ = "read"
+    COMPARE_AND_SWAP = "compare and swap"
+    FETCH_AND_ADD = "fetch and add"
 
 
 class Status(enum.Enum):
     """How a work request ended; the names are the verbs'."""
 
     SUCCESS = "success"
+    LOC_PROT_ERR = "local protection error"
+    """The lkey is unknown or out of bounds: nothing was sent."""
+    REM_INV_REQ_ERR = "remote invalid request error"
+    """An atomic operation on what is no aligned word: nothing happened."""
     REM_ACCESS_ERR = "remote access error"
-    """The rkey is unknown, revoked, out of bounds, or does not allow it: nothing was written."""
+    """The rkey is unknown, revoked, out of bounds, or does not allow it: nothing happened."""
+    REM_OP_ERR = "remote operation error"
+    """The owner allows it and cannot do it: nothing happened."""
     RETRY_EXC_ERR = "transport retry counter exceeded"
-    """The peer cannot be reached: unknown."""
+    """The peer cannot be reached or does not answer: unknown."""
     WR_FLUSH_ERR = "work request flushed"
     """The queue pair was broken by an earlier request, by its end or by its peer's: unknown."""
+
+
+UNKNOWN = frozenset({Status.RETRY_EXC_ERR, Status.WR_FLUSH_ERR})
+"""After these nobody can tell whether the request took effect."""
 
 
 class ChannelError(Unavailable):
     """A completion that is not SUCCESS; `unknown` is set where the request may have taken effect."""
 
     def __init__(self, status: Status, message: str) -> None:
-        super().__init__(message, unknown=status is not Status.REM_ACCESS_ERR)
+        super().__init__(message, unknown=status in UNKNOWN)
         self.status = status
+
+
+@dataclass(frozen=True, slots=True)
+class WorkRequest:
+    """What `QueuePair.post` takes. `wr_id` is the caller's own, repeated in the completion."""
+
+    opcode: Opcode
+    rkey: int
+    offset: int = 0
+    data: bytes | memoryview = b""
+    """Of a write."""
+    length: int = 0
+    """Of a read."""
+    immediate: int = 0
+    operand: int = 0
+    """The word to swap in, or to add."""
+    expected: int = 0
+    """By a compare and swap."""
+    wr_id: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """How a posted request ended."""
+
+    wr_id: int
+    opcode: Opcode
+    status: Status
+    data: bytes = b""
+    """What a read found."""
+    value: int = 0
+    """What an atomic operation found."""
+    message: str = ""
+    """What to tell a person where `status` is not SUCCESS."""
 
 
 class MemoryRegion(Protocol):
     """A registered part of a memory object. `rkey` is never used again after `deregister`."""
 
     rkey: int
+    """For others, who are told it by message."""
+    lkey: int
+    """For this process alone: see `Channel.local`."""
+    generation: int
+    """The word of the generation table under which it is valid."""
     length: int
     access: Access
 
@@ -68,6 +138,8 @@ class QueuePair(Protocol):
 
     peer: str
     """Name of the peer's host."""
+    carrier: str
+    """What takes it there: "shm", "tcp" or "simulated"."""
 
     async def write(self, rkey: int, offset: int, data: bytes | memoryview) -> None:
         """Raises ChannelError."""
@@ -77,6 +149,19 @@ class QueuePair(Protocol):
 
     async def read(self, rkey: int, offset: int, length: int) -> bytes:
         """Raises ChannelError."""
+
+    async def read_into(self, rkey: int, offset: int, target: memoryview) -> None:
+        """As `read`, straight into writable bytes; after an error they hold anything. Raises ChannelError."""
+
+    async def compare_and_swap(self, rkey: int, offset: int, expected: int, desired: int) -> int:
+        """The word that was there; `desired` is there now if that was `expected`. Raises ChannelError."""
+
+    async def fetch_and_add(self, rkey: int, offset: int, addend: int) -> int:
+        """The word that was there; the sum, modulo 2**64, is there now. Raises ChannelError."""
+
+    def post(self, request: WorkRequest, completions: CompletionQueue) -> None:
+        """Without waiting; its completion appears in `completions`, in order with those of other requests. Raises
+        InvalidArgument for what is no request at all, ResourceExhausted while too many are under way."""
 
     async def wait_broken(self) -> None:
         """Returns when the queue pair is broken: by an error, by `close`, or because the peer's process has ended."""
@@ -88,11 +173,14 @@ class Channel(Protocol):
     """One host's end: `environment.channel`."""
 
     address: str
-    """Where peers connect, as the directory tells them (`shm:PATH`)."""
+    """Where peers connect, as the directory tells them; `everram.runtime.channel.addresses` reads it."""
 
     def register(self, memory: str, offset: int, length: int, access: Access) -> MemoryRegion:
         """`memory`: the name of a memory object of this machine. Offset and length are multiples of 8. Raises NotFound,
-        InvalidArgument, ResourceExhausted."""
+        InvalidArgument, ResourceExhausted, FailedPrecondition where this computer has no atomic operations."""
+
+    def local(self, lkey: int, offset: int, length: int) -> memoryview:
+        """The registered memory itself, as the source of a write or the target of a read. Raises ChannelError."""
 
     def receive(self, handler: Callable[[], None]) -> int:
         """A fresh immediate; `handler` runs on the loop, at least once after the last write that carries it. Several
@@ -104,3 +192,21 @@ class Channel(Protocol):
     async def connect(self, host: str, address: str) -> QueuePair:
         """The queue pair to a peer, made anew if the last one is broken; shared by all who ask. Raises Unavailable,
         for a host of another cluster or name, too: it says which."""
+
+    def carriers(self) -> dict[str, str]:
+        """The carrier of each peer to which there is a queue pair now."""
+
+
+def check(request: WorkRequest) -> None:
+    """Raises InvalidArgument for what no carrier takes."""
+    if not 0 <= request.rkey < WORDS or not 0 <= request.immediate < IMMEDIATES:
+        raise InvalidArgument(f"rkey {request.rkey} or immediate {request.immediate} is no number of 64 or 32 bits")
+    if not 0 <= request.operand < WORDS or not 0 <= request.expected < WORDS:
+        raise InvalidArgument("a word is a number from 0 to 2**64 - 1")
+    check_length(max(request.length, len(request.data)))
+
+
+def check_length(length: int) -> None:
+    """Raises InvalidArgument."""
+    if length > REQUEST_BYTES_MAX:
+        raise InvalidArgument(f"one request moves at most {REQUEST_BYTES_MAX} bytes, not {length}: make several of it")

@@ -1,4 +1,4 @@
-"""The datagrams between two hosts of the shared-memory carrier, version 1 (docs/formats.md).
+"""The datagrams between two hosts of the shared-memory carrier, version 2 (docs/formats.md).
 
     data = Resolve(rkey).encode()
     frame = decode(data)                                 # raises ValueError on anything malformed
@@ -15,7 +15,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-VERSION = 1
+VERSION = 2
 DATAGRAM_BYTES_MAX = 16 * 1024
 IMMEDIATES_MAX = 1024
 """In one RING: what waits while a peer does not read goes out in few datagrams."""
@@ -34,7 +34,7 @@ class Kind(enum.IntEnum):
 
 _KIND = struct.Struct("<I")
 _RKEY = struct.Struct("<IQ")
-_RESOLVED = struct.Struct("<IQQQQQQII")
+_RESOLVED = struct.Struct("<IQQQQQQIII")
 _RING_ONE = struct.Struct("<II")
 
 
@@ -101,11 +101,13 @@ class Resolved:
     generation: int
     slot: int
     access: int
+    atomics: int
+    """How atomic operations are done there (`runtime.memory.atomics`); 0 where nobody may."""
 
     def encode(self) -> bytes:
         return _RESOLVED.pack(
             Kind.RESOLVED, self.rkey, self.number, self.size_bytes, self.offset, self.length, self.generation,
-            self.slot, self.access,
+            self.slot, self.access, self.atomics,
         )  # fmt: skip
 
 

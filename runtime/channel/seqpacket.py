@@ -35,14 +35,18 @@ Batch = list[tuple[bytes, list[int]]]
 _DESCRIPTOR_SPACE = socket.CMSG_SPACE(DESCRIPTORS_MAX * array.array("i").itemsize)
 
 
+class Unreachable(Unavailable):
+    """Nobody listens at that path, on this computer."""
+
+
 def dial(path: str) -> socket.socket:
-    """Raises Unavailable at once if nobody listens."""
+    """Raises Unreachable at once if nobody listens."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     try:
         sock.connect(path)
     except OSError as error:
         sock.close()
-        raise Unavailable(f"nothing answers at {path} ({error.strerror or error}): try again when it runs") from error
+        raise Unreachable(f"nothing answers at {path} ({error.strerror or error}): try again when it runs") from error
     return sock
 
 

@@ -1,25 +1,23 @@
 """The shared-memory carrier: the channel between hosts of one computer.
 
-    channel = await SharedMemoryChannel.open(memory, randbytes, me, path)
-    ...
-    channel.close()
+    carrier = SharedMemoryCarrier(protection, memory, me, path)
+    pair = await carrier.dial("h2", Addresses(shm=path_of_h2))
 
 Each host listens on a Unix socket. Whoever connects is told, once per rkey, where the region lies and gets the
 descriptor of its memory object; from then on this process does no work for an access but to run the handlers of
 immediates, which travel on the same socket. A peer looks at the generation table by itself, so revoking is one store.
 
-`seqpacket` has the sockets, `frames` what is said on them, `registry` and `generations` what is registered, and
-`shared_memory_pair` the other half: the queue pair.
+`seqpacket` has the sockets, `frames` what is said on them, `protection_domain` and `generations` what is registered,
+and `shared_memory_pair` the other half: the queue pair.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
+from everram.runtime.channel.addresses import SHM, Addresses
 from everram.runtime.channel.contract import Access
 from everram.runtime.channel.frames import (
     VERSION,
@@ -34,21 +32,21 @@ from everram.runtime.channel.frames import (
     Welcome,
     decode,
 )
-from everram.runtime.channel.generations import MEMORY_NAME, Generations
-from everram.runtime.channel.registry import Region, Registry, open_generations
+from everram.runtime.channel.generations import MEMORY_NAME
+from everram.runtime.channel.protection_domain import ProtectionDomain, Region
 from everram.runtime.channel.seqpacket import Batch, Connection, Listener
 from everram.runtime.channel.shared_memory_pair import SharedMemoryPair
 from everram.runtime.environment import Memory, MemoryObject
-from everram.runtime.errors import Unavailable
 
 if TYPE_CHECKING:
     from socket import socket
 
 log = logging.getLogger(__name__)
 
-SCHEME = "shm:"
 PATH_SUFFIX = ".ch"
 """After the path of the host's own socket."""
+WRITABLE = Access.REMOTE_WRITE | Access.REMOTE_ATOMIC
+"""What needs a descriptor that may be mapped writable."""
 
 
 class SharedObject(MemoryObject, Protocol):
@@ -62,104 +60,59 @@ class SharedMemory(Memory, Protocol):
     def open(self, name: str) -> SharedObject: ...
 
 
-class SharedMemoryChannel:
-    """`contract.Channel`."""
+class SharedMemoryCarrier:
+    """`carrier.Carrier`: the owner's half, and queue pairs to others'."""
 
-    def __init__(
-        self,
-        memory: SharedMemory,
-        generations: Generations,
-        randbytes: Callable[[int], bytes],
-        me: Identity,
-        path: str,
-    ) -> None:
-        """Use `open`."""
-        self.address = SCHEME + path
+    name = SHM
+
+    def __init__(self, protection: ProtectionDomain, memory: SharedMemory, me: Identity, path: str) -> None:
+        """Listens. Raises InvalidArgument for a path that is too long."""
+        self.path = path
         self.me = me
-        self.registry = Registry(generations, randbytes, self._on_revoked)
-        self._memory = memory
+        self.protection = protection
+        self.severed = False
+        """Whether whoever comes is sent away."""
         self._shared: dict[MemoryObject, _Shared] = {}  # those of which something is registered
         self._numbers = 0
         self.table = _read_only(memory.open(MEMORY_NAME).descriptor)
         """Descriptor of the generation table, for peers."""
         self._visitors: dict[_Visitor, None] = {}
-        self._pairs: dict[tuple[str, str], SharedMemoryPair] = {}  # by host and address
-        self._connecting: dict[tuple[str, str], asyncio.Lock] = {}
-        self._severed = False
         try:
             self._listener = Listener(path, self._accept)
         except BaseException:
             os.close(self.table)
             raise
 
-    @staticmethod
-    async def open(
-        memory: SharedMemory, randbytes: Callable[[int], bytes], me: Identity, path: str
-    ) -> SharedMemoryChannel:
-        """Revokes what this process's predecessors registered, then listens. Raises InvalidArgument for a path that is
-        too long, ResourceExhausted."""
-        generations = await open_generations(memory)
-        try:
-            return SharedMemoryChannel(memory, generations, randbytes, me, path)
-        except BaseException:
-            generations.mapping.close()
-            raise
+    async def dial(self, host: str, address: Addresses) -> SharedMemoryPair:
+        """Raises Unavailable; Unreachable, if nobody listens there on this computer."""
+        return await SharedMemoryPair.open(address.shm, host, self.me)
 
-    # -- contract.Channel
-
-    def register(self, memory: str, offset: int, length: int, access: Access) -> Region:
-        shared = self._memory.open(memory)
-        region = self.registry.register(shared, offset, length, access)
-        if shared not in self._shared:
+    def registered(self, region: Region) -> None:
+        memory = cast(SharedObject, region.memory)
+        if memory not in self._shared:
             self._numbers += 1
-            self._shared[shared] = _Shared(self._numbers, os.dup(shared.descriptor))
-        self._shared[shared].regions += 1
-        return region
+            self._shared[memory] = _Shared(self._numbers, os.dup(memory.descriptor))
+        self._shared[memory].regions += 1
 
-    def receive(self, handler: Callable[[], None]) -> int:
-        return self.registry.receive(handler)
+    def revoked(self, region: Region) -> None:
+        shared = self._shared[region.memory]
+        shared.regions -= 1
+        if not shared.regions:
+            del self._shared[region.memory]
+            shared.close()
+            for visitor in self._visitors:
+                visitor.drop(shared.number)
 
-    def unreceive(self, immediate: int) -> None:
-        self.registry.unreceive(immediate)
-
-    async def connect(self, host: str, address: str) -> SharedMemoryPair:
-        if self._severed:
-            raise Unavailable(f"host {host} cannot be reached: this machine is cut off from the network")
-        if not address.startswith(SCHEME):
-            raise Unavailable(f"host {host} has no address that shared memory reaches ({address or 'none'})")
-        key = host, address
-        async with self._connecting.setdefault(key, asyncio.Lock()):
-            if self.table < 0:
-                raise Unavailable("this host's channel is closed")
-            pair = self._pairs.get(key)
-            if pair is None or pair.broken:
-                self._pairs.pop(key, None)
-                pair = self._pairs[key] = await SharedMemoryPair.open(address.removeprefix(SCHEME), host, self.me)
-            return pair
-
-    def sever(self) -> None:
-        """The network is cut: every queue pair breaks, and what peers have mapped is revoked, for they need no help of
-        ours to write there. Whoever registered something registers it anew."""
-        self._severed = True
-        self.registry.deregister_all()
-        for pair in self._pairs.values():
-            pair.close()
+    def hang_up(self) -> None:
+        """On all who came."""
         for visitor in list(self._visitors):
             visitor.close()
-
-    def mend(self) -> None:
-        self._severed = False
 
     def close(self) -> None:
-        """Idempotent. Everything is revoked, and every queue pair breaks."""
+        """Idempotent; after everything was revoked."""
         self._listener.close()
-        for pair in self._pairs.values():
-            pair.close()
-        for visitor in list(self._visitors):
-            visitor.close()
+        self.hang_up()
         if self.table >= 0:
-            self.registry.deregister_all()
-            self.registry.generations.mapping.close()
             os.close(self.table)
             self.table = -1
 
@@ -172,20 +125,11 @@ class SharedMemoryChannel:
         self._visitors.pop(visitor, None)
 
     def _accept(self, sock: socket) -> None:
-        if self._severed:
+        if self.severed:
             sock.close()
             return
         visitor = _Visitor(self, sock)
         self._visitors[visitor] = None
-
-    def _on_revoked(self, region: Region) -> None:
-        shared = self._shared[region.memory]
-        shared.regions -= 1
-        if not shared.regions:
-            del self._shared[region.memory]
-            shared.close()
-            for visitor in self._visitors:
-                visitor.drop(shared.number)
 
 
 class _Shared:
@@ -199,7 +143,7 @@ class _Shared:
 
     def descriptor(self, access: Access) -> int:
         """What a region of this access gives away; still ours."""
-        if access & Access.REMOTE_WRITE:
+        if access & WRITABLE:
             return self._writable
         if self._read_only < 0:
             self._read_only = _read_only(self._writable)
@@ -214,15 +158,15 @@ class _Shared:
 class _Visitor:
     """A peer that has a queue pair to this host."""
 
-    def __init__(self, channel: SharedMemoryChannel, sock: socket) -> None:
-        self._channel = channel
+    def __init__(self, carrier: SharedMemoryCarrier, sock: socket) -> None:
+        self._carrier = carrier
         self._greeted = False
         self._given: set[tuple[int, bool]] = set()  # object numbers, and whether writable; never iterated
         self._connection = Connection(sock, self._on_batch, self._on_end, polite=True)
 
     def close(self) -> None:
         self._connection.close()
-        self._channel.leave(self)
+        self._carrier.leave(self)
 
     def drop(self, number: int) -> None:
         if (number, False) in self._given or (number, True) in self._given:
@@ -230,7 +174,7 @@ class _Visitor:
             self._connection.post(Drop(number).encode())
 
     def _on_end(self) -> None:
-        self._channel.leave(self)
+        self._carrier.leave(self)
 
     def _on_batch(self, batch: Batch) -> None:
         rung: dict[int, None] = {}  # a handler runs once a batch
@@ -243,7 +187,7 @@ class _Visitor:
         except (ValueError, OSError) as error:
             log.warning("a peer on the channel is sent away: %s", error)
             self.close()
-        self._channel.registry.ring(rung)
+        self._carrier.protection.ring(rung)
 
     def _on_datagram(self, data: bytes, rung: dict[int, None]) -> None:
         """Raises ValueError, OSError."""
@@ -258,7 +202,7 @@ class _Visitor:
             raise ValueError(f"{type(frame).__name__} is not for this end, or comes too early")
 
     def _greet(self, hello: Hello) -> None:
-        me, peer = self._channel.me, hello.identity
+        me, peer = self._carrier.me, hello.identity
         refusal = ""
         if hello.version != VERSION:
             refusal = (
@@ -271,14 +215,14 @@ class _Visitor:
             self.close()
             return
         self._greeted = True
-        self._connection.post(Welcome(me).encode(), [self._channel.table])
+        self._connection.post(Welcome(me).encode(), [self._carrier.table])
 
     def _resolve(self, rkey: int) -> None:
-        region = self._channel.registry.find(rkey)
+        region = self._carrier.protection.find(rkey)
         if region is None:
             self._connection.post(Unknown(rkey).encode())
             return
-        shared = self._channel.share(region)
+        shared = self._carrier.share(region)
         answer = Resolved(
             rkey=rkey,
             number=shared.number,
@@ -288,8 +232,9 @@ class _Visitor:
             generation=region.generation,
             slot=region.slot,
             access=int(region.access),
+            atomics=region.atomics,
         )
-        key = shared.number, bool(region.access & Access.REMOTE_WRITE)
+        key = shared.number, bool(region.access & WRITABLE)
         descriptors = [] if key in self._given else [shared.descriptor(region.access)]
         self._given.add(key)
         self._connection.post(answer.encode(), descriptors)

@@ -13,7 +13,19 @@ import asyncio
 import fcntl
 import os
 
-from everram.runtime.channel.contract import Access, ChannelError, Status
+from everram.runtime.channel.addresses import SHM
+from everram.runtime.channel.completions import CompletionQueue, completed
+from everram.runtime.channel.contract import (
+    REQUEST_BYTES_MAX,
+    WORD_BYTES,
+    Access,
+    ChannelError,
+    Opcode,
+    Status,
+    WorkRequest,
+    check,
+    check_length,
+)
 from everram.runtime.channel.frames import (
     VERSION,
     Drop,
@@ -28,21 +40,27 @@ from everram.runtime.channel.frames import (
 )
 from everram.runtime.channel.generations import Generations
 from everram.runtime.channel.seqpacket import Batch, Connection, dial
-from everram.runtime.errors import Unavailable
+from everram.runtime.channel.turns import Turn, Turns
+from everram.runtime.errors import ResourceExhausted, Unavailable
+from everram.runtime.memory import atomics
 from everram.runtime.memory.mapped import Mapped
 
 ANSWER_TIMEOUT_S = 2.0
 """For a peer to greet and to say what an rkey is: far longer than a loop is ever busy, as long as a lease."""
 CHUNK_BYTES = 1024 * 1024
 """Copied without a turn of the loop: a tenth of a millisecond or so."""
-WORD_BYTES = 8
-_WRITE, _READ = int(Access.REMOTE_WRITE), int(Access.REMOTE_READ)
+POSTED_MAX = 1024
+"""Requests that were posted and wait for their turn."""
+_WRITE, _READ, _ATOMIC = int(Access.REMOTE_WRITE), int(Access.REMOTE_READ), int(Access.REMOTE_ATOMIC)
 
 
 class _Remote:
     """What an rkey stands for, laid out for the hot path: a request touches these fields and calls nothing."""
 
-    __slots__ = ("generation", "mapping", "number", "offset", "readable", "table", "view", "word", "words", "writable")
+    __slots__ = (
+        "address", "atomic", "generation", "mapping", "number", "offset", "readable", "table", "view", "word", "words",
+        "writable",
+    )  # fmt: skip
 
     def __init__(self, told: Resolved, mapping: Mapped, table: Mapped) -> None:
         self.number = told.number
@@ -54,6 +72,9 @@ class _Remote:
         self.writable = told.length if told.access & _WRITE else -1
         """Where writes have to end; negative where none is allowed."""
         self.readable = told.length if told.access & _READ else -1
+        self.atomic = told.length if told.access & _ATOMIC and told.atomics == atomics.METHOD else -1
+        self.address = mapping.address + told.offset if self.atomic >= 0 else 0
+        """Of the region in this process."""
         self.table = table.words
         self.word = Generations.offset(told.slot) // WORD_BYTES
         """Index of its word in `table`."""
@@ -63,6 +84,8 @@ class _Remote:
 
 class SharedMemoryPair:
     """`contract.QueuePair`."""
+
+    carrier = SHM
 
     def __init__(self, path: str, peer: str, me: Identity) -> None:
         """Raises Unavailable."""
@@ -75,8 +98,10 @@ class SharedMemoryPair:
         self._mappings: dict[tuple[int, bool], Mapped] = {}  # by object number and whether it is writable
         self._greeted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._resolving: tuple[int, asyncio.Future[None]] | None = None
-        self._turn = asyncio.Lock()
-        self._in_turn = 0  # requests that have or await the turn: while there are any, nobody overtakes them
+        self._turns = Turns()
+        self._line = self._turns.line  # requests that have or await the turn: while there are any, nobody overtakes
+        self._posted: dict[asyncio.Task[None], None] = {}
+        self._atomics = atomics.probe()
         self._connection = Connection(dial(path), self._on_batch, self._on_end, polite=False)
 
     @staticmethod
@@ -109,24 +134,88 @@ class SharedMemoryPair:
 
     async def write(self, rkey: int, offset: int, data: bytes | memoryview) -> None:
         remote = self._remotes.get(rkey)
-        if remote is not None and not self._in_turn and len(data) <= CHUNK_BYTES:
+        if remote is not None and not self._line and len(data) <= CHUNK_BYTES:
             self._store(remote, offset, data)
         else:
-            await self._write_in_turn(rkey, offset, data)
+            await self._write_in_turn(self._turns.take(), rkey, offset, data)
 
     async def write_with_immediate(self, rkey: int, offset: int, data: bytes | memoryview, immediate: int) -> None:
         remote = self._remotes.get(rkey)
-        if remote is not None and not self._in_turn and len(data) <= CHUNK_BYTES:
+        if remote is not None and not self._line and len(data) <= CHUNK_BYTES:
             self._store(remote, offset, data)
             self._connection.ring(immediate)
         else:
-            await self._write_in_turn(rkey, offset, data, immediate)
+            await self._write_in_turn(self._turns.take(), rkey, offset, data, immediate)
 
     async def read(self, rkey: int, offset: int, length: int) -> bytes:
         remote = self._remotes.get(rkey)
-        if remote is not None and not self._in_turn and length <= CHUNK_BYTES:
+        if remote is not None and not self._line and length <= CHUNK_BYTES:
             return self._load(remote, offset, length)
-        return await self._read_in_turn(rkey, offset, length)
+        return await self._read_in_turn(self._turns.take(), rkey, offset, length)
+
+    async def read_into(self, rkey: int, offset: int, target: memoryview) -> None:
+        await self._read_into_in_turn(self._turns.take(), rkey, offset, target)
+
+    async def compare_and_swap(self, rkey: int, offset: int, expected: int, desired: int) -> int:
+        return await self._atomic(Opcode.COMPARE_AND_SWAP, rkey, offset, expected, desired)
+
+    async def fetch_and_add(self, rkey: int, offset: int, addend: int) -> int:
+        return await self._atomic(Opcode.FETCH_AND_ADD, rkey, offset, 0, addend)
+
+    async def _atomic(self, opcode: Opcode, rkey: int, offset: int, expected: int, operand: int) -> int:
+        remote = self._remotes.get(rkey)
+        if remote is not None and not self._line:
+            return self._operate(remote, opcode, offset, expected, operand)
+        async with self._turns.take():
+            return self._operate(await self._resolve(rkey), opcode, offset, expected, operand)
+
+    def post(self, request: WorkRequest, completions: CompletionQueue) -> None:
+        check(request)
+        remote = self._remotes.get(request.rkey)
+        if remote is not None and not self._line and max(len(request.data), request.length) <= CHUNK_BYTES:
+            try:
+                result = self._perform(remote, request)
+            except ChannelError as error:
+                completions.push(completed(request, error))
+            else:
+                completions.push(completed(request, result))
+            return
+        if len(self._posted) >= POSTED_MAX:
+            raise ResourceExhausted(f"{POSTED_MAX} requests wait on the queue pair to {self.peer}: poll some first")
+        task = asyncio.get_running_loop().create_task(self._perform_in_turn(self._turns.take(), request, completions))
+        self._posted[task] = None
+        task.add_done_callback(self._posted.pop)
+
+    def _perform(self, remote: _Remote, request: WorkRequest) -> bytes | int | None:
+        match request.opcode:
+            case Opcode.READ:
+                return self._load(remote, request.offset, request.length)
+            case Opcode.WRITE:
+                self._store(remote, request.offset, request.data)
+            case Opcode.WRITE_WITH_IMMEDIATE:
+                self._store(remote, request.offset, request.data)
+                self._connection.ring(request.immediate)
+            case _:
+                return self._operate(remote, request.opcode, request.offset, request.expected, request.operand)
+        return None
+
+    async def _perform_in_turn(self, turn: Turn, request: WorkRequest, completions: CompletionQueue) -> None:
+        result: bytes | int | ChannelError | None = None
+        try:
+            match request.opcode:
+                case Opcode.READ:
+                    result = await self._read_in_turn(turn, request.rkey, request.offset, request.length)
+                case Opcode.WRITE:
+                    await self._write_in_turn(turn, request.rkey, request.offset, request.data)
+                case Opcode.WRITE_WITH_IMMEDIATE:
+                    rung = request.immediate
+                    await self._write_in_turn(turn, request.rkey, request.offset, request.data, rung)
+                case _:
+                    async with turn:
+                        result = self._perform(await self._resolve(request.rkey), request)
+        except ChannelError as error:
+            result = error
+        completions.push(completed(request, result))
 
     def _store(self, remote: _Remote, offset: int, data: bytes | memoryview) -> None:
         length = len(data)
@@ -158,43 +247,71 @@ class SharedMemoryPair:
             raise self._refused()
         return data
 
-    async def _write_in_turn(
-        self, rkey: int, offset: int, data: bytes | memoryview, immediate: int | None = None
-    ) -> None:
-        self._in_turn += 1
-        try:
-            async with self._turn:
-                remote = await self._resolve(rkey)
-                view = memoryview(data)
-                if offset < 0 or offset + len(view) > remote.writable:
-                    raise self._refused()
-                self._store(remote, offset, view[:CHUNK_BYTES])
-                for at in range(CHUNK_BYTES, len(view), CHUNK_BYTES):
-                    await asyncio.sleep(0)
-                    if self._remotes.get(rkey) is not remote or remote.table[remote.word] != remote.generation:
-                        raise self._fail(Status.WR_FLUSH_ERR, f"host {self.peer} was lost during a write")
-                    self._store(remote, offset + at, view[at : at + CHUNK_BYTES])
-                if immediate is not None:
-                    self._connection.ring(immediate)
-        finally:
-            self._in_turn -= 1
+    def _operate(self, remote: _Remote, opcode: Opcode, offset: int, expected: int, operand: int) -> int:
+        if (
+            offset < 0
+            or offset + WORD_BYTES > remote.atomic
+            or self._atomics is None
+            or remote.table[remote.word] != remote.generation
+        ):
+            raise self._refused()
+        if offset & 7:
+            raise self._fail(Status.REM_INV_REQ_ERR, f"an atomic operation at {offset}, which is no multiple of 8")
+        if opcode is Opcode.FETCH_AND_ADD:
+            old = self._atomics.fetch_and_add(remote.address + offset, operand)
+        else:
+            old = self._atomics.compare_and_swap(remote.address + offset, expected, operand)
+        if remote.table[remote.word] != remote.generation:
+            raise self._fail(Status.WR_FLUSH_ERR, f"host {self.peer} revoked the region during an atomic operation")
+        return old
 
-    async def _read_in_turn(self, rkey: int, offset: int, length: int) -> bytes:
-        self._in_turn += 1
-        try:
-            async with self._turn:
-                remote = await self._resolve(rkey)
-                if offset < 0 or offset + length > remote.readable:
-                    raise self._refused()
-                pieces = [self._load(remote, offset, min(CHUNK_BYTES, length))]
-                for at in range(CHUNK_BYTES, length, CHUNK_BYTES):
+    async def _write_in_turn(
+        self, turn: Turn, rkey: int, offset: int, data: bytes | memoryview, immediate: int | None = None
+    ) -> None:
+        async with turn:
+            check_length(len(data))
+            remote = await self._resolve(rkey)
+            view = memoryview(data)
+            if offset < 0 or offset + len(view) > remote.writable:
+                raise self._refused()
+            self._store(remote, offset, view[:CHUNK_BYTES])
+            for at in range(CHUNK_BYTES, len(view), CHUNK_BYTES):
+                await asyncio.sleep(0)
+                if self._remotes.get(rkey) is not remote or remote.table[remote.word] != remote.generation:
+                    raise self._fail(Status.WR_FLUSH_ERR, f"host {self.peer} was lost during a write")
+                self._store(remote, offset + at, view[at : at + CHUNK_BYTES])
+            if immediate is not None:
+                self._connection.ring(immediate)
+
+    async def _read_in_turn(self, turn: Turn, rkey: int, offset: int, length: int) -> bytes:
+        if length <= CHUNK_BYTES or length > REQUEST_BYTES_MAX:
+            async with turn:
+                check_length(length)
+                return self._load(await self._resolve(rkey), offset, length)
+        found = bytearray(length)
+        await self._read_into_in_turn(turn, rkey, offset, memoryview(found))
+        return bytes(found)
+
+    async def _read_into_in_turn(self, turn: Turn, rkey: int, offset: int, target: memoryview) -> None:
+        async with turn:
+            length = len(target)
+            check_length(length)
+            remote = await self._resolve(rkey)
+            if offset < 0 or offset + length > remote.readable or remote.table[remote.word] != remote.generation:
+                raise self._refused()
+            start = remote.offset + offset
+            for at in range(0, length, CHUNK_BYTES):
+                if at:
                     await asyncio.sleep(0)
                     if self._remotes.get(rkey) is not remote:
                         raise self._fail(Status.WR_FLUSH_ERR, f"host {self.peer} was lost during a read")
-                    pieces.append(self._load(remote, offset + at, min(CHUNK_BYTES, length - at)))
-                return b"".join(pieces)
-        finally:
-            self._in_turn -= 1
+                end = min(at + CHUNK_BYTES, length)
+                if end - at == WORD_BYTES and not (start + at) & 7:
+                    target[at:end] = remote.words[start + at >> 3].to_bytes(WORD_BYTES, "little")
+                else:
+                    target[at:end] = remote.view[start + at : start + end]
+                if remote.table[remote.word] != remote.generation:
+                    raise self._refused()
 
     # -- how a request ends badly
 
@@ -297,7 +414,7 @@ class SharedMemoryPair:
     def _map(self, frame: Resolved, descriptors: list[int]) -> _Remote:
         if self._table is None or self._table_mapping is None or frame.slot >= self._table.slots:
             raise ValueError(f"slot {frame.slot} is not in the generation table")
-        key = frame.number, bool(frame.access & _WRITE)
+        key = frame.number, bool(frame.access & (_WRITE | _ATOMIC))
         mapping = self._mappings.get(key)
         if mapping is None:
             mapping = self._mappings[key] = _mapped(descriptors, frame.size_bytes, writable=key[1])

@@ -64,6 +64,12 @@ def _register_up(up: argparse.ArgumentParser) -> None:
     up.add_argument("--nvm", type=size, metavar="SIZE", help="how much of it is persistent (default 512MiB)")
     up.add_argument("--coordination", default="embedded", metavar="WHERE", help="embedded (the default)")
     up.add_argument(
+        "--channel",
+        metavar="HOW",
+        help="how hosts reach each other's memory: auto (the default: shared memory on one computer, TCP between "
+        "computers), shm or tcp for all, or for single hosts: h2=tcp,h3=tcp",
+    )
+    up.add_argument(
         "--open",
         choices=IMAGES,
         default="",
@@ -85,7 +91,8 @@ def up_command(args: argparse.Namespace) -> int:
             raise InvalidArgument(f'"{args.coordination}" is no coordination: only "embedded" is built yet')
         unbuilt.refuse(f"--coordination {args.coordination}")
     folders = Folders.of(args.cluster, args.dir, os.environ)
-    plan = launch.prepare(folders, launch.Wishes(args.cluster, args.hosts, args.memory, args.nvm, args.open))
+    wishes = launch.Wishes(args.cluster, args.hosts, args.memory, args.nvm, args.open, args.channel)
+    plan = launch.prepare(folders, wishes)
     if not args.json:
         _introduce(plan, folders)
     with launch.start(folders) as progress:

@@ -120,6 +120,7 @@ async def _host(host: Host) -> dict[str, Any]:
         },
         "image": power.image,
         "restored_from": power.restored_from,
+        "channels": {channel.peer: channel.carrier for channel in own.channels},
         "missing": list(own.missing),
         "actors": [{"service": a.service, "state": a.state, "restarts": a.restarts} for a in own.actors],
     }
@@ -142,6 +143,9 @@ def _show(seen: dict[str, Any], as_json: bool) -> None:
     for host in seen["hosts"]:
         if note := host["reason"] or host.get("error", ""):
             say(f"{host['name']}: {note}")
+    for host in seen["hosts"]:
+        if channels := host.get("channels"):
+            say(f"{host['name']} reaches the memory of {', '.join(f'{p} by {c}' for p, c in channels.items())}")
     for sentence in sorted({sentence for host in seen["hosts"] for sentence in host.get("missing", [])}):
         say(f"on this computer: {sentence}")
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from everram.runtime.errors import DataLoss, InvalidArgument
 
 FORMAT = 1
+CHANNEL_MODES = ("auto", "shm", "tcp")
 HOSTS_DEFAULT = 3
 HOSTS_MAX = 32
 """Each host is a machine process, a Python process and its links: more than this is no laptop's work."""
@@ -32,6 +33,10 @@ class ClusterConfig:
     memory_bytes: int
     nvm_bytes: int
     coordination: str = "embedded"
+    token: str = ""
+    """Shared by the cluster's hosts and nobody else: what listens on TCP asks for it."""
+    channel: dict[str, str] = dataclasses.field(default_factory=dict)
+    """By host, where it is not "auto": "shm" or "tcp" (`HostConfig.channel`)."""
     format: int = FORMAT
 
     def to_json(self) -> str:
@@ -46,6 +51,8 @@ class ClusterConfig:
                 raise ValueError("it is not an object with a list of hosts")
             if members.get("format") != FORMAT:
                 raise ValueError(f"it has format {members.get('format')!r}, and this version reads format {FORMAT}")
+            if not isinstance(members.get("channel", {}), dict):
+                raise ValueError("its channel is no object of hosts and ways")
             members["hosts"] = tuple(str(host) for host in members["hosts"])
             config = ClusterConfig(**members)
             config.check()
@@ -60,6 +67,12 @@ class ClusterConfig:
         """Raises InvalidArgument if no such cluster could run."""
         if not 1 <= len(self.hosts) <= HOSTS_MAX:
             raise InvalidArgument(f"a local cluster has 1 to {HOSTS_MAX} hosts, not {len(self.hosts)}")
+        for host, mode in self.channel.items():
+            if host not in self.hosts or mode not in CHANNEL_MODES:
+                raise InvalidArgument(
+                    f'the channel of host "{host}" cannot be "{mode}": the hosts are {", ".join(self.hosts)}, and the '
+                    f"ways are {', '.join(CHANNEL_MODES)}"
+                )
         if not NVM_MIN_BYTES <= self.nvm_bytes <= self.memory_bytes:
             raise InvalidArgument(
                 f"persistent memory (--nvm, {self.nvm_bytes} bytes) is part of the machine's memory "

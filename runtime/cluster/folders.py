@@ -135,6 +135,7 @@ def write_durably(path: Path, text: str) -> None:
     aside = path.with_name(path.name + ".new")
     try:
         with aside.open("w", encoding="utf-8") as file:
+            os.fchmod(file.fileno(), 0o600)  # there may be the cluster's token in it
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

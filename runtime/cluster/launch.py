@@ -53,6 +53,8 @@ class Wishes:
     memory_bytes: int | None = None
     nvm_bytes: int | None = None
     open_image: str = ""
+    channel: str | None = None
+    """`tcp` for all hosts, or `h2=tcp,h3=shm` for single ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +90,9 @@ def _new(folders: Folders, wishes: Wishes) -> ClusterConfig:
         hosts=tuple(f"h{n}" for n in range(1, count + 1)),
         memory_bytes=memory,
         nvm_bytes=wishes.nvm_bytes or min(NVM_DEFAULT_BYTES, memory // 2),
+        token=secrets.token_hex(16),
     )
+    config = replace(config, channel=_channel(wishes, config))
     config.check()
     return config
 
@@ -107,6 +111,8 @@ def _known(folders: Folders, wishes: Wishes) -> ClusterConfig:
         config,
         memory_bytes=wishes.memory_bytes or config.memory_bytes,
         nvm_bytes=wishes.nvm_bytes or config.nvm_bytes,
+        token=config.token or secrets.token_hex(16),
+        channel=_channel(wishes, config),
     )
     if grown.memory_bytes < config.memory_bytes or grown.nvm_bytes < config.nvm_bytes:
         raise FailedPrecondition(
@@ -114,6 +120,23 @@ def _known(folders: Folders, wishes: Wishes) -> ClusterConfig:
         )
     grown.check()
     return grown
+
+
+def _channel(wishes: Wishes, config: ClusterConfig) -> dict[str, str]:
+    """How each host's channel is carried, where it is not "auto". What is not wished for stays. Raises
+    InvalidArgument."""
+    if wishes.channel is None:
+        return config.channel
+    if "=" not in wishes.channel:
+        modes = dict.fromkeys(config.hosts, wishes.channel)
+    else:
+        modes = dict(config.channel)
+        for word in wishes.channel.split(","):
+            host, equals, mode = word.partition("=")
+            if not equals:
+                raise InvalidArgument(f'"{wishes.channel}" is neither one way for all nor h2=tcp,h3=shm')
+            modes[host] = mode
+    return {host: mode for host, mode in modes.items() if mode != "auto" or host not in config.hosts}
 
 
 def _write_machine(folders: Folders, config: ClusterConfig, host: str, open_image: str) -> None:
@@ -133,6 +156,8 @@ def _write_machine(folders: Folders, config: ClusterConfig, host: str, open_imag
         coordination=f"unix:{folders.coordination_socket}",
         memory_bytes=config.memory_bytes,
         nvm_bytes=config.nvm_bytes,
+        token=config.token,
+        channel=config.channel.get(host, "auto"),
         open_image=open_image,
     )
     machine_config = MachineConfig(

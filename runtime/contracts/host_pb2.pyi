@@ -16,7 +16,7 @@ class EchoMessage(_message.Message):
     def __init__(self, value: _Optional[int] = ..., payload: _Optional[bytes] = ...) -> None: ...
 
 class HostStatus(_message.Message):
-    __slots__ = ("cluster", "host", "host_id", "memory_id", "version", "pid", "actors", "missing", "memory_capacity_bytes", "memory_allocated_bytes", "uptime_s", "links")
+    __slots__ = ("cluster", "host", "host_id", "memory_id", "version", "pid", "actors", "missing", "memory_capacity_bytes", "memory_allocated_bytes", "uptime_s", "links", "channels")
     CLUSTER_FIELD_NUMBER: _ClassVar[int]
     HOST_FIELD_NUMBER: _ClassVar[int]
     HOST_ID_FIELD_NUMBER: _ClassVar[int]
@@ -29,6 +29,7 @@ class HostStatus(_message.Message):
     MEMORY_ALLOCATED_BYTES_FIELD_NUMBER: _ClassVar[int]
     UPTIME_S_FIELD_NUMBER: _ClassVar[int]
     LINKS_FIELD_NUMBER: _ClassVar[int]
+    CHANNELS_FIELD_NUMBER: _ClassVar[int]
     cluster: str
     host: str
     host_id: str
@@ -41,7 +42,16 @@ class HostStatus(_message.Message):
     memory_allocated_bytes: int
     uptime_s: float
     links: _containers.RepeatedCompositeFieldContainer[LinkStatus]
-    def __init__(self, cluster: _Optional[str] = ..., host: _Optional[str] = ..., host_id: _Optional[str] = ..., memory_id: _Optional[str] = ..., version: _Optional[str] = ..., pid: _Optional[int] = ..., actors: _Optional[_Iterable[_Union[ActorStatus, _Mapping]]] = ..., missing: _Optional[_Iterable[str]] = ..., memory_capacity_bytes: _Optional[int] = ..., memory_allocated_bytes: _Optional[int] = ..., uptime_s: _Optional[float] = ..., links: _Optional[_Iterable[_Union[LinkStatus, _Mapping]]] = ...) -> None: ...
+    channels: _containers.RepeatedCompositeFieldContainer[ChannelStatus]
+    def __init__(self, cluster: _Optional[str] = ..., host: _Optional[str] = ..., host_id: _Optional[str] = ..., memory_id: _Optional[str] = ..., version: _Optional[str] = ..., pid: _Optional[int] = ..., actors: _Optional[_Iterable[_Union[ActorStatus, _Mapping]]] = ..., missing: _Optional[_Iterable[str]] = ..., memory_capacity_bytes: _Optional[int] = ..., memory_allocated_bytes: _Optional[int] = ..., uptime_s: _Optional[float] = ..., links: _Optional[_Iterable[_Union[LinkStatus, _Mapping]]] = ..., channels: _Optional[_Iterable[_Union[ChannelStatus, _Mapping]]] = ...) -> None: ...
+
+class ChannelStatus(_message.Message):
+    __slots__ = ("peer", "carrier")
+    PEER_FIELD_NUMBER: _ClassVar[int]
+    CARRIER_FIELD_NUMBER: _ClassVar[int]
+    peer: str
+    carrier: str
+    def __init__(self, peer: _Optional[str] = ..., carrier: _Optional[str] = ...) -> None: ...
 
 class ActorStatus(_message.Message):
     __slots__ = ("service", "state", "handled", "queued", "restarts")

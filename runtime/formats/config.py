@@ -36,6 +36,9 @@ class HostConfig:
     tcp_port: int = 0
     """0: no TCP listener. On loopback only, and with the token."""
     token: str = ""
+    """The cluster's: asked for by whatever listens on TCP."""
+    channel: str = "auto"
+    """How other hosts' memory is reached, and this one's: "shm", "tcp", or "auto": the better of both for each peer."""
     open_image: str = ""
     """Named choice for an image that may not be opened silently: "incomplete" or "opened" (D1)."""
 

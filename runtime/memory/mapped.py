@@ -9,6 +9,7 @@ Standard library only.
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
 import sys
@@ -42,6 +43,11 @@ class Mapped(Mapping):
     def words(self) -> memoryview:
         """The same memory by aligned words, each loaded and stored whole; ends with `close`."""
         return self._words
+
+    @property
+    def address(self) -> int:
+        """Where it lies in this process, for atomic operations; only of a writable mapping, and until `close`."""
+        return ctypes.addressof(ctypes.c_char.from_buffer(self._mmap))
 
     def load(self, offset: int, length: int) -> bytes:
         if offset < 0 or length < 0 or offset + length > self.size_bytes:

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
+from pathlib import Path
 
 from everram.runtime.channel.frames import Identity
-from everram.runtime.channel.shared_memory import PATH_SUFFIX, SharedMemoryChannel
+from everram.runtime.channel.host_channel import HostChannel, Reach
+from everram.runtime.channel.shared_memory import PATH_SUFFIX
 from everram.runtime.coordination.client import CoordinationClient
 from everram.runtime.environment import Environment
 from everram.runtime.formats.config import HostConfig
@@ -55,7 +57,8 @@ class Production:
             parts.push_async_callback(network.close)
             entropy = SystemEntropy()
             me = Identity(config.cluster_id, config.host, incarnation=entropy.token())
-            channel = await SharedMemoryChannel.open(memory, entropy.randbytes, me, config.socket + PATH_SUFFIX)
+            reach = Reach(config.socket + PATH_SUFFIX, config.channel, config.token, boot_id())
+            channel = await HostChannel.open(memory, entropy.randbytes, me, reach)
             parts.callback(channel.close)
             cut.watch(channel.sever, channel.mend)
             if not cut.connected:
@@ -80,3 +83,8 @@ class Production:
 
     async def close(self) -> None:
         await self.parts.aclose()
+
+
+def boot_id() -> str:
+    """Of this computer, since it was started last."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()

@@ -18,10 +18,20 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
-from everram.runtime.channel.contract import Access, ChannelError, Status
+from everram.runtime.channel.completions import CompletionQueue, completed
+from everram.runtime.channel.contract import (
+    WORDS,
+    Access,
+    ChannelError,
+    Opcode,
+    Status,
+    WorkRequest,
+    check,
+    check_length,
+)
 from everram.runtime.channel.frames import Identity
 from everram.runtime.channel.generations import MEMORY_NAME, Generations
-from everram.runtime.channel.registry import Region, Registry, open_generations
+from everram.runtime.channel.protection_domain import ProtectionDomain, Region, open_generations
 from everram.runtime.errors import Unavailable
 from everram.runtime.simulation.domain import Domain
 from everram.runtime.simulation.entropy import Stream
@@ -35,6 +45,7 @@ TORN = 0.25
 TORN_NS_MAX = 20_000
 
 MESSAGES = {
+    Status.REM_INV_REQ_ERR: "host {} does no atomic operations at an offset that is no multiple of 8",
     Status.REM_ACCESS_ERR: "host {} has no such region, has revoked it, or does not allow this",
     Status.RETRY_EXC_ERR: "host {} does not answer on its channel",
     Status.WR_FLUSH_ERR: "the queue pair to host {} is broken: connect again",
@@ -58,7 +69,7 @@ class SimulatedChannel:
         wires: Wires,
         objects: Objects,
         memory: SimulatedMemory,
-        registry: Registry,
+        protection: ProtectionDomain,
         me: Identity,
         domain: Domain,
         address: str,
@@ -67,13 +78,13 @@ class SimulatedChannel:
         self.address = address
         self.wires = wires
         self.objects = objects
-        self.registry = registry
+        self.protection = protection
         self.me = me
         self.domain = domain
         self.responders: dict[str, _Responder] = {}
         """By the peer's host: the far ends of the queue pairs that lead here."""
         # As a peer sees it: no process of ours can be stopped at a peer's look.
-        self._words = Generations(GatedMapping(objects.by_name[MEMORY_NAME], None), registry.generations.slots)
+        self._words = Generations(GatedMapping(objects.by_name[MEMORY_NAME], None), protection.generations.slots)
         self._memory = memory
         self._pairs: dict[tuple[str, str], SimulatedPair] = {}
         self._connecting: dict[tuple[str, str], asyncio.Lock] = {}
@@ -91,17 +102,26 @@ class SimulatedChannel:
         address: str,
     ) -> SimulatedChannel:
         """Revokes what this process's predecessors registered, then listens."""
-        registry = Registry(await open_generations(memory), randbytes)
-        return SimulatedChannel(wires, objects, memory, registry, me, domain, address)
+        protection = ProtectionDomain(await open_generations(memory), randbytes, atomic=True)
+        return SimulatedChannel(wires, objects, memory, protection, me, domain, address)
 
     def register(self, memory: str, offset: int, length: int, access: Access) -> Region:
-        return self.registry.register(self._memory.open(memory), offset, length, access)
+        return self.protection.register(self._memory.open(memory), offset, length, access)
+
+    def local(self, lkey: int, offset: int, length: int) -> memoryview:
+        region = self.protection.find_local(lkey, offset, length)
+        assert isinstance(region.memory, SimulatedObject)
+        at = region.offset + offset
+        return memoryview(region.memory.content.content)[at : at + length]
+
+    def carriers(self) -> dict[str, str]:
+        return {host: pair.carrier for (host, _), pair in sorted(self._pairs.items()) if not pair.broken}
 
     def receive(self, handler: Callable[[], None]) -> int:
-        return self.registry.receive(handler)
+        return self.protection.receive(handler)
 
     def unreceive(self, immediate: int) -> None:
-        self.registry.unreceive(immediate)
+        self.protection.unreceive(immediate)
 
     async def connect(self, host: str, address: str) -> SimulatedPair:
         key = host, address
@@ -119,7 +139,7 @@ class SimulatedChannel:
         for pair in self._pairs.values():
             pair.close()
         if self.wires.by_address.get(self.address) is self:
-            self.registry.deregister_all()
+            self.protection.deregister_all()
             self._die()
 
     def valid(self, region: Region) -> bool:
@@ -185,17 +205,32 @@ def _answer(visitor: SimulatedChannel, source: str, answered: asyncio.Future[str
 @dataclass(slots=True, eq=False)
 class _Request:
     number: int
-    rkey: int
-    offset: int
-    length: int
-    data: bytes | None
-    """None: a read."""
-    immediate: int | None
-    outcome: asyncio.Future[bytes | Status]
+    work: WorkRequest
+    outcome: asyncio.Future[bytes | int | Status]
     timer: asyncio.TimerHandle | None = None
 
+    @property
+    def length(self) -> int:
+        """Of the memory that it touches."""
+        match self.work.opcode:
+            case Opcode.READ:
+                return self.work.length
+            case Opcode.COMPARE_AND_SWAP | Opcode.FETCH_AND_ADD:
+                return WORD_BYTES
+            case _:
+                return len(self.work.data)
 
-def _settle(request: _Request, result: bytes | Status) -> None:
+
+NEEDED = {
+    Opcode.READ: Access.REMOTE_READ,
+    Opcode.WRITE: Access.REMOTE_WRITE,
+    Opcode.WRITE_WITH_IMMEDIATE: Access.REMOTE_WRITE,
+    Opcode.COMPARE_AND_SWAP: Access.REMOTE_ATOMIC,
+    Opcode.FETCH_AND_ADD: Access.REMOTE_ATOMIC,
+}
+
+
+def _settle(request: _Request, result: bytes | int | Status) -> None:
     if request.timer is not None:
         request.timer.cancel()
     if not request.outcome.done():
@@ -204,6 +239,8 @@ def _settle(request: _Request, result: bytes | Status) -> None:
 
 class SimulatedPair:
     """`contract.QueuePair`."""
+
+    carrier = "simulated"
 
     def __init__(self, channel: SimulatedChannel, peer: str) -> None:
         self.peer = peer
@@ -220,13 +257,38 @@ class SimulatedPair:
         return self._broken.is_set()
 
     async def write(self, rkey: int, offset: int, data: bytes | memoryview) -> None:
-        await self._request(rkey, offset, len(data), bytes(data), None)
+        await self._request(WorkRequest(Opcode.WRITE, rkey, offset, bytes(data)))
 
     async def write_with_immediate(self, rkey: int, offset: int, data: bytes | memoryview, immediate: int) -> None:
-        await self._request(rkey, offset, len(data), bytes(data), immediate)
+        await self._request(WorkRequest(Opcode.WRITE_WITH_IMMEDIATE, rkey, offset, bytes(data), immediate=immediate))
 
     async def read(self, rkey: int, offset: int, length: int) -> bytes:
-        return await self._request(rkey, offset, length, None, None)
+        found = await self._request(WorkRequest(Opcode.READ, rkey, offset, length=length))
+        assert isinstance(found, bytes)
+        return found
+
+    async def read_into(self, rkey: int, offset: int, target: memoryview) -> None:
+        target[:] = await self.read(rkey, offset, len(target))
+
+    async def compare_and_swap(self, rkey: int, offset: int, expected: int, desired: int) -> int:
+        work = WorkRequest(Opcode.COMPARE_AND_SWAP, rkey, offset, expected=expected, operand=desired)
+        found = await self._request(work)
+        assert isinstance(found, int)
+        return found
+
+    async def fetch_and_add(self, rkey: int, offset: int, addend: int) -> int:
+        found = await self._request(WorkRequest(Opcode.FETCH_AND_ADD, rkey, offset, operand=addend))
+        assert isinstance(found, int)
+        return found
+
+    def post(self, request: WorkRequest, completions: CompletionQueue) -> None:
+        check(request)
+
+        def ended(outcome: asyncio.Future[bytes | int | Status]) -> None:
+            result = outcome.result()
+            completions.push(completed(request, self._error(result) if isinstance(result, Status) else result))
+
+        self._post(request).outcome.add_done_callback(ended)
 
     async def wait_broken(self) -> None:
         await self._broken.wait()
@@ -238,21 +300,26 @@ class SimulatedPair:
             if self.responder is not None:
                 self._send(self.responder.end, droppable=False)
 
-    async def _request(self, rkey: int, offset: int, length: int, data: bytes | None, immediate: int | None) -> bytes:
-        loop = self._fabric.loop
-        if self.broken or self.responder is None:
-            raise self._error(Status.WR_FLUSH_ERR)
-        self._numbers += 1
-        request = _Request(self._numbers, rkey, offset, length, data, immediate, loop.create_future())
-        request.timer = loop.call_later(RETRY_S, self.complete, request, Status.RETRY_EXC_ERR)
-        self._open[request.number] = request
-        self._send(partial(self.responder.arrive, request), droppable=True)
-        result = await request.outcome
+    async def _request(self, work: WorkRequest) -> bytes | int:
+        check_length(max(work.length, len(work.data)))
+        result = await self._post(work).outcome
         if isinstance(result, Status):
             raise self._error(result)
         return result
 
-    def complete(self, request: _Request, result: bytes | Status) -> None:
+    def _post(self, work: WorkRequest) -> _Request:
+        loop = self._fabric.loop
+        self._numbers += 1
+        request = _Request(self._numbers, work, loop.create_future())
+        if self.broken or self.responder is None:
+            request.outcome.set_result(Status.WR_FLUSH_ERR)
+            return request
+        request.timer = loop.call_later(RETRY_S, self.complete, request, Status.RETRY_EXC_ERR)
+        self._open[request.number] = request
+        self._send(partial(self.responder.arrive, request), droppable=True)
+        return request
+
+    def complete(self, request: _Request, result: bytes | int | Status) -> None:
         """The first word on a request counts."""
         if self._open.pop(request.number, None) is None:
             return
@@ -310,26 +377,43 @@ class _Responder:
             self._perform(self._queue.popleft())
 
     def _perform(self, request: _Request) -> None:
-        region = self.channel.registry.find(request.rkey)
-        needed = Access.REMOTE_READ if request.data is None else Access.REMOTE_WRITE
+        work = request.work
+        region = self.channel.protection.find(work.rkey)
         if (
             region is None
-            or not region.access & needed
-            or request.offset < 0
+            or not region.access & NEEDED[work.opcode]
+            or work.offset < 0
             or request.length < 0
-            or request.offset + request.length > region.length
+            or work.offset + request.length > region.length
             or not self.channel.valid(region)
         ):
             self.ended = True
             self._complete(request, Status.REM_ACCESS_ERR)
-        elif request.data is None:
-            self._complete(request, self._content(region).load(region.offset + request.offset, request.length))
+        elif work.opcode is Opcode.READ:
+            self._complete(request, self._content(region).load(region.offset + work.offset, request.length))
+        elif work.opcode in (Opcode.COMPARE_AND_SWAP, Opcode.FETCH_AND_ADD):
+            self._operate(request, region)
         else:
-            self._write(request, region, request.data)
+            self._write(request, region, bytes(work.data))
+
+    def _operate(self, request: _Request, region: Region) -> None:
+        """As the processor does, in one step of the simulation."""
+        work = request.work
+        if work.offset % WORD_BYTES:
+            self.ended = True
+            self._complete(request, Status.REM_INV_REQ_ERR)
+            return
+        content, at = self._content(region), region.offset + work.offset
+        old = content.load_u64(at)
+        if work.opcode is Opcode.FETCH_AND_ADD:
+            content.store_u64(at, (old + work.operand) % WORDS)
+        elif old == work.expected:
+            content.store_u64(at, work.operand)
+        self._complete(request, old)
 
     def _write(self, request: _Request, region: Region, data: bytes) -> None:
         content, stream, loop = self._content(region), self.channel.wires.stream, self.channel.wires.fabric.loop
-        at = region.offset + request.offset
+        at = region.offset + request.work.offset
         if len(data) <= WORD_BYTES or stream.random() >= TORN:
             content.store(at, data)
             self._written(request, region)
@@ -358,8 +442,8 @@ class _Responder:
             self.ended = True
             self._complete(request, Status.WR_FLUSH_ERR)
             return
-        if request.immediate is not None and channel.domain.alive:
-            channel.wires.fabric.loop.run_in(channel.domain, channel.registry.ring, (request.immediate,))
+        if request.work.opcode is Opcode.WRITE_WITH_IMMEDIATE and channel.domain.alive:
+            channel.wires.fabric.loop.run_in(channel.domain, channel.protection.ring, (request.work.immediate,))
         self._complete(request, b"")
 
     def _content(self, region: Region) -> GatedMapping:
@@ -367,7 +451,7 @@ class _Responder:
         assert isinstance(region.memory, SimulatedObject)
         return GatedMapping(region.memory.content, None)
 
-    def _complete(self, request: _Request, result: bytes | Status) -> None:
+    def _complete(self, request: _Request, result: bytes | int | Status) -> None:
         self._carry(partial(self.pair.complete, request, result), droppable=True)
 
     def _carry(self, deliver: Callable[[], None], *, droppable: bool) -> None:

@@ -1,4 +1,4 @@
-"""One suite for `channel.contract`: shared memory between real channels, and the simulated carrier.
+"""One suite for `channel.contract`: shared memory and TCP between real channels, and the simulated carrier.
 
 Run as a program this file is an owner in a process of its own, for the tests that kill and stop one.
 """
@@ -23,7 +23,7 @@ import uvloop
 from everram.runtime.channel import generations, seqpacket
 from everram.runtime.channel.contract import Access, Channel, ChannelError, QueuePair, Status
 from everram.runtime.channel.frames import Identity, Resolve
-from everram.runtime.channel.shared_memory import SharedMemoryChannel
+from everram.runtime.channel.host_channel import HostChannel, Reach
 from everram.runtime.channel.shared_memory_pair import CHUNK_BYTES
 from everram.runtime.environment import Memory
 from everram.runtime.errors import InvalidArgument, NotFound, ResourceExhausted, Unavailable
@@ -37,7 +37,9 @@ from everram.runtime.simulation.objects import Objects, SimulatedMemory
 from everram.runtime.simulation.world import World
 
 BOTH = Access.REMOTE_READ | Access.REMOTE_WRITE
+ATOMIC = BOTH | Access.REMOTE_ATOMIC
 CAPACITY = 256 << 20
+TOKEN = "0123456789abcdef"
 
 
 class KeepsOnly:
@@ -82,30 +84,38 @@ class Bench(Protocol):
 
 
 class RealHost:
-    def __init__(self, name: str, memory: KeptMemory, channel: SharedMemoryChannel) -> None:
+    def __init__(self, name: str, memory: KeptMemory, channel: HostChannel) -> None:
         self.name, self.memory, self.channel = name, memory, channel
 
 
-class SharedMemoryBench:
-    def __init__(self, folder: str) -> None:
+class RealBench:
+    """Host processes' ends in this process, each on its own memory."""
+
+    def __init__(self, folder: str, mode: str) -> None:
         self.folder = folder
+        self.mode = mode
         self.machines: dict[str, KeepsOnly] = {}
         self.hosts: list[RealHost] = []
 
-    async def host(self, name: str, cluster: str = "c1") -> RealHost:
+    async def host(self, name: str, cluster: str = "c1", *, mode: str = "", token: str = TOKEN) -> RealHost:
         machine = self.machines.setdefault(name, KeepsOnly())
         memory = KeptMemory(cast(Any, machine), CAPACITY)
         me = Identity(cluster, name, f"{name}.{len(self.hosts)}")
-        channel = await SharedMemoryChannel.open(memory, os.urandom, me, f"{self.folder}/{name}.ch")
+        reach = Reach(f"{self.folder}/{name}.ch", mode or self.mode, token)
+        channel = await HostChannel.open(memory, os.urandom, me, reach)
         self.hosts.append(RealHost(name, memory, channel))
         return self.hosts[-1]
 
     def kill(self, host: Host) -> None:
         """What the kernel does of it: the sockets close, and nothing is revoked."""
         assert isinstance(host, RealHost)
-        host.channel._listener.close()
-        for visitor in list(host.channel._visitors):
-            visitor.close()
+        if host.channel.shared_memory is not None:
+            host.channel.shared_memory._listener.close()
+            host.channel.shared_memory.hang_up()
+        if host.channel.tcp is not None:
+            assert host.channel.tcp._server is not None
+            host.channel.tcp._server.close()
+            host.channel.tcp.hang_up()
 
     def lose(self, host: Host) -> None:
         assert isinstance(host, RealHost)
@@ -159,9 +169,17 @@ Run = Callable[[Body], None]
 
 
 def on_shared_memory(body: Body) -> None:
+    on_real(body, "shm")
+
+
+def on_tcp(body: Body) -> None:
+    on_real(body, "tcp")
+
+
+def on_real(body: Body, mode: str) -> None:
     async def scenario() -> None:
         with tempfile.TemporaryDirectory(prefix="ch-") as folder:
-            bench = SharedMemoryBench(folder)
+            bench = RealBench(folder, mode)
             try:
                 async with asyncio.timeout(30):
                     await body(bench)
@@ -178,9 +196,16 @@ def in_simulation(body: Body, seed: int = 1) -> World:
     return world
 
 
-@pytest.fixture(params=["shared memory", "simulated"])
+RUNS: dict[str, Run] = {
+    "shared memory": on_shared_memory,
+    "tcp": on_tcp,
+    "simulated": lambda body: cast(None, in_simulation(body)),
+}
+
+
+@pytest.fixture(params=list(RUNS))
 def run(request: pytest.FixtureRequest) -> Run:
-    return on_shared_memory if request.param == "shared memory" else lambda body: cast(None, in_simulation(body))
+    return RUNS[request.param]
 
 
 async def two(bench: Bench, size_bytes: int = 16 * PAGE_BYTES) -> tuple[Host, Host, QueuePair]:
@@ -543,7 +568,7 @@ def mappings() -> int:
 
 
 def test_each_object_is_mapped_once_and_nothing_is_left(tmp_path: Path) -> None:
-    async def body(bench: SharedMemoryBench) -> None:
+    async def body(bench: RealBench) -> None:
         before = descriptors(), mappings()
         owner, peer, pair = await two(bench)
         regions = [owner.channel.register("m", 64 * number, 64, BOTH) for number in range(20)]
@@ -572,7 +597,7 @@ def test_each_object_is_mapped_once_and_nothing_is_left(tmp_path: Path) -> None:
 
 
 def test_a_revocation_during_a_long_write_makes_it_unknown() -> None:
-    async def body(bench: SharedMemoryBench) -> None:
+    async def body(bench: RealBench) -> None:
         owner, peer, pair = await two(bench, 8 * CHUNK_BYTES)
         for act in ("deregister", "kill"):
             pair = await peer.channel.connect("a", owner.channel.address)
@@ -592,7 +617,7 @@ def test_a_revocation_during_a_long_write_makes_it_unknown() -> None:
 
 
 def test_nobody_is_harmed_by_nonsense() -> None:
-    async def body(bench: SharedMemoryBench) -> None:
+    async def body(bench: RealBench) -> None:
         owner, _, pair = await two(bench)
         region = owner.channel.register("m", 0, 64, BOTH)
         for data in (b"x", b"\xff" * 16, Resolve(region.rkey).encode(), b"\1\0\0\0{", b"\1\0\0\0[]", b"\2\0\0\0" * 4):
@@ -607,7 +632,7 @@ def test_nobody_is_harmed_by_nonsense() -> None:
 
 
 def test_a_table_that_cannot_be_read_is_made_anew() -> None:
-    async def body(bench: SharedMemoryBench) -> None:
+    async def body(bench: RealBench) -> None:
         owner, peer, pair = await two(bench)
         region = owner.channel.register("m", 0, 64, BOTH)
         await pair.write(region.rkey, 0, b"x")
@@ -727,11 +752,12 @@ def test_the_owner_may_be_stopped_and_what_was_written_is_not_yet_persistent() -
 async def own(folder: str, kept: dict[str, int]) -> None:
     """Registers "m" whole, says so, and tells each ring; looks for halves in the words at 0."""
     memory = KeptMemory(cast(Any, KeepsOnly(kept)), CAPACITY)
-    channel = await SharedMemoryChannel.open(memory, os.urandom, Identity("c1", "a", "x"), f"{folder}/a.ch")
+    channel = await HostChannel.open(memory, os.urandom, Identity("c1", "a", "x"), Reach(f"{folder}/a.ch", token=TOKEN))
     mapping = memory.open("m").map()
-    region = channel.register("m", 0, memory.open("m").size_bytes, BOTH)
+    region = channel.register("m", 0, memory.open("m").size_bytes, ATOMIC)
     immediate = channel.receive(lambda: print("rang", mapping.load_u64(8), flush=True))
-    print(json.dumps({"rkey": region.rkey, "immediate": immediate}), flush=True)
+    told = {"rkey": region.rkey, "immediate": immediate, "address": channel.address}
+    print(json.dumps(told), flush=True)
     while True:
         for _ in range(1000):
             word = mapping.load_u64(0)
@@ -769,7 +795,7 @@ def kept_memory() -> Iterator[dict[str, int]]:
 
 @pytest.mark.process
 def test_an_owner_in_another_process_is_stopped_continued_and_killed() -> None:
-    async def body(bench: SharedMemoryBench) -> None:
+    async def body(bench: RealBench) -> None:
         peer = await bench.host("b")
         address = f"shm:{bench.folder}/a.ch"
         with kept_memory() as kept:
@@ -806,7 +832,7 @@ def test_an_owner_in_another_process_is_stopped_continued_and_killed() -> None:
 def test_a_stopped_owner_ends_in_a_deadline_where_its_word_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("everram.runtime.channel.shared_memory_pair.ANSWER_TIMEOUT_S", 0.2)
 
-    async def body(bench: SharedMemoryBench) -> None:
+    async def body(bench: RealBench) -> None:
         peer, other = await bench.host("b"), await bench.host("c")
         address = f"shm:{bench.folder}/a.ch"
         with kept_memory() as kept:

@@ -13,7 +13,7 @@ from everram.runtime.memory.heap import HeapMapping
 
 ME = Identity("c", "h", "i")
 EACH = [
-    Hello(ME), Welcome(ME), Refused("no \u00e4"), Resolve(1 << 63), Resolved(1, 2, 3, 4, 5, 6, 7, 8),
+    Hello(ME), Welcome(ME), Refused("no \u00e4"), Resolve(1 << 63), Resolved(1, 2, 3, 4, 5, 6, 7, 8, 1),
     Unknown(9), Drop(10), Ring((1, (1 << 32) - 1)), Ring(()),
 ]  # fmt: skip
 

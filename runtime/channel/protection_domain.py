@@ -1,9 +1,10 @@
-"""What one host offers to others: its registered regions and its immediates. The owner's half of every carrier.
+"""A protection domain: what one host offers to others, by every carrier: its registered regions and its immediates.
 
-    registry = Registry(await open_generations(memory), entropy.randbytes)
-    region = registry.register(memory.open("log.g"), 0, 4096, Access.REMOTE_WRITE)
-    registry.find(rkey)                                  # the region, or None
-    registry.ring(immediates)                            # handlers run
+    protection = ProtectionDomain(await open_generations(memory), entropy.randbytes)
+    region = protection.register(memory.open("log.g"), 0, 4096, Access.REMOTE_WRITE)
+    protection.find(rkey)                                # the region, or None
+    protection.local(region.lkey, 0, 8)                  # its memory, for this process
+    protection.ring(immediates)                          # handlers run
 
 Plain bookkeeping: it awaits nothing, and what can be done with a region is the carrier's business.
 """
@@ -14,10 +15,12 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterable
 
-from everram.runtime.channel.contract import Access
+from everram.runtime.channel.contract import Access, ChannelError, Status
 from everram.runtime.channel.generations import MEMORY_BYTES, MEMORY_NAME, Generations, kill
 from everram.runtime.environment import Memory, MemoryObject
-from everram.runtime.errors import InvalidArgument, ResourceExhausted
+from everram.runtime.errors import FailedPrecondition, InvalidArgument, ResourceExhausted
+from everram.runtime.memory.atomics import METHOD, MISSING
+from everram.runtime.memory.mapped import Mapped
 
 SLOT_BITS = 16
 """The lower bits of an rkey name the slot; the other 48 are drawn, so that nobody can guess one."""
@@ -31,20 +34,22 @@ log = logging.getLogger(__name__)
 class Region:
     """`contract.MemoryRegion`."""
 
-    __slots__ = ("_registry", "access", "generation", "length", "memory", "offset", "rkey", "slot")
+    __slots__ = ("_protection", "access", "atomics", "generation", "length", "lkey", "memory", "offset", "rkey", "slot")
 
     def __init__(
         self,
-        registry: Registry,
+        protection: ProtectionDomain,
         rkey: int,
+        lkey: int,
         generation: int,
         memory: MemoryObject,
         offset: int,
         length: int,
         access: Access,
     ) -> None:
-        self._registry = registry
+        self._protection = protection
         self.rkey = rkey
+        self.lkey = lkey
         self.slot = rkey & ((1 << SLOT_BITS) - 1)
         self.generation = generation
         """What the word of its slot is while it is valid."""
@@ -52,30 +57,45 @@ class Region:
         self.offset = offset
         self.length = length
         self.access = access
+        self.atomics = METHOD if access & Access.REMOTE_ATOMIC else 0
+        """How everybody does atomic operations here (`runtime.memory.atomics`); 0: nobody may."""
 
     def deregister(self) -> None:
-        self._registry.deregister(self)
+        self._protection.deregister(self)
+
+    def allows(self, needed: Access, offset: int, length: int) -> bool:
+        """Whether a peer may do that there, now."""
+        return (
+            bool(self.access & needed) and offset >= 0 and length >= 0 and offset + length <= self.length and self.valid
+        )
+
+    @property
+    def valid(self) -> bool:
+        """Looked up in the table: a dying machine's words say no before this process hears of it."""
+        return self._protection.generations.word(self.slot) == self.generation
 
 
-class Registry:
+class ProtectionDomain:
     """`on_revoked` is called with each region after it was revoked."""
 
-    def __init__(
-        self,
-        generations: Generations,
-        randbytes: Callable[[int], bytes],
-        on_revoked: Callable[[Region], None] = lambda region: None,
-    ) -> None:
+    def __init__(self, generations: Generations, randbytes: Callable[[int], bytes], *, atomic: bool) -> None:
+        """`atomic`: whether regions may be registered for atomic operations."""
         self.generations = generations
+        self.on_revoked: Callable[[Region], None] = lambda region: None
         self._randbytes = randbytes
-        self._on_revoked = on_revoked
+        self._atomic = atomic
         self._regions: dict[int, Region] = {}  # by rkey
+        self._local: dict[int, Region] = {}  # by lkey
+        self._lkeys = 0
+        self._counts: dict[MemoryObject, int] = {}  # how many regions of it are registered
+        self._mappings: dict[MemoryObject, Mapped] = {}  # of those of which a region was touched here
         # First given back, last given out: a stale rkey meets an empty slot rather than a new tenant.
         self._free = deque(range(generations.slots))
         self._handlers: dict[int, Callable[[], None]] = {}  # by immediate
+        self._open = True
 
     def register(self, memory: MemoryObject, offset: int, length: int, access: Access) -> Region:
-        """Raises InvalidArgument, ResourceExhausted."""
+        """Raises InvalidArgument, ResourceExhausted, FailedPrecondition."""
         size_bytes = memory.size_bytes
         if offset % WORD_BYTES or length % WORD_BYTES or offset < 0 or length <= 0 or offset + length > size_bytes:
             raise InvalidArgument(
@@ -84,19 +104,29 @@ class Registry:
             )
         if not access:
             raise InvalidArgument(f"a region of {memory.name} that allows nothing cannot be registered")
+        if access & Access.REMOTE_ATOMIC and not self._atomic:
+            raise FailedPrecondition(f"{memory.name} cannot be registered for atomic operations: {MISSING}")
         if not self._free:
             raise ResourceExhausted(f"{self.generations.slots} regions are registered: deregister some first")
         slot = self._free.popleft()
         rkey = int.from_bytes(self._randbytes(6), "little") << SLOT_BITS | slot
-        region = Region(self, rkey, self.generations.take(slot), memory, offset, length, access)
-        self._regions[rkey] = region
+        self._lkeys += 1
+        region = Region(self, rkey, self._lkeys, self.generations.take(slot), memory, offset, length, access)
+        self._regions[rkey] = self._local[region.lkey] = region
+        self._counts[memory] = self._counts.get(memory, 0) + 1
         return region
 
     def deregister(self, region: Region) -> None:
         if self._regions.pop(region.rkey, None) is not None:
+            del self._local[region.lkey]
             self.generations.revoke(region.slot)
             self._free.append(region.slot)
-            self._on_revoked(region)
+            self.on_revoked(region)
+            self._counts[region.memory] -= 1
+            if not self._counts[region.memory]:
+                del self._counts[region.memory]
+                if region.memory in self._mappings:
+                    _unmap(self._mappings.pop(region.memory))
 
     def deregister_all(self) -> None:
         for region in list(self._regions.values()):
@@ -104,6 +134,35 @@ class Registry:
 
     def find(self, rkey: int) -> Region | None:
         return self._regions.get(rkey)
+
+    def mapping(self, region: Region) -> Mapped:
+        """Of the region's whole memory object, made at its first use. Raises ResourceExhausted."""
+        mapping = self._mappings.get(region.memory)
+        if mapping is None:
+            made = region.memory.map()
+            assert isinstance(made, Mapped)
+            mapping = self._mappings[region.memory] = made
+        return mapping
+
+    def find_local(self, lkey: int, offset: int, length: int) -> Region:
+        """Raises ChannelError."""
+        region = self._local.get(lkey)
+        if region is None or offset < 0 or length < 0 or offset + length > region.length:
+            raise ChannelError(Status.LOC_PROT_ERR, f"lkey {lkey} names nothing of {length} bytes at {offset} here")
+        return region
+
+    def local(self, lkey: int, offset: int, length: int) -> memoryview:
+        """Raises ChannelError, ResourceExhausted."""
+        region = self.find_local(lkey, offset, length)
+        at = region.offset + offset
+        return self.mapping(region).view[at : at + length]
+
+    def close(self) -> None:
+        """Idempotent. Revokes everything, and unmaps the table."""
+        if self._open:
+            self._open = False
+            self.deregister_all()
+            self.generations.mapping.close()
 
     def receive(self, handler: Callable[[], None]) -> int:
         """Raises ResourceExhausted."""
@@ -127,6 +186,14 @@ class Registry:
                     handler()
                 except Exception:
                     log.exception("the handler of an immediate failed")
+
+
+def _unmap(mapping: Mapped) -> None:
+    try:
+        mapping.close()
+    except BufferError:
+        # Somebody still sends from it, or was given a view by `local`: it goes with the last view.
+        pass
 
 
 async def open_generations(memory: Memory) -> Generations:

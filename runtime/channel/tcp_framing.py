@@ -1,0 +1,188 @@
+"""Cuts a TCP stream into headers and payloads; a payload is received straight into the memory where it belongs.
+
+    class Responder(Framing):
+        def on_frame(self, header, payload): ...         # a frame whose payload is short: all of it
+        def on_payload(self, header): return target      # a longer one: where it goes, piece by piece
+        def on_payload_end(self): ...
+
+`get_buffer` hands out `target`'s own memory, so nothing is copied here but what came in the same piece as its header:
+headers are staged 16 KiB at a time, because a system call for each would halve the speed of small requests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Protocol, cast
+
+from everram.runtime.channel.tcp_frames import HEADER_BYTES, OPERANDS_BYTES, Header, decode
+from everram.runtime.channel.tcp_sockets import tune
+
+STAGING_BYTES = 16 * 1024
+INLINE_BYTES = OPERANDS_BYTES
+"""Payloads up to this are staged as a whole: words are stored as words, and operands are looked at."""
+SCRATCH_BYTES = 256 * 1024
+
+log = logging.getLogger(__name__)
+_scratch = memoryview(bytearray(SCRATCH_BYTES))
+"""Where everybody receives what nobody wants."""
+
+
+class Target(Protocol):
+    """Where a payload goes."""
+
+    def buffer(self, at: int, length: int) -> memoryview:
+        """Writable memory for up to `length` bytes from `at` on; not empty, and never kept by who gets it."""
+
+
+class Discard:
+    """For payloads that must not land anywhere."""
+
+    def buffer(self, at: int, length: int) -> memoryview:
+        return _scratch[:length]
+
+
+class Heap:
+    """Into memory of this process alone."""
+
+    def __init__(self, view: memoryview) -> None:
+        self.view = view
+
+    def buffer(self, at: int, length: int) -> memoryview:
+        return self.view[at : at + length]
+
+
+class Framing(asyncio.BufferedProtocol):
+    """One end of a connection. What a subclass raises as ValueError ends the connection, and nothing else."""
+
+    def __init__(self) -> None:
+        self.transport: asyncio.Transport | None = None
+        """None before and after."""
+        self.received_bytes = 0
+        self._staging = memoryview(bytearray(STAGING_BYTES))
+        self._start = self._end = 0  # of what is staged and not yet used
+        self._target: Target | None = None  # of the payload that is being received; nothing is staged then
+        self._at = self._left = 0
+        self._held = False
+
+    # -- for subclasses
+
+    def on_frame(self, header: Header, payload: bytes) -> None:
+        """Raises ValueError."""
+        raise NotImplementedError
+
+    def on_payload(self, header: Header) -> Target:
+        """Raises ValueError."""
+        raise NotImplementedError
+
+    def on_payload_end(self) -> None:
+        """Raises ValueError."""
+        raise NotImplementedError
+
+    def on_cut(self) -> None:
+        """Everything that arrived together has been looked at."""
+
+    def on_nonsense(self, error: ValueError) -> None:
+        """What arrived cannot be understood; the connection ends now."""
+
+    def on_end(self, reason: str) -> None:
+        """The connection has ended; called once."""
+
+    def end(self) -> None:
+        """Drop the connection at once. Idempotent."""
+        if self.transport is not None:
+            self.transport.abort()
+
+    def hold(self) -> None:
+        """Look at no further frame until `proceed`: the other side does not take its answers."""
+        if not self._held:
+            self._held = True
+            if self.transport is not None and not self.transport.is_closing():
+                self.transport.pause_reading()
+
+    def proceed(self) -> None:
+        if self._held and self.transport is not None and not self.transport.is_closing():
+            self._held = False
+            self.transport.resume_reading()
+            self._guarded_cut()
+
+    # -- asyncio.BufferedProtocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        tune(transport)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.transport = None
+        self._target = None
+        self.on_end(str(error) if error is not None else "it was closed")
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        if self._target is not None:
+            return self._target.buffer(self._at, self._left)
+        return self._staging[self._end :]
+
+    def buffer_updated(self, count: int) -> None:
+        self.received_bytes += count
+        if self._target is None:
+            self._end += count
+            self._guarded_cut()
+            return
+        self._at += count
+        self._left -= count
+        if not self._left:
+            self._guarded_cut()
+
+    def _guarded_cut(self) -> None:
+        try:
+            self._cut()
+        except ValueError as error:
+            log.warning("a connection of the channel is dropped: %s", error)
+            self.on_nonsense(error)
+            self.end()
+
+    def _cut(self) -> None:
+        """Use all that is staged, as far as it goes. Raises ValueError."""
+        while self.transport is not None and not self.transport.is_closing():
+            if self._target is not None:
+                self._fill(self._target)
+                if self._left:
+                    break
+                self._target = None
+                self.on_payload_end()
+            if self._held or not self._next():
+                break
+        if self._start:
+            staged = self._end - self._start
+            self._staging[:staged] = self._staging[self._start : self._end]
+            self._start, self._end = 0, staged
+        self.on_cut()
+
+    def _next(self) -> bool:
+        """Whether there was a header, and everything that has to be there with it."""
+        start, staged = self._start, self._end - self._start
+        if staged < HEADER_BYTES:
+            return False
+        header = decode(self._staging[start : start + HEADER_BYTES])
+        length = header.payload_bytes
+        start += HEADER_BYTES
+        if length > INLINE_BYTES:
+            self._target = self.on_payload(header)
+            self._at, self._left = 0, length
+            self._start = start
+            return True
+        if staged < HEADER_BYTES + length:
+            return False
+        self._start = start + length
+        self.on_frame(header, bytes(self._staging[start : start + length]))
+        return True
+
+    def _fill(self, target: Target) -> None:
+        """With the part of its payload that was staged."""
+        while self._left and self._start < self._end:
+            buffer = target.buffer(self._at, min(self._left, self._end - self._start))
+            count = len(buffer)
+            buffer[:] = self._staging[self._start : self._start + count]
+            self._start += count
+            self._at += count
+            self._left -= count
