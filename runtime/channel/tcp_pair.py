@@ -132,14 +132,13 @@ class TcpPair:
         try:
             async with asyncio.timeout(ANSWER_TIMEOUT_S):
                 await pair._dial(resume=False)
-        except (TimeoutError, OSError) as error:
+        except TimeoutError:
             pair.close()
-            what = (
-                "does not answer"
-                if isinstance(error, TimeoutError)
-                else f"cannot be reached ({error.strerror or error})"
-            )
-            raise Unavailable(f"host {peer} {what} on its channel at {host}:{port}: try again when it runs") from None
+            raise Unavailable(f"host {peer} does not answer on its channel: try again when it does") from None
+        except OSError as error:
+            pair.close()
+            why = error.strerror or str(error)
+            raise Unavailable(f"nothing answers at {host}:{port} ({why}): try again when it runs") from None
         except BaseException:
             pair.close()
             raise

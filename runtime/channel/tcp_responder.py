@@ -185,7 +185,8 @@ class ResponderConnection(Framing):
         refusal = ""
         session = carrier.sessions.get(peer.host)
         if hello.version != VERSION:
-            refusal = f"host {me.host} speaks version {VERSION} of the channel over TCP, not {hello.version}: upgrade one of them"
+            ours, theirs = VERSION, hello.version
+            refusal = f"host {me.host} speaks version {ours} of the channel over TCP, not {theirs}: upgrade one of them"
         elif peer.cluster_id != me.cluster_id:
             refusal = f"host {me.host} is of cluster {me.cluster_id}, host {peer.host} of cluster {peer.cluster_id}"
         elif not hmac.compare_digest(hello.token.encode(), carrier.token.encode()):
