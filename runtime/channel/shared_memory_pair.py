@@ -157,17 +157,18 @@ class SharedMemoryPair:
         await self._read_into_in_turn(self._turns.take(), rkey, offset, target)
 
     async def compare_and_swap(self, rkey: int, offset: int, expected: int, desired: int) -> int:
-        return await self._atomic(Opcode.COMPARE_AND_SWAP, rkey, offset, expected, desired)
-
-    async def fetch_and_add(self, rkey: int, offset: int, addend: int) -> int:
-        return await self._atomic(Opcode.FETCH_AND_ADD, rkey, offset, 0, addend)
-
-    async def _atomic(self, opcode: Opcode, rkey: int, offset: int, expected: int, operand: int) -> int:
         remote = self._remotes.get(rkey)
         if remote is not None and not self._line:
-            return self._operate(remote, opcode, offset, expected, operand)
+            return self._swap(remote, offset, expected, desired)
         async with self._turns.take():
-            return self._operate(await self._resolve(rkey), opcode, offset, expected, operand)
+            return self._swap(await self._resolve(rkey), offset, expected, desired)
+
+    async def fetch_and_add(self, rkey: int, offset: int, addend: int) -> int:
+        remote = self._remotes.get(rkey)
+        if remote is not None and not self._line:
+            return self._add(remote, offset, addend)
+        async with self._turns.take():
+            return self._add(await self._resolve(rkey), offset, addend)
 
     def post(self, request: WorkRequest, completions: CompletionQueue) -> None:
         check(request)
@@ -195,8 +196,10 @@ class SharedMemoryPair:
             case Opcode.WRITE_WITH_IMMEDIATE:
                 self._store(remote, request.offset, request.data)
                 self._connection.ring(request.immediate)
-            case _:
-                return self._operate(remote, request.opcode, request.offset, request.expected, request.operand)
+            case Opcode.COMPARE_AND_SWAP:
+                return self._swap(remote, request.offset, request.expected, request.operand)
+            case Opcode.FETCH_AND_ADD:
+                return self._add(remote, request.offset, request.operand)
         return None
 
     async def _perform_in_turn(self, turn: Turn, request: WorkRequest, completions: CompletionQueue) -> None:
@@ -247,23 +250,32 @@ class SharedMemoryPair:
             raise self._refused()
         return data
 
-    def _operate(self, remote: _Remote, opcode: Opcode, offset: int, expected: int, operand: int) -> int:
+    def _swap(self, remote: _Remote, offset: int, expected: int, desired: int) -> int:
+        operations = self._check_atomic(remote, offset)
+        old = operations.compare_and_swap(remote.address + offset, expected, desired)
+        if remote.table[remote.word] != remote.generation:
+            raise self._fail(Status.WR_FLUSH_ERR, f"host {self.peer} revoked the region during an atomic operation")
+        return old
+
+    def _add(self, remote: _Remote, offset: int, addend: int) -> int:
+        operations = self._check_atomic(remote, offset)
+        old = operations.fetch_and_add(remote.address + offset, addend)
+        if remote.table[remote.word] != remote.generation:
+            raise self._fail(Status.WR_FLUSH_ERR, f"host {self.peer} revoked the region during an atomic operation")
+        return old
+
+    def _check_atomic(self, remote: _Remote, offset: int) -> atomics.Atomics:
+        operations = self._atomics
         if (
             offset < 0
             or offset + WORD_BYTES > remote.atomic
-            or self._atomics is None
+            or operations is None
             or remote.table[remote.word] != remote.generation
         ):
             raise self._refused()
         if offset & 7:
             raise self._fail(Status.REM_INV_REQ_ERR, f"an atomic operation at {offset}, which is no multiple of 8")
-        if opcode is Opcode.FETCH_AND_ADD:
-            old = self._atomics.fetch_and_add(remote.address + offset, operand)
-        else:
-            old = self._atomics.compare_and_swap(remote.address + offset, expected, operand)
-        if remote.table[remote.word] != remote.generation:
-            raise self._fail(Status.WR_FLUSH_ERR, f"host {self.peer} revoked the region during an atomic operation")
-        return old
+        return operations
 
     async def _write_in_turn(
         self, turn: Turn, rkey: int, offset: int, data: bytes | memoryview, immediate: int | None = None

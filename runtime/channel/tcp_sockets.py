@@ -14,8 +14,6 @@ from typing import TypeVar
 from everram.runtime.errors import FailedPrecondition
 
 BACKLOG = 128
-BUFFER_BYTES = 4 << 20
-"""Of the kernel, each way, as far as it allows: what is under way while the other side's loop does something else."""
 KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_PROBES = 1, 1, 2
 """A computer that has gone without a word shows after three seconds on an idle connection."""
 
@@ -54,7 +52,6 @@ def tune(transport: asyncio.BaseTransport) -> None:
     """A new connection."""
     sock = transport.get_extra_info("socket")
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_S)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S)
