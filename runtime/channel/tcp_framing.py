@@ -16,7 +16,7 @@ import logging
 from typing import Protocol, cast
 
 from everram.runtime.channel.tcp_frames import HEADER_BYTES, OPERANDS_BYTES, Header, decode
-from everram.runtime.channel.tcp_sockets import tune
+from everram.runtime.channel.tcp_sockets import cut, tune
 
 STAGING_BYTES = 16 * 1024
 INLINE_BYTES = OPERANDS_BYTES
@@ -91,7 +91,7 @@ class Framing(asyncio.BufferedProtocol):
     def end(self) -> None:
         """Drop the connection at once. Idempotent."""
         if self.transport is not None:
-            self.transport.abort()
+            cut(self.transport)
 
     def hold(self) -> None:
         """Look at no further frame until `proceed`: the other side does not take its answers."""

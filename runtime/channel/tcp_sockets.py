@@ -6,7 +6,9 @@ A named edge of the environment seam: TCP sockets are opened here and nowhere el
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
+import os
 import socket
 from collections.abc import Callable
 from typing import TypeVar
@@ -46,6 +48,15 @@ async def connect(host: str, port: int, make: Callable[[], ProtocolT]) -> Protoc
     loop = asyncio.get_running_loop()
     _, protocol = await loop.create_connection(make, host, port)
     return protocol
+
+
+def cut(transport: asyncio.Transport) -> None:
+    """Nothing is received and nothing that is queued leaves any more. `abort` alone lets the loop send once more."""
+    sock = transport.get_extra_info("socket")
+    if sock is not None and sock.fileno() >= 0 and not transport.is_closing():
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(sock.fileno())) as same:
+            same.shutdown(socket.SHUT_RDWR)
+    transport.abort()
 
 
 def tune(transport: asyncio.BaseTransport) -> None:

@@ -21,7 +21,18 @@ import pytest
 import uvloop
 
 from everram.runtime.channel import generations, seqpacket
-from everram.runtime.channel.contract import Access, Channel, ChannelError, QueuePair, Status
+from everram.runtime.channel.completions import CompletionQueue
+from everram.runtime.channel.contract import (
+    REQUEST_BYTES_MAX,
+    Access,
+    Channel,
+    ChannelError,
+    Completion,
+    Opcode,
+    QueuePair,
+    Status,
+    WorkRequest,
+)
 from everram.runtime.channel.frames import Identity, Resolve
 from everram.runtime.channel.host_channel import HostChannel, Reach
 from everram.runtime.channel.shared_memory_pair import CHUNK_BYTES
@@ -219,7 +230,7 @@ async def fails(request: Coroutine[Any, Any, Any], status: Status) -> None:
     with pytest.raises(ChannelError) as caught:
         await request
     assert caught.value.status is status
-    assert caught.value.unknown == (status is not Status.REM_ACCESS_ERR)
+    assert caught.value.unknown == (status in (Status.RETRY_EXC_ERR, Status.WR_FLUSH_ERR))
 
 
 class Rings:
@@ -532,6 +543,166 @@ def test_large_transfers_arrive_whole(run: Run) -> None:
         await rings.rang.wait()
         assert owner.memory.open("m").read(24, len(data)) == data
         assert await pair.read(region.rkey, 16, len(data)) == data
+
+    run(body)
+
+
+def test_atomic_operations_find_what_was_there(run: Run) -> None:
+    async def body(bench: Bench) -> None:
+        owner, _, pair = await two(bench)
+        region = owner.channel.register("m", 8, 64, ATOMIC)
+        assert await pair.compare_and_swap(region.rkey, 8, 0, 7) == 0
+        assert await pair.compare_and_swap(region.rkey, 8, 0, 9) == 7  # not what was expected: nothing changed
+        assert await pair.compare_and_swap(region.rkey, 8, 7, (1 << 64) - 1) == 7
+        assert await pair.fetch_and_add(region.rkey, 8, 3) == (1 << 64) - 1
+        assert await pair.fetch_and_add(region.rkey, 8, (1 << 64) - 2) == 2
+        assert await pair.read(region.rkey, 0, 24) == bytes(24)
+        mapping = owner.memory.open("m").map()
+        assert mapping.load_u64(16) == 0
+        mapping.close()
+
+    run(body)
+
+
+def test_nothing_is_lost_between_peers_that_count_on_one_word(run: Run) -> None:
+    async def body(bench: Bench) -> None:
+        owner, _, pair = await two(bench)
+        region = owner.channel.register("m", 0, 64, ATOMIC)
+        others = [await (await bench.host(name)).channel.connect("a", owner.channel.address) for name in "cd"]
+
+        async def add(through: QueuePair) -> list[int]:
+            return [await through.fetch_and_add(region.rkey, 0, 1) for _ in range(100)]
+
+        async def swap(through: QueuePair) -> list[int]:
+            found = []
+            for _ in range(100):
+                seen = 0
+                while (old := await through.compare_and_swap(region.rkey, 0, seen, seen + 1)) != seen:
+                    seen = old
+                found.append(seen)
+            return found
+
+        found = await asyncio.gather(add(pair), add(others[0]), swap(others[1]), swap(pair))
+        assert sorted(sum(found, [])) == list(range(400))
+
+    run(body)
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_atomic_operations_need_an_aligned_word_of_a_region_that_allows_them(run: Run, known: bool) -> None:
+    async def body(bench: Bench) -> None:
+        owner, peer, pair = await two(bench)
+        plain = owner.channel.register("m", 0, 64, BOTH)
+        atomic = owner.channel.register("m", 64, 64, Access.REMOTE_ATOMIC)
+        refusals = [
+            (plain, 0, Status.REM_ACCESS_ERR),
+            (atomic, 64, Status.REM_ACCESS_ERR),
+            (atomic, -8, Status.REM_ACCESS_ERR),
+            (atomic, 60, Status.REM_ACCESS_ERR),
+            (atomic, 4, Status.REM_INV_REQ_ERR),
+        ]
+        for region, offset, status in refusals:
+            for adds in (False, True):
+                pair = await peer.channel.connect("a", owner.channel.address)
+                if known:
+                    await pair.write(plain.rkey, 0, b"x")
+                    await pair.fetch_and_add(atomic.rkey, 8, 1)
+                if adds:
+                    await fails(pair.fetch_and_add(region.rkey, offset, 1), status)
+                else:
+                    await fails(pair.compare_and_swap(region.rkey, offset, 0, 1), status)
+        pair = await peer.channel.connect("a", owner.channel.address)
+        await fails(pair.write(atomic.rkey, 0, b"x"), Status.REM_ACCESS_ERR)  # it allows nothing else
+        assert owner.memory.open("m").read(64, 8) == bytes(8)
+
+    run(body)
+
+
+def test_posted_requests_complete_in_order(run: Run) -> None:
+    async def body(bench: Bench) -> None:
+        owner, peer, pair = await two(bench, 4 * CHUNK_BYTES)
+        region = owner.channel.register("m", 0, 3 * CHUNK_BYTES, ATOMIC)
+        rings, completions = Rings(), CompletionQueue()
+        rung = owner.channel.receive(rings)
+        large = b"1" * (2 * CHUNK_BYTES)
+        requests = [
+            WorkRequest(Opcode.WRITE, region.rkey, data=large, wr_id=1),
+            WorkRequest(Opcode.WRITE_WITH_IMMEDIATE, region.rkey, 8, b"hello", immediate=rung, wr_id=2),
+            WorkRequest(Opcode.READ, region.rkey, 6, length=8, wr_id=3),
+            WorkRequest(Opcode.READ, region.rkey, 64, length=CHUNK_BYTES + 1, wr_id=4),
+            WorkRequest(Opcode.FETCH_AND_ADD, region.rkey, 64, operand=1, wr_id=5),
+            WorkRequest(Opcode.COMPARE_AND_SWAP, region.rkey, 64, operand=5, expected=0, wr_id=6),
+        ]
+        for request in requests:
+            pair.post(request, completions)
+        ones = int.from_bytes(b"1" * 8, "little")
+        assert await pair.read(region.rkey, 64, 8) == (ones + 1).to_bytes(8, "little")  # nobody is overtaken
+        await rings.rang.wait()
+        ended: list[Completion] = []
+        while len(ended) < len(requests):
+            ended += await completions.wait(2)
+        assert completions.poll() == [] and not len(completions)
+        assert [completion.wr_id for completion in ended] == [1, 2, 3, 4, 5, 6]
+        assert {completion.status for completion in ended} == {Status.SUCCESS}
+        assert [completion.opcode for completion in ended] == [request.opcode for request in requests]
+        assert (ended[2].data, ended[3].data) == (b"11hello1", b"1" * (CHUNK_BYTES + 1))
+        assert (ended[4].value, ended[5].value) == (ones, ones + 1)
+        # The first that fails says why, the others are flushed.
+        region.deregister()
+        for request in requests[2:]:
+            pair.post(request, completions)
+        ended = []
+        while len(ended) < 4:
+            ended += await completions.wait()
+        assert [completion.status for completion in ended] == [Status.REM_ACCESS_ERR] + 3 * [Status.WR_FLUSH_ERR]
+        assert all(completion.message for completion in ended)
+        for wrong in ({"rkey": -1}, {"rkey": 0, "immediate": 1 << 32}, {"rkey": 0, "operand": -1}):
+            with pytest.raises(InvalidArgument):
+                pair.post(WorkRequest(Opcode.WRITE, **cast(Any, wrong)), completions)
+        with pytest.raises(InvalidArgument):
+            pair.post(WorkRequest(Opcode.READ, 0, length=REQUEST_BYTES_MAX + 1), completions)
+
+    run(body)
+
+
+def test_registered_memory_is_a_source_and_a_target(run: Run) -> None:
+    async def body(bench: Bench) -> None:
+        owner, peer, pair = await two(bench, 4 * CHUNK_BYTES)
+        await peer.memory.create("own", 4 * CHUNK_BYTES)
+        there = owner.channel.register("m", 0, 4 * CHUNK_BYTES, BOTH)
+        own = peer.channel.register("own", 0, 4 * CHUNK_BYTES, Access.REMOTE_READ)
+        length = 2 * CHUNK_BYTES + 24
+        peer.memory.open("own").write(8, b"7" * length)
+        await pair.write(there.rkey, 16, peer.channel.local(own.lkey, 8, length))
+        assert owner.memory.open("m").read(16, length + 1) == b"7" * length + b"\0"
+        for size in (0, 8, 100, length):
+            await pair.read_into(there.rkey, 16, peer.channel.local(own.lkey, 3 * CHUNK_BYTES - length, size))
+            assert peer.memory.open("own").read(3 * CHUNK_BYTES - length, size) == b"7" * size
+        for offset, size in ((-1, 1), (4 * CHUNK_BYTES, 1), (0, -1)):
+            with pytest.raises(ChannelError) as caught:
+                peer.channel.local(own.lkey, offset, size)
+            assert caught.value.status is Status.LOC_PROT_ERR and not caught.value.unknown
+        own.deregister()
+        with pytest.raises(ChannelError):
+            peer.channel.local(own.lkey, 0, 8)
+        assert pair.carrier == peer.channel.carriers()["a"]
+        pair.close()
+        assert peer.channel.carriers() == {}
+
+    run(body)
+
+
+def test_an_abandoned_request_holds_up_nobody(run: Run) -> None:
+    async def body(bench: Bench) -> None:
+        owner, _, pair = await two(bench, 4 * CHUNK_BYTES)
+        region = owner.channel.register("m", 0, 4 * CHUNK_BYTES, BOTH)
+        tasks = [asyncio.ensure_future(pair.write(region.rkey, 0, b"1" * (3 * CHUNK_BYTES))) for _ in range(3)]
+        await asyncio.sleep(0)
+        tasks[1].cancel()
+        await pair.write(region.rkey, 0, b"2")
+        assert await pair.read(region.rkey, 0, 2) == b"21"
+        await asyncio.gather(tasks[0], tasks[2])
+        assert tasks[1].cancelled()
 
     run(body)
 
