@@ -583,7 +583,7 @@ def test_nothing_is_lost_between_peers_that_count_on_one_word(run: Run) -> None:
             return found
 
         found = await asyncio.gather(add(pair), add(others[0]), swap(others[1]), swap(pair))
-        assert sorted(sum(found, [])) == list(range(400))
+        assert sorted(old for olds in found for old in olds) == list(range(400))
 
     run(body)
 
@@ -620,7 +620,7 @@ def test_atomic_operations_need_an_aligned_word_of_a_region_that_allows_them(run
 
 def test_posted_requests_complete_in_order(run: Run) -> None:
     async def body(bench: Bench) -> None:
-        owner, peer, pair = await two(bench, 4 * CHUNK_BYTES)
+        owner, _, pair = await two(bench, 4 * CHUNK_BYTES)
         region = owner.channel.register("m", 0, 3 * CHUNK_BYTES, ATOMIC)
         rings, completions = Rings(), CompletionQueue()
         rung = owner.channel.receive(rings)

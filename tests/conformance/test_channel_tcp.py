@@ -389,9 +389,8 @@ def test_nonsense_harms_nobody_but_who_says_it(said: list[bytes], greeted: bool,
         if greeted:
             await raw.greet()
         for data in said:
-            if honest_rkey:
-                data = data[:16] + closed.rkey.to_bytes(8, "little") + data[24:]
-            raw.writer.write(data)
+            rkey = closed.rkey.to_bytes(8, "little") if honest_rkey else data[16:24]
+            raw.writer.write(data[:16] + rkey + data[24:])
         raw.writer.write_eof()
         await raw.ended()
         await pair.write(region.rkey, 0, b"x" * 64)
@@ -426,7 +425,7 @@ def test_nonsense_from_an_owner_breaks_the_queue_pair_and_nothing_else(said: lis
             pair.post(WorkRequest(Opcode.READ, 1, length=64), found)
             server.close()
             await pair.wait_broken()
-            assert [completion.status for completion in await found.wait()][0] in Status
+            assert len(await found.wait()) == 1
         finally:
             server.close()
 
@@ -514,7 +513,7 @@ def test_the_better_carrier_of_both_is_chosen() -> None:
 def test_a_path_of_another_computer_is_not_tried() -> None:
     async def body(bench: RealBench) -> None:
         owner, peer = await bench.host("a"), await bench.host("b")
-        tcp = "tcp:%s:%d" % tcp_address(owner)
+        tcp = ":".join(("tcp", *map(str, tcp_address(owner))))
         for address in (f"shm:{bench.folder}/nobody {tcp}", f"boot:x shm:{bench.folder}/a.ch {tcp}"):
             peer.channel._boot_id = "y"
             assert (await peer.channel.connect("a", address)).carrier == "tcp"
