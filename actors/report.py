@@ -45,6 +45,7 @@ class Report(HostActor):
                 host_pb2.ChannelStatus(peer=peer, carrier=carrier)
                 for peer, carrier in environment.channel.carriers().items()
             ],
+            channel_refused=environment.channel.refused,
             missing=environment.missing,
             memory_capacity_bytes=nvm.capacity_bytes,
             memory_allocated_bytes=nvm.allocated_bytes,

@@ -193,6 +193,10 @@ class Channel(Protocol):
         """The queue pair to a peer, made anew if the last one is broken; shared by all who ask. Raises Unavailable,
         for a host of another cluster or name, too: it says which."""
 
+    @property
+    def refused(self) -> int:
+        """How many requests asked for what is not registered here, or not for that; where the owner learns of it."""
+
     def carriers(self) -> dict[str, str]:
         """The carrier of each peer to which there is a queue pair now."""
 

@@ -115,8 +115,12 @@ class HostChannel:
 
     def register(self, memory: str, offset: int, length: int, access: Access) -> Region:
         region = self.protection.register(self._memory.open(memory), offset, length, access)
-        for carrier in self._carriers():
-            carrier.registered(region)
+        try:
+            for carrier in self._carriers():
+                carrier.registered(region)
+        except BaseException:
+            region.deregister()
+            raise
         return region
 
     def local(self, lkey: int, offset: int, length: int) -> memoryview:
@@ -127,6 +131,10 @@ class HostChannel:
 
     def unreceive(self, immediate: int) -> None:
         self.protection.unreceive(immediate)
+
+    @property
+    def refused(self) -> int:
+        return self.protection.refused
 
     def carriers(self) -> dict[str, str]:
         return {host: pair.carrier for (host, _), pair in sorted(self._pairs.items()) if not pair.broken}

@@ -81,6 +81,9 @@ class ProtectionDomain:
     def __init__(self, generations: Generations, randbytes: Callable[[int], bytes], *, atomic: bool) -> None:
         """`atomic`: whether regions may be registered for atomic operations."""
         self.generations = generations
+        self.refused = 0
+        """Requests of others for what is not registered, or not for that: forged, expired, out of bounds. Those that
+        a peer over shared memory finds out by itself are not among them."""
         self.on_revoked: Callable[[Region], None] = lambda region: None
         self._randbytes = randbytes
         self._atomic = atomic

@@ -95,7 +95,9 @@ class SharedMemoryCarrier:
         self._shared[memory].regions += 1
 
     def revoked(self, region: Region) -> None:
-        shared = self._shared[region.memory]
+        shared = self._shared.get(region.memory)
+        if shared is None:  # it could not even be shared
+            return
         shared.regions -= 1
         if not shared.regions:
             del self._shared[region.memory]
@@ -220,6 +222,7 @@ class _Visitor:
     def _resolve(self, rkey: int) -> None:
         region = self._carrier.protection.find(rkey)
         if region is None:
+            self._carrier.protection.refused += 1
             self._connection.post(Unknown(rkey).encode())
             return
         shared = self._carrier.share(region)

@@ -18,7 +18,7 @@ from everram.runtime.channel.protection_domain import ProtectionDomain, Region
 from everram.runtime.channel.tcp_pair import TcpPair
 from everram.runtime.channel.tcp_responder import ResponderConnection, Session
 from everram.runtime.channel.tcp_sockets import listen
-from everram.runtime.errors import EverramError, FailedPrecondition, Unavailable
+from everram.runtime.errors import FailedPrecondition, Unavailable
 
 
 class TcpCarrier:
@@ -74,11 +74,7 @@ class TcpCarrier:
 
     def registered(self, region: Region) -> None:
         # Now, while its memory object is certain to be there.
-        try:
-            self.protection.mapping(region)
-        except EverramError:
-            region.deregister()
-            raise
+        self.protection.mapping(region)
 
     def revoked(self, region: Region) -> None:
         for connection in list(self.connections):

@@ -140,6 +140,7 @@ class Framing(asyncio.BufferedProtocol):
             log.warning("a connection of the channel is dropped: %s", error)
             self.on_nonsense(error)
             self.end()
+        self.on_cut()
 
     def _cut(self) -> None:
         """Use all that is staged, as far as it goes. Raises ValueError."""
@@ -156,7 +157,6 @@ class Framing(asyncio.BufferedProtocol):
             staged = self._end - self._start
             self._staging[:staged] = self._staging[self._start : self._end]
             self._start, self._end = 0, staged
-        self.on_cut()
 
     def _next(self) -> bool:
         """Whether there was a header, and everything that has to be there with it."""

@@ -45,6 +45,9 @@ SESSIONS_MAX = 1024
 SMALL_BYTES = 16 * 1024
 """Read data up to this is copied beside its header: cheaper than two pieces."""
 
+CONNECTIONS_MAX = 2 * SESSIONS_MAX
+"""Whoever comes when there are so many is sent away: most of them cannot have said who they are."""
+
 SUCCESS = CODES[Status.SUCCESS]
 _DISCARD = Discard()
 
@@ -126,7 +129,7 @@ class ResponderConnection(Framing):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         self._carrier.connections[self] = None
-        if self._carrier.severed:
+        if self._carrier.severed or len(self._carrier.connections) > CONNECTIONS_MAX:
             self.end()
             return
         self._patience = asyncio.get_running_loop().call_later(GREETING_TIMEOUT_S, self.end)
@@ -267,6 +270,7 @@ class ResponderConnection(Framing):
         """The region, if the request is allowed; otherwise it has ended, and the queue pair with it."""
         region = self._carrier.protection.find(header.first)
         if region is None or not region.allows(needed, header.second, length):
+            self._carrier.protection.refused += 1
             self._finish(session, header.number, Status.REM_ACCESS_ERR)
             return None
         try:
@@ -314,6 +318,7 @@ class ResponderConnection(Framing):
             return
         region = self._carrier.protection.find(header.first)
         if region is None or not region.allows(Access.REMOTE_READ, header.second, header.length):
+            self._carrier.protection.refused += 1
             if again:
                 # It was allowed when it was read first, and nobody may read it now: the queue pair ends.
                 session.failed = True

@@ -121,6 +121,7 @@ async def _host(host: Host) -> dict[str, Any]:
         "image": power.image,
         "restored_from": power.restored_from,
         "channels": {channel.peer: channel.carrier for channel in own.channels},
+        "channel_refused": own.channel_refused,
         "missing": list(own.missing),
         "actors": [{"service": a.service, "state": a.state, "restarts": a.restarts} for a in own.actors],
     }

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from everram.runtime.contracts import common_pb2 as everram_dot_runtime_dot_contracts_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$everram/runtime/contracts/host.proto\x12\neverram.v1\x1a&everram/runtime/contracts/common.proto\"-\n\x0b\x45\x63hoMessage\x12\r\n\x05value\x18\x01 \x01(\x04\x12\x0f\n\x07payload\x18\x02 \x01(\x0c\"\xcc\x02\n\nHostStatus\x12\x0f\n\x07\x63luster\x18\x01 \x01(\t\x12\x0c\n\x04host\x18\x02 \x01(\t\x12\x0f\n\x07host_id\x18\x03 \x01(\t\x12\x11\n\tmemory_id\x18\x04 \x01(\t\x12\x0f\n\x07version\x18\x05 \x01(\t\x12\x0b\n\x03pid\x18\x06 \x01(\x03\x12\'\n\x06\x61\x63tors\x18\x07 \x03(\x0b\x32\x17.everram.v1.ActorStatus\x12\x0f\n\x07missing\x18\x08 \x03(\t\x12\x1d\n\x15memory_capacity_bytes\x18\t \x01(\x04\x12\x1e\n\x16memory_allocated_bytes\x18\n \x01(\x04\x12\x10\n\x08uptime_s\x18\x0b \x01(\x01\x12%\n\x05links\x18\x0c \x03(\x0b\x32\x16.everram.v1.LinkStatus\x12+\n\x08\x63hannels\x18\r \x03(\x0b\x32\x19.everram.v1.ChannelStatus\".\n\rChannelStatus\x12\x0c\n\x04peer\x18\x01 \x01(\t\x12\x0f\n\x07\x63\x61rrier\x18\x02 \x01(\t\"`\n\x0b\x41\x63torStatus\x12\x0f\n\x07service\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\x0f\n\x07handled\x18\x03 \x01(\x04\x12\x0e\n\x06queued\x18\x04 \x01(\r\x12\x10\n\x08restarts\x18\x05 \x01(\r\"I\n\nLinkStatus\x12\x0c\n\x04peer\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\x0c\n\x04sent\x18\x03 \x01(\x04\x12\x10\n\x08received\x18\x04 \x01(\x04\x32\xb2\x01\n\x04Host\x12\x33\n\x06Status\x12\x11.everram.v1.Empty\x1a\x16.everram.v1.HostStatus\x12\x38\n\x04\x45\x63ho\x12\x17.everram.v1.EchoMessage\x1a\x17.everram.v1.EchoMessage\x12;\n\x05\x43ount\x12\x17.everram.v1.EchoMessage\x1a\x17.everram.v1.EchoMessage0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$everram/runtime/contracts/host.proto\x12\neverram.v1\x1a&everram/runtime/contracts/common.proto\"-\n\x0b\x45\x63hoMessage\x12\r\n\x05value\x18\x01 \x01(\x04\x12\x0f\n\x07payload\x18\x02 \x01(\x0c\"\xe5\x02\n\nHostStatus\x12\x0f\n\x07\x63luster\x18\x01 \x01(\t\x12\x0c\n\x04host\x18\x02 \x01(\t\x12\x0f\n\x07host_id\x18\x03 \x01(\t\x12\x11\n\tmemory_id\x18\x04 \x01(\t\x12\x0f\n\x07version\x18\x05 \x01(\t\x12\x0b\n\x03pid\x18\x06 \x01(\x03\x12\'\n\x06\x61\x63tors\x18\x07 \x03(\x0b\x32\x17.everram.v1.ActorStatus\x12\x0f\n\x07missing\x18\x08 \x03(\t\x12\x1d\n\x15memory_capacity_bytes\x18\t \x01(\x04\x12\x1e\n\x16memory_allocated_bytes\x18\n \x01(\x04\x12\x10\n\x08uptime_s\x18\x0b \x01(\x01\x12%\n\x05links\x18\x0c \x03(\x0b\x32\x16.everram.v1.LinkStatus\x12+\n\x08\x63hannels\x18\r \x03(\x0b\x32\x19.everram.v1.ChannelStatus\x12\x17\n\x0f\x63hannel_refused\x18\x0e \x01(\x04\".\n\rChannelStatus\x12\x0c\n\x04peer\x18\x01 \x01(\t\x12\x0f\n\x07\x63\x61rrier\x18\x02 \x01(\t\"`\n\x0b\x41\x63torStatus\x12\x0f\n\x07service\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\x0f\n\x07handled\x18\x03 \x01(\x04\x12\x0e\n\x06queued\x18\x04 \x01(\r\x12\x10\n\x08restarts\x18\x05 \x01(\r\"I\n\nLinkStatus\x12\x0c\n\x04peer\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\x0c\n\x04sent\x18\x03 \x01(\x04\x12\x10\n\x08received\x18\x04 \x01(\x04\x32\xb2\x01\n\x04Host\x12\x33\n\x06Status\x12\x11.everram.v1.Empty\x1a\x16.everram.v1.HostStatus\x12\x38\n\x04\x45\x63ho\x12\x17.everram.v1.EchoMessage\x1a\x17.everram.v1.EchoMessage\x12;\n\x05\x43ount\x12\x17.everram.v1.EchoMessage\x1a\x17.everram.v1.EchoMessage0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,13 +35,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ECHOMESSAGE']._serialized_start=92
   _globals['_ECHOMESSAGE']._serialized_end=137
   _globals['_HOSTSTATUS']._serialized_start=140
-  _globals['_HOSTSTATUS']._serialized_end=472
-  _globals['_CHANNELSTATUS']._serialized_start=474
-  _globals['_CHANNELSTATUS']._serialized_end=520
-  _globals['_ACTORSTATUS']._serialized_start=522
-  _globals['_ACTORSTATUS']._serialized_end=618
-  _globals['_LINKSTATUS']._serialized_start=620
-  _globals['_LINKSTATUS']._serialized_end=693
-  _globals['_HOST']._serialized_start=696
-  _globals['_HOST']._serialized_end=874
+  _globals['_HOSTSTATUS']._serialized_end=497
+  _globals['_CHANNELSTATUS']._serialized_start=499
+  _globals['_CHANNELSTATUS']._serialized_end=545
+  _globals['_ACTORSTATUS']._serialized_start=547
+  _globals['_ACTORSTATUS']._serialized_end=643
+  _globals['_LINKSTATUS']._serialized_start=645
+  _globals['_LINKSTATUS']._serialized_end=718
+  _globals['_HOST']._serialized_start=721
+  _globals['_HOST']._serialized_end=899
 # @@protoc_insertion_point(module_scope)

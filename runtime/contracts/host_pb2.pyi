@@ -16,7 +16,7 @@ class EchoMessage(_message.Message):
     def __init__(self, value: _Optional[int] = ..., payload: _Optional[bytes] = ...) -> None: ...
 
 class HostStatus(_message.Message):
-    __slots__ = ("cluster", "host", "host_id", "memory_id", "version", "pid", "actors", "missing", "memory_capacity_bytes", "memory_allocated_bytes", "uptime_s", "links", "channels")
+    __slots__ = ("cluster", "host", "host_id", "memory_id", "version", "pid", "actors", "missing", "memory_capacity_bytes", "memory_allocated_bytes", "uptime_s", "links", "channels", "channel_refused")
     CLUSTER_FIELD_NUMBER: _ClassVar[int]
     HOST_FIELD_NUMBER: _ClassVar[int]
     HOST_ID_FIELD_NUMBER: _ClassVar[int]
@@ -30,6 +30,7 @@ class HostStatus(_message.Message):
     UPTIME_S_FIELD_NUMBER: _ClassVar[int]
     LINKS_FIELD_NUMBER: _ClassVar[int]
     CHANNELS_FIELD_NUMBER: _ClassVar[int]
+    CHANNEL_REFUSED_FIELD_NUMBER: _ClassVar[int]
     cluster: str
     host: str
     host_id: str
@@ -43,7 +44,8 @@ class HostStatus(_message.Message):
     uptime_s: float
     links: _containers.RepeatedCompositeFieldContainer[LinkStatus]
     channels: _containers.RepeatedCompositeFieldContainer[ChannelStatus]
-    def __init__(self, cluster: _Optional[str] = ..., host: _Optional[str] = ..., host_id: _Optional[str] = ..., memory_id: _Optional[str] = ..., version: _Optional[str] = ..., pid: _Optional[int] = ..., actors: _Optional[_Iterable[_Union[ActorStatus, _Mapping]]] = ..., missing: _Optional[_Iterable[str]] = ..., memory_capacity_bytes: _Optional[int] = ..., memory_allocated_bytes: _Optional[int] = ..., uptime_s: _Optional[float] = ..., links: _Optional[_Iterable[_Union[LinkStatus, _Mapping]]] = ..., channels: _Optional[_Iterable[_Union[ChannelStatus, _Mapping]]] = ...) -> None: ...
+    channel_refused: int
+    def __init__(self, cluster: _Optional[str] = ..., host: _Optional[str] = ..., host_id: _Optional[str] = ..., memory_id: _Optional[str] = ..., version: _Optional[str] = ..., pid: _Optional[int] = ..., actors: _Optional[_Iterable[_Union[ActorStatus, _Mapping]]] = ..., missing: _Optional[_Iterable[str]] = ..., memory_capacity_bytes: _Optional[int] = ..., memory_allocated_bytes: _Optional[int] = ..., uptime_s: _Optional[float] = ..., links: _Optional[_Iterable[_Union[LinkStatus, _Mapping]]] = ..., channels: _Optional[_Iterable[_Union[ChannelStatus, _Mapping]]] = ..., channel_refused: _Optional[int] = ...) -> None: ...
 
 class ChannelStatus(_message.Message):
     __slots__ = ("peer", "carrier")

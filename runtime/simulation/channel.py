@@ -114,6 +114,10 @@ class SimulatedChannel:
         at = region.offset + offset
         return memoryview(region.memory.content.content)[at : at + length]
 
+    @property
+    def refused(self) -> int:
+        return self.protection.refused
+
     def carriers(self) -> dict[str, str]:
         return {host: pair.carrier for (host, _), pair in sorted(self._pairs.items()) if not pair.broken}
 
@@ -388,6 +392,7 @@ class _Responder:
             or not self.channel.valid(region)
         ):
             self.ended = True
+            self.channel.protection.refused += 1
             self._complete(request, Status.REM_ACCESS_ERR)
         elif work.opcode is Opcode.READ:
             self._complete(request, self._content(region).load(region.offset + work.offset, request.length))

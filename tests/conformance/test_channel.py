@@ -368,6 +368,7 @@ def test_forged_rkeys_are_refused(run: Run) -> None:
             pair = await peer.channel.connect("a", owner.channel.address)
             await fails(pair.write(rkey, 0, b"y"), Status.REM_ACCESS_ERR)
         assert owner.memory.open("m").read(0, 64) == bytes(64)
+        assert owner.channel.refused == 4
 
     run(body)
 
