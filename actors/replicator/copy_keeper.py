@@ -230,6 +230,8 @@ class CopyKeeper:
                 raise NotFound(f"no copy {request.copy_id} of guest {request.guest_id} is being built here")
             if kept.fenced or kept.record.log_epoch != request.epoch or kept.held < request.lsn:
                 raise FailedPrecondition(f"the copy of guest {request.guest_id} is not exact: build it again")
+            if kept.session is not None:
+                kept.session.close_regions()  # from now on only its records change them
             kept.persist_regions()
             kept.record.complete = True
             await self._store(kept)

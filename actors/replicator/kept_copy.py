@@ -37,11 +37,18 @@ class Session:
     pair: QueuePair
     ack_rkey: int
     regions: list[MemoryRegion]
+    """The log region first, then those that are being filled."""
     immediate: int
     unreceive: Callable[[int], None]
     rang: asyncio.Event
     task: asyncio.Task[None] | None = None
     """Serves the bell; ended with the session."""
+
+    def close_regions(self) -> None:
+        """They are filled; only the log region is still written into."""
+        for region in self.regions[1:]:
+            region.deregister()
+        del self.regions[1:]
 
     def end(self) -> None:
         self.unreceive(self.immediate)
