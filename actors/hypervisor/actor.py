@@ -178,6 +178,8 @@ class Hypervisor(HypervisorActor):
                     return
                 try:
                     await self._end_process(resident, again=True)
+                    if copy_id := next((r.copy_id for r in resident.guest.regions if r.copy_id), ""):
+                        await self._adopt_copy(resident, copy_id)  # a take-over was cut off
                     await self._begin(resident)
                     return
                 except (Unavailable, DeadlineExceeded) as error:
@@ -371,7 +373,8 @@ class Hypervisor(HypervisorActor):
             raise FailedPrecondition(f"{guest.name} is running: `everram stop {guest.name}` first, or add --force")
         await self._stop(resident, GRACE_S)
         async with resident.changing:
-            await self._erase(resident)
+            if self._residents.get(guest.guest_id) is resident:
+                await self._erase(resident)
         return pb.Empty()
 
     async def _erase(self, resident: Resident, *, everywhere: bool = True) -> None:
@@ -417,12 +420,35 @@ class Hypervisor(HypervisorActor):
             if resident.guest.state == pb.RUNNING and resident.guest.epoch >= request.epoch:
                 return resident.stored()
             await self._end_process(resident, again=True)
-            await self._adopt_copy(resident)
-            await self._begin(resident)
-            return resident.stored()
+            stale = await self._is_stale(resident)
+            if stale:
+                await self._set_aside(resident, hv.DemoteRequest(epoch=request.epoch, host=self._host))
+                await self._erase(resident, everywhere=False)
+            else:
+                await self._adopt_copy(resident)
+                await self._begin(resident)
+        return await self._take_over(request) if stale else resident.stored()
 
-    async def _adopt_copy(self, resident: Resident) -> None:
-        """Its memory is its own from now on; nothing to do if it is already."""
+    async def _is_stale(self, resident: Resident) -> bool:
+        """Whether what this host has of its own is an earlier primary's, and its copy is of a later epoch: it became a
+        destination, and is chosen as one, before it was told to demote."""
+        memory = self.context.environment.memory
+        if resident.log_name not in memory.names():
+            return False
+        try:
+            handed = await self._replicator.hand_over(GuestCopy(guest_id=resident.guest.guest_id))
+        except NotFound:
+            return False
+        log = memory.open(resident.log_name).map()
+        try:
+            return handed.epoch > Ring.open(log).epoch
+        except RingCorrupt:
+            return True
+        finally:
+            log.close()
+
+    async def _adopt_copy(self, resident: Resident, copy_id: str = "") -> None:
+        """Its memory is its own from now on; nothing to do if it is. Then `copy_id` is let go, or every copy."""
         guest = resident.guest
         if resident.log_name not in self.context.environment.memory.names():
             handed = await self._replicator.hand_over(GuestCopy(guest_id=guest.guest_id))
@@ -437,7 +463,7 @@ class Hypervisor(HypervisorActor):
         for region in guest.regions:
             region.ClearField("copy_id")
         await self._store(resident)
-        await self._replicator.release(GuestCopy(guest_id=guest.guest_id))
+        await self._replicator.release(GuestCopy(guest_id=guest.guest_id, copy_id=copy_id))
 
     def demote(self, request: hv.DemoteRequest) -> Awaitable[pb.Empty]:
         return self.context.later(self._demote(request))
@@ -448,6 +474,11 @@ class Hypervisor(HypervisorActor):
         if resident is None:
             return pb.Empty()
         async with resident.changing:
+            guest = resident.guest
+            if self._residents.get(guest.guest_id) is not resident:
+                return pb.Empty()
+            if guest.state == pb.RUNNING and guest.epoch >= request.epoch:
+                return pb.Empty()  # it has come back here since that was decided
             await self._end_process(resident)
             if resident.log_name in self.context.environment.memory.names():
                 await self._set_aside(resident, request)

@@ -182,7 +182,7 @@ def test_blank_and_short_memory_is_no_ring() -> None:
 # -- appending and reading along
 
 
-@given(st.lists(st.integers(0, CAPACITY // 2 - HEADER_BYTES), min_size=1, max_size=60), st.integers(1, 5))
+@given(st.lists(st.integers(0, CAPACITY // 2 - 2 * HEADER_BYTES), min_size=1, max_size=60), st.integers(1, 5))
 @settings(max_examples=60, deadline=None)
 def test_what_is_appended_is_read_in_order_over_many_laps(sizes: list[int], read_every: int) -> None:
     ring = new_ring()
