@@ -52,8 +52,8 @@ CLIENTS_DEFAULT, CLIENTS_MAX = 8, 200
 DURATION_DEFAULT_S, DURATION_MIN_S, DURATION_MAX_S = 4.0, 1.0, 60.0
 BEFORE = 0.4
 """This share of the load comes before the fault, the rest after the bank serves again."""
-ENOUGH_BEFORE, ENOUGH_AFTER = 800, 300
-"""Answers, however slow the computer: a proof from a handful of transfers would say little."""
+ENOUGH = (800, 300)
+"""Answers before the fault and after it, however slow the computer: a proof from a handful of transfers would say little."""
 PATIENCE_S = 30.0
 """For each thing that is waited for."""
 LOOK_S = 0.01
@@ -74,7 +74,6 @@ class Run:
     before: Guest
     """The bank, before the fault and at the end."""
     after: Guest
-    memory: Memory
     fault_s: float
     end_s: float
     fenced: dict[str, Any] | None
@@ -83,6 +82,15 @@ class Run:
     def answers(self) -> list[float]:
         """When clients were answered, in order."""
         return sorted(ack.at_s for record in self.records for ack in record.acknowledged)
+
+    def events(self) -> list[tuple[float, str]]:
+        """What was seen of the cluster, and when clients saw that the bank serves again."""
+        new = [ack for record in self.records for ack in record.acknowledged if ack.epoch > self.before.epoch]
+        again = (self.gap_s()[1], "the bank answers again")
+        if new:
+            first = min(new, key=lambda ack: ack.at_s)
+            again = (first.at_s, f"the bank serves again: the first answer of epoch {first.epoch}")
+        return sorted([*self.watch.events, again])
 
     def gap_s(self) -> tuple[float, float]:
         """The longest that a client waited: from its request to its answer."""
@@ -157,8 +165,11 @@ class Demo:
                     return guest
                 await asyncio.sleep(LOOK_S)
 
-    async def run(self, fault: str, clients: int, duration_s: float) -> Run:
-        """The clients at work, the fault in the middle, what the bank remembers. Raises what a client raises."""
+    async def run(self, fault: str, clients: int, duration_s: float, enough: tuple[int, int]) -> Run:
+        """The clients at work, the fault in the middle. Raises what a client raises.
+
+        `enough`: answers before the fault and after it, without which the load goes on.
+        """
         from everram.examples.demo_watch import Watch
 
         before = await self.in_sync()
@@ -177,11 +188,11 @@ class Demo:
                 watching = tasks.create_task(watch.run())
                 watch.note(f"{plural(clients, 'client')} begin")
                 working = [tasks.create_task(worker.run()) for worker in workers]
-                await self._load(records, duration_s * BEFORE, ENOUGH_BEFORE)
+                await self._load(records, duration_s * BEFORE, enough[0])
                 fault_s = asyncio.get_running_loop().time()
                 watch.note(f"fault: {fault} of {before.host}")
                 watch.dying = before.host if fault == "machine-kill" else ""
-                await self._break(fault, before.host)
+                await self.inflict(fault, before.host)
                 self.tell(f"{fault} of {before.host}, while {plural(clients, 'client')} transfer money")
                 stray = Stray(before.port, "stray", 0, running)
                 if fault == "partition":
@@ -190,8 +201,8 @@ class Demo:
                 await self._served_again(fault, before, watch)
                 if fault == "partition":
                     watch.note(f"{before.host} is connected again")
-                    await self._break("heal", before.host)
-                await self._load(records, duration_s * (1 - BEFORE), ENOUGH_AFTER)
+                    await self.inflict("heal", before.host)
+                await self._load(records, duration_s * (1 - BEFORE), enough[1])
                 running.clear()
                 fenced = await self._fenced(before, watch) if fault == "partition" else None
                 await asyncio.gather(*working)
@@ -200,9 +211,8 @@ class Demo:
                 watching.cancel()
         except* EverramError as several:
             raise several.exceptions[0] from several
-        memory = await ask_memory(self.port)
         _, after = await self.cluster.find_guest(self.guest_id)
-        return Run(fault, self.ack, records, watch, before, after, memory, fault_s, end_s, fenced)
+        return Run(fault, self.ack, records, watch, before, after, fault_s, end_s, fenced)
 
     @asynccontextmanager
     async def _patience(self, why: str) -> AsyncIterator[None]:
@@ -220,7 +230,8 @@ class Demo:
             while sum(len(record.acknowledged) for record in records) < wanted:
                 await asyncio.sleep(LOOK_S)
 
-    async def _break(self, fault: str, host: str) -> None:
+    async def inflict(self, fault: str, host: str) -> None:
+        """By the fault's name; "heal" brings back what one took."""
         from everram.runtime.contracts.supervisor_pb2 import FaultRequest
 
         await self.cluster.supervisor.fault(FaultRequest(target=host, name=fault))
@@ -278,10 +289,10 @@ def _free_port() -> int:
 # -- what is reported
 
 
-def report_of(run: Run) -> dict[str, Any]:
+def report_of(run: Run, memory: Memory) -> dict[str, Any]:
     """The JSON of `--json`; docs/draw_failover.py draws from it."""
     replicated = run.ack == "replicated"
-    proof = verify(run.records, run.memory, promised=replicated or run.fault not in FAILOVERS)
+    proof = verify(run.records, memory, promised=replicated or run.fault not in FAILOVERS)
     begin_s, gap_s = run.watch.began_s, run.gap_s()
 
     def ms(at_s: float) -> float:
@@ -303,7 +314,7 @@ def report_of(run: Run) -> dict[str, Any]:
         "epoch_after": run.after.epoch,
         "guest_pid_unchanged": run.after.pid == run.before.pid,
         "set_aside": run.fenced,
-        "timeline": [{"at_ms": ms(at_s), "what": what} for at_s, what in sorted(run.watch.events)],
+        "timeline": [{"at_ms": ms(at_s), "what": what} for at_s, what in run.events()],
         "fault_ms": ms(run.fault_s),
         "gap_ms": [ms(at_s) for at_s in gap_s],
         "end_ms": ms(run.end_s),
@@ -398,10 +409,12 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.set_defaults(handler=run)
 
 
-async def demonstrate(args: argparse.Namespace, tell: Callable[[str], None]) -> Run:
+async def demonstrate(args: argparse.Namespace, tell: Callable[[str], None]) -> tuple[Run, Memory]:
+    """What happened, and what the bank remembers of it."""
     async with own_cluster(tell) as cluster:
         demo = await Demo.start(cluster, args.ack, tell)
-        return await demo.run(args.fault, args.clients, args.duration)
+        run = await demo.run(args.fault, args.clients, args.duration, ENOUGH)
+        return run, await ask_memory(demo.port)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -417,8 +430,8 @@ def run(args: argparse.Namespace) -> int:
     if not DURATION_MIN_S <= args.duration <= DURATION_MAX_S:
         raise InvalidArgument(f"--duration: choose {DURATION_MIN_S:g}s to {DURATION_MAX_S:g}s")
     steps = itertools.count(1)
-    course = asyncio.run(demonstrate(args, lambda text: None if args.json else say(f"{next(steps)}. {text}")))
-    report = report_of(course)
+    course, memory = asyncio.run(demonstrate(args, lambda text: None if args.json else say(f"{next(steps)}. {text}")))
+    report = report_of(course, memory)
     if args.json:
         emit(report)
     else:

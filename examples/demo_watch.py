@@ -134,7 +134,7 @@ class Watch:
             return [f"the lease of {name} is over" if after is None else f"{name} has a lease"]
         if key == directory.serving_key(self._guest_id) and after is not None:
             new = before.get("epoch") != after.get("epoch")
-            return [f"the bank serves again, on {after.get('host')}, epoch {after.get('epoch')}"] if new else []
+            return [f"{after.get('host')} starts the bank, epoch {after.get('epoch')}"] if new else []
         if key == directory.guest_key(self._guest_id) and after is not None:
             return self._told_of_guest(before, after)
         return []
