@@ -19,7 +19,12 @@ RATE_TOP, RATE_HEIGHT = 72, 84
 LANE_HEIGHT, LANE_GAP = 20, 12
 SMOOTH_BINS = 2
 """Bins drawn as one step: 50 ms."""
-MARKS = (("is proven dead", "proven dead"), ("is over", "lease over"), ("is chosen", "chosen"), ("serves again", "serves again"))
+MARKS = (
+    ("is proven dead", "proven dead"),
+    ("is over", "lease over"),
+    ("is chosen", "chosen"),
+    ("serves again", "serves again"),
+)
 
 LIGHT = {
     "paper": "#ffffff", "ink": "#1f2328", "quiet": "#59636e", "rule": "#d1d9e0", "serves": "#1a7f5a",
@@ -40,7 +45,9 @@ def style() -> str:
     """Plain classes: custom properties would be nicer, and some who show SVGs do not know them."""
 
     def scheme(colours: dict[str, str]) -> str:
-        return "\n".join(f".{name} {{ fill: {colour} }} .{name}-line {{ stroke: {colour} }}" for name, colour in colours.items())
+        return "\n".join(
+            f".{name} {{ fill: {colour} }} .{name}-line {{ stroke: {colour} }}" for name, colour in colours.items()
+        )
 
     return f"{LETTERS}{scheme(LIGHT)}\n@media (prefers-color-scheme: dark) {{\n{scheme(DARK)}\n}}\n"
 
@@ -108,8 +115,12 @@ class Drawing:
 
     def _title(self) -> None:
         report = self.report
-        self.text(LEFT, 26, f"A bank outlives its machine: {report['fault']} of {report['host']} under load", "ink title")
-        self.text(LEFT, 45, f"one run of `everram demo`, {report['clients']} clients, one copy; not edited", "quiet small")
+        self.text(
+            LEFT, 26, f"A bank outlives its machine: {report['fault']} of {report['host']} under load", "ink title"
+        )
+        self.text(
+            LEFT, 45, f"one run of `everram demo`, {report['clients']} clients, one copy; not edited", "quiet small"
+        )
 
     def _rate(self) -> None:
         """Answers a second, as the clients counted them."""
@@ -146,7 +157,7 @@ class Drawing:
         self.line(end, RATE_TOP + RATE_HEIGHT - 30, end, RATE_TOP + RATE_HEIGHT, "ink")
         y = RATE_TOP + RATE_HEIGHT - 16
         self.line(begin, y, end, y, "ink")
-        self.text((begin + end) / 2, y - 5, f"{end_ms - begin_ms:.0f} ms", anchor="middle")
+        self.text((begin + end) / 2, y - 5, f"{end_ms - begin_ms:.0f} ms", "ink small", "middle")
 
     def _axis(self, bottom: float) -> None:
         self.line(LEFT, bottom + 4, WIDTH - RIGHT, bottom + 4, "rule")
@@ -160,9 +171,7 @@ class Drawing:
         """The moments that matter, from the fault on."""
         fault_ms, found = self.report["fault_ms"], []
         for phrase, word in MARKS:
-            event = next(
-                (e for e in self.report["timeline"] if phrase in e["what"] and e["at_ms"] >= fault_ms), None
-            )
+            event = next((e for e in self.report["timeline"] if phrase in e["what"] and e["at_ms"] >= fault_ms), None)
             if event is not None:
                 found.append(f"+{event['at_ms'] - fault_ms:.0f} ms {word}")
         return "after the fault: " + ", ".join(found)
@@ -172,7 +181,8 @@ class Drawing:
         self.text(
             LEFT,
             y - 12,
-            f"{report['acknowledged']:,} transfers acknowledged: {report['lost']} lost, {report['duplicated']} done twice, "
+            f"{report['acknowledged']:,} transfers acknowledged: {report['lost']} lost, "
+            f"{report['duplicated']} done twice, "
             f"{'a prefix' if report['prefix_holds'] else 'NO prefix'} in commit order, all balances "
             f"{'right' if report['invariant'] == 'holds' else 'WRONG'}",
         )

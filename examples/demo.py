@@ -53,7 +53,7 @@ DURATION_DEFAULT_S, DURATION_MIN_S, DURATION_MAX_S = 4.0, 1.0, 60.0
 BEFORE = 0.4
 """This share of the load comes before the fault, the rest after the bank serves again."""
 ENOUGH = (800, 300)
-"""Answers before the fault and after it, however slow the computer: a proof from a handful of transfers would say little."""
+"""Answers before the fault and after it, however slow the computer: from a handful of transfers little would follow."""
 PATIENCE_S = 30.0
 """For each thing that is waited for."""
 LOOK_S = 0.01
@@ -227,8 +227,7 @@ class Demo:
         wanted = sum(len(record.acknowledged) for record in records) + enough
         await asyncio.sleep(duration_s)
         async with self._patience(f"the clients have not got {enough} answers"):
-            while sum(len(record.acknowledged) for record in records) < wanted:
-                await asyncio.sleep(LOOK_S)
+            await _seen(lambda: sum(len(record.acknowledged) for record in records) >= wanted)
 
     async def inflict(self, fault: str, host: str) -> None:
         """By the fault's name; "heal" brings back what one took."""
@@ -242,8 +241,7 @@ class Demo:
                 while watch.serving_epoch <= before.epoch:
                     await watch.changed.wait()
             else:
-                while watch.restarts(before.host) == 0:
-                    await asyncio.sleep(LOOK_S)
+                await _seen(lambda: watch.restarts(before.host) > 0)
 
     async def _fenced(self, before: Guest, watch: Watch) -> dict[str, Any]:
         """What the cut-off machine set aside, once it has found out that the bank is not its own any more."""
@@ -251,7 +249,10 @@ class Demo:
 
         old = self.cluster.host(before.host)
         async with self._patience(f"{before.host} still has the bank"):
-            while any(guest.guest_id == self.guest_id for guest in (await old.hypervisor.list(Empty())).guests):
+            while True:
+                guests = (await old.hypervisor.list(Empty())).guests
+                if self.guest_id not in {guest.guest_id for guest in guests}:
+                    break
                 await asyncio.sleep(LOOK_S)
         folder = self.cluster.folders.machine(before.host) / "set-aside"
         reports = [json.loads(path.read_text()) for path in folder.glob(f"{self.guest_id}.{before.epoch}.json")]
@@ -259,6 +260,14 @@ class Demo:
         aside = plural(int(found["transactions"]), "transaction")
         watch.note(f"the old bank on {before.host} is fenced: {aside} that reached no copy set aside")
         return found
+
+
+async def _seen(condition: Callable[[], bool]) -> None:
+    """Return once it holds: for what clients and other processes do, and nobody here is told of."""
+    while True:
+        if condition():
+            return
+        await asyncio.sleep(LOOK_S)
 
 
 def _bank_spec(port: int, ack: str) -> GuestSpec:

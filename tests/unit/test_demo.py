@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import runpy
+from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
@@ -155,3 +158,24 @@ def test_lanes() -> None:
         "short | <> 7 ms|",
         "       0  4.0 s",
     ]
+
+
+def test_a_run_becomes_a_picture() -> None:
+    states = [{"at_ms": 0.0, "state": "serves the bank"}, {"at_ms": 50.0, "state": "dead"}]
+    report = (
+        verify(RECORDS, WHOLE, promised=True)
+        | REST
+        | {
+            "clients": 2,
+            "end_ms": 100.0,
+            "fault_ms": 40.0,
+            "gap_ms": [40.0, 70.0],
+            "answers": {"bin_ms": 25, "counts": [1, 1, 0, 1]},
+            "hosts": {"h1": states, "<h2>": [{"at_ms": 0.0, "state": "unheard of"}]},
+            "timeline": [{"at_ms": 45.0, "what": "h1 is proven dead"}],
+        }
+    )
+    script = runpy.run_path(str(Path(__file__).parents[2] / "docs" / "draw_failover.py"))
+    drawn = ElementTree.fromstring(script["Drawing"](report).draw())
+    words = "".join(drawn.itertext())
+    assert all(said in words for said in ("machine-kill of h1", "<h2>", "30 ms", "+5 ms proven dead", "3 transfers"))

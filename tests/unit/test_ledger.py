@@ -245,7 +245,9 @@ async def test_a_replicated_answer_waits_for_the_copy_and_none_is_sent_without(
     writer.write(b"PING\n")
     assert await reader.readline() == b"OK\n"
     writer.write(b"TRANSFER 1 2 3 a:1\n")
-    while bank.count() == 0:
+    while True:
+        if bank.count():
+            break
         await asyncio.sleep(0.001)
     ring.set_durable(0, bank.me.core.lsn)
     assert await reader.readline() == b"OK 1\n"
