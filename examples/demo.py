@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from everram.examples.demo_clients import Client, Memory, Record, Stray, ask_memory
+from everram.examples.demo_clients import STRAY, Client, Memory, Record, Stray, ask_memory
 from everram.examples.demo_proof import verify
 from everram.examples.lanes import Lane, draw
 from everram.runtime.cli import unbuilt
@@ -194,7 +194,7 @@ class Demo:
                 watch.dying = before.host if fault == "machine-kill" else ""
                 await self.inflict(fault, before.host)
                 self.tell(f"{fault} of {before.host}, while {plural(clients, 'client')} transfer money")
-                stray = Stray(before.port, "stray", 0, running)
+                stray = Stray(before.port, before.epoch, running)
                 if fault == "partition":
                     records.append(stray.record)
                     working.append(tasks.create_task(stray.run()))
@@ -310,7 +310,7 @@ def report_of(run: Run, memory: Memory) -> dict[str, Any]:
     return {
         "fault": run.fault,
         "ack": run.ack,
-        "clients": sum(record.name != "stray" for record in run.records),
+        "clients": sum(not record.name.startswith(STRAY) for record in run.records),
         "acknowledged": proof.pop("acknowledged"),
         "acknowledged_replicated": sum(len(record.acknowledged) for record in run.records) if replicated else 0,
         "acknowledged_after_fault": sum(at_s > run.fault_s for at_s in run.answers()),

@@ -21,6 +21,7 @@ ANSWER_TIMEOUT_S = 20.0
 SEED = 7
 PIPELINE = 200
 """Questions sent at once when the whole history is read."""
+STRAY = "stray"
 TRY_AGAIN = "ERR the log is full"
 
 
@@ -61,9 +62,9 @@ class Record:
 class Connection:
     """One connection to one incarnation of the bank. Every method raises ConnectionError or EOFError when it breaks."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, epoch: int = 0) -> None:
         self._reader, self._writer = reader, writer
-        self.epoch = 0
+        self.epoch = epoch
 
     @staticmethod
     async def open(port: int) -> Connection:
@@ -150,9 +151,14 @@ class Client:
 class Stray(Client):
     """A client on the wrong side of a cut: it reaches the cut-off incarnation directly, and asks until that is gone."""
 
+    def __init__(self, port: int, epoch: int, running: asyncio.Event) -> None:
+        """`epoch`: of the incarnation that listens on `port`, which could not say so once its copy is out of reach."""
+        super().__init__(port, f"{STRAY}-{epoch}", 0, running)
+        self._epoch = epoch
+
     async def run(self) -> None:
         try:
-            connection = await Connection.open(self._port)
+            connection = Connection(*await asyncio.open_connection("127.0.0.1", self._port), epoch=self._epoch)
             while self._running.is_set():
                 transfer = self.new_transfer()
                 answer = await connection.ask(request(self.record.name, transfer))
