@@ -373,12 +373,12 @@ def picture_of(run: Run) -> str:
 
 def proof_line(report: dict[str, Any]) -> str:
     """One line that says it all."""
-    kept = "of which are" if report["ack"] == "replicated" else "acknowledged before they were replicated, of which are"
-    unpromised = f" ({report['lost_unpromised']} lost that nobody had promised)" if report["lost_unpromised"] else ""
+    unpromised = f" and {report['lost_unpromised']} that nobody had promised" if report["lost_unpromised"] else ""
     prefix = "a prefix" if report["prefix_holds"] else "NO prefix"
     return (
-        f"proof: {report['acknowledged']} acknowledged transfers, {kept} {report['lost']} lost{unpromised} and "
-        f"{report['duplicated']} done twice; {prefix} in commit order; the sum of all balances {report['invariant']}"
+        f"proof: {report['acknowledged']} transfers acknowledged, {report['lost']} lost{unpromised}, "
+        f"{report['duplicated']} done twice; {prefix} in commit order; "
+        f"the invariant of all balances: {report['invariant']}"
     )
 
 

@@ -156,6 +156,8 @@ class Watch:
     # -- lanes
 
     def _draw(self) -> None:
+        if not self._values or not self._machines:
+            return  # only half of it is known yet
         serving = str(self._values.get(directory.serving_key(self._guest_id), {}).get("host", ""))
         guest = self._values.get(directory.guest_key(self._guest_id), {})
         copies = self._hosts_of(set(guest.get("required") or ()))
