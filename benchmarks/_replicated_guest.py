@@ -31,16 +31,17 @@ def main() -> None:
         return tx.lsn
 
     me.wait_replicated(commit(0), PATIENCE_S)
-    result: dict[str, list[float]] = {"waited_us": [], "commit_us": []}
+    result: dict[str, list[float]] = {"waited_us": [], "commit_us": [], "commit_cpu_us": []}
     for number in range(WARM_UP + WAITED if wait else 0):
         began_ns = time.perf_counter_ns()
         me.wait_replicated(commit(number), PATIENCE_S)
         if number >= WARM_UP:
             result["waited_us"].append(round((time.perf_counter_ns() - began_ns) / 1000, 1))
     for _ in range(ROUNDS):
-        began_ns = time.perf_counter_ns()
+        began_ns, used_ns = time.perf_counter_ns(), time.process_time_ns()
         for number in range(COMMITS):
             lsn = commit(number)
+        result["commit_cpu_us"].append((time.process_time_ns() - used_ns) / 1000 / COMMITS)
         result["commit_us"].append((time.perf_counter_ns() - began_ns) / 1000 / COMMITS)
         me.wait_replicated(lsn, PATIENCE_S)
     print(json.dumps(result), flush=True)
