@@ -58,8 +58,9 @@ class CopyKeeper:
         """What a host that died in the middle of a change left: copies without a record, and log regions that no record
         names (any more)."""
         found = await self._nvm.list_regions(RegionFilter(copy_id="*"))
-        copies = {(each.guest_id, each.copy_id) for each in (*found.regions, *found.logs) if each.copy_id}
-        for guest_id, copy_id in sorted(copies - known.keys()):
+        copies = {(region.guest_id, region.copy_id) for region in found.regions}
+        copies |= {(log.guest_id, log.copy_id) for log in found.logs}
+        for guest_id, copy_id in sorted(key for key in copies - known.keys() if key[1]):
             await self._nvm.remove_regions(RegionFilter(guest_id=guest_id, copy_id=copy_id))
         for log in found.logs:
             key = (log.guest_id, log.copy_id)
