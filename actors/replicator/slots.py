@@ -101,7 +101,7 @@ class Slots:
 
     def keep_log_for(self, memory_ids: Collection[str]) -> None:
         """What a dead host's session left active for any other memory holds back the log for nobody."""
-        for memory_id in {destination.memory_id for _, destination in self.all()} - set(memory_ids):
+        for memory_id in sorted({destination.memory_id for _, destination in self.all()} - set(memory_ids)):
             self._release_log(memory_id)
 
     def hold(self, slot: int, lsn: int) -> None:
