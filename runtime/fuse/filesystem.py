@@ -14,14 +14,16 @@ through renames and through a change of the server, and is never given to anothe
 knows nodes and open files are the server's own business. `Opened.file` is any object; it comes back with each request
 on that open file. When a successor takes a mount over, it calls `open` for the files that its predecessor had open, at
 their next request; so `open` must work by key also for a file that was unlinked and is still open. Such a file is gone
-for good when `forget` is called for it, which is after its last release and never before.
+for good when `forget` is called for it, which is after its last release and never before. (What a predecessor had
+open and nobody used since is released without a call.)
 
-Coherence. Nothing is cached but what `Attributes.valid_ns` and `name_valid_ns` allow: nothing unless they are set: each open
-asks for the name, each stat for the attributes, and reads and writes without passthrough go to `read` and `write`
-each time (direct I/O). So whoever opens a file after another has closed it sees what that one wrote, on whatever host;
-that is close-to-open, and there is no promise beyond. A shared mapping without passthrough is cached by this host's
-kernel from open until it is dropped; with passthrough it is the memory itself. Set them for nodes that never
-change, and perhaps `valid_ns` for folders: the kernel asks for a folder's attributes at each step of a path. Locks (flock, fcntl) are the kernel's own and hold among the programs of one mount.
+Coherence. Nothing is cached but what `Attributes.valid_ns` and `name_valid_ns` allow, and they are 0 unless they are
+set: each open asks for the name, each stat for the attributes, and reads and writes without passthrough go to `read`
+and `write` each time (direct I/O). So whoever opens a file after another has closed it sees what that one wrote, on
+whatever host; that is close-to-open, and there is no promise beyond. A shared mapping without passthrough is cached by
+this host's kernel, from open until it is dropped or the next `open` on this host; with passthrough it is the memory
+itself. Set the two for nodes that never change, and perhaps `valid_ns` for folders: the kernel asks for a folder's
+attributes at each step of a path. Locks (flock, fcntl) are the kernel's own and hold among the programs of one mount.
 """
 
 from __future__ import annotations

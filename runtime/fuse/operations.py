@@ -131,13 +131,21 @@ def _offset(offset: int) -> Reply:
 
 class Operations:
     def __init__(
-        self, files: FileSystem, book: Book, *, owner: tuple[int, int], backings: Backings | None, scope: TaskScope
+        self,
+        files: FileSystem,
+        book: Book,
+        *,
+        owner: tuple[int, int],
+        backings: Backings,
+        passthrough: bool,
+        scope: TaskScope,
     ) -> None:
-        """`backings` None: no passthrough. `scope` owns the work of opening again what a predecessor had open."""
+        """`scope` owns the work of opening again what a predecessor had open."""
         self._files = files
         self._book = book
         self._owner = owner
         self._backings = backings
+        self._passthrough = passthrough
         self._scope = scope
         self._objects: dict[int, Any] = {}
         """Handle -> the file system's object."""
@@ -198,7 +206,7 @@ class Operations:
         asked = protocol.init(request.body)
         if asked.major != protocol.MAJOR or asked.minor < protocol.MINOR_OLDEST:
             raise FuseError(errno.EPROTO, f"this kernel speaks FUSE {asked.major}.{asked.minor}, which is too old")
-        wanted = WANTED | (Init.PASSTHROUGH if self._backings is not None else Init(0))
+        wanted = WANTED | (Init.PASSTHROUGH if self._passthrough else Init(0))
         flags = asked.flags & wanted
         minor = min(asked.minor, protocol.MINOR)
         self._book.agree(minor, flags)
@@ -419,7 +427,7 @@ class Operations:
         """All open files of a node go the same way, or the kernel fails the open: whoever is there first decides."""
         if node.handles:
             return node.backing
-        if self._backings is None or opened.backing is None or not self._book.init_flags & Init.PASSTHROUGH:
+        if not self._passthrough or opened.backing is None or not self._book.init_flags & Init.PASSTHROUGH:
             return 0
         try:
             backing = self._backings.open(opened.backing)
@@ -431,7 +439,7 @@ class Operations:
         return backing
 
     def _close_backing(self, backing: int) -> None:
-        if backing and self._backings is not None:
+        if backing:
             self._backings.close(backing)
 
     def _release(self, request: Request) -> Answer[Reply]:
@@ -482,8 +490,14 @@ class Operations:
 
     def _read(self, request: Request) -> Answer[Reply]:
         handle, offset, size = protocol.read(request.body)
-        data: Answer[Buffer] = self._with(request, handle, lambda file: self._files.read(file, offset, size))
-        return then(data, _data)
+
+        def use(file: Any) -> Answer[Reply]:
+            answer = self._files.read(file, offset, size)
+            if isinstance(answer, (bytes, bytearray, memoryview)):
+                return Reply((answer,))
+            return _later(answer, _data)
+
+        return self._with(request, handle, use)
 
     def _write(self, request: Request) -> Answer[Reply]:
         handle, offset, data = protocol.write(request.body)

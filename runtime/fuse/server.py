@@ -64,7 +64,7 @@ class Session:
     def __init__(self, mounted: Mounted, files: FileSystem, *, passthrough: bool = True) -> None:
         """Raises DataLoss if what `mounted` keeps is not a mount's book.
 
-        `passthrough` False: the kernel reads and writes nothing by itself, not even what a predecessor let it.
+        `passthrough` False: what is opened from now on is read and written through `files` alone.
         """
         self._device = mounted.device
         self._book, self._mapping = mounts.open_book(mounted)
@@ -73,7 +73,8 @@ class Session:
             files,
             self._book,
             owner=(os.getuid(), os.getgid()),
-            backings=_KernelBackings(mounted.device) if passthrough else None,
+            backings=_KernelBackings(mounted.device),
+            passthrough=passthrough,
             scope=self._scope,
         )
         self._buffers: list[bytearray] = []
