@@ -39,8 +39,6 @@ from everram.runtime.tasks import TaskScope
 T = TypeVar("T")
 R = TypeVar("R")
 
-WRITE_BYTES_MAX = 1 << 20
-"""Of one request; the kernel's default limit (fs.fuse.max_pages_limit)."""
 BACKGROUND_MAX = 64
 """Requests that the kernel sends without a caller who waits (AIO, read-ahead, releases) before it holds others back."""
 BLOCK_BYTES = 64 << 10
@@ -210,7 +208,7 @@ class Operations:
         flags = asked.flags & wanted
         minor = min(asked.minor, protocol.MINOR)
         self._book.agree(minor, flags)
-        parts = protocol.pack_init(minor, asked.readahead_bytes_max, flags, WRITE_BYTES_MAX, BACKGROUND_MAX)
+        parts = protocol.pack_init(minor, asked.readahead_bytes_max, flags, protocol.DATA_BYTES_MAX, BACKGROUND_MAX)
         return Reply((parts,))
 
     def _destroy(self, request: Request) -> Reply:

@@ -24,6 +24,9 @@ MINOR_OLDEST = 31
 """Linux 5.4. Before it bodies had other lengths."""
 NAME_BYTES_MAX = 255
 ROOT_NODE = 1
+POSITION_MAX = (1 << 63) - 1
+DATA_BYTES_MAX = 1 << 20
+"""Of one read or write: the kernel's default limit (fs.fuse.max_pages_limit)."""
 RESENT = 1 << 63
 """In a request's `unique`: asked of a predecessor before, who may have done it and did not answer."""
 
@@ -179,6 +182,13 @@ def _unpack(form: struct.Struct, body: memoryview) -> tuple[int, ...]:
     return form.unpack_from(body)
 
 
+def _position(value: int) -> int:
+    """An offset or a length: off_t, and never negative."""
+    if value > POSITION_MAX:
+        raise Malformed(f"{value} is no place in a file")
+    return value
+
+
 def _names(body: memoryview, count: int) -> list[str]:
     parts = bytes(body).split(b"\0")
     if len(parts) != count + 1 or parts[-1]:
@@ -231,7 +241,7 @@ def setattr_(body: memoryview) -> SetattrIn:
     valid, _, handle, size, _, atime, mtime, _, atime_ns, mtime_ns, _, mode, _, uid, gid, _ = fields
     return SetattrIn(
         handle if valid & Set.HANDLE else None,
-        size if valid & Set.SIZE else None,
+        _position(size) if valid & Set.SIZE else None,
         mode & 0o7777 if valid & Set.MODE else None,
         uid if valid & Set.UID else None,
         gid if valid & Set.GID else None,
@@ -273,7 +283,7 @@ def create(body: memoryview) -> tuple[str, int, int]:
 def read(body: memoryview) -> tuple[int, int, int]:
     """Handle, offset, size; also of READDIR."""
     handle, offset, size, _, _, _, _ = _unpack(_READ_IN, body)
-    return handle, offset, size
+    return handle, _position(offset), min(size, DATA_BYTES_MAX)
 
 
 def write(body: memoryview) -> tuple[int, int, memoryview]:
@@ -282,7 +292,7 @@ def write(body: memoryview) -> tuple[int, int, memoryview]:
     data = body[_WRITE_IN.size :]
     if len(data) != size:
         raise Malformed(f"a write says it has {size} bytes and has {len(data)}")
-    return handle, offset, data
+    return handle, _position(offset), data
 
 
 def handle(body: memoryview) -> int:
@@ -317,13 +327,13 @@ def interrupt(body: memoryview) -> int:
 def lseek(body: memoryview) -> tuple[int, int, int]:
     """Handle, offset, whence."""
     number, offset, whence, _ = _unpack(_LSEEK_IN, body)
-    return number, offset, whence
+    return number, _position(offset), whence
 
 
 def fallocate(body: memoryview) -> tuple[int, int, int, int]:
     """Handle, offset, length, mode."""
     number, offset, length, mode, _ = _unpack(_FALLOCATE_IN, body)
-    return number, offset, length, mode
+    return number, _position(offset), _position(length), mode
 
 
 def pack_header(length: int, error: int, unique: int) -> bytes:

@@ -24,13 +24,13 @@ from everram.runtime.fuse import protocol
 from everram.runtime.fuse.errors import errno_of
 from everram.runtime.fuse.filesystem import FileSystem
 from everram.runtime.fuse.mount import Mounted
-from everram.runtime.fuse.operations import WRITE_BYTES_MAX, Operations, Reply, settled
+from everram.runtime.fuse.operations import Operations, Reply, settled
 from everram.runtime.fuse.protocol import Buffer, Malformed, Opcode, Request
 from everram.runtime.tasks import TaskScope
 
 log = logging.getLogger("everram.fuse")
 
-REQUEST_BYTES_MAX = WRITE_BYTES_MAX + 4096
+REQUEST_BYTES_MAX = protocol.DATA_BYTES_MAX + 4096
 """The kernel wants room for the largest write and its headers in every read."""
 TURN_REQUESTS = 16
 """Read before other callbacks of the loop get their turn."""
