@@ -62,7 +62,7 @@ UNSUPPORTED = frozenset({Opcode.SYMLINK, Opcode.MKNOD, Opcode.LINK})
 ENOSYS, which makes the kernel use its own way, or EOPNOTSUPP of it (extended attributes), and ask no more."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Reply:
     parts: Sequence[Buffer] = ()
     undo: Callable[[], Answer[None]] | None = None
@@ -144,6 +144,7 @@ class Operations:
         self._owner = owner
         self._backings = backings
         self._passthrough = passthrough
+        self._ready = book.ready  # INIT was answered, by this server or another
         self._scope = scope
         self._objects: dict[int, Any] = {}
         """Handle -> the file system's object."""
@@ -183,7 +184,7 @@ class Operations:
         method = self._methods.get(request.opcode)
         if method is None:
             raise FuseError(errno.EPERM if request.opcode in UNSUPPORTED else errno.ENOSYS)
-        if not self._book.ready and request.opcode != Opcode.INIT:
+        if not self._ready and request.opcode != Opcode.INIT:
             raise FuseError(errno.EIO, "a request before INIT")
         return method(request)
 
@@ -195,7 +196,8 @@ class Operations:
         releases = [self._files.release(file) for file in self._objects.values()]
         self._objects.clear()
         for node in self._book.nodes():
-            self._files.forget(node.key)
+            if node.number != protocol.ROOT_NODE:
+                self._files.forget(node.key)
         return releases
 
     # -- the mount ----------------------------------------------------------------------------------------------
@@ -208,6 +210,7 @@ class Operations:
         flags = asked.flags & wanted
         minor = min(asked.minor, protocol.MINOR)
         self._book.agree(minor, flags)
+        self._ready = True
         parts = protocol.pack_init(minor, asked.readahead_bytes_max, flags, protocol.DATA_BYTES_MAX, BACKGROUND_MAX)
         return Reply((parts,))
 
@@ -488,18 +491,26 @@ class Operations:
 
     def _read(self, request: Request) -> Answer[Reply]:
         handle, offset, size = protocol.read(request.body)
+        file = self._objects.get(handle)
+        if file is None:
+            return self._with(request, handle, lambda again: self._read_from(again, offset, size))
+        return self._read_from(file, offset, size)
 
-        def use(file: Any) -> Answer[Reply]:
-            answer = self._files.read(file, offset, size)
-            if isinstance(answer, (bytes, bytearray, memoryview)):
-                return Reply((answer,))
-            return _later(answer, _data)
-
-        return self._with(request, handle, use)
+    def _read_from(self, file: Any, offset: int, size: int) -> Answer[Reply]:
+        answer = self._files.read(file, offset, size)
+        if isinstance(answer, (bytes, bytearray, memoryview)):
+            return Reply((answer,))
+        return _later(answer, _data)
 
     def _write(self, request: Request) -> Answer[Reply]:
         handle, offset, data = protocol.write(request.body)
-        return then(self._with(request, handle, lambda file: self._files.write(file, offset, data)), _written)
+        file = self._objects.get(handle)
+        if file is None:
+            return self._with(request, handle, lambda again: self._write_to(again, offset, data))
+        return self._write_to(file, offset, data)
+
+    def _write_to(self, file: Any, offset: int, data: memoryview) -> Answer[Reply]:
+        return then(self._files.write(file, offset, data), _written)
 
     def _flush(self, request: Request) -> Answer[Reply]:
         return then(self._with(request, protocol.handle(request.body), self._files.flush), _done)

@@ -15,7 +15,6 @@ import errno
 import inspect
 import logging
 import os
-from collections import Counter
 from collections.abc import Awaitable, Sequence
 from typing import cast
 
@@ -84,14 +83,15 @@ class Session:
         self._ended: asyncio.Future[None] | None = None
         self._left = False
         """Whether this server is not the mount's any more."""
-        self.counts: Counter[int] = Counter()
+        self.counts: dict[int, int] = {}
         """Requests by opcode. With passthrough reads and writes do not appear here: the kernel does them alone."""
 
     async def serve(self) -> None:
         """Returns when the mount has ended; then every file is released and every node forgotten."""
         self._ended = asyncio.get_running_loop().create_future()
         os.set_blocking(self._device, False)
-        if self._book.ready and not mounts.resend(self._device):
+        # Also where INIT was not answered: a predecessor may have died over it. On a new mount there is nothing to resend.
+        if not mounts.resend(self._device) and self._book.ready:
             log.warning("this kernel cannot ask again (it is older than 6.9): what was asked of a dead server hangs")
         self._read_more()
         try:
@@ -155,13 +155,14 @@ class Session:
         except Malformed as error:
             log.error("the kernel sent what is no request: %s", error)
             return False
-        self.counts[request.opcode] += 1
-        if request.opcode == Opcode.INTERRUPT:
+        opcode = request.opcode
+        self.counts[opcode] = self.counts.get(opcode, 0) + 1
+        if opcode == Opcode.INTERRUPT:
             self._interrupt(request)
             return False
         # Of all that waits only a write looks at its request again.
-        keep = request.opcode == Opcode.WRITE and size > COPIED_BYTES_MAX
-        if request.opcode == Opcode.WRITE and not keep:
+        keep = opcode == Opcode.WRITE and size > COPIED_BYTES_MAX
+        if opcode == Opcode.WRITE and not keep:
             request = request._replace(body=memoryview(bytes(request.body)))
         try:
             answer = self._operations.answer(request)
@@ -241,7 +242,9 @@ class Session:
         """False if the kernel does not want the answer any more."""
         if request.opcode in NO_REPLY or self._left:
             return True
-        length = sum(map(len, parts))
+        length = 0
+        for part in parts:
+            length += len(part)
         try:
             os.writev(self._device, [protocol.pack_header(length, error, request.unique), *parts])
         except OSError as problem:

@@ -33,7 +33,7 @@ WITH_PASSTHROUGH = pytest.param(True, id="passthrough", marks=pytest.mark.needs(
 WITHOUT = pytest.param(False, id="requests")
 
 SERVER = """
-import asyncio, errno, json, logging, os, socket, sys, time
+import asyncio, errno, json, logging, os, signal, socket, sys, time
 import uvloop
 from everram.runtime import errors
 from everram.runtime.fuse.errors import FuseError
@@ -69,7 +69,9 @@ async def main():
     files = Files(now_ns=time.time_ns, passthrough=asked["passthrough"], kept=asked["kept"],
                   keep=lambda name, fd: socket.send_fds(keeper, [name.encode()], [fd]))
     session = Session(Mounted(asked["device"], asked["book"]), files, passthrough=asked["passthrough"])
-    await session.serve()
+    serving = asyncio.ensure_future(session.serve())
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, serving.cancel)
+    await asyncio.wait([serving])
     print(json.dumps(session.counts), flush=True)
 
 uvloop.run(main())
@@ -123,10 +125,10 @@ class Tree:
                 else:
                     self.kept[name.decode()] = fds[0]
 
-    def kill(self) -> None:
-        """kill -9, and everything it has sent is here."""
+    def kill(self, how: signal.Signals = signal.SIGKILL) -> None:
+        """By kill -9, or told to leave; and everything it has sent is here."""
         assert self.server is not None and self._listener is not None
-        self.server.kill()
+        self.server.send_signal(how)
         self.server.communicate(timeout=END_TIMEOUT_S)
         self._listener.join(END_TIMEOUT_S)
         assert not self._listener.is_alive()
@@ -449,18 +451,31 @@ print(rounds)
 """
 
 
-@pytest.mark.needs("fuse passthrough")
-def test_a_successor_answers_what_its_predecessor_had_begun(requests_tree: Tree) -> None:
+@pytest.mark.needs("fuse passthrough")  # resending came in the same version
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_a_successor_answers_what_its_predecessor_had_begun(requests_tree: Tree, how: signal.Signals) -> None:
     tree = requests_tree
     tree.python("(folder / 'f').write_bytes(b'slow'); (folder / 'f').chmod(0o604)")
     reader = tree.start_program("cat", tree.folder / "f")
     assert tree.waits.acquire(timeout=END_TIMEOUT_S)
-    tree.kill()
+    tree.kill(how)
     tree.start()
     assert tree.waits.acquire(timeout=END_TIMEOUT_S)
     tree.python("(folder / 'go').touch()")
     assert reader.communicate(timeout=END_TIMEOUT_S) == ("slow", None)
     assert reader.returncode == 0
+
+
+@pytest.mark.needs("fuse passthrough")
+def test_a_server_may_die_over_the_first_request(tmp_path: Path) -> None:
+    tree = Tree(tmp_path / "mount", passthrough=True)
+    try:
+        assert os.read(tree.mounted.device, 2 << 20)
+        tree.start()
+        tree.python("(folder / 'f').write_bytes(b'1')")
+        assert Opcode.WRITE not in tree.counts()
+    finally:
+        tree.close()
 
 
 def test_a_slow_read_holds_nobody_up_and_can_be_killed(requests_tree: Tree) -> None:

@@ -319,6 +319,79 @@ def test_the_book_opened_again_says_the_same(data: st.DataObject) -> None:
     mapping.close()
 
 
+class Killed(BaseException):
+    pass
+
+
+class Mortal(Mapped):
+    """Its process is killed before a store: what was stored stays, in order."""
+
+    lives = 1 << 30
+
+    def _spend(self) -> None:
+        self.lives -= 1
+        if self.lives < 0:
+            raise Killed
+
+    def store(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+        self._spend()
+        super().store(offset, data)
+
+    def store_u64(self, offset: int, value: int) -> None:
+        self._spend()
+        super().store_u64(offset, value)
+
+    def publish_u64(self, offset: int, value: int) -> None:
+        self._spend()
+        super().publish_u64(offset, value)
+
+
+def use_book(book: Book, told: dict[int, str], open_files: dict[int, int]) -> None:
+    """What the kernel was told stands in the two, from before it could be told until it has said that it forgot it."""
+    for turn in range(3):
+        for key in "abc":
+            told[book.know(f"{key}{turn // 2}").number] = f"{key}{turn // 2}"
+        for number in list(told):
+            held = book.hold(book.node(number), os.O_RDWR, MODE_FILE)
+            open_files[held.number] = number
+            book.set_backing(book.node(number), 7)
+        gone = min(told)
+        for handle in [handle for handle, number in open_files.items() if number == gone]:
+            del open_files[handle]
+            book.let_go(handle)
+        del told[gone]
+        book.forget(gone, 10)
+
+
+def test_a_server_may_be_killed_before_any_store_to_the_book() -> None:
+    deaths = 0
+    for lives in range(1000):
+        descriptor = memfd.create("book", BOOK_BYTES)
+        mapping = Mortal(descriptor, BOOK_BYTES)
+        os.close(descriptor)
+        book = Book.format(mapping)
+        told: dict[int, str] = {}
+        open_files: dict[int, int] = {}
+        mapping.lives = lives
+        try:
+            use_book(book, told, open_files)
+        except Killed:
+            deaths += 1
+        done = mapping.lives >= 0
+        mapping.lives = 1 << 30
+        again = Book.open(mapping)
+        found = {node.number: node.key for node in again.nodes()}
+        held = {handle: node.number for node in again.nodes() for handle in node.handles}
+        assert told.items() <= found.items() and len(found) - len(told) <= 2, "the root, and one that was not told"
+        assert open_files.items() <= held.items() and len(held) - len(open_files) <= 1
+        assert again.know("new").number not in told
+        assert again.hold(again.node(ROOT_NODE), 0, MODE_FOLDER).number not in open_files
+        mapping.close()
+        if done:
+            break
+    assert deaths > 80
+
+
 def test_the_book_has_limits_and_is_read_defensively(kernel: Kernel) -> None:
     with pytest.raises(FuseError) as long:
         kernel.book.know("k" * (KEY_BYTES_MAX + 1))
