@@ -90,7 +90,7 @@ class Session:
         """Returns when the mount has ended; then every file is released and every node forgotten."""
         self._ended = asyncio.get_running_loop().create_future()
         os.set_blocking(self._device, False)
-        # Also where INIT was not answered: a predecessor may have died over it. On a new mount there is nothing to resend.
+        # Also where INIT was not answered: a predecessor may have died over it. A new mount has nothing to resend.
         if not mounts.resend(self._device) and self._book.ready:
             log.warning("this kernel cannot ask again (it is older than 6.9): what was asked of a dead server hangs")
         self._read_more()
