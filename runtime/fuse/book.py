@@ -192,7 +192,8 @@ class Book:
     # -- open files ---------------------------------------------------------------------------------------------
 
     def hold(self, node: Node, flags: int, mode: int) -> Held:
-        """Raises FuseError(ENFILE)."""
+        """Raises FuseError: ENFILE, ESTALE if it was forgotten meanwhile."""
+        self.node(node.number)
         slot = self._take(self._free_handles, HANDLES_USED_AT, HANDLES_MAX)
         at = HANDLES_OFFSET + slot * HANDLE_BYTES
         # The number stays when a slot is emptied (its node becomes 0), so that the next one differs.

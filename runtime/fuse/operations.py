@@ -13,6 +13,7 @@ import asyncio
 import errno
 import functools
 import hashlib
+import logging
 import os
 import stat
 from collections.abc import Awaitable, Callable, Sequence
@@ -35,6 +36,8 @@ from everram.runtime.fuse.filesystem import (
 )
 from everram.runtime.fuse.protocol import Buffer, Init, Opcode, OpenReply, Request
 from everram.runtime.tasks import TaskScope
+
+log = logging.getLogger("everram.fuse")
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -188,17 +191,17 @@ class Operations:
             raise FuseError(errno.EIO, "a request before INIT")
         return method(request)
 
-    def end(self) -> list[Answer[None]]:
-        """The mount is gone, and the kernel will not say goodbye to each: what is open is released, all is forgotten.
-
-        Returns the releases, to be awaited.
-        """
-        releases = [self._files.release(file) for file in self._objects.values()]
-        self._objects.clear()
+    async def end(self) -> None:
+        """The mount is gone, and the kernel says goodbye to nothing: what is open is released, all is forgotten."""
+        while self._objects:
+            handle, file = self._objects.popitem()
+            try:
+                await settled(self._files.release(file))
+            except Exception as error:
+                log.error("open file %d of a mount that has ended was not released", handle, exc_info=error)
         for node in self._book.nodes():
             if node.number != protocol.ROOT_NODE:
                 self._files.forget(node.key)
-        return releases
 
     # -- the mount ----------------------------------------------------------------------------------------------
 
@@ -400,8 +403,9 @@ class Operations:
         return then(self._files.create(parent, name, mode, flags, exclusive), finish)
 
     def _opened(self, node: Node, flags: int, opened: Opened, entry: bytes) -> Answer[Reply]:
-        backing = self._backing(node, opened)
         try:
+            self._book.node(node.number)  # opening may have taken long
+            backing = self._backing(node, opened)
             held = self._book.hold(node, flags, MODE_PASSTHROUGH if backing else MODE_FILE)
         except FuseError as error:
             return self._refused(opened, error)

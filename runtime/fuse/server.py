@@ -15,13 +15,13 @@ import errno
 import inspect
 import logging
 import os
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import cast
 
 from everram.runtime.fuse import mount as mounts
 from everram.runtime.fuse import protocol
 from everram.runtime.fuse.errors import errno_of
-from everram.runtime.fuse.filesystem import FileSystem
+from everram.runtime.fuse.filesystem import Answer, FileSystem
 from everram.runtime.fuse.mount import Mounted
 from everram.runtime.fuse.operations import Operations, Reply, settled
 from everram.runtime.fuse.protocol import Buffer, Malformed, Opcode, Request
@@ -97,8 +97,7 @@ class Session:
         try:
             await self._ended
             self._leave()
-            for release in self._operations.end():
-                await settled(release)
+            await self._operations.end()
         finally:
             self._leave()
             await self._scope.close()
@@ -234,9 +233,7 @@ class Session:
         if self._left:
             return
         if not self._send(request, 0, reply.parts) and reply.undo is not None:
-            undone = reply.undo()
-            if hasattr(undone, "__await__"):
-                self._scope.start(settled(undone), name="undo")
+            self._scope.start(_undo(reply.undo), name="undo")
 
     def _send(self, request: Request, error: int, parts: Sequence[Buffer]) -> bool:
         """False if the kernel does not want the answer any more."""
@@ -256,6 +253,10 @@ class Session:
                 log.error("request %d of the mount could not be answered: %s", request.opcode, problem)
             return False
         return True
+
+
+async def _undo(undo: Callable[[], Answer[None]]) -> None:
+    await settled(undo())
 
 
 def _log_failure(name: str, error: BaseException) -> None:

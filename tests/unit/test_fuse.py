@@ -272,6 +272,18 @@ def test_what_the_kernel_did_not_want_is_taken_back(kernel: Kernel) -> None:
     assert not kernel.backings.ids
 
 
+async def test_the_end_of_a_mount_releases_and_forgets(running: Kernel) -> None:
+    kernel = running
+    kernel.create(b"f")
+    node, _, _ = kernel.create(b"unlinked")
+    kernel.bytes(Opcode.UNLINK, ROOT_NODE, b"unlinked\0")
+    key = kernel.book.node(node).key
+    assert key in kernel.files._nodes
+    await kernel.operations.end()
+    assert key not in kernel.files._nodes
+    assert len(kernel.files._nodes) == 2
+
+
 # -- the book -------------------------------------------------------------------------------------------------------
 
 
@@ -421,6 +433,11 @@ def test_a_book_that_is_full_says_so(kernel: Kernel, monkeypatch: pytest.MonkeyP
     assert full.value.number == errno.ENFILE
     kernel.book.let_go(held[0].number)
     assert kernel.book.hold(root, 0, MODE_FOLDER).number != held[0].number
+    gone = kernel.book.know("gone")
+    kernel.book.forget(gone.number, 1)
+    with pytest.raises(FuseError) as stale:
+        kernel.book.hold(gone, 0, MODE_FILE)
+    assert stale.value.number == errno.ESTALE
 
 
 # -- errors ---------------------------------------------------------------------------------------------------------
