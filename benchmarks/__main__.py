@@ -1,4 +1,6 @@
-"""`python -m benchmarks NAME [--json]`: run one benchmark, a module of this folder with `run() -> dict`.
+"""`python -m benchmarks NAME [--json] [OPTIONS]`: run one benchmark, a module of this folder with `run(...) -> dict`.
+
+One that has options of its own adds them with `add_options(parser)`; they are the arguments of its `run`.
 
 A benchmark names its workload, compares inside one run, and returns medians; names that say a ratio come first.
 `--json` prints one object; otherwise a table. `python -m benchmarks --list` shows what there is.
@@ -38,14 +40,18 @@ def main() -> int:
     parser.add_argument("name", nargs="?", metavar="NAME", help=", ".join(names()))
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--list", action="store_true", help="print the names")
-    arguments = parser.parse_args()
+    arguments, rest = parser.parse_known_args()
     if arguments.list:
         print("\n".join(names()))
         return 0
     if arguments.name not in names():
         print(f"there is no benchmark {arguments.name!r}; there are {', '.join(names())}", file=sys.stderr)
         return 2
-    result: dict[str, Any] = importlib.import_module(f"benchmarks.{arguments.name}").run()
+    benchmark = importlib.import_module(f"benchmarks.{arguments.name}")
+    own = argparse.ArgumentParser(prog=f"python -m benchmarks {arguments.name}")
+    if hasattr(benchmark, "add_options"):
+        benchmark.add_options(own)
+    result: dict[str, Any] = benchmark.run(**vars(own.parse_args(rest)))
     if arguments.json:
         print(json.dumps(result))
         return 0

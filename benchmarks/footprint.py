@@ -32,12 +32,12 @@ COMMAND_TIMEOUT_S = 60.0
 EVERRAM = [sys.executable, "-m", "everram.runtime.cli.main"]
 
 
-def everram(*arguments: str, dir: Path) -> dict[str, Any]:
+def everram(command: str, *arguments: str, dir: Path) -> dict[str, Any]:
     """Run one command on the cluster in `dir`; its JSON."""
-    command = [*EVERRAM, *arguments, "--dir", str(dir), "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S, check=False)
+    words = [*EVERRAM, command, "--dir", str(dir), "--json", *arguments]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S, check=False)
     if done.returncode:
-        raise RuntimeError(f"{' '.join(arguments)} failed: {done.stderr.strip()}")
+        raise RuntimeError(f"{command} {' '.join(arguments)} failed: {done.stderr.strip()}")
     answer = json.loads(done.stdout)
     assert isinstance(answer, dict)
     return answer

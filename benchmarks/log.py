@@ -1,4 +1,5 @@
-"""A persistent write: a transaction of one store, against databases that wait for their disk at each commit.
+"""A persistent write: a transaction of one store, against databases that wait for their disk at each commit; and with
+a copy on another host, against a Redis with a replica (`_replicated.py`).
 
 The ratios compare memory with fdatasync: what everram's commit survives is in the README's ladder, and the death of a
 machine without copies is not in it. They say what a program gains that needs no more than that.
@@ -19,6 +20,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from benchmarks import _replicated
 from everram.runtime.guest.core import GuestCore
 from everram.runtime.guest.region import Region
 from everram.runtime.guest.shell import Guest
@@ -53,6 +55,7 @@ def run() -> dict[str, Any]:
         "store_4k_us": round(large_us, 2),
         "sqlite_full_us": round(sqlite_us, 1),
         "redis_always_us": "redis-server is not installed" if redis_us is None else round(redis_us, 1),
+        **_replicated.measure(),
     }
 
 

@@ -46,9 +46,27 @@ class Lane:
         return Lane(name, cells)
 
     @staticmethod
-    def of_mark(name: str, at_s: float, letter: str) -> Lane:
-        """One letter at one moment."""
-        return Lane(name, lambda spans: [letter if begin <= at_s < end else " " for begin, end in spans])
+    def of_mark(name: str, at_s: float, text: str) -> Lane:
+        """A text that begins at one moment, as far as there is room."""
+
+        def cells(spans: Sequence[tuple[float, float]]) -> list[str | float]:
+            before = sum(end <= at_s for _, end in spans)
+            return list(f"{'':{before}}{text}".ljust(len(spans))[: len(spans)])
+
+        return Lane(name, cells)
+
+    @staticmethod
+    def of_span(name: str, begin_s: float, end_s: float, text: str) -> Lane:
+        """From one moment to another, with a text inside if it fits there, otherwise behind."""
+
+        def cells(spans: Sequence[tuple[float, float]]) -> list[str | float]:
+            before = sum(end <= begin_s for _, end in spans)
+            width = max(2, sum(begin < end_s and end > begin_s for begin, end in spans))
+            inside = f"{f' {text} ':-^{width - 2}}"
+            arrow = f"<{inside}>" if len(inside) <= width - 2 else f"<{'-' * (width - 2)}> {text}"
+            return list(f"{'':{before}}{arrow}".ljust(len(spans))[: len(spans)])
+
+        return Lane(name, cells)
 
 
 def draw(lanes: Sequence[Lane], begin_s: float, end_s: float, *, unicode: bool, columns: int = COLUMNS) -> str:

@@ -1,23 +1,32 @@
 """A bank whose money survives: accounts in a region, transfers as transactions, served over TCP.
 
-    everram run --name bank --region ledger=16MiB --publish 7777 -- python examples/ledger.py
+    everram run --name bank --region ledger=16MiB --publish 7777 -- python examples/ledger.py --ack replicated
 
 One request a line, one line back, `OK ...` or `ERR plain words` (try it with `nc 127.0.0.1 7777`):
 
-    TRANSFER from to amount CLIENT:SEQUENCE    OK lsn    done, and everything before `lsn` is committed
+    TRANSFER from to amount CLIENT:SEQUENCE    OK number    done, as the number-th transfer of all, from 1 on
     BALANCE account                            OK balance
     SUM                                        OK the sum of all balances, which never changes
     COUNT                                      OK how many transfers were done
     LAST client                                OK the sequence number of its last transfer that was done; 0: none
+    EPOCH                                      OK the epoch of this incarnation
+    HISTORY number                             OK epoch from to amount CLIENT:SEQUENCE, of the number-th transfer
     PING                                       OK
 
 Each transfer is done exactly once: the bank remembers a client's last sequence number in the same transaction. A client
-that did not get its answer sends the same line again, to this or any later incarnation, and gets `OK` either way.
+that did not get its answer sends the same line again, to this or any later incarnation, and gets the same `OK`.
+
+`--ack local` (the default) answers when a transfer is committed in this machine's memory. `--ack replicated` answers
+when the copies hold everything that the answer may tell of, reads included. Whether they do is not known in time if no
+copy can be reached; then the connection is closed without an answer, and the client has to ask again. A second region,
+`history`, keeps who was paid in which order, for `HISTORY`; without one the bank does not know.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
+import os
 import signal
 import struct
 import sys
@@ -27,15 +36,22 @@ from everram.runtime import guest
 ACCOUNTS = 100
 OPENING_BALANCE = 1000
 LINE_BYTES_MAX = 256
+ACK_ENVIRONMENT = "EVERRAM_LEDGER_ACK"
+"""Stands in for `--ack`."""
+ACK_TIMEOUT_S = 2.0
+"""For the copies: longer than a host takes to come back, shorter than a person waits before asking again."""
 
-# What lies where in the region. All of it begins as zeros.
+# What lies where in the region `ledger`. All of it begins as zeros.
 ACCOUNTS_AT, COUNT_AT = 0, 8
 BALANCES_AT = 64
 CLIENTS_AT = 4096
 WORD = struct.Struct("<q")
-CLIENT = struct.Struct("<q56s")
-"""Its last sequence number and its name; an empty name: nobody has this place yet."""
-NAME_BYTES_MAX = 56
+CLIENT = struct.Struct("<qq48s")
+"""The sequence number and the number of its last transfer, and its name; an empty name: nobody has this place yet."""
+NAME_BYTES_MAX = 48
+ENTRY = struct.Struct("<QQQIHH")
+"""One transfer in the region `history`: its epoch, its client's place, its sequence number, amount, from, to."""
+AMOUNT_MAX = (1 << 32) - 1
 
 
 class Refused(Exception):
@@ -48,6 +64,8 @@ class Bank:
     def __init__(self, me: guest.AsyncGuest) -> None:
         self.me = me
         self.region = me.region("ledger")
+        self.history = me.region("history") if "history" in me.core.regions else None
+        """A circle of the last transfers."""
         self.clients: dict[str, int] = {}
         """Where the record of each client lies."""
         if not self._word(ACCOUNTS_AT):
@@ -64,7 +82,7 @@ class Bank:
         """Fill `clients`; returns where the next new one goes."""
         at = CLIENTS_AT
         while at + CLIENT.size <= len(self.region):
-            _, name = CLIENT.unpack(self.region.load(at, CLIENT.size))
+            _, _, name = CLIENT.unpack(self.region.load(at, CLIENT.size))
             if not name.strip(b"\0"):
                 break
             self.clients[name.rstrip(b"\0").decode()] = at
@@ -72,27 +90,46 @@ class Bank:
         return at
 
     def transfer(self, source: int, target: int, amount: int, client: str, sequence: int) -> int:
-        """Move money once, however often it is asked for; returns an LSN before which that is committed."""
+        """Move money once, however often it is asked for; returns which transfer of all it was."""
         done = self.last(client)
         if sequence == done:
-            return self.me.core.lsn
+            return self._word(self.clients[client] + WORD.size)
         if sequence < done:
             raise Refused(f"client {client} is at {done} already: {sequence} is in the past")
-        if source == target or amount <= 0:
+        if source == target or not 0 < amount <= AMOUNT_MAX:
             raise Refused("a transfer moves more than 0 between two different accounts")
         balance = self.balance(source)
         if balance < amount:
             raise Refused(f"account {source} has only {balance}")
-        at = self._client_at(client)
+        at, number = self._client_at(client), self.count() + 1
         with self.me.transaction() as tx:  # all of this, or nothing
             tx.store(self.region, _balance_at(source), WORD.pack(balance - amount))
             tx.store(self.region, _balance_at(target), WORD.pack(self.balance(target) + amount))
-            tx.store(self.region, COUNT_AT, WORD.pack(self.count() + 1))
-            tx.store(self.region, at, CLIENT.pack(sequence, client.encode()))
+            tx.store(self.region, COUNT_AT, WORD.pack(number))
+            tx.store(self.region, at, CLIENT.pack(sequence, number, client.encode()))
+            if self.history is not None:
+                entry = ENTRY.pack(self.me.epoch, at, sequence, amount, source, target)
+                tx.store(self.history, self._entry_at(number), entry)
         if client not in self.clients:
             self.clients[client] = at
             self.free_at = at + CLIENT.size
-        return tx.lsn
+        return number
+
+    def tell_history(self, number: int) -> str:
+        if self.history is None:
+            raise Refused("nobody keeps a history: run the bank with a region of this name")
+        last = self.count()
+        first = max(1, last - len(self.history) // ENTRY.size + 1)
+        if not first <= number <= last:
+            raise Refused(f"the history has transfers {first} to {last}, not {number}")
+        entry = self.history.load(self._entry_at(number), ENTRY.size)
+        epoch, at, sequence, amount, source, target = ENTRY.unpack(entry)
+        _, _, name = CLIENT.unpack(self.region.load(at, CLIENT.size))
+        return f"{epoch} {source} {target} {amount} {name.rstrip(bytes(1)).decode()}:{sequence}"
+
+    def _entry_at(self, number: int) -> int:
+        assert self.history is not None
+        return (number - 1) % (len(self.history) // ENTRY.size) * ENTRY.size
 
     def balance(self, account: int) -> int:
         return self._word(_balance_at(account))
@@ -140,9 +177,16 @@ def answer(bank: Bank, line: bytes) -> str:
                 return f"OK {bank.count()}"
             case ["LAST", client]:
                 return f"OK {bank.last(client)}"
+            case ["EPOCH"]:
+                return f"OK {bank.me.epoch}"
+            case ["HISTORY", number]:
+                return f"OK {bank.tell_history(_number(number, 'a number'))}"
             case ["PING"]:
                 return "OK"
-        return "ERR say TRANSFER from to amount CLIENT:SEQUENCE, BALANCE account, SUM, COUNT, LAST client, or PING"
+        return (
+            "ERR say TRANSFER from to amount CLIENT:SEQUENCE, BALANCE account, SUM, COUNT, LAST client, EPOCH, "
+            "HISTORY number, or PING"
+        )
     except Refused as reason:
         return f"ERR {reason}"
     except guest.LogFull:
@@ -170,7 +214,7 @@ def _request_id(word: str) -> tuple[str, int]:
     return client, sequence
 
 
-async def serve(bank: Bank, port: int) -> None:
+async def serve(bank: Bank, port: int, *, ack_replicated: bool = False) -> None:
     """Answer clients until SIGTERM or SIGINT. Raises Fenced when another incarnation may serve, OSError."""
     stopped: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -184,11 +228,16 @@ async def serve(bank: Bank, port: int) -> None:
             while data := await reader.read(64 * 1024):
                 *lines, rest = (rest + data).split(b"\n")
                 rest = rest[: LINE_BYTES_MAX + 1]  # enough to see that it is too long
-                for line in lines:
-                    writer.write(answer(bank, line).encode() + b"\n")
+                answers = b"".join(answer(bank, line).encode() + b"\n" for line in lines)
+                if ack_replicated and answers:
+                    # Of the last commit of all: an answer may tell of other clients' transfers too.
+                    await bank.me.wait_replicated(bank.me.core.lsn, ACK_TIMEOUT_S)
+                writer.write(answers)
                 await writer.drain()
         except ConnectionError:
             pass  # the client has gone; what it asked for before is done
+        except guest.Timeout:
+            pass  # unknown, and nothing is as good as no answer to say so: the client asks again
         except guest.Fenced as error:
             stop(error)
         finally:
@@ -203,11 +252,17 @@ async def serve(bank: Bank, port: int) -> None:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description="A bank whose money survives.")
+    acks = ("local", "replicated")
+    parser.add_argument("--ack", choices=acks, help=f"when to answer: by default ${ACK_ENVIRONMENT}, or local")
+    ack = parser.parse_args().ack or os.environ.get(ACK_ENVIRONMENT) or "local"
+    if ack not in acks:
+        sys.exit(f"ledger: {ACK_ENVIRONMENT} is {ack}: choose {' or '.join(acks)}")
     me = guest.attach_async()
     if not me.port:
         sys.exit("the ledger serves a TCP port: run it with --publish PORT")
     try:
-        asyncio.run(serve(Bank(me), me.port))
+        asyncio.run(serve(Bank(me), me.port, ack_replicated=ack == "replicated"))
     except (guest.GuestError, OSError) as error:
         sys.exit(f"ledger: {error}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import signal
@@ -21,6 +22,13 @@ def _missing(need: str) -> str:
 
         found = probe.userfaultfd()
         return "" if found.available else found.enable
+    if need in ("fuse", "fuse passthrough"):
+        from everram.runtime.memory import probe
+
+        found = probe.mounting() if need == "fuse" else probe.passthrough()
+        return "" if found.available else f"{found.found}; {found.enable}"
+    if need == "python lmdb":
+        return "" if importlib.util.find_spec("lmdb") else "`pip install lmdb` to include it"
     if need == "root":
         return "" if os.geteuid() == 0 else "run the tests as root to include it"
     path = os.environ.get("PATH", "") + ":" + ":".join(FOLDERS)

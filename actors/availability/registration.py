@@ -121,8 +121,9 @@ def plan_give_back(found: Seen, guest_id: str, epoch: int, holder: Holder, *, ag
     return Plan(tuple(compares), tuple(changes))
 
 
-def plan_set_members(found: Seen, guest_id: str, epoch: int, required: Sequence[str], holder: Holder) -> Plan | None:
-    """Commit the required set; None if it is this one already.
+def plan_set_members(found: Seen, guest_id: str, epoch: int, required: Sequence[str], holder: Holder) -> Plan:
+    """Commit the required set. It is written even if it is this one already: an earlier change of this host that is
+    still on its way then finds another revision of the record, and never comes true.
 
     Raises FailedPrecondition unless this host serves this epoch, or for a set that would become empty, or would get a
     member that is no destination (any more): the leader may have taken it away, and its copy may be erased already.
@@ -135,7 +136,7 @@ def plan_set_members(found: Seen, guest_id: str, epoch: int, required: Sequence[
     strangers = [member for member in members if member not in allowed]
     if strangers:
         raise FailedPrecondition(f"{', '.join(strangers)} is no destination of guest {guest_id}: it cannot be required")
-    return None if members == record.required else _rewrite(found, guest_id, record.changed(required=members))
+    return _rewrite(found, guest_id, record.changed(required=members))
 
 
 def plan_aim(found: Seen, guest_id: str, target: Place | None, holder: Holder) -> Plan | None:

@@ -76,3 +76,8 @@ def describe(exit_status: int) -> str:
     if exit_status > 128:
         return f"was killed by signal {exit_status - 128}"
     return f"exited with status {exit_status}"
+
+
+def word(state: pb.GuestState) -> str:
+    """`running`, as a person reads it."""
+    return pb.GuestState.Name(state).lower()

@@ -10,9 +10,14 @@ from everram.runtime.contracts import common_pb2 as pb
 from everram.runtime.contracts import replicator_pb2 as rp
 from everram.runtime.contracts.replicator_contract import ReplicatorActor
 from everram.runtime.contracts.replicator_pb2 import FollowRequest
+from everram.runtime.contracts.vmemfs_contract import VMemFSRef
 from everram.runtime.coordination.resolver import HostResolver
 from everram.runtime.errors import DataLoss, NotFound
 from everram.runtime.formats.config import HostConfig
+from everram.runtime.log.ring import RingCorrupt
+
+LOG_PREFIX = "log."
+"""A guest's ring is the memory object `log.GUEST_ID`."""
 
 
 class Replicator(ReplicatorActor):
@@ -21,12 +26,30 @@ class Replicator(ReplicatorActor):
     def __init__(self, config: HostConfig) -> None:
         self._config = config
         self._logs: dict[str, GuestLog] = {}  # by guest_id: the guests that this host has
+        self._quiet = False
 
     async def on_start(self) -> None:
         self._resolver = HostResolver(self.context.environment.coordination)
         self._keeper = CopyKeeper(self.context, self._config, self._resolver)
-        self.context.resources.callback(self._keeper.close)
+        self.context.resources.callback(self._let_go)
         await self._keeper.start()
+        await self._follow_again()
+
+    async def _follow_again(self) -> None:
+        """An earlier incarnation of this actor, or of this host, may have been told to; nobody tells again."""
+        names = self.context.environment.memory.names()
+        for guest in (await self.context.ref(VMemFSRef).guests(pb.Empty())).guests:
+            if (memory := LOG_PREFIX + guest.guest_id) in names:
+                try:
+                    self._follow(guest.guest_id, memory)
+                except DataLoss as error:
+                    self.context.log.error("%s", error.message)
+
+    def _let_go(self) -> None:
+        """Of all memory; no task is left."""
+        self._keeper.close()
+        for log in self._logs.values():
+            log.let_go()
 
     async def on_stop(self) -> None:
         for guest_id in list(self._logs):
@@ -37,14 +60,28 @@ class Replicator(ReplicatorActor):
     async def follow(self, request: FollowRequest) -> pb.Empty:
         """Start following, or go on: a new incarnation is noticed in the ring itself. A log that was found damaged is
         looked at anew, for it may have been mended."""
-        guest_id = request.guest_id
-        if guest_id in self._logs and self._logs[guest_id].corrupt:
-            await self._drop(guest_id)
-        if guest_id not in self._logs:
-            self._logs[guest_id] = GuestLog(
-                self.context, self._config, self._keeper.memory_id, guest_id, request.log, self._resolver.resolve
-            )
+        log = self._logs.get(request.guest_id)
+        if log is not None and log.corrupt:
+            await self._drop(request.guest_id)
+        self._follow(request.guest_id, request.log)
         return pb.Empty()
+
+    def _follow(self, guest_id: str, memory: str) -> GuestLog:
+        log = self._logs.get(guest_id)
+        if log is None:
+            try:
+                log = self._logs[guest_id] = GuestLog(
+                    self.context,
+                    self._config,
+                    self._keeper.memory_id,
+                    guest_id,
+                    memory,
+                    self._resolver.resolve,
+                    quiet=self._quiet,
+                )
+            except RingCorrupt as error:
+                raise DataLoss(f"the log of guest {guest_id} is damaged: {error}") from error
+        return log
 
     async def unfollow(self, request: FollowRequest) -> pb.Empty:
         await self._drop(request.guest_id)
@@ -99,7 +136,13 @@ class Replicator(ReplicatorActor):
         return self._keeper.listed()
 
     def quiesce(self, request: rp.QuiesceRequest) -> Awaitable[pb.Empty]:
-        return self.context.later(self._keeper.quiesce(request.on))
+        return self.context.later(self._quiesce(request.on))
+
+    async def _quiesce(self, on: bool) -> pb.Empty:
+        self._quiet = on
+        for log in list(self._logs.values()):
+            await log.quiesce(on)
+        return await self._keeper.quiesce(on)
 
     def hand_over(self, request: rp.GuestCopy) -> Awaitable[rp.HandedOver]:
         return self.context.later(self._keeper.hand_over(request.guest_id))

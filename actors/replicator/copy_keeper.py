@@ -7,6 +7,7 @@ in the middle of one left behind, objects without a record, is removed by the ne
 from __future__ import annotations
 
 import asyncio
+from weakref import WeakValueDictionary
 
 from everram.actors.replicator.kept_copy import KeptCopy, Session
 from everram.runtime.actor import ActorContext
@@ -17,7 +18,7 @@ from everram.runtime.contracts.nvm_device_contract import NvmDeviceRef
 from everram.runtime.contracts.nvm_device_pb2 import CreateRegionsRequest, RegionFilter
 from everram.runtime.contracts.vmemfs_contract import VMemFSRef
 from everram.runtime.coordination.resolver import HostResolver
-from everram.runtime.errors import FailedPrecondition, NotFound, Unavailable
+from everram.runtime.errors import EverramError, FailedPrecondition, NotFound, Unavailable
 from everram.runtime.formats.config import HostConfig
 from everram.runtime.log.ring import DATA_OFFSET, EPOCH_START, RingCorrupt
 
@@ -32,7 +33,8 @@ class CopyKeeper:
         self._vmemfs = context.ref(VMemFSRef)
         self._nvm = context.ref(NvmDeviceRef)
         self._copies: dict[str, list[KeptCopy]] = {}  # by guest_id: at most one complete and one being built
-        self._changing: dict[str, asyncio.Lock] = {}  # by guest_id, held during every change and every run of records
+        self._changing: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        """By guest_id, while anybody waits for it or holds it: during every change and every run of records."""
         self.memory_id = ""
         self._quiet = False
         """While this machine's memory is saved, and until it is used again: what is said now could be forgotten."""
@@ -40,7 +42,7 @@ class CopyKeeper:
     async def start(self) -> None:
         """Go on with the copies that this host's predecessor kept."""
         self.memory_id = (await self._vmemfs.get_host(pb.Empty())).memory_id
-        known = set()
+        known: dict[tuple[str, str], str] = {}  # the current log region, by guest_id and copy_id
         for record in (await self._vmemfs.copies(pb.Empty())).copies:
             try:
                 copy = KeptCopy(_own(record), self._environment.memory)
@@ -48,17 +50,29 @@ class CopyKeeper:
                 self._context.log.error("a copy of %s is lost: %s", record.guest.name, error)
                 await self._vmemfs.remove_copy(rp.GuestCopy(guest_id=record.guest.guest_id, copy_id=record.copy_id))
                 continue
-            self._context.resources.callback(copy.close)
             self._copies.setdefault(record.guest.guest_id, []).append(copy)
-            known.add((record.guest.guest_id, record.copy_id))
-        for region in (await self._nvm.list_regions(RegionFilter(copy_id="*"))).regions:
-            if region.copy_id and (region.guest_id, region.copy_id) not in known:
-                await self._nvm.remove_regions(RegionFilter(guest_id=region.guest_id, copy_id=region.copy_id))
+            known[record.guest.guest_id, record.copy_id] = record.log
+        await self._remove_orphans(known)
+
+    async def _remove_orphans(self, known: dict[tuple[str, str], str]) -> None:
+        """What a host that died in the middle of a change left: copies without a record, and log regions that no record
+        names (any more)."""
+        found = await self._nvm.list_regions(RegionFilter(copy_id="*"))
+        copies = {(region.guest_id, region.copy_id) for region in found.regions if region.copy_id}
+        copies |= {(log.guest_id, log.copy_id) for log in found.logs if log.copy_id}
+        for guest_id, copy_id in sorted(copies - known.keys()):
+            await self._nvm.remove_regions(RegionFilter(guest_id=guest_id, copy_id=copy_id))
+        for log in found.logs:
+            key = (log.guest_id, log.copy_id)
+            if key in known and log.memory != known[key]:
+                await self._nvm.remove_regions(
+                    RegionFilter(guest_id=log.guest_id, copy_id=log.copy_id, log_id=log.log_id)
+                )
 
     def close(self) -> None:
         for copies in self._copies.values():
             for copy in copies:
-                copy.end_session()
+                copy.close()
 
     async def quiesce(self, on: bool) -> pb.Empty:
         """Neither acknowledge nor promise from now on (`on`), or do again."""
@@ -85,10 +99,10 @@ class CopyKeeper:
         guest = request.guest
         async with self._lock(guest.guest_id):
             self._check_not_quiet()
-            copies = self._copies.setdefault(guest.guest_id, [])
+            copies = list(self._copies.get(guest.guest_id, []))
             for copy in copies:
                 _check_epoch(copy.record, guest)
-            for copy in list(copies):
+            for copy in copies:
                 await self._settle(copy)
                 if not copy.record.complete:
                     await self._remove(copy)
@@ -130,9 +144,8 @@ class CopyKeeper:
         del record.guest.regions[:]
         record.guest.regions.extend(arenas[region.name] for region in guest.regions)
         kept = KeptCopy(record, self._environment.memory)
-        self._context.resources.callback(kept.close)
+        self._copies.setdefault(guest.guest_id, []).append(kept)
         await self._store(kept)
-        self._copies[guest.guest_id].append(kept)
         return kept
 
     async def _new_log(self, kept: KeptCopy, request: rp.OpenRequest) -> None:
@@ -163,14 +176,20 @@ class CopyKeeper:
         channel, record = self._environment.channel, kept.record
         address = await self._resolver.resolve(request.source_host)
         pair = await channel.connect(request.source_host, address.channel)
-        regions = [channel.register(record.log, DATA_OFFSET, request.capacity_bytes, Access.REMOTE_WRITE)]
-        if rebuild:
-            for region in record.guest.regions:
-                if region.kind == pb.LOGGED:
-                    regions.append(channel.register(region.arena, 0, region.size_bytes, Access.REMOTE_WRITE))
         rang = asyncio.Event()
-        immediate = channel.receive(rang.set)
-        kept.session = session = Session(pair, request.ack_rkey, regions, immediate, channel.unreceive, rang)
+        kept.session = session = Session(
+            pair, request.ack_rkey, [], channel.receive(rang.set), channel.unreceive, rang
+        )  # before anything is registered: whoever ends the session ends that too
+        try:
+            session.regions.append(
+                channel.register(record.log, DATA_OFFSET, request.capacity_bytes, Access.REMOTE_WRITE)
+            )
+            for region in record.guest.regions:
+                if rebuild and region.kind == pb.LOGGED:
+                    session.regions.append(channel.register(region.arena, 0, region.size_bytes, Access.REMOTE_WRITE))
+        except EverramError:
+            kept.end_session()
+            raise
         session.task = self._context.spawn(self._serve(kept, session), name=f"copy of {record.guest.name}")
         return session
 
@@ -187,19 +206,19 @@ class CopyKeeper:
         except ChannelError as error:
             self._context.log.info("copy of %s: acknowledgements do not arrive: %s", kept.record.guest.name, error)
         except RingCorrupt as error:
-            kept.damaged = str(error)
-            self._context.log.error("copy of %s: %s", kept.record.guest.name, error)
+            # Nothing of it was acknowledged, so the copy is good up to there; whoever opens it again begins there.
+            self._context.log.error("copy of %s: %s sends %s", kept.record.guest.name, kept.record.source_host, error)
 
     async def _take(self, kept: KeptCopy, session: Session) -> bool:
         """One run: verified, acknowledged, applied. Whether there was one."""
-        records = kept.verify()
-        if not records:
+        run = kept.verify()
+        if run is None:
             return False
         try:
             if not kept.fenced:
                 await session.pair.write(session.ack_rkey, 0, kept.held.to_bytes(8, "little"))
         finally:
-            kept.apply(records)
+            kept.apply(run)
         return True
 
     async def complete(self, request: rp.CompleteRequest) -> pb.Empty:
@@ -210,8 +229,10 @@ class CopyKeeper:
             kept = next((copy for copy in copies if copy.record.copy_id == request.copy_id), None)
             if kept is None:
                 raise NotFound(f"no copy {request.copy_id} of guest {request.guest_id} is being built here")
-            if kept.fenced or kept.record.log_epoch != request.epoch or kept.held < request.lsn or kept.damaged:
+            if kept.fenced or kept.record.log_epoch != request.epoch or kept.held < request.lsn:
                 raise FailedPrecondition(f"the copy of guest {request.guest_id} is not exact: build it again")
+            if kept.session is not None:
+                kept.session.close_regions()  # from now on only its records change them
             kept.persist_regions()
             kept.record.complete = True
             await self._store(kept)
@@ -284,10 +305,8 @@ class CopyKeeper:
         """End its session and its log region; `record` says what it holds. Asking again changes nothing."""
         kept.end_session()
         log = kept.record.log
-        try:
-            kept.settle()
-        except RingCorrupt as error:
-            kept.damaged = str(error)
+        if complaint := kept.settle():
+            self._context.log.error("copy of %s: what follows is not taken: %s", kept.record.guest.name, complaint)
         kept.record.log = ""
         await self._store(kept)
         kept.close_log()
@@ -302,7 +321,10 @@ class CopyKeeper:
         """Its record goes first: objects without one are removed by whoever finds them."""
         guest_id, copy_id = kept.record.guest.guest_id, kept.record.copy_id
         kept.close()
-        self._copies[guest_id].remove(kept)
+        copies = self._copies[guest_id]
+        copies.remove(kept)
+        if not copies:
+            del self._copies[guest_id]
         try:
             await self._vmemfs.remove_copy(rp.GuestCopy(guest_id=guest_id, copy_id=copy_id))
             await self._nvm.remove_regions(RegionFilter(guest_id=guest_id, copy_id=copy_id))
@@ -335,7 +357,7 @@ def _check_epoch(record: rp.Copy, guest: pb.Guest) -> None:
 
 
 def _best(copies: list[KeptCopy]) -> KeptCopy | None:
-    complete = [copy for copy in copies if copy.record.complete and not copy.damaged]
+    complete = [copy for copy in copies if copy.record.complete]
     return max(complete, key=lambda copy: (copy.record.epoch, copy.record.lsn), default=None)
 
 

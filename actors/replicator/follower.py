@@ -37,7 +37,7 @@ class Follower:
             # A new incarnation began at the end of what was chosen; what was read beyond it no longer counts.
             if self._reader.lsn > self.ring.epoch_start:
                 self._reader = LogReader(self.ring, self.ring.epoch_start)
-        return bool(self._reader.run(RUN_BYTES))
+        return self._reader.verify(RUN_BYTES)
 
     async def rest(self) -> None:
         """Sleep until the guest commits again, or for SLEEP_LIMIT_S."""

@@ -21,7 +21,7 @@ from everram.runtime.contracts.availability_pb2 import Members
 from everram.runtime.contracts.replicator_pb2 import ShipRequest
 from everram.runtime.contracts.vmemfs_contract import VMemFSRef
 from everram.runtime.environment import HostAddress
-from everram.runtime.errors import DeadlineExceeded, FailedPrecondition, NotFound, Unavailable
+from everram.runtime.errors import EverramError, FailedPrecondition, NotFound
 from everram.runtime.formats.config import HostConfig
 from everram.runtime.log.ring import Ring, RingCorrupt
 from everram.runtime.memory.contract import Mapping
@@ -33,9 +33,17 @@ class GuestLog:
     """Follows `memory`, the ring of `guest_id`. Run `run` as a task; `close` when it has ended."""
 
     def __init__(
-        self, context: ActorContext, config: HostConfig, memory_id: str, guest_id: str, memory: str, resolve: Resolve
+        self,
+        context: ActorContext,
+        config: HostConfig,
+        memory_id: str,
+        guest_id: str,
+        memory: str,
+        resolve: Resolve,
+        *,
+        quiet: bool = False,
     ) -> None:
-        """Raises NotFound, RingCorrupt."""
+        """Raises NotFound, RingCorrupt. `quiet`: see `quiesce`."""
         self.context, self.environment = context, context.environment
         self.config = config
         self.memory_id = memory_id
@@ -45,6 +53,9 @@ class GuestLog:
         self.corrupt = ""
         self.committed: tuple[str, ...] = ()
         """The required set, as it is in the directory: this host alone changes it while its epoch lasts."""
+        self._certain = False
+        """Whether that is known: not while it comes from a mirror, or after a change whose answer was lost. Then no
+        slot is cleared, because whoever is in the set in truth has to be waited for."""
         self._mapping: Mapping = self.environment.memory.open(memory).map()
         try:
             self.ring = Ring.open(self._mapping)
@@ -60,6 +71,8 @@ class GuestLog:
         self._shippers: dict[str, tuple[Shipper, asyncio.Task[None]]] = {}
         """By memory_id, in the order of the leader's placement."""
         self._members_due = asyncio.Event()
+        self._committing = asyncio.Lock()
+        self._quiet = quiet
         self._tasks = [
             context.spawn(self._read(), name=f"log {guest_id}"),
             context.spawn(self._keep_members(), name=f"members {guest_id}"),
@@ -71,6 +84,10 @@ class GuestLog:
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Of the memory, when no task is left; idempotent."""
         self.follower.doorbell.close()
         self._mapping.close()
 
@@ -103,7 +120,7 @@ class GuestLog:
         self._copies = guest.spec.copies
         if guest.epoch != self._epoch:
             # Of one epoch the directory's set is taken once; from then on only this host changes it.
-            self._epoch, self.committed = guest.epoch, tuple(sorted(request.required))
+            self._epoch, self.committed, self._certain = guest.epoch, tuple(sorted(request.required)), False
             self.slots.require(self.committed)
         if guest.epoch == self.ring.epoch:
             self._epoch_known.set()
@@ -111,6 +128,7 @@ class GuestLog:
         for memory_id in [memory_id for memory_id in self._shippers if memory_id not in wanted]:
             _, task = self._shippers.pop(memory_id)
             task.cancel()
+        self.slots.keep_log_for(wanted)
         for memory_id, target in wanted.items():
             if memory_id not in self._shippers:
                 shipper = Shipper(self, target)
@@ -147,29 +165,40 @@ class GuestLog:
             self._members_due.clear()
             try:
                 await self._commit_members()
-            except (Unavailable, DeadlineExceeded) as error:
+            except FailedPrecondition as error:
+                self.context.log.warning("%s: the required set is not ours to change: %s", self.name, error.message)
+            except EverramError as error:
                 self.context.log.info("%s: the required set stays as it is for now: %s", self.name, error.message)
                 await asyncio.sleep(RETRY_S)
                 self._members_due.set()
-            except FailedPrecondition as error:
-                self.context.log.warning("%s: the required set is not ours to change: %s", self.name, error.message)
+
+    async def quiesce(self, on: bool) -> None:
+        """Change the required set no more from the return on (`on`), or do again: while the ring is saved, its slots
+        must not fall behind the directory."""
+        self._quiet = on
+        async with self._committing:
+            self.reconsider()
 
     async def _commit_members(self) -> None:
         """Bring the committed set to what it should be; the order is explained in `members`."""
-        epoch = self._epoch
-        if not epoch or epoch != self.ring.epoch:
-            return
+        async with self._committing:
+            if not self._quiet and self._epoch and self._epoch == self.ring.epoch:
+                await self._commit_members_of(self._epoch)
+
+    async def _commit_members_of(self, epoch: int) -> None:
         in_sync = {memory_id for memory_id, (shipper, _) in self._shippers.items() if shipper.in_sync}
         wanted = next_members(self.committed, tuple(self._shippers), in_sync)
-        if wanted != self.committed:
+        if wanted != self.committed or not self._certain:
             if self.committed:
                 self.slots.require(wanted)
+            self._certain = False
             request = Members(guest_id=self.guest_id, epoch=epoch, required=wanted)
             await self.context.ref(AvailabilityRef).set_members(request)
             if epoch != self._epoch:
                 return  # meanwhile another epoch's set was taken
-            self.context.log.info("%s is required to be held by %s", self.name, ", ".join(wanted) or "nobody")
-            self.committed = wanted
+            if wanted != self.committed:
+                self.context.log.info("%s is required to be held by %s", self.name, ", ".join(wanted) or "nobody")
+            self.committed, self._certain = wanted, True
             self.slots.require(wanted)
             self._members_due.set()  # for what changed meanwhile
         self.slots.dismiss(self.committed)

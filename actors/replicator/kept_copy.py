@@ -3,24 +3,24 @@
     written by the primary -> valid? -> flushed, `tail` -> acknowledged -> stored in the regions, `applied`
 
 The log region is written one-sidedly by whoever opened it, so nothing in it is believed but records whose position,
-epoch and checksum hold, and each is copied out before it is looked at. Once the copy has promised itself to a higher
-epoch nothing is acknowledged any more, and the region is never looked at again: `settle` has applied what was valid by
-then, and whatever a fenced primary still writes lands nowhere that matters.
+epoch and checksum hold and which can be applied, and each is copied out before it is looked at. Once the copy has
+promised itself to a higher epoch nothing is acknowledged any more, and the region is never looked at again: `settle`
+has applied what was valid by then, and whatever a fenced primary still writes lands nowhere that matters.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from everram.runtime.channel.contract import MemoryRegion, QueuePair
 from everram.runtime.contracts import common_pb2 as pb
 from everram.runtime.contracts.replicator_pb2 import Copy
 from everram.runtime.environment import Memory
-from everram.runtime.log.record import Record
-from everram.runtime.log.replay import apply
-from everram.runtime.log.ring import Ring
+from everram.runtime.log.replay import Target, replay, store_all, targets
+from everram.runtime.log.ring import Ring, RingCorrupt
 from everram.runtime.memory.contract import Mapping
 
 RUN_BYTES = 256 * 1024
@@ -37,11 +37,18 @@ class Session:
     pair: QueuePair
     ack_rkey: int
     regions: list[MemoryRegion]
+    """The log region first, then those that are being filled."""
     immediate: int
     unreceive: Callable[[int], None]
     rang: asyncio.Event
     task: asyncio.Task[None] | None = None
     """Serves the bell; ended with the session."""
+
+    def close_regions(self) -> None:
+        """They are filled; only the log region is still written into."""
+        for region in self.regions[1:]:
+            region.deregister()
+        del self.regions[1:]
 
     def end(self) -> None:
         self.unreceive(self.immediate)
@@ -49,6 +56,14 @@ class Session:
             region.deregister()
         if self.task is not None:
             self.task.cancel()
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Verified records up to `end`, and what they store."""
+
+    end: int
+    targets: list[Target]
 
 
 @dataclass(slots=True)
@@ -60,23 +75,31 @@ class KeptCopy:
     session: Session | None = None
     ring: Ring | None = None
     """The current log region; None when there is none."""
-    damaged: str = ""
     _regions: list[Mapping | None] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         """Raises NotFound, RingCorrupt."""
-        for region in self.record.guest.regions:
-            logged = region.kind == pb.LOGGED
-            self._regions.append(self.memory.open(region.arena).map() if logged else None)
-        if self.record.log:
-            self.open_log()
+        with ExitStack() as undo:
+            undo.callback(self.close)
+            for region in self.record.guest.regions:
+                logged = region.kind == pb.LOGGED
+                self._regions.append(self.memory.open(region.arena).map() if logged else None)
+            if self.record.log:
+                self.open_log()
+            undo.pop_all()
 
     def open_log(self) -> None:
-        """Go on with the log region that `record` names: apply what was acknowledged and not yet applied."""
-        self.ring = Ring.open(self.memory.open(self.record.log).map())
-        ring = self.ring
-        records = [r for r in ring.chain(ring.surely_applied) if r.end <= ring.tail]
-        self.apply(records)
+        """Go on with the log region that `record` names: apply what was acknowledged and not yet applied.
+
+        Raises NotFound, RingCorrupt; then the copy is less than what it acknowledged, and good for nothing.
+        """
+        mapping = self.memory.open(self.record.log).map()
+        try:
+            ring = self.ring = Ring.open(mapping)
+        except RingCorrupt:
+            mapping.close()
+            raise
+        replay(ring, self._regions)
 
     def close_log(self) -> None:
         if self.ring is not None:
@@ -105,30 +128,39 @@ class KeptCopy:
         """Whether it has promised itself to a later epoch than writes its log."""
         return self.record.log_epoch <= self.record.promised_epoch
 
-    def verify(self) -> list[Record]:
-        """The next run of valid records, held from now on. Empty if there are none."""
+    def verify(self) -> Run | None:
+        """The next run of valid records, held from now on; None if there are none.
+
+        Raises RingCorrupt, with nothing held, for a valid record that makes no sense here: what cannot be applied must
+        not be acknowledged.
+        """
         ring = self.ring
         assert ring is not None
-        start = at = ring.tail
+        start = end = ring.tail
         limit = min(RUN_BYTES, ring.capacity_bytes // RUN_PART)
-        found: list[Record] = []
+        found: list[Target] = []
         for record in ring.chain(start):
-            if found and record.end - start > limit:
+            if end > start and record.end - start > limit:
                 break
-            found.append(record)
+            try:
+                found.extend(targets(record, self._regions))
+            except RingCorrupt:
+                if end > start:
+                    break  # those before it are good; it is found again
+                raise
             ring.mapping.flush(ring.offset(record.lsn), record.end - record.lsn)
-            at = record.end
-        if found:
-            ring.mapping.drain()
-            ring.set_tail(at)
-        return found
+            end = record.end
+        if end == start:
+            return None
+        ring.mapping.drain()
+        ring.set_tail(end)
+        return Run(end, found)
 
-    def apply(self, records: list[Record]) -> None:
-        """Store them in the regions. Raises RingCorrupt for a record that this version cannot follow."""
-        if records:
-            assert self.ring is not None
-            apply(records, self._regions)
-            self.ring.set_applied(records[-1].end)
+    def apply(self, run: Run) -> None:
+        """Store it in the regions."""
+        assert self.ring is not None
+        store_all(run.targets, self._regions)
+        self.ring.set_applied(run.end)
 
     def persist_regions(self) -> None:
         """What the primary wrote into the regions one-sidedly is persistent when this returns."""
@@ -137,8 +169,14 @@ class KeptCopy:
                 mapping.flush(0, mapping.size_bytes)
                 mapping.drain()
 
-    def settle(self) -> None:
-        """Take everything valid that lies in the log region; `record` then says what the copy holds."""
-        while self.ring is not None and (records := self.verify()):
-            self.apply(records)
+    def settle(self) -> str:
+        """Take everything valid that lies in the log region; `record` then says what the copy holds. Returns what was
+        found there that could not be taken, in a sentence."""
+        complaint = ""
+        try:
+            while self.ring is not None and (run := self.verify()):
+                self.apply(run)
+        except RingCorrupt as error:
+            complaint = str(error)
         self.record.lsn = self.held
+        return complaint

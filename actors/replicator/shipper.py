@@ -1,6 +1,6 @@
 """Ships one guest's log to one destination: opens a copy there, fills it if it has to be built, then follows the guest.
 
-    unreachable -> opening -> in-sync                     its copy goes on where it was
+    unreachable -> opening -> catching-up -> in-sync      its copy goes on where it was
                    opening -> copying -> catching-up -> in-sync
     any -> unreachable                                    something broke; begun again after RETRY_S
 
@@ -8,6 +8,9 @@ A session lasts as long as the connection and the guest's epoch. It has a slot o
 which the destination writes its durable LSN one-sidedly. While the regions are copied only records that the guest has
 applied are shipped: what is read of a region afterwards is then never older than a record that was shipped before, so
 the destination may apply records at once, and the copy is exact when it has applied everything up to the copying's end.
+
+In sync is who has acknowledged everything that was committed when it began to catch up. Who lags may be no member of
+the required set yet, even with a complete copy: what others were waited for could then be missing where it counts.
 """
 
 from __future__ import annotations
@@ -39,6 +42,7 @@ LOOK_S = 0.002
 STALL_S = 1.0
 """Without progress for so long a destination no longer holds back the guest's log."""
 OPEN_TIMEOUT_S = 5.0
+"""For what the destination has to make and to record; nothing is held back meanwhile, as a rule."""
 
 
 class Shipper:
@@ -56,6 +60,9 @@ class Shipper:
         self._acknowledged, self._progress_ns = 0, 0
         """The durable LSN as last seen, and when it last moved or had no need to."""
         self._broken = False
+        self._lapped = False
+        """Whether the guest freed what the last session wanted to begin with, before that held it back: then the next
+        one holds it back while it asks."""
 
     @property
     def in_sync(self) -> bool:
@@ -108,17 +115,26 @@ class Shipper:
             session.callback(log.context.spawn(self._watch(pair), name=f"channel to {self.target.host}").cancel)
             slot = log.slots.take(self.target.memory_id)
             session.callback(log.slots.give_up, slot)
-            reply = await self._open(session, slot, epoch, address)
+            timeout_s = OPEN_TIMEOUT_S
+            if self._lapped:
+                self._lapped, timeout_s = False, STALL_S
+                log.slots.hold(slot, log.ring.applied)
+            reply = await self._open(session, slot, epoch, address, timeout_s)
+            log.slots.begin(slot, reply.lsn, member=not reply.rebuild and self.target.memory_id in log.committed)
+            self._position = reply.lsn
+            self._acknowledged, self._progress_ns = reply.lsn, log.environment.clock.now_ns()
+            self._lapped = self._position < log.ring.freed
+            self._check_not_lapped()
             if reply.rebuild:
                 await self._build(pair, slot, reply, epoch)
             else:
-                log.slots.begin(slot, reply.lsn, member=self.target.memory_id in log.committed)
-                self._position = reply.lsn
-                self._check_not_lapped()
+                await self._catch_up(pair, slot, reply, epoch)
             self._become("in-sync")
             await self._follow(pair, slot, reply, epoch)
 
-    async def _open(self, session: ExitStack, slot: int, epoch: int, address: HostAddress) -> OpenReply:
+    async def _open(
+        self, session: ExitStack, slot: int, epoch: int, address: HostAddress, timeout_s: float
+    ) -> OpenReply:
         log, ring = self._log, self._log.ring
         if not self.in_sync:
             self._become("opening", self.reason)
@@ -137,7 +153,7 @@ class Shipper:
             applied=ring.applied,
             ack_rkey=acknowledged.rkey,
         )
-        return await log.context.ref(ReplicatorRef, self.target.host).open(request, timeout_s=OPEN_TIMEOUT_S)
+        return await log.context.ref(ReplicatorRef, self.target.host).open(request, timeout_s=timeout_s)
 
     async def _follow(self, pair: QueuePair, slot: int, reply: OpenReply, epoch: int) -> None:
         """Ship what is committed as it is verified, for as long as it works."""
@@ -149,10 +165,14 @@ class Shipper:
                 await self._rest(slot)
 
     async def _rest(self, slot: int) -> None:
-        """Nothing can be shipped now: wait for more records, or for an acknowledgement if one is due.
+        """Nothing can be shipped now: wait for more records, or for an acknowledgement if one is due."""
+        self._check_alive(slot)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LOOK_S if self._log.ring.durable(slot) < self._position else None):
+                await self.woken.wait()
 
-        Raises Unavailable if the channel has ended, or nothing was acknowledged for STALL_S.
-        """
+    def _check_alive(self, slot: int) -> None:
+        """Raises Unavailable if the channel has ended, or nothing was acknowledged for STALL_S."""
         if self._broken:
             raise Unavailable(f"the channel to {self.target.host} has ended")
         durable, now_ns = self._log.ring.durable(slot), self._log.environment.clock.now_ns()
@@ -160,9 +180,6 @@ class Shipper:
             self._acknowledged, self._progress_ns = durable, now_ns
         elif now_ns - self._progress_ns > STALL_S * 1e9:
             raise Unavailable(f"{self.target.host} has not acknowledged anything for {STALL_S:g} s")
-        with suppress(TimeoutError):
-            async with asyncio.timeout(LOOK_S if durable < self._position else None):
-                await self.woken.wait()
 
     async def _watch(self, pair: QueuePair) -> None:
         await pair.wait_broken()
@@ -198,22 +215,25 @@ class Shipper:
 
     async def _build(self, pair: QueuePair, slot: int, reply: OpenReply, epoch: int) -> None:
         """Copy the regions while the guest runs, until the copy is exact."""
-        log, ring = self._log, self._log.ring
-        log.slots.begin(slot, reply.lsn, member=False)
-        self._position = reply.lsn
-        self._check_not_lapped()
+        log = self._log
         self._become("copying")
         await self._copy_regions(pair, slot, reply, epoch)
-        self._become("catching-up")
-        exact = ring.tail
-        while ring.durable(slot) < exact:
-            self.woken.clear()
-            if not await self._ship(pair, slot, reply, epoch, log.verified):
-                await self._rest(slot)
+        exact = await self._catch_up(pair, slot, reply, epoch)
         request = CompleteRequest(guest_id=log.guest_id, copy_id=reply.copy_id, epoch=epoch, lsn=exact)
         await log.context.ref(ReplicatorRef, self.target.host).complete(request, timeout_s=OPEN_TIMEOUT_S)
         if self.target.memory_id in log.committed:
             log.slots.promote(slot)
+
+    async def _catch_up(self, pair: QueuePair, slot: int, reply: OpenReply, epoch: int) -> int:
+        """Returns once everything is acknowledged that is committed now; that position."""
+        ring, exact = self._log.ring, self._log.ring.tail
+        if ring.durable(slot) < exact:
+            self._become("catching-up")
+        while ring.durable(slot) < exact:
+            self.woken.clear()
+            if not await self._ship(pair, slot, reply, epoch, self._log.verified):
+                await self._rest(slot)
+        return exact
 
     async def _copy_regions(self, pair: QueuePair, slot: int, reply: OpenReply, epoch: int) -> None:
         pieces = [
@@ -230,6 +250,7 @@ class Shipper:
                 # `applied` is read before: whatever is shipped now, the guest has stored already.
                 while await self._ship(pair, slot, reply, epoch, min(self._log.verified, self._log.ring.applied)):
                     pass
+                self._check_alive(slot)
                 chunk = memory.read(at, min(CHUNK_BYTES, offset + length - at))
                 await pair.write(rkey, at, chunk)
                 done += len(chunk)

@@ -17,11 +17,15 @@ COPIES_MAX = DESTINATIONS // 2
 
 
 class Slots:
-    """Slots of `ring`. What a dead host's shippers left is taken over: its required slots, and nothing else."""
+    """Slots of `ring`. Of what a dead host's shippers left the required slots are taken over, and nothing else."""
 
     def __init__(self, ring: Ring) -> None:
         self._ring = ring
         self._taken: set[int] = set()  # by a session that lives
+        self._next = 0
+        for slot, destination in self.all():
+            if not destination.required:
+                ring.set_destination(slot, None)  # a copy that was being built: it has to be begun anew
 
     def all(self) -> list[tuple[int, Destination]]:
         found = ((slot, self._ring.destination(slot)) for slot in range(DESTINATIONS))
@@ -31,11 +35,17 @@ class Slots:
         return [(slot, destination) for slot, destination in self.all() if destination.memory_id == memory_id]
 
     def take(self, memory_id: str) -> int:
-        """A slot for a new session, neither active nor required. Raises ResourceExhausted."""
+        """A slot for a new session, neither active nor required. Raises ResourceExhausted.
+
+        The one that has been free for longest: an acknowledgement that was under way when its session ended may still
+        come, if its sender was stopped between looking at the generation and storing the word.
+        """
         used = {slot for slot, _ in self.all()} | self._taken
-        free = next((slot for slot in range(DESTINATIONS) if slot not in used), None)
+        turn = [(self._next + each) % DESTINATIONS for each in range(DESTINATIONS)]
+        free = next((slot for slot in turn if slot not in used), None)
         if free is None:
             raise ResourceExhausted(f"all {DESTINATIONS} destination slots of the log are in use")
+        self._next = free + 1
         self._taken.add(free)
         self._ring.set_destination(free, Destination(False, memory_id, 0, active=False))
         return free
@@ -72,7 +82,7 @@ class Slots:
             slots = self.of(memory_id)
             if any(destination.required for _, destination in slots):
                 continue
-            active = next((slot for slot, destination in slots if destination.active), None)
+            active = next((slot for slot, destination in slots if destination.active and slot in self._taken), None)
             if active is not None:
                 self._ring.set_slot_state(active, active=True, required=True)
             else:
@@ -88,6 +98,15 @@ class Slots:
                     self._ring.set_slot_state(slot, active=True, required=False)
                 else:
                     self._ring.set_destination(slot, None)
+
+    def keep_log_for(self, memory_ids: Collection[str]) -> None:
+        """What a dead host's session left active for any other memory holds back the log for nobody."""
+        for memory_id in sorted({destination.memory_id for _, destination in self.all()} - set(memory_ids)):
+            self._release_log(memory_id)
+
+    def hold(self, slot: int, lsn: int) -> None:
+        """Hold back the log from `lsn` on for a session that is not begun yet."""
+        self._ring.set_destination(slot, Destination(False, self._memory(slot), lsn))
 
     def _release_log(self, memory_id: str) -> None:
         """What a dead host's session left active for this memory holds back the log for nobody."""

@@ -32,7 +32,6 @@ FLAGS: dict[str, dict[str, str]] = {
     },
     "run": {"--memory": "a limit on a guest's volatile memory"},
     "demo": {
-        "--ack": "waiting for replication",
         "--battery": "a battery's capacity",
         "--restore-same": "restoring on the same host",
     },

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from everram.runtime.log.record import Record, RecordType
 from everram.runtime.log.ring import Ring, RingCorrupt
+from everram.runtime.log.window import Window
 
 
 class LogReader:
@@ -35,9 +36,10 @@ class LogReader:
         found: list[Record] = []
         if tail < start:
             raise RingCorrupt(f"the log's tail went back from {start} to {tail}")
+        window = Window(ring)
         while self.lsn < tail and (not found or self.lsn - start < max_bytes):
             at = ring.next_position(self.lsn)
-            record = ring.record_at(at)
+            record = window.record_at(at)
             if self._lapped():
                 return found
             if record is None:
@@ -46,6 +48,23 @@ class LogReader:
             if record.type != RecordType.PAD:
                 found.append(record)
         return found
+
+    def verify(self, max_bytes: int) -> bool:
+        """As `run`, for whoever wants to know only that the records are whole; whether there were any."""
+        ring, tail = self.ring, self.ring.tail
+        start = self.lsn
+        if tail < start:
+            raise RingCorrupt(f"the log's tail went back from {start} to {tail}")
+        window = Window(ring)
+        while self.lsn < tail and self.lsn - start < max_bytes:
+            at = ring.next_position(self.lsn)
+            end = window.end_of(at)
+            if self._lapped():
+                break
+            if not end:
+                raise RingCorrupt(f"the record at {at} is damaged: the log was committed up to {tail}")
+            self.lsn = end
+        return self.lsn > start
 
     def _lapped(self) -> bool:
         """Whether what was just read may have been overwritten while it was; then go on where the log still is."""

@@ -30,9 +30,9 @@ from typing import NamedTuple
 ALIGNMENT_BYTES = 8
 _CHECKSUM = struct.Struct("<I")
 _CHECKED = struct.Struct("<IQQHHI16s")
-_WHOLE = struct.Struct("<IIQQHHI16s")
+WHOLE = struct.Struct("<IIQQHHI16s")
 _STORE = struct.Struct("<IIQ")
-HEADER_BYTES = _WHOLE.size
+HEADER_BYTES = WHOLE.size
 STORE_HEADER_BYTES = _STORE.size
 _ONE_STORE = struct.Struct("<IQQHHI16sIIQ")
 ONE_STORE_BYTES = HEADER_BYTES + STORE_HEADER_BYTES
@@ -134,7 +134,7 @@ def pack_one_store(lsn: int, epoch: int, guest: bytes, store: RawStore) -> bytes
 
 def unpack_header(header: bytes) -> tuple[int, int, int, int, int, int, bytes]:
     """(checksum, length, lsn, epoch, type, flags, guest) of HEADER_BYTES bytes, unverified."""
-    checksum, length, lsn, epoch, record_type, flags, _, guest = _WHOLE.unpack(header)
+    checksum, length, lsn, epoch, record_type, flags, _, guest = WHOLE.unpack(header)
     return checksum, length, lsn, epoch, record_type, flags, guest
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 from everram.runtime.log.record import Record, Store
 from everram.runtime.log.ring import Ring, RingCorrupt, is_stores
 from everram.runtime.memory.contract import Mapping
+
+Target = tuple[Mapping, Store]
+"""A store, and the region it goes to."""
 
 
 def replay(ring: Ring, regions: Sequence[Mapping | None]) -> int:
@@ -16,29 +19,24 @@ def replay(ring: Ring, regions: Sequence[Mapping | None]) -> int:
     mended by doing it again. Raises RingCorrupt, before anything is applied, for a log that is damaged.
     """
     tail, end = ring.tail, ring.surely_applied
-    pending: list[tuple[Mapping, Store]] = []
+    pending: list[Target] = []
     transactions = 0
     for record in ring.chain(end):
         if end >= tail:
             break
         end = record.end
-        if is_stores(record):
-            pending.extend(_targets(record, regions))
-            transactions += 1
+        pending.extend(targets(record, regions))
+        transactions += is_stores(record)
     if end < tail:
         raise RingCorrupt(f"records between {end} and {tail} are damaged: the log was committed up to {tail}")
-    _store_all(pending, regions)
+    store_all(pending, regions)
     if (ring.applied, ring.surely_applied) != (end, end):
         ring.set_applied(end)
     return transactions
 
 
-def apply(records: Iterable[Record], regions: Sequence[Mapping | None]) -> None:
-    """Store what `records` say, persistently. Raises RingCorrupt, with nothing stored, for what makes no sense."""
-    _store_all([target for record in records if is_stores(record) for target in _targets(record, regions)], regions)
-
-
-def _store_all(stores: Iterable[tuple[Mapping, Store]], regions: Sequence[Mapping | None]) -> None:
+def store_all(stores: Iterable[Target], regions: Sequence[Mapping | None]) -> None:
+    """Store these persistently."""
     for region, store in stores:
         region.store(store.offset, store.data)
         region.flush(store.offset, len(store.data))
@@ -47,10 +45,21 @@ def _store_all(stores: Iterable[tuple[Mapping, Store]], regions: Sequence[Mappin
             touched.drain()
 
 
-def _targets(record: Record, regions: Sequence[Mapping | None]) -> Iterator[tuple[Mapping, Store]]:
-    """What a record stores, and where. Raises RingCorrupt for what is outside."""
-    for store in record.stores():
-        region = regions[store.region] if store.region < len(regions) else None
-        if region is None or store.offset + len(store.data) > region.size_bytes:
-            raise RingCorrupt(f"the record at {record.lsn} stores outside region {store.region}")
-        yield region, store
+def targets(record: Record, regions: Sequence[Mapping | None]) -> list[Target]:
+    """What a record stores, and where; nothing for one that stores nothing. Raises RingCorrupt for what makes no
+    sense, so that it can be refused before anybody counts on it.
+    """
+    if not is_stores(record):
+        return []
+    found = []
+    try:
+        for store in record.stores():
+            region = regions[store.region] if store.region < len(regions) else None
+            if region is None or store.offset + len(store.data) > region.size_bytes:
+                raise RingCorrupt(f"the record at {record.lsn} stores outside region {store.region}")
+            found.append((region, store))
+    except RingCorrupt:
+        raise
+    except ValueError as error:
+        raise RingCorrupt(str(error)) from error
+    return found

@@ -27,6 +27,7 @@ from dataclasses import dataclass
 
 from everram.runtime.log import record as records
 from everram.runtime.log.record import HEADER_BYTES, Record, RecordType
+from everram.runtime.log.window import Window
 from everram.runtime.memory.contract import PAGE_BYTES, Mapping
 
 MAGIC = b"EVRMRING"
@@ -294,19 +295,7 @@ class Ring:
 
     def record_at(self, lsn: int) -> Record | None:
         """The record at `lsn` if a valid one lies there."""
-        room = self.room_before_end(lsn)
-        header = self.mapping.load(self.offset(lsn), HEADER_BYTES)
-        _, length, at, epoch, record_type, flags, guest = records.unpack_header(header)
-        if at != lsn or guest != self.guest or not HEADER_BYTES <= length <= room or not self._possible(lsn, epoch):
-            return None
-        whole = self.mapping.load(self.offset(lsn), length)
-        if not records.checksum_holds(whole):
-            return None
-        return Record(lsn, epoch, record_type, flags, self.guest_id, whole[HEADER_BYTES:])
-
-    def _possible(self, lsn: int, epoch: int) -> bool:
-        current = self.epoch
-        return epoch == current if lsn >= self.epoch_start else epoch <= current
+        return Window(self).record_at(lsn)
 
     def chain(self, lsn: int) -> Iterator[Record]:
         """The valid records from `lsn` on, in order, pads included; ends before the first that is not valid.
@@ -314,9 +303,9 @@ class Ring:
         At most one lap, so that it ends whatever lies in the ring.
         """
         limit = lsn + self.capacity_bytes
-        at = self.next_position(lsn)
+        at, window = self.next_position(lsn), Window(self)
         while at < limit:
-            record = self.record_at(at)
+            record = window.record_at(at)
             if record is None or record.end > limit:
                 return
             yield record

@@ -47,9 +47,10 @@ class LogWriter:
         self._epoch = ring.epoch
         self._tail = self._end = ring.tail
         self._freed = ring.freed
-        self._largest_bytes = ring.capacity_bytes // 2
+        self._largest_bytes = ring.capacity_bytes // 2 - HEADER_BYTES
         self.largest_payload_bytes = self._largest_bytes - HEADER_BYTES
-        """Half a ring: whatever lies before the circle's end, a record of this size fits after a pad."""
+        """Half a ring, together with what may be passed over before it: whatever lies before the circle's end, a record
+        of this size fits after a pad, and a copy never has to be shipped more than half a ring ahead."""
 
     def append(self, record_type: int, flags: int, payload: bytes) -> int:
         """Write a record after the last; returns the LSN behind it.

@@ -22,6 +22,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from everram.runtime.fuse import mount
+from everram.runtime.fuse.errors import FuseError
+from everram.runtime.fuse.protocol import Init
 from everram.runtime.memory import userfaultfd as uffd
 from everram.runtime.memory.contract import PAGE_BYTES
 from everram.runtime.sizes import size_text
@@ -29,9 +32,9 @@ from everram.runtime.sizes import size_text
 OLDEST_KERNEL = (5, 19)
 """The first with write protection of shared memory by userfaultfd."""
 PASSTHROUGH_KERNEL = (6, 9)
+RESEND_KERNEL = (6, 9)
 FEW_DESCRIPTORS = 1024
 """A guest takes one for each region and log, up to twice; below this a machine has room for few guests."""
-CAP_SYS_ADMIN = 21
 SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
@@ -63,8 +66,9 @@ def probe() -> list[Fact]:
         descriptors(),
         mappings(),
         memory(),
-        fuse(),
+        mounting(),
         passthrough(),
+        mount_takeover(),
         kvm(),
     ]
 
@@ -252,29 +256,56 @@ def memory() -> Fact:
     )
 
 
-def fuse() -> Fact:
-    available, found = _can_open("/dev/fuse")
+def mounting() -> Fact:
+    offers, found = _fuse_offers()
     return Fact(
-        "/dev/fuse",
-        "remote memory as files (not built yet)",
-        available,
-        found,
+        "FUSE",
+        "remote memory as files of any program (`everram mount`)",
+        offers is not None,
+        found or "can be mounted",
         "`everram fs exec` redirects a Python program's files",
-        "`modprobe fuse` as root; in a container: `--device /dev/fuse`",
+        "run as root (CAP_SYS_ADMIN), with `modprobe fuse` done; "
+        "in a container: `--device /dev/fuse --cap-add SYS_ADMIN`",
     )
 
 
 def passthrough() -> Fact:
-    admin = _has_capability(CAP_SYS_ADMIN)
-    recent = kernel_version() >= PASSTHROUGH_KERNEL
+    offers, found = _fuse_offers()
+    available = offers is not None and bool(offers & Init.PASSTHROUGH)
     return Fact(
         "FUSE passthrough",
-        "reading and writing local memory files at memory speed (not built yet)",
-        admin and recent,
-        "possible" if admin and recent else ("needs CAP_SYS_ADMIN" if recent else "needs a later kernel"),
+        "reading, writing and mapping local memory files at memory speed",
+        available,
+        found or ("possible" if available else "not in this kernel"),
         "such reads and writes go through the memory agent",
-        "run as root on Linux {}.{} or later".format(*PASSTHROUGH_KERNEL),
+        "run as root on Linux {}.{} or later, built with CONFIG_FUSE_PASSTHROUGH".format(*PASSTHROUGH_KERNEL),
     )
+
+
+def mount_takeover() -> Fact:
+    offers, found = _fuse_offers()
+    available = offers is not None and bool(offers & Init.HAS_RESEND)
+    return Fact(
+        "FUSE resend",
+        "mounts whose users do not notice that the host software was killed",
+        available,
+        found or ("possible" if available else "not in this kernel"),
+        "whoever waits for a mount's answer when its host is killed hangs until it is unmounted",
+        "use Linux {}.{} or later".format(*RESEND_KERNEL),
+    )
+
+
+def _fuse_offers() -> tuple[Init | None, str]:
+    """What the kernel can do for whoever mounts; otherwise why this process cannot."""
+    available, found = _can_open(mount.DEVICE)
+    if not available:
+        return None, f"{mount.DEVICE}: {found}"
+    try:
+        return mount.kernel_offers(), ""
+    except OSError as error:
+        return None, f"mounting is not possible: {error.strerror or error}"
+    except FuseError as error:
+        return None, f"the kernel speaks another FUSE: {error}"
 
 
 def kvm() -> Fact:
@@ -295,15 +326,6 @@ def _can_open(path: str) -> tuple[bool, str]:
     except OSError as error:
         return False, error.strerror or str(error)
     return True, "can be opened"
-
-
-def _has_capability(number: int) -> bool:
-    try:
-        status = Path("/proc/self/status").read_text()
-    except OSError:
-        return False
-    effective = next((line.split()[1] for line in status.splitlines() if line.startswith("CapEff:")), "0")
-    return bool(int(effective, 16) >> number & 1)
 
 
 def _read_number(path: str) -> int:

@@ -455,7 +455,7 @@ def test_a_cut_off_machine_serves_nobody_until_it_is_healed(everram: Everram, tm
     port = free_port()
     bank = ("--name", "bank", "--region", "ledger=1MiB", "--copies", "0", "--publish", str(port))
     host = everram.json("run", "-d", *bank, "--", "python", "examples/ledger.py")["host"]
-    teller = Teller(port)
+    teller = Teller(port, "teller")
     teller.start()
     until(lambda: teller.acknowledged > 0, "the bank serves")
     pid = everram.json("inspect", "bank")["pid"]
@@ -533,7 +533,7 @@ def test_a_crash_of_everything_is_recognised_and_explained(everram: Everram) -> 
 def test_a_stop_that_cannot_save_stops_nothing(everram: Everram) -> None:
     everram.run("up", "--hosts", "2", "-d")
     for name in ("a", "b"):
-        everram.run("run", "-d", "--name", name, "--region", "r=64KiB", "--", "sleep", "1000")
+        everram.run("run", "-d", "--name", name, "--region", "r=64KiB", "--copies", "0", "--", "sleep", "1000")
     before = everram.json("guests")["guests"]
     assert {guest["host"] for guest in before} == {"h1", "h2"}
     in_the_way = everram.dir / "machines" / "h1" / "image"

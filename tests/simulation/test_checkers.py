@@ -12,7 +12,7 @@ from everram.actors.chaos.checks.answered import Answered
 from everram.actors.chaos.checks.one_incarnation import OneIncarnation
 from everram.actors.chaos.checks.reader_wakes import ReaderWakes
 from everram.actors.chaos.checks.stays_frozen import StaysFrozen
-from everram.actors.chaos.checks.under_lease import UnderLease
+from everram.actors.chaos.checks.under_lease import SLACK_NS, UnderLease
 from everram.actors.chaos.journal import Found, Journal
 from everram.runtime.errors import Unavailable
 from everram.runtime.simulation.world import World
@@ -100,7 +100,7 @@ def test_a_frozen_guest_that_runs(world: World) -> None:
 
 
 def test_a_commit_after_the_lease(world: World) -> None:
-    deadline_ns = world.loop.now_ns
+    deadline_ns = world.loop.now_ns - SLACK_NS
     checker = UnderLease(world, lambda host, guest_id: deadline_ns)
     checker.committed("h1", "g")
     assert not world.violations

@@ -2,89 +2,180 @@
 
 from __future__ import annotations
 
+import runpy
+from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
-from everram.examples.demo import Record, Transfer, holds, verify
+from everram.examples.demo import holds
+from everram.examples.demo_clients import Acknowledgement, Entry, Memory, Record, Transfer
+from everram.examples.demo_proof import verify
 from everram.examples.lanes import Lane, draw
 from everram.examples.ledger import ACCOUNTS, OPENING_BALANCE
 
+Move = tuple[int, int, int]
+A, B, C, D = (1, 2, 10), (2, 3, 20), (3, 1, 5), (4, 5, 1)
+REST = {
+    "acknowledged_after_fault": 1,
+    "fault": "machine-kill",
+    "host": "h1",
+    "host_after": "h2",
+    "epoch": 1,
+    "epoch_after": 2,
+    "guest_pid_unchanged": False,
+    "set_aside": None,
+}
+STAYED = {"host_after": "h1", "epoch_after": 1, "guest_pid_unchanged": True}
 
-def record(
-    name: str, *transfers: tuple[int, int, int], acknowledged: int | None = None, first_lsn: int = 100
-) -> Record:
-    """A client that asked for `transfers` and got answers to the first `acknowledged` of them."""
-    asked = [Transfer(source, target, amount, n) for n, (source, target, amount) in enumerate(transfers, start=1)]
-    answered = len(asked) if acknowledged is None else acknowledged
-    return Record(name, asked, [(float(n), first_lsn + n) for n in range(answered)])
 
-
-def balances(*moves: tuple[int, int, int]) -> list[int]:
-    found = [OPENING_BALANCE] * ACCOUNTS
-    for source, target, amount in moves:
-        found[source] -= amount
-        found[target] += amount
+def record(name: str, *transfers: tuple[Move, int | None], epoch: int = 1) -> Record:
+    """A client that asked for each of these, and was told its number; None: it was not answered."""
+    found = Record(name)
+    for sequence, (move, number) in enumerate(transfers, start=1):
+        found.asked[sequence] = Transfer(*move, sequence)
+        if number is not None:
+            found.acknowledged.append(Acknowledgement(float(sequence), sequence, number, epoch))
     return found
 
 
-A, B, C = (1, 2, 10), (2, 3, 20), (3, 1, 5)
-REST = {"acknowledged_after_fault": 1, "guest_pid_unchanged": True, "client_errors": 0}
+def memory(*entries: tuple[str, int, Move], epochs: tuple[int, ...] = ()) -> Memory:
+    """A bank that did these transfers, each by its client and sequence number, all in epoch 1 unless `epochs` say."""
+    history, balances = [], [OPENING_BALANCE] * ACCOUNTS
+    for number, (client, sequence, move) in enumerate(entries, start=1):
+        source, target, amount = move
+        epoch = epochs[number - 1] if epochs else 1
+        history.append(Entry(number, epoch, client, Transfer(source, target, amount, sequence)))
+        balances[source] -= amount
+        balances[target] += amount
+    return Memory(history, balances)
+
+
+RECORDS = (record("x", (A, 1), (B, 3)), record("y", (C, 2)))
+WHOLE = memory(("x", 1, A), ("y", 1, C), ("x", 2, B))
 
 
 def test_what_is_right_holds() -> None:
-    proof = verify([record("x", A, B), record("y", C)], {"x": 2, "y": 1}, 3, balances(A, B, C))
+    proof = verify(RECORDS, WHOLE, promised=True)
     assert (proof["acknowledged"], proof["recovered"], proof["lost"], proof["duplicated"]) == (3, 3, 0, 0)
     assert holds(proof | REST)
 
 
 def test_a_transfer_that_was_done_and_not_answered_is_no_fault() -> None:
-    proof = verify([record("x", A, B, acknowledged=1)], {"x": 2}, 2, balances(A, B))
+    assert holds(verify([record("x", (A, 1), (B, None))], memory(("x", 1, A), ("x", 2, B)), promised=True) | REST)
+    assert holds(verify([record("x", (A, 1), (B, None))], memory(("x", 1, A)), promised=True) | REST)
+
+
+@pytest.mark.parametrize(
+    ("found", "wrong"),
+    [
+        (memory(("x", 1, A), ("y", 1, C)), {"lost": 1, "duplicated": 0}),
+        (memory(("x", 1, A), ("y", 1, C), ("x", 2, B), ("x", 2, B)), {"lost": 0, "duplicated": 1}),
+        (memory(("x", 1, A), ("y", 1, C), ("x", 2, B), ("z", 1, D)), {"lost": 0, "duplicated": 1}),
+        (memory(("x", 1, A), ("y", 1, C), ("x", 2, D)), {"lost": 0, "duplicated": 1}),
+        (Memory(WHOLE.history, [OPENING_BALANCE] * ACCOUNTS), {"invariant": "broken: the balance of account 1 "}),
+        (Memory(WHOLE.history, [0] * ACCOUNTS), {"invariant": "broken: the sum of all balances is 0"}),
+    ],
+)
+def test_what_is_wrong_is_found(found: Memory, wrong: dict[str, Any]) -> None:
+    proof = verify(RECORDS, found, promised=True)
+    assert all(str(proof[key]).startswith(str(value)) for key, value in wrong.items()), proof
+    assert not holds(proof | REST)
+
+
+def test_what_nobody_promised_is_counted_apart() -> None:
+    proof = verify(RECORDS, memory(("x", 1, A), ("y", 1, C)), promised=False)
+    assert (proof["lost"], proof["lost_unpromised"], proof["prefix_holds"]) == (0, 1, True)
     assert holds(proof | REST)
 
 
 @pytest.mark.parametrize(
-    ("last", "count", "found", "wrong"),
+    ("found", "prefix"),
     [
-        ({"x": 1, "y": 1}, 2, balances(A, C), {"lost": 1}),
-        ({"x": 2, "y": 1}, 4, balances(A, B, C, C), {"duplicated": 1, "balances_match": False}),
-        ({"x": 3, "y": 1}, 4, balances(A, B, C, C), {"duplicated": 1, "balances_match": False}),
-        ({"x": 2, "y": 1}, 3, balances(A, B), {"balances_match": False}),
-        ({"x": 2, "y": 1}, 3, [OPENING_BALANCE] * (ACCOUNTS - 1) + [0], {"balances_match": False}),
+        # The old incarnation did A, C and B. What the new one did after what it had recovered is D.
+        (memory(("x", 1, A), ("y", 1, C), ("z", 1, D), epochs=(1, 1, 2)), True),
+        (memory(("x", 1, A), ("z", 1, D), epochs=(1, 2)), True),
+        # C is missing, and B, which was committed later, is there.
+        (memory(("x", 1, A), ("x", 2, B), ("z", 1, D), epochs=(1, 1, 2)), False),
+        # As if something unanswered had been committed in between; but its client was told another number.
+        (memory(("x", 1, A), ("z", 1, D), ("x", 2, B), epochs=(1, 1, 1)), False),
+        # Two were exchanged.
+        (memory(("y", 1, C), ("x", 1, A), ("x", 2, B), ("z", 1, D), epochs=(1, 1, 1, 2)), False),
+        # The new incarnation did again what the old one had done and acknowledged.
+        (memory(("x", 1, A), ("y", 1, C), ("x", 2, B), ("z", 1, D), epochs=(1, 1, 2, 2)), False),
+        # An old incarnation wrote after the new one had begun.
+        (memory(("x", 1, A), ("y", 1, C), ("z", 1, D), epochs=(1, 2, 1)), False),
     ],
 )
-def test_what_is_wrong_is_found(last: dict[str, int], count: int, found: list[int], wrong: dict[str, Any]) -> None:
-    proof = verify([record("x", A, B), record("y", C)], last, count, found)
-    assert {key: proof[key] for key in wrong} == wrong
-    assert (proof["invariant"] == "holds") == (sum(found) == ACCOUNTS * OPENING_BALANCE)
-    assert not holds(proof | REST)
+def test_a_hole_in_commit_order_is_no_prefix(found: Memory, prefix: bool) -> None:
+    records = [*RECORDS, record("z", (D, None))]
+    assert verify(records, found, promised=False)["prefix_holds"] == prefix
 
 
-def test_a_hole_in_commit_order_is_no_prefix() -> None:
-    """x's second transfer is lost although y's, which was committed later, is there."""
-    records = [record("x", A, B, first_lsn=100), record("y", C, first_lsn=200)]
-    assert not verify(records, {"x": 1, "y": 1}, 2, balances(A, C))["prefix_holds"]
-    records = [record("x", A, B, first_lsn=300), record("y", C, first_lsn=200)]
-    assert verify(records, {"x": 1, "y": 1}, 2, balances(A, C))["prefix_holds"]
+def test_an_answer_to_the_second_asking_tells_of_the_first_doing() -> None:
+    """Asked of the old incarnation, answered by the new one: it was recovered, so its number stands."""
+    records = [record("x", (A, 1), epoch=2)]
+    assert verify(records, memory(("x", 1, A), epochs=(1,)), promised=True)["prefix_holds"]
+    assert not verify(records, memory(("x", 1, A), epochs=(3,)), promised=True)["prefix_holds"]
 
 
 @pytest.mark.parametrize(
-    "missing", [{"guest_pid_unchanged": False}, {"client_errors": 1}, {"acknowledged_after_fault": 0}]
+    "differently",
+    [
+        {"acknowledged_after_fault": 0},
+        {"host_after": "h1"},
+        {"epoch_after": 1},
+        {"fault": "hang"},
+        {"fault": "hang"} | STAYED | {"guest_pid_unchanged": False},
+        {"fault": "partition"},
+        {"set_aside": {"transactions": 0}},
+    ],
 )
-def test_the_fault_must_not_show(missing: dict[str, Any]) -> None:
-    proof = verify([record("x", A)], {"x": 1}, 1, balances(A))
-    assert not holds(proof | REST | missing)
+def test_the_fault_must_do_what_it_does_and_no_more(differently: dict[str, Any]) -> None:
+    assert not holds(verify(RECORDS, WHOLE, promised=True) | REST | differently)
+
+
+def test_each_fault_can_hold() -> None:
+    proof = verify(RECORDS, WHOLE, promised=True)
+    assert holds(proof | REST | {"fault": "hang"} | STAYED)
+    assert holds(proof | REST | {"fault": "partition", "set_aside": {"transactions": 3}})
 
 
 def test_lanes() -> None:
     lanes = [
         Lane.of_rate("rate", [0.1, 0.2, 0.3, 1.5]),
         Lane.of_states("host", [(0.0, "="), (2.4, "x"), (2.5, "=")]),
-        Lane.of_mark("fault", 2.2, "^"),
+        Lane.of_mark("fault", 2.2, "^ h1"),
+        Lane.of_span("gap", 0.6, 2.9, "2"),
+        Lane.of_span("short", 0.6, 1.4, "7 ms"),
     ]
     assert draw(lanes, 0.0, 4.0, unicode=False, columns=8).splitlines() == [
         " rate |@  -    |",
         " host |====x===|",
-        "fault |    ^   |",
+        "fault |    ^ h1|",
+        "  gap | < 2 >  |",
+        "short | <> 7 ms|",
         "       0  4.0 s",
     ]
+
+
+def test_a_run_becomes_a_picture() -> None:
+    states = [{"at_ms": 0.0, "state": "serves the bank"}, {"at_ms": 50.0, "state": "dead"}]
+    report = (
+        verify(RECORDS, WHOLE, promised=True)
+        | REST
+        | {
+            "clients": 2,
+            "end_ms": 100.0,
+            "fault_ms": 40.0,
+            "gap_ms": [40.0, 70.0],
+            "answers": {"bin_ms": 25, "counts": [1, 1, 0, 1]},
+            "hosts": {"h1": states, "<h2>": [{"at_ms": 0.0, "state": "unheard of"}]},
+            "timeline": [{"at_ms": 45.0, "what": "h1 is proven dead"}],
+        }
+    )
+    script = runpy.run_path(str(Path(__file__).parents[2] / "docs" / "draw_failover.py"))
+    drawn = ElementTree.fromstring(script["Drawing"](report).draw())
+    words = "".join(drawn.itertext())
+    assert all(said in words for said in ("machine-kill of h1", "<h2>", "30 ms", "+5 ms proven dead", "3 transfers"))

@@ -15,7 +15,7 @@ from everram.examples.ledger import ACCOUNTS, Bank, answer
 from everram.runtime.guest import AsyncGuest, Fenced
 from everram.runtime.guest.core import GuestCore
 from everram.runtime.guest.region import Region
-from everram.runtime.log.ring import MIN_CAPACITY_BYTES, Ring
+from everram.runtime.log.ring import MIN_CAPACITY_BYTES, Destination, Ring
 from everram.runtime.memory.contract import Mapping
 from everram.runtime.simulation.memory import Recording
 
@@ -29,8 +29,8 @@ class Died(BaseException):
     """The process, in the midst of a store."""
 
 
-def new_memory() -> Recording:
-    memory = Recording(bytes(LOG_BYTES), bytes(REGION_BYTES))
+def new_memory(history_bytes: int = 0) -> Recording:
+    memory = Recording(bytes(LOG_BYTES), bytes(REGION_BYTES), *([bytes(history_bytes)] if history_bytes else []))
     Ring.format(memory.map(0), guest_id=GUEST_ID, epoch=0, capacity_bytes=MIN_CAPACITY_BYTES)
     return memory
 
@@ -40,9 +40,12 @@ def incarnate(memory: Recording) -> AsyncGuest:
     ring = Ring.open(log)
     epoch = ring.epoch + 1
     ring.begin_epoch(epoch)
-    region = Region("ledger", 0, "logged", memory.map(1), REGION_BYTES)
+    regions = [
+        Region(name, number, "logged", memory.map(number + 1), memory.map(number + 1).size_bytes)
+        for number, name in zip(range(len(memory.contents) - 1), ("ledger", "history"), strict=False)
+    ]
     return AsyncGuest(
-        GuestCore(guest_id=GUEST_ID, name="bank", epoch=epoch, ring=ring, regions=[region], now_ns=lambda: 1)
+        GuestCore(guest_id=GUEST_ID, name="bank", epoch=epoch, ring=ring, regions=regions, now_ns=lambda: 1)
     )
 
 
@@ -64,7 +67,7 @@ def test_a_request_is_done_once_however_often_it_is_sent() -> None:
     memory = new_memory()
     bank = Bank(incarnate(memory))
     first = ask(bank, "TRANSFER 1 2 10 ann:1")
-    assert first == f"OK {bank.me.core.lsn}"
+    assert first == "OK 1"
     assert ask(bank, "TRANSFER 1 2 10 ann:1") == first
     bank = Bank(incarnate(memory))
     assert ask(bank, "TRANSFER 1 2 10 ann:1") == first
@@ -76,6 +79,28 @@ def test_a_request_is_done_once_however_often_it_is_sent() -> None:
         "OK 1",
         "OK 100000",
     ]
+
+
+def test_a_history_names_every_transfer_in_commit_order() -> None:
+    memory = new_memory(history_bytes=4096)
+    for sequence in (1, 2):
+        bank = Bank(incarnate(memory))
+        assert ask(bank, f"TRANSFER {sequence} 9 10 ann:{sequence}") == f"OK {sequence}"
+        assert ask(bank, "EPOCH") == f"OK {sequence}"
+    assert ask(bank, "TRANSFER 1 9 5 bob:1") == "OK 3"
+    assert ask(bank, "TRANSFER 2 9 10 ann:2") == "OK 2"
+    assert [ask(bank, f"HISTORY {number}") for number in (1, 2, 3)] == [
+        "OK 1 1 9 10 ann:1",
+        "OK 2 2 9 10 ann:2",
+        "OK 2 1 9 5 bob:1",
+    ]
+    assert ask(bank, "HISTORY 4") == "ERR the history has transfers 1 to 3, not 4"
+    for sequence in range(3, 130):
+        ask(bank, f"TRANSFER 50 51 1 ann:{sequence}")
+    assert ask(bank, "HISTORY 2") == "ERR the history has transfers 3 to 130, not 2"
+    assert ask(bank, "HISTORY 3") == "OK 2 1 9 5 bob:1"
+    assert ask(bank, "HISTORY 130") == "OK 2 50 51 1 ann:129"
+    assert ask(Bank(incarnate(new_memory())), "HISTORY 1").startswith("ERR nobody keeps a history")
 
 
 def test_a_refused_transfer_uses_no_number() -> None:
@@ -94,7 +119,7 @@ def test_a_refused_transfer_uses_no_number() -> None:
         ("TRANSFER 1 2 3 a:0", "a:0 is not an id: it is CLIENT:SEQUENCE, counted from 1"),
         ("TRANSFER 1 2 3 :1", ":1 is not an id"),
         ("TRANSFER 1 2 3 a:9999999999999999999", "9999999999999999999 is not a sequence number"),
-        (f"TRANSFER 1 2 3 {'a' * 57}:1", "not an id"),
+        (f"TRANSFER 1 2 3 {'a' * 49}:1", "not an id"),
         ("TRANSFER 1 2 3 a\0b:1", "not an id"),
         ("TRANSFER 1 2 -3 a:1", "-3 is not an amount"),
         ("TRANSFER 1 2 ٣ a:1", "٣ is not an amount"),
@@ -193,7 +218,7 @@ async def test_a_connection_survives_bad_lines_and_ends_with_sigterm(capsys: pyt
     reader, writer = await connect(port, serving)
     writer.write(b"PING\r\nTRANSFER 1 2 3 a:1\n" + b"x" * 300_000 + b"\nnonsense\nSUM\nCOU")
     assert await reader.readline() == b"OK\n"
-    assert await reader.readline() == f"OK {bank.me.core.lsn}\n".encode()
+    assert await reader.readline() == b"OK 1\n"
     assert await reader.readline() == b"ERR a request has at most 256 bytes\n"
     assert (await reader.readline()).startswith(b"ERR say TRANSFER")
     assert await reader.readline() == b"OK 100000\n"
@@ -204,6 +229,43 @@ async def test_a_connection_survives_bad_lines_and_ends_with_sigterm(capsys: pyt
     writer.close()
     await writer.wait_closed()
     assert capsys.readouterr().out == f"bank: 0 transfers so far, sum 100000; serving 127.0.0.1:{port}\n"
+
+
+async def test_a_replicated_answer_waits_for_the_copy_and_none_is_sent_without(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ledger, "ACK_TIMEOUT_S", 0.2)
+    bank, port = Bank(incarnate(new_memory())), free_port()
+    ring = bank.me.core.ring
+    ring.set_copies(1)
+    ring.set_destination(0, Destination(required=True, memory_id="f" * 16, durable_lsn=0))
+    ring.set_durable(0, bank.me.core.lsn)
+    serving = asyncio.create_task(ledger.serve(bank, port, ack_replicated=True))
+    reader, writer = await connect(port, serving)
+    writer.write(b"PING\n")
+    assert await reader.readline() == b"OK\n"
+    writer.write(b"TRANSFER 1 2 3 a:1\n")
+    while True:
+        if bank.count():
+            break
+        await asyncio.sleep(0.001)
+    ring.set_durable(0, bank.me.core.lsn)
+    assert await reader.readline() == b"OK 1\n"
+    writer.write(b"TRANSFER 1 2 3 a:2\n")
+    assert await reader.readline() == b"", "what no copy holds in time is not acknowledged"
+    writer.close()
+    reader, writer = await connect(port, serving)
+    writer.write(b"COUNT\n")
+    assert await reader.readline() == b"", "nor told of"
+    ring.set_durable(0, bank.me.core.lsn)
+    writer.close()
+    reader, writer = await connect(port, serving)
+    writer.write(b"TRANSFER 1 2 3 a:2\nCOUNT\n")
+    assert [await reader.readline() for _ in range(2)] == [b"OK 2\n", b"OK 2\n"]
+    os.kill(os.getpid(), signal.SIGTERM)
+    await serving
+    writer.close()
+    await writer.wait_closed()
 
 
 async def test_a_fenced_bank_stops_without_an_answer() -> None:

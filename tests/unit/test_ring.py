@@ -27,6 +27,7 @@ from everram.runtime.log.ring import (
     Ring,
     RingCorrupt,
 )
+from everram.runtime.log.window import FIRST_BYTES, Window
 from everram.runtime.log.writer import LogWriter, RingFull
 from everram.runtime.memory.heap import HeapMapping
 from everram.runtime.simulation.entropy import Seeds
@@ -182,7 +183,7 @@ def test_blank_and_short_memory_is_no_ring() -> None:
 # -- appending and reading along
 
 
-@given(st.lists(st.integers(0, CAPACITY // 2 - HEADER_BYTES), min_size=1, max_size=60), st.integers(1, 5))
+@given(st.lists(st.integers(0, CAPACITY // 2 - 2 * HEADER_BYTES), min_size=1, max_size=60), st.integers(1, 5))
 @settings(max_examples=60, deadline=None)
 def test_what_is_appended_is_read_in_order_over_many_laps(sizes: list[int], read_every: int) -> None:
     ring = new_ring()
@@ -291,14 +292,47 @@ def test_a_reader_overtaken_in_the_middle_gives_only_what_it_read_before() -> No
     def overtaken(offset: int, length: int) -> bytes:
         nonlocal loads
         loads += 1
-        if loads == 5:  # between the header and the whole of the third record
+        if loads == 2:  # the first copy has six whole records and the beginning of a seventh
             for _ in range(100):
                 commit(writer, bytes(1500))
         return load(offset, length)
 
     ring.mapping.load = overtaken  # type: ignore[method-assign]
-    assert payloads(reader.run(CAPACITY)) == [b"\0" * 100, b"\1" * 100]
+    assert payloads(reader.run(CAPACITY)) == [bytes([number]) * 100 for number in range(6)]
     assert reader.lsn == ring.applied
+
+
+def test_a_record_that_comes_after_a_copy_was_made_is_found_all_the_same() -> None:
+    ring = new_ring()
+    writer, window = LogWriter(ring), Window(ring)
+    first = commit(writer, b"first")
+    assert window.end_of(0) == first
+    assert window.record_at(first) is None
+    second = commit(writer, bytes(3 * FIRST_BYTES))
+    assert window.end_of(first) == second
+    found = window.record_at(first)
+    assert found is not None
+    assert (found.lsn, found.end, len(found.payload)) == (first, second, 3 * FIRST_BYTES)
+
+
+def test_verifying_and_reading_go_equally_far() -> None:
+    ring = new_ring()
+    writer = LogWriter(ring)
+    for number in range(300):  # several laps
+        commit(writer, bytes(number * 7 % 1500))
+    verifier, reader = LogReader(ring, ring.applied), LogReader(ring, ring.applied)
+    for number in range(40):
+        commit(writer, bytes(number * 31 % 900))
+    while verifier.verify(4096):
+        pass
+    while reader.run(4096):
+        pass
+    assert verifier.lsn == reader.lsn == ring.tail
+    position = ring.tail
+    commit(writer, b"damaged")
+    ring.mapping.store(ring.offset(position) + 50, b"x")
+    with pytest.raises(RingCorrupt, match="damaged"):
+        verifier.verify(4096)
 
 
 def test_a_run_is_about_as_long_as_asked() -> None:

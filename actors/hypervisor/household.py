@@ -1,0 +1,193 @@
+"""The guests of one host, and what is done to one of them at a time: begun, ended, stored, erased.
+
+The parts of a guest's life that the contract, the machine's events and the hand-over between hosts have in common.
+Whoever changes a guest holds its `changing` lock. A guest is recorded in VMemFS before anything of it starts and after
+each change, so that a successor of this host finds every guest in a state it can go on from. A new incarnation is a new
+epoch, begun in this order: ring, record, directory, process. None may run before the directory has its epoch, because
+only that fences the one before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+
+from everram.actors.hypervisor.faults import FaultService
+from everram.actors.hypervisor.life import ENDED
+from everram.actors.hypervisor.resident import Resident, begin_epoch
+from everram.runtime.actor import ActorContext
+from everram.runtime.contracts import common_pb2 as pb
+from everram.runtime.contracts.availability_contract import AvailabilityRef
+from everram.runtime.contracts.availability_pb2 import GuestKey, Registration
+from everram.runtime.contracts.nvm_device_contract import NvmDeviceRef
+from everram.runtime.contracts.nvm_device_pb2 import AdoptRequest, RegionFilter
+from everram.runtime.contracts.replicator_contract import REPLICATOR_FOLLOW, REPLICATOR_UNFOLLOW, ReplicatorRef
+from everram.runtime.contracts.replicator_pb2 import FollowRequest, GuestCopy
+from everram.runtime.contracts.vmemfs_contract import VMemFSRef
+from everram.runtime.contracts.vmemfs_pb2 import GuestId
+from everram.runtime.errors import DeadlineExceeded, EverramError, NotFound, Unavailable
+
+GRACE_S = 5.0
+"""Between SIGTERM and SIGKILL of a guest that is asked to stop, if its user names nothing else."""
+REGISTER_TIMEOUT_S = 10.0
+"""How long a new incarnation waits for a lease: coordination restarts in well under a second."""
+RETRY_S = 0.2
+"""Between attempts to begin an incarnation that nobody waits for."""
+
+
+class Household:
+    """`faults` serves the page faults of tracked regions; None where this computer cannot."""
+
+    def __init__(self, context: ActorContext, host: str, faults: FaultService | None) -> None:
+        self.context = context
+        self.host = host
+        self.faults = faults
+        self.machine = context.environment.machine
+        self.nvm = context.ref(NvmDeviceRef)
+        self.vmemfs = context.ref(VMemFSRef)
+        self.availability = context.ref(AvailabilityRef)
+        self.replicator = context.ref(ReplicatorRef)
+        self.residents: dict[str, Resident] = {}
+        """By guest_id."""
+
+    def find(self, name: str) -> Resident:
+        """By name or guest_id. Raises NotFound."""
+        if name in self.residents:
+            return self.residents[name]
+        for resident in self.residents.values():
+            if resident.guest.name == name:
+                return resident
+        raise NotFound(f"no guest {name} on host {self.host}: `everram guests` lists them all")
+
+    async def store(self, resident: Resident) -> None:
+        await self.vmemfs.put_guest(resident.stored())
+
+    def follow(self, resident: Resident) -> None:
+        request = FollowRequest(guest_id=resident.guest.guest_id, log=resident.log_name)
+        self.replicator.tell(REPLICATOR_FOLLOW, request)
+
+    # -- one incarnation
+
+    async def begin(self, resident: Resident) -> None:
+        """Start the next incarnation; `changing` is held."""
+        guest, environment = resident.guest, self.context.environment
+        # The directory may be ahead: of memory restored from an older image, or of a start that was cut off.
+        reached = await self.availability.reached(GuestKey(guest_id=guest.guest_id), timeout_s=REGISTER_TIMEOUT_S)
+        guest.restarts += int(guest.epoch > 0)
+        guest.epoch = max(guest.epoch, reached.epoch) + 1
+        guest.port = await self.machine.free_port()
+        guest.pid = 0
+        resident.become(pb.STARTING)
+        memory = environment.memory.open(resident.log_name)
+        log = memory.map()
+        try:
+            guest.previous_epoch, guest.epoch = begin_epoch(log, guest.epoch, guest.spec.copies)
+        finally:
+            log.close()
+        await self.store(resident)
+        self.follow(resident)  # before the directory has it: then its log can be shipped at once
+        await self.availability.register(Registration(guest=resident.stored()), timeout_s=REGISTER_TIMEOUT_S)
+        process = await self.machine.spawn(resident.launch(memory.size_bytes, tracking=self.faults is not None))
+        resident.lives(process.pid)
+        await self.store(resident)
+
+    async def begin_again(self, resident: Resident, epoch: int) -> None:
+        """A new incarnation in place of `epoch`, which ends here if it still lives; tried until it runs or is ended."""
+        while True:
+            async with resident.changing:
+                if resident.guest.epoch > epoch and resident.guest.state == pb.RUNNING:
+                    return
+                if resident.guest.state in ENDED:
+                    return
+                try:
+                    await self.end_process(resident, again=True)
+                    if copy_id := next((r.copy_id for r in resident.guest.regions if r.copy_id), ""):
+                        await self.adopt_copy(resident, copy_id)  # a take-over was cut off
+                    await self.begin(resident)
+                    return
+                except (Unavailable, DeadlineExceeded) as error:
+                    resident.become(pb.RESTARTING, error.message)
+                except EverramError as error:
+                    resident.become(pb.FAILED, error.message)
+                    await self.store(resident)
+                    return
+            await asyncio.sleep(RETRY_S)
+
+    async def adopt_copy(self, resident: Resident, copy_id: str = "") -> None:
+        """Its memory is its own from now on; nothing to do if it is. Then `copy_id` is let go, or every copy."""
+        guest = resident.guest
+        if resident.log_name not in self.context.environment.memory.names():
+            handed = await self.replicator.hand_over(GuestCopy(guest_id=guest.guest_id))
+            request = AdoptRequest(
+                guest_id=guest.guest_id,
+                copy_id=handed.copy_id,
+                log_bytes=guest.spec.log_bytes,
+                log_start=handed.lsn,
+                log_epoch=handed.epoch,
+            )
+            await self.nvm.adopt_copy(request)
+        for region in guest.regions:
+            region.ClearField("copy_id")
+        await self.store(resident)
+        await self.replicator.release(GuestCopy(guest_id=guest.guest_id, copy_id=copy_id))
+
+    async def ask_to_end(self, resident: Resident, grace_s: float) -> None:
+        if resident.process_gone.is_set():
+            return
+        await self.machine.signal(resident.guest.guest_id, signal.SIGTERM)
+        try:
+            async with asyncio.timeout(grace_s):
+                await resident.process_gone.wait()
+        except TimeoutError:
+            self.context.log.info("%s did not end in %g s: it is killed", resident.guest.name, grace_s)
+
+    async def stop(self, resident: Resident, grace_s: float) -> pb.Guest:
+        async with resident.changing:
+            if resident.guest.state not in ENDED:
+                await self.ask_to_end(resident, grace_s)
+                await self.end_process(resident)
+                resident.become(pb.STOPPED, "stopped by its user")
+                await self.store(resident)
+            return resident.stored()
+
+    async def end_process(self, resident: Resident, *, give_back: bool = True, again: bool = False) -> None:
+        """Make sure that no process of the guest lives, and (`give_back`) that nobody counts on it.
+
+        `again`: its next incarnation follows at once, so to the others it is not stopped.
+        """
+        processes = [p for p in await self.machine.guests() if p.guest_id == resident.guest.guest_id]
+        if processes and processes[0].pid:
+            ended = await self.machine.kill(resident.guest.guest_id)
+            resident.died(ended.exit_status)
+        if self.faults:
+            self.faults.detach(resident.guest.guest_id)
+        if give_back:
+            await self.give_back(resident.guest, again=again)
+
+    async def give_back(self, guest: pb.Guest, *, again: bool = False) -> None:
+        """The guest is dead, so its place may be given back before its lease ends."""
+        try:
+            key = GuestKey(guest_id=guest.guest_id, epoch=guest.epoch, again=again)
+            await self.availability.give_back(key)
+        except (Unavailable, DeadlineExceeded) as error:
+            # Its lease will end by itself: late for whoever waits for the place, never wrong.
+            self.context.log.warning("%s keeps its place until its lease ends: %s", guest.name, error.message)
+
+    async def erase(self, resident: Resident, *, everywhere: bool = True) -> None:
+        """Everything of a guest without a process, its record last: whoever dies in between goes on with this.
+
+        `everywhere`: it leaves the directory too.
+        """
+        guest_id = resident.guest.guest_id
+        self.replicator.tell(REPLICATOR_UNFOLLOW, FollowRequest(guest_id=guest_id, log=resident.log_name))
+        with contextlib.suppress(NotFound):  # it may never have had a process
+            await self.machine.forget(guest_id)
+        if everywhere:
+            await self.availability.forget(GuestKey(guest_id=guest_id, epoch=resident.guest.epoch))
+        await self.nvm.remove_regions(RegionFilter(guest_id=guest_id))
+        await self.context.environment.logs.remove(resident.output_path)
+        with contextlib.suppress(NotFound):  # it may never have been recorded
+            await self.vmemfs.remove_guest(GuestId(guest_id=guest_id))
+        del self.residents[guest_id]
+        resident.become(pb.STOPPED, "removed")

@@ -1,0 +1,140 @@
+"""Files on a mount, against files on tmpfs: what FUSE itself costs, with passthrough and without.
+
+The mount is served by a process of its own, from memory; the programs' side is this process. Files are read and written
+through plain system calls into buffers that are there already, tmpfs and mount in turns, so that both meet the same
+weather.
+Without passthrough each access is a request to the server, which is what a file of another host begins with.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import uvloop
+
+from everram.runtime.fuse import mount as mounts
+from everram.runtime.fuse.in_memory import InMemory
+from everram.runtime.fuse.mount import Mounted
+from everram.runtime.fuse.server import Session
+
+FILE_BYTES = 128 << 20
+SMALL_BYTES, SMALL_CALLS = 4096, 4_000
+LARGE_BYTES = 1 << 20
+OPENS = 500
+ROUNDS = 9
+STRIDE = 7919
+"""A prime: small accesses walk over the whole file, in no order that read-ahead could follow."""
+TMPFS = "/dev/shm"
+
+
+def serve(device: int, book: int, passthrough: bool) -> None:
+    async def run() -> None:
+        files = InMemory(now_ns=time.time_ns, passthrough=passthrough)
+        await Session(Mounted(device, book), files, passthrough=passthrough).serve()
+
+    uvloop.run(run())
+
+
+@contextlib.contextmanager
+def _mounted(folder: Path, passthrough: bool) -> Iterator[Path]:
+    folder.mkdir()
+    mounted = mounts.mount(str(folder))
+    descriptors = (mounted.device, mounted.book)
+    arguments = [sys.executable, __file__, *map(str, descriptors), "passthrough" if passthrough else ""]
+    server = subprocess.Popen(arguments, pass_fds=descriptors)
+    mounted.close()  # the server's are the last ones: if it dies, nobody waits for it
+    try:
+        yield folder
+    finally:
+        mounts.unmount(str(folder))
+        try:
+            server.wait(timeout=10)
+        finally:
+            server.kill()
+            server.wait()
+
+
+def run() -> dict[str, Any]:
+    with contextlib.ExitStack() as stack:
+        work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rf-")))
+        tmpfs = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rf-", dir=TMPFS)))
+        passed = stack.enter_context(_mounted(work / "passthrough", True))
+        asked = stack.enter_context(_mounted(work / "requests", False))
+        descriptors = {
+            name: _filled(folder / "file")
+            for name, folder in (("tmpfs", tmpfs), ("passthrough", passed), ("requests", asked))
+        }
+        for descriptor in descriptors.values():
+            stack.callback(os.close, descriptor)
+        return _measure(descriptors, asked / "file")
+
+
+def _filled(path: Path) -> int:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    block = os.urandom(LARGE_BYTES)
+    for offset in range(0, FILE_BYTES, LARGE_BYTES):
+        os.pwrite(descriptor, block, offset)
+    return descriptor
+
+
+def _measure(descriptors: dict[str, int], path: Path) -> dict[str, Any]:
+    small, large = bytearray(SMALL_BYTES), bytearray(LARGE_BYTES)
+    read_us = _each_us(descriptors, lambda fd, at: os.preadv(fd, [small], at), SMALL_BYTES, SMALL_CALLS)
+    write_us = _each_us(descriptors, lambda fd, at: os.pwrite(fd, small, at), SMALL_BYTES, SMALL_CALLS)
+    calls = FILE_BYTES // LARGE_BYTES
+    read_mb_s = _mb_s(_each_us(descriptors, lambda fd, at: os.preadv(fd, [large], at), LARGE_BYTES, calls))
+    write_mb_s = _mb_s(_each_us(descriptors, lambda fd, at: os.pwrite(fd, large, at), LARGE_BYTES, calls))
+    return {
+        "passthrough_4k_vs_tmpfs": round(read_us["passthrough"] / read_us["tmpfs"], 2),
+        "passthrough_4k_write_vs_tmpfs": round(write_us["passthrough"] / write_us["tmpfs"], 2),
+        "tmpfs_4k_us": round(read_us["tmpfs"], 2),
+        "mount_4k_us": round(read_us["requests"], 1),
+        "mount_4k_write_us": round(write_us["requests"], 1),
+        "mount_open_us": round(_open_us(path), 1),
+        "read_mb_s": {name: round(value) for name, value in read_mb_s.items()},
+        "write_mb_s": {name: round(value) for name, value in write_mb_s.items()},
+    }
+
+
+def _each_us(
+    descriptors: dict[str, int], call: Callable[[int, int], int], size_bytes: int, calls: int
+) -> dict[str, float]:
+    """Microseconds of one call on each file, the median of rounds in turn."""
+    took: dict[str, list[float]] = {name: [] for name in descriptors}
+    step = STRIDE if size_bytes == SMALL_BYTES else 1
+    places = [number * step % (FILE_BYTES // size_bytes) * size_bytes for number in range(calls)]
+    for _ in range(ROUNDS):
+        for name, descriptor in descriptors.items():
+            start = time.perf_counter()
+            for place in places:
+                call(descriptor, place)
+            took[name].append((time.perf_counter() - start) / calls * 1e6)
+    return {name: median(values) for name, values in took.items()}
+
+
+def _mb_s(each_us: dict[str, float]) -> dict[str, float]:
+    return {name: LARGE_BYTES / value for name, value in each_us.items()}
+
+
+def _open_us(path: Path) -> float:
+    """Open and close: the name is looked up, the file opened, flushed and released, each a request."""
+    took = []
+    for _ in range(ROUNDS):
+        start = time.perf_counter()
+        for _ in range(OPENS):
+            os.close(os.open(path, os.O_RDONLY))
+        took.append((time.perf_counter() - start) / OPENS * 1e6)
+    return median(took)
+
+
+if __name__ == "__main__":
+    serve(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "passthrough")

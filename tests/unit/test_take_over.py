@@ -1,0 +1,258 @@
+"""A hypervisor that takes a guest over, or gives it up: from what was chosen, and from nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any, cast
+
+import pytest
+
+from everram.actors.hypervisor.actor import Hypervisor
+from everram.actors.nvm_device.actor import NvmDevice
+from everram.actors.vmemfs.actor import VMemFS
+from everram.runtime.contracts import common_pb2 as pb
+from everram.runtime.contracts import hypervisor_pb2 as hv
+from everram.runtime.contracts import replicator_pb2 as rp
+from everram.runtime.contracts.availability_contract import AvailabilityActor
+from everram.runtime.contracts.availability_pb2 import GuestKey, Registration
+from everram.runtime.contracts.hypervisor_contract import HypervisorRef
+from everram.runtime.contracts.nvm_device_contract import NVM_DEVICE, NvmDeviceRef
+from everram.runtime.contracts.nvm_device_pb2 import CreateRegionsRequest, RegionFilter
+from everram.runtime.contracts.replicator_contract import ReplicatorActor
+from everram.runtime.contracts.vmemfs_contract import VMEMFS, VMemFSRef
+from everram.runtime.environment import Environment, GuestLaunch, GuestProcess, MachineEvent
+from everram.runtime.errors import NotFound, Unavailable
+from everram.runtime.log.record import RecordFlags, RecordType, Store, pack_stores
+from everram.runtime.log.ring import MIN_CAPACITY_BYTES, Ring
+from everram.runtime.log.writer import LogWriter
+from everram.runtime.node import Node
+from everram.runtime.simulation.entropy import Seeds, SimulatedEntropy
+from everram.runtime.simulation.objects import Objects, SimulatedMemory
+
+MIB = 1 << 20
+GUEST_ID = "guest"
+REGION = pb.RegionSpec(name="r", size_bytes=MIB, kind=pb.LOGGED)
+
+
+class Clock:
+    def now_ns(self) -> int:
+        return 1
+
+    def wall_ns(self) -> int:
+        return 2
+
+
+class Computer:
+    """A machine, its disk and its logs, as far as a hypervisor uses them."""
+
+    def __init__(self) -> None:
+        self.processes: dict[str, GuestProcess] = {}
+        self.launches: list[GuestLaunch] = []
+        self.launched = asyncio.Event()
+        self.kept: dict[str, bytes] = {}
+
+    async def tracked(self) -> list[MachineEvent]:
+        return []
+
+    async def guests(self) -> list[GuestProcess]:
+        return [self.processes[guest_id] for guest_id in sorted(self.processes)]
+
+    async def events(self) -> AsyncIterator[MachineEvent]:
+        await asyncio.Event().wait()
+        yield MachineEvent("")
+
+    async def free_port(self) -> int:
+        return 1
+
+    async def spawn(self, launch: GuestLaunch) -> GuestProcess:
+        self.launches.append(launch)
+        self.launched.set()
+        process = self.processes[launch.guest_id] = GuestProcess(launch.guest_id, launch.epoch, 100)
+        return process
+
+    async def kill(self, guest_id: str) -> GuestProcess:
+        ended = self.processes[guest_id] = GuestProcess(guest_id, self.processes[guest_id].epoch, 0, 137)
+        return ended
+
+    async def forget(self, guest_id: str) -> None:
+        self.processes.pop(guest_id, None)
+
+    async def remove(self, path: str) -> None:
+        """Of a log."""
+
+    async def replace(self, name: str, content: bytes) -> None:
+        """On the disk."""
+        self.kept[name] = content
+
+
+class Copies(ReplicatorActor):
+    """A replicator that keeps one promised copy, or none."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+
+    def follow(self, request: rp.FollowRequest) -> pb.Empty:
+        return pb.Empty()
+
+    def unfollow(self, request: rp.FollowRequest) -> pb.Empty:
+        return pb.Empty()
+
+    def positions(self, request: rp.FollowRequest) -> pb.LogPositions:
+        raise NotFound("not followed")
+
+    def hand_over(self, request: rp.GuestCopy) -> rp.HandedOver:
+        if self._host.copy is None:
+            raise NotFound("no copy")
+        handed = rp.HandedOver()
+        handed.CopyFrom(self._host.copy)
+        return handed
+
+    def release(self, request: rp.GuestCopy) -> pb.Empty:
+        if self._host.release_fails:
+            raise Unavailable("the host dies here")
+        self._host.released.append(request.copy_id)
+        self._host.copy = None
+        return pb.Empty()
+
+
+class Directory(AvailabilityActor):
+    def reached(self, request: GuestKey) -> GuestKey:
+        return GuestKey(guest_id=request.guest_id, epoch=10)
+
+    def register(self, request: Registration) -> pb.Empty:
+        return pb.Empty()
+
+    def give_back(self, request: GuestKey) -> pb.Empty:
+        return pb.Empty()
+
+
+class Host:
+    """A machine's memory, and the host that serves it now."""
+
+    def __init__(self) -> None:
+        self.computer = Computer()
+        self.memory = SimulatedMemory(Objects(1 << 30))
+        self.copy: rp.HandedOver | None = None
+        self.released: list[str] = []
+        self.release_fails = False
+        self.lives = 0
+
+    async def start(self) -> None:
+        self.lives += 1
+        nothing, computer = cast("Any", None), cast("Any", self.computer)
+        entropy = SimulatedEntropy(Seeds(self.lives).stream("entropy"))
+        environment = Environment(
+            Clock(), entropy, computer, self.memory, computer, nothing, nothing, nothing, computer, nothing
+        )
+        node = self.node = Node(environment, "h1")
+        node.add(VMemFS)
+        node.add(lambda: NvmDevice(64 * MIB, tracking=False), after=(VMEMFS,))
+        node.add(lambda: Copies(self))
+        node.add(Directory)
+        node.add(lambda: Hypervisor("h1"), after=(NVM_DEVICE,))
+        await node.start()
+
+    @property
+    def hypervisor(self) -> HypervisorRef:
+        return self.node.ref(HypervisorRef)
+
+    async def keep_copy(self, copy_id: str, epoch: int, lsn: int, content: bytes) -> None:
+        made = await self.node.ref(NvmDeviceRef).create_regions(
+            CreateRegionsRequest(guest_id=GUEST_ID, copy_id=copy_id, regions=[REGION])
+        )
+        self.memory.open(made.regions[0].arena).write(0, content)
+        guest = pb.Guest(guest_id=GUEST_ID, name="bank", epoch=epoch, regions=made.regions)
+        guest.spec.CopyFrom(pb.GuestSpec(name="bank", copies=1, argv=[b"x"], log_bytes=MIN_CAPACITY_BYTES))
+        self.copy = rp.HandedOver(guest=guest, epoch=epoch, lsn=lsn, copy_id=copy_id)
+
+    async def leave_old_primary(self, epoch: int, content: bytes) -> None:
+        """What this host had of the guest before another went on with it, with a record that reached nobody."""
+        made = await self.node.ref(NvmDeviceRef).create_regions(
+            CreateRegionsRequest(guest_id=GUEST_ID, regions=[REGION], log_bytes=MIN_CAPACITY_BYTES)
+        )
+        self.memory.open(made.regions[0].arena).write(0, content)
+        ring = Ring.open(self.memory.open(made.log).map())
+        ring.begin_epoch(epoch)
+        LogWriter(ring).append(RecordType.STORES, RecordFlags.REQUIRED, pack_stores([Store(0, 0, b"x")]))
+        guest = pb.Guest(guest_id=GUEST_ID, name="bank", epoch=epoch, regions=made.regions, state=pb.FAILED)
+        await self.node.ref(VMemFSRef).put_guest(guest)
+        await self.node.stop()
+        await self.start()
+
+    def content(self) -> bytes:
+        """What the latest incarnation was given."""
+        (arena,) = [grant.memory for grant in self.computer.launches[-1].grants if grant.label == "r"]
+        return self.memory.open(arena).read(0, 3)
+
+
+@pytest.fixture
+async def host() -> AsyncIterator[Host]:
+    host = Host()
+    await host.start()
+    yield host
+    await host.node.stop()
+
+
+TAKE = hv.TakeOverRequest(guest_id=GUEST_ID, epoch=9)
+
+
+async def test_a_copy_becomes_the_guest(host: Host) -> None:
+    await host.keep_copy("c1", 7, 800, b"new")
+    taken = await host.hypervisor.take_over(TAKE)
+    assert (taken.state, taken.epoch, taken.previous_epoch) == (pb.RUNNING, 11, 7)
+    assert (host.content(), host.released) == (b"new", [""])
+    ring = Ring.open(host.memory.open(f"log.{GUEST_ID}").map())
+    assert (ring.epoch_start, ring.tail, ring.required()) == (800, 800, [])
+    assert await host.hypervisor.take_over(TAKE) == taken, "asking again is no error"
+    assert len(host.computer.launches) == 1
+
+
+async def test_what_was_chosen_is_the_copy_and_not_an_old_primarys_memory(host: Host) -> None:
+    """It had come back as a destination, and the guest was never demoted here."""
+    await host.leave_old_primary(5, b"old")
+    await host.keep_copy("c1", 7, 800, b"new")
+    taken = await host.hypervisor.take_over(TAKE)
+    assert (taken.state, taken.previous_epoch, host.content()) == (pb.RUNNING, 7, b"new")
+    assert sorted(host.computer.kept) == [f"set-aside/{GUEST_ID}.5.json", f"set-aside/{GUEST_ID}.5.log"]
+    assert len((await host.node.ref(VMemFSRef).guests(pb.Empty())).guests) == 1
+
+
+async def test_its_own_memory_goes_on_where_no_copy_knows_more(host: Host) -> None:
+    await host.leave_old_primary(5, b"own")
+    await host.keep_copy("c1", 4, 0, b"old")
+    taken = await host.hypervisor.take_over(TAKE)
+    assert (taken.state, taken.previous_epoch, host.content()) == (pb.RUNNING, 5, b"own")
+
+
+async def test_a_late_demotion_leaves_a_guest_alone_that_has_come_back(host: Host) -> None:
+    await host.keep_copy("c1", 7, 800, b"new")
+    taken = await host.hypervisor.take_over(TAKE)
+    await host.hypervisor.demote(hv.DemoteRequest(guest_id=GUEST_ID, epoch=8, start=400, host="h2"))
+    assert await host.hypervisor.inspect(hv.GuestName(guest=GUEST_ID)) == taken
+    assert host.computer.processes[GUEST_ID].pid
+    await host.hypervisor.demote(hv.DemoteRequest(guest_id=GUEST_ID, epoch=12, start=800, host="h2"))
+    with pytest.raises(NotFound):
+        await host.hypervisor.inspect(hv.GuestName(guest=GUEST_ID))
+    regions = await host.node.ref(NvmDeviceRef).list_regions(RegionFilter(guest_id=GUEST_ID, copy_id="*"))
+    assert (list(regions.regions), list(regions.logs), host.computer.processes) == ([], [], {})
+
+
+async def test_a_take_over_that_was_cut_off_is_finished_by_the_next_host(host: Host) -> None:
+    """It died after the copy was adopted and recorded as such, or just before."""
+    await host.keep_copy("c1", 7, 800, b"new")
+    host.release_fails = True
+    with contextlib.suppress(Unavailable):
+        await host.hypervisor.take_over(TAKE)
+    record = (await host.node.ref(VMemFSRef).guests(pb.Empty())).guests[0]
+    unfinished = pb.Guest()
+    unfinished.CopyFrom(record)
+    unfinished.regions[0].copy_id = "c1"
+    await host.node.ref(VMemFSRef).put_guest(unfinished)
+    await host.node.stop()
+    host.release_fails = False
+    await host.start()
+    async with asyncio.timeout(10):
+        await host.computer.launched.wait()
+    assert (host.content(), host.released, host.copy) == (b"new", ["c1"], None)
