@@ -46,7 +46,7 @@ ROUNDS = 15
 SMALL_BYTES, SMALL_WRITES = 4096, 5_000
 TCP_SMALL_WRITES = 500
 BELL_ROUNDS = 500
-GRPC_SIZES = {"1MiB": (1 << 20, 16), "64MiB": (64 << 20, 1)}
+GRPC_SIZES = {"1MiB": (1 << 20, 64), "64MiB": (64 << 20, 1)}
 GRPC_ROUNDS = 7
 IN_FLIGHT = 4
 """Writes, and calls, under way at a time."""
@@ -151,8 +151,7 @@ async def call_grpc(port: str) -> None:
             size_bytes, count = json.loads(line)
             payload = data[:size_bytes]
             start = time.perf_counter()
-            for _ in range(0, count, IN_FLIGHT):
-                await asyncio.gather(*(put(EchoMessage(payload=payload)) for _ in range(min(count, IN_FLIGHT))))
+            await _in_flight(count, lambda _, payload=payload: put(EchoMessage(payload=payload)))  # type: ignore[misc]
             print(time.perf_counter() - start, flush=True)
 
 
@@ -276,9 +275,7 @@ async def _measure_tcp(
         for _ in range(GRPC_ROUNDS):
             grpc_s.append(call_grpc(size_bytes, count))
             start = time.perf_counter()
-            for number in range(0, count, IN_FLIGHT):
-                places = range(number, number + min(count, IN_FLIGHT))
-                await asyncio.gather(*(pair.write(rkey, place * size_bytes, piece) for place in places))
+            await _in_flight(count, lambda place, piece=piece: pair.write(rkey, place * len(piece), piece))  # type: ignore[misc]
             channel_s.append(time.perf_counter() - start)
         ratios[name] = round(median(grpc_s) / median(channel_s), 2)
     small = data[:SMALL_BYTES]
@@ -311,6 +308,17 @@ async def _ratio(pair: QueuePair, rkey: int, target: Mapped, data: memoryview, c
         plain.append(middle - start)
         ours.append(time.perf_counter() - middle)
     return median(plain) / median(ours)
+
+
+async def _in_flight(count: int, call: Callable[[int], Awaitable[Any]]) -> None:
+    """`count` calls, as many of them under way at a time as there may be."""
+    numbers = iter(range(count))
+
+    async def work() -> None:
+        for number in numbers:
+            await call(number)
+
+    await asyncio.gather(*(work() for _ in range(min(count, IN_FLIGHT))))
 
 
 async def _per_call_us(call: Callable[[], Awaitable[Any]], count: int) -> float:
