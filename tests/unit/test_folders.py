@@ -169,6 +169,29 @@ def test_prepare_writes_what_supervisor_machine_and_host_read(environ: dict[str,
     assert (later.host_id, later.open_image) == (host.host_id, "opened")
 
 
+def test_the_channel_is_forced_for_all_hosts_or_single_ones(environ: dict[str, str]) -> None:
+    folders = Folders.of(None, None, environ)
+
+    def up(channel: str | None) -> list[str]:
+        plan = launch.prepare(folders, launch.Wishes(hosts=3, channel=channel))
+        hosts = [HostConfig.read(str(folders.machine(host) / "host.json")) for host in plan.config.hosts]
+        tokens.update(host.token for host in hosts)
+        return [host.channel for host in hosts]
+
+    tokens: set[str] = set()
+    assert up(None) == ["auto", "auto", "auto"]
+    assert up("tcp") == ["tcp", "tcp", "tcp"]
+    assert up(None) == ["tcp", "tcp", "tcp"]
+    assert up("h2=shm,h3=auto") == ["tcp", "shm", "auto"]
+    assert up("auto") == ["auto", "auto", "auto"]
+    for wrong in ("udp", "h9=tcp", "h9=auto", "h1=", "h1=tcp,h2", "h1=tcp,", ""):
+        with pytest.raises(InvalidArgument):
+            up(wrong)
+    assert up(None) == ["auto", "auto", "auto"]
+    assert len(tokens) == 1 and len(tokens.pop()) == 32
+    assert folders.config.stat().st_mode & 0o077 == 0
+
+
 def test_wishes_that_cannot_be(environ: dict[str, str]) -> None:
     folders = Folders.of(None, None, environ)
     for hosts in (0, -1, 33):
