@@ -29,8 +29,8 @@ MALLOC = "EVERRAM_BENCHMARK_MALLOC"
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 if MALLOC in os.environ:  # before grpc is imported
     _libc = ctypes.CDLL(None)
-    _libc.mallopt(M_MMAP_THRESHOLD, 1 << 30)
-    _libc.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
+    if not _libc.mallopt(M_MMAP_THRESHOLD, 1 << 30) or not _libc.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1):
+        raise OSError("malloc takes no advice here")
 
 from everram.runtime.channel.contract import Access, QueuePair  # noqa: E402
 from everram.runtime.channel.frames import Identity  # noqa: E402
@@ -48,8 +48,6 @@ TCP_SMALL_WRITES = 500
 BELL_ROUNDS = 500
 GRPC_SIZES = {"1MiB": (1 << 20, 64), "64MiB": (64 << 20, 1)}
 GRPC_ROUNDS = 7
-IN_FLIGHT = 4
-"""Writes, and calls, under way at a time."""
 RAW_CHUNK_BYTES = 1 << 20
 METHOD = "/benchmark/Put"
 
@@ -151,7 +149,8 @@ async def call_grpc(port: str) -> None:
             size_bytes, count = json.loads(line)
             payload = data[:size_bytes]
             start = time.perf_counter()
-            await _in_flight(count, lambda _, payload=payload: put(EchoMessage(payload=payload)))  # type: ignore[misc]
+            for _ in range(count):
+                await put(EchoMessage(payload=payload))
             print(time.perf_counter() - start, flush=True)
 
 
@@ -275,7 +274,8 @@ async def _measure_tcp(
         for _ in range(GRPC_ROUNDS):
             grpc_s.append(call_grpc(size_bytes, count))
             start = time.perf_counter()
-            await _in_flight(count, lambda place, piece=piece: pair.write(rkey, place * len(piece), piece))  # type: ignore[misc]
+            for number in range(count):
+                await pair.write(rkey, number * size_bytes, piece)
             channel_s.append(time.perf_counter() - start)
         ratios[name] = round(median(grpc_s) / median(channel_s), 2)
     small = data[:SMALL_BYTES]
@@ -308,17 +308,6 @@ async def _ratio(pair: QueuePair, rkey: int, target: Mapped, data: memoryview, c
         plain.append(middle - start)
         ours.append(time.perf_counter() - middle)
     return median(plain) / median(ours)
-
-
-async def _in_flight(count: int, call: Callable[[int], Awaitable[Any]]) -> None:
-    """`count` calls, as many of them under way at a time as there may be."""
-    numbers = iter(range(count))
-
-    async def work() -> None:
-        for number in numbers:
-            await call(number)
-
-    await asyncio.gather(*(work() for _ in range(min(count, IN_FLIGHT))))
 
 
 async def _per_call_us(call: Callable[[], Awaitable[Any]], count: int) -> float:
