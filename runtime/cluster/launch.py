@@ -157,7 +157,8 @@ def _write_machine(folders: Folders, config: ClusterConfig, host: str, open_imag
         memory_bytes=config.memory_bytes,
         nvm_bytes=config.nvm_bytes,
         token=config.token,
-        channel=config.channel.get(host, "auto"),
+        # A TCP port is opened on request only: where nobody is made to use TCP, shared memory reaches everybody.
+        channel=config.channel.get(host, "auto" if "tcp" in config.channel.values() else "shm"),
         open_image=open_image,
     )
     machine_config = MachineConfig(

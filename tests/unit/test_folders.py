@@ -179,15 +179,15 @@ def test_the_channel_is_forced_for_all_hosts_or_single_ones(environ: dict[str, s
         return [host.channel for host in hosts]
 
     tokens: set[str] = set()
-    assert up(None) == ["auto", "auto", "auto"]
+    assert up(None) == ["shm", "shm", "shm"]
     assert up("tcp") == ["tcp", "tcp", "tcp"]
     assert up(None) == ["tcp", "tcp", "tcp"]
     assert up("h2=shm,h3=auto") == ["tcp", "shm", "auto"]
-    assert up("auto") == ["auto", "auto", "auto"]
+    assert up("auto") == ["shm", "shm", "shm"]
     for wrong in ("udp", "h9=tcp", "h9=auto", "h1=", "h1=tcp,h2", "h1=tcp,", ""):
         with pytest.raises(InvalidArgument):
             up(wrong)
-    assert up(None) == ["auto", "auto", "auto"]
+    assert up(None) == ["shm", "shm", "shm"]
     assert len(tokens) == 1 and len(tokens.pop()) == 32
     assert folders.config.stat().st_mode & 0o077 == 0
 
