@@ -36,6 +36,7 @@ from everram.runtime.contracts.remote_memory_pb2 import (
 from everram.runtime.coordination.api import Compare, Delete, KeyValue, Put, Range, Relation, Target, prefix, prefix_end
 from everram.runtime.coordination.directory import decode, encode
 from everram.runtime.coordination.file_directory import (
+    DROPPED,
     NAME_BYTES_MAX,
     ROOT_ID,
     ROOT_INODE,
@@ -280,6 +281,14 @@ def _gone(node: Inode, holder: str) -> list[Put | Delete]:
     if node.creator:
         changes.append(Delete(created_key(node.keeper, node.creator, node.id)))
     return changes
+
+
+def dropped(plan: Plan) -> Iterator[tuple[str, str, str]]:
+    """(host, id, memory_id) of the files that are gone for good by a plan."""
+    for op in plan.success:
+        if isinstance(op, Put) and op.key.startswith(DROPPED):
+            host, _, node_id = op.key.removeprefix(DROPPED).decode().partition("/")
+            yield host, node_id, str(decode(op.value)["memory_id"])
 
 
 # -- what only reads
