@@ -45,7 +45,7 @@ class RemoteMemory(RemoteMemoryActor):
         return self.context.later(self._led(work))
 
     async def _led(self, work: Callable[[], Awaitable[T]]) -> T:
-        """Raises Unavailable where another leads: ask that one. (FailedPrecondition would reach a program as ESTALE.)"""
+        """Raises Unavailable where another leads: ask that one. (FailedPrecondition is what stale files are told.)"""
         status = await self._availability.status(pb.Empty())
         if not status.held or status.leader != self.context.host:
             raise Unavailable(

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from everram.actors.remote_memory.refusals import (
     bad_name,
@@ -125,7 +126,15 @@ class _Reading:
         return Plan(tuple(self.compare), success, node)
 
 
-def check_access(node: Inode, access: int) -> None:
+class _Moded(Protocol):
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def mode(self) -> int: ...
+
+
+def check_access(node: _Moded, access: int) -> None:
     """Raises PermissionDenied."""
     for bit in (READ, WRITE, SEARCH):
         if access & bit and not node.mode & bit << 6:

@@ -69,6 +69,9 @@ class OwnedFiles:
     def attach(self, key: rm.FileKey) -> rm.Attachment:
         """Raises FailedPrecondition if the file is gone, ResourceExhausted."""
         name = self._name(key)
+        region = self._regions.get(name)
+        if region is not None and region.rkey == key.refused:
+            self._deregister(name)  # the network was cut meanwhile, which revokes everything
         if name not in self._regions:
             self._regions[name] = self._channel.register(name, 0, 0, BOTH)
         return rm.Attachment(rkey=self._regions[name].rkey, size_bytes=self._memory.open(name).size_bytes)

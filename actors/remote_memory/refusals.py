@@ -71,3 +71,7 @@ def stale(name: str, why: str) -> FailedPrecondition:
 
 def no_room(message: str) -> ResourceExhausted:
     return ResourceExhausted(f"{message} (ENOSPC)")
+
+
+def bad_handle(name: str, what: str) -> InvalidArgument:
+    return InvalidArgument(f"{name!r} is not open for {what} (EBADF)")

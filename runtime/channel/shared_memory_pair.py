@@ -73,7 +73,7 @@ class _ResizableRemote(_Remote):
         super().__init__(told, unmapped, table)
 
     @property
-    def writable(self) -> int:  # type: ignore[override]
+    def writable(self) -> int:
         return self._unmapped.size_bytes if self._access & _WRITE else -1
 
     @writable.setter
@@ -81,7 +81,7 @@ class _ResizableRemote(_Remote):
         pass
 
     @property
-    def readable(self) -> int:  # type: ignore[override]
+    def readable(self) -> int:
         return self._unmapped.size_bytes if self._access & _READ else -1
 
     @readable.setter

@@ -124,6 +124,7 @@ MEMORY_AGENT_SESSION = Method("everram.v1.MemoryAgent", "Session", common_pb2.Em
 MEMORY_AGENT_OPEN = Method("everram.v1.MemoryAgent", "Open", remote_memory_pb2.OpenFileRequest, remote_memory_pb2.OpenFile)
 MEMORY_AGENT_READ = Method("everram.v1.MemoryAgent", "Read", remote_memory_pb2.ReadRequest, remote_memory_pb2.Piece, streams=True)
 MEMORY_AGENT_WRITE = Method("everram.v1.MemoryAgent", "Write", remote_memory_pb2.WriteRequest, remote_memory_pb2.Written)
+MEMORY_AGENT_SIZE = Method("everram.v1.MemoryAgent", "Size", remote_memory_pb2.Handle, remote_memory_pb2.Written)
 MEMORY_AGENT_TRUNCATE = Method("everram.v1.MemoryAgent", "Truncate", remote_memory_pb2.TruncateRequest, common_pb2.Empty)
 MEMORY_AGENT_FLUSH = Method("everram.v1.MemoryAgent", "Flush", remote_memory_pb2.Handle, common_pb2.Empty)
 MEMORY_AGENT_CLOSE = Method("everram.v1.MemoryAgent", "Close", remote_memory_pb2.Handle, common_pb2.Empty)
@@ -135,7 +136,7 @@ MEMORY_AGENT_REMOVE_FOLDER_AT = Method("everram.v1.MemoryAgent", "RemoveFolderAt
 MEMORY_AGENT_MOVE = Method("everram.v1.MemoryAgent", "Move", remote_memory_pb2.MovePath, remote_memory_pb2.Node)
 MEMORY_AGENT_SET_MODE = Method("everram.v1.MemoryAgent", "SetMode", remote_memory_pb2.PathRequest, remote_memory_pb2.Node)
 MEMORY_AGENT_STATUS = Method("everram.v1.MemoryAgent", "Status", common_pb2.Empty, remote_memory_pb2.AgentStatus)
-MEMORY_AGENT = Contract("everram.v1.MemoryAgent", (MEMORY_AGENT_MAKE, MEMORY_AGENT_ATTACH, MEMORY_AGENT_RESIZE, MEMORY_AGENT_DROP, MEMORY_AGENT_SESSION, MEMORY_AGENT_OPEN, MEMORY_AGENT_READ, MEMORY_AGENT_WRITE, MEMORY_AGENT_TRUNCATE, MEMORY_AGENT_FLUSH, MEMORY_AGENT_CLOSE, MEMORY_AGENT_STAT_PATH, MEMORY_AGENT_LIST_PATH, MEMORY_AGENT_MAKE_FOLDER, MEMORY_AGENT_REMOVE, MEMORY_AGENT_REMOVE_FOLDER_AT, MEMORY_AGENT_MOVE, MEMORY_AGENT_SET_MODE, MEMORY_AGENT_STATUS,))
+MEMORY_AGENT = Contract("everram.v1.MemoryAgent", (MEMORY_AGENT_MAKE, MEMORY_AGENT_ATTACH, MEMORY_AGENT_RESIZE, MEMORY_AGENT_DROP, MEMORY_AGENT_SESSION, MEMORY_AGENT_OPEN, MEMORY_AGENT_READ, MEMORY_AGENT_WRITE, MEMORY_AGENT_SIZE, MEMORY_AGENT_TRUNCATE, MEMORY_AGENT_FLUSH, MEMORY_AGENT_CLOSE, MEMORY_AGENT_STAT_PATH, MEMORY_AGENT_LIST_PATH, MEMORY_AGENT_MAKE_FOLDER, MEMORY_AGENT_REMOVE, MEMORY_AGENT_REMOVE_FOLDER_AT, MEMORY_AGENT_MOVE, MEMORY_AGENT_SET_MODE, MEMORY_AGENT_STATUS,))
 
 
 class MemoryAgentRef(Ref):
@@ -182,6 +183,11 @@ class MemoryAgentRef(Ref):
         self, request: remote_memory_pb2.WriteRequest, *, timeout_s: float = DEFAULT_TIMEOUT_S
     ) -> Coroutine[Any, Any, remote_memory_pb2.Written]:
         return self.ask(MEMORY_AGENT_WRITE, request, timeout_s)
+
+    def size(
+        self, request: remote_memory_pb2.Handle, *, timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> Coroutine[Any, Any, remote_memory_pb2.Written]:
+        return self.ask(MEMORY_AGENT_SIZE, request, timeout_s)
 
     def truncate(
         self, request: remote_memory_pb2.TruncateRequest, *, timeout_s: float = DEFAULT_TIMEOUT_S
@@ -266,6 +272,9 @@ class MemoryAgentActor(Actor):
         raise NotImplementedError
 
     def write(self, request: remote_memory_pb2.WriteRequest) -> remote_memory_pb2.Written | Awaitable[remote_memory_pb2.Written]:
+        raise NotImplementedError
+
+    def size(self, request: remote_memory_pb2.Handle) -> remote_memory_pb2.Written | Awaitable[remote_memory_pb2.Written]:
         raise NotImplementedError
 
     def truncate(self, request: remote_memory_pb2.TruncateRequest) -> common_pb2.Empty | Awaitable[common_pb2.Empty]:

@@ -146,14 +146,16 @@ class ManagerStatus(_message.Message):
     def __init__(self, leads: _Optional[bool] = ..., messages: _Optional[int] = ...) -> None: ...
 
 class FileKey(_message.Message):
-    __slots__ = ("id", "memory_id", "persistent")
+    __slots__ = ("id", "memory_id", "persistent", "refused")
     ID_FIELD_NUMBER: _ClassVar[int]
     MEMORY_ID_FIELD_NUMBER: _ClassVar[int]
     PERSISTENT_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
     id: str
     memory_id: str
     persistent: bool
-    def __init__(self, id: _Optional[str] = ..., memory_id: _Optional[str] = ..., persistent: _Optional[bool] = ...) -> None: ...
+    refused: int
+    def __init__(self, id: _Optional[str] = ..., memory_id: _Optional[str] = ..., persistent: _Optional[bool] = ..., refused: _Optional[int] = ...) -> None: ...
 
 class Attachment(_message.Message):
     __slots__ = ("rkey", "size_bytes", "before_bytes")
