@@ -6,9 +6,9 @@
     await files.close(file)
 
 Coherence. Reads and writes meet in the owner's memory, in no order but that of their arrival: nothing is cached here
-but a file's size. Who opens a file after another has closed it sees all that this one wrote (close-to-open). That others
-made it longer or shorter while it is open here is seen at the next open, or at the first access that its owner refuses.
-Appends never overwrite each other. Nothing else is promised across hosts.
+but a file's size. Who opens a file after another has closed it sees all that this one wrote (close-to-open). That the
+others made it longer or shorter while it is open here is seen at the next open, or at the first access that its owner
+refuses. Appends never overwrite each other. Nothing else is promised across hosts.
 """
 
 from __future__ import annotations

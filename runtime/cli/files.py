@@ -75,17 +75,7 @@ async def _ls(args: argparse.Namespace, _: Cluster, files: Files) -> int:
     if args.json:
         emit({"files": [described(node) for node in nodes]})
     elif nodes:
-        rows = [
-            (
-                _mode(n),
-                n.host,
-                "persistent" if n.persistent else "",
-                format_size(n.size_bytes) if n.host else "",
-                n.name,
-            )
-            for n in nodes
-        ]
-        say(table(("MODE", "HOST", "KIND", "SIZE", "NAME"), rows))
+        say(table(("MODE", "HOST", "KIND", "SIZE", "NAME"), map(_row, nodes)))
     return 0
 
 
@@ -237,6 +227,13 @@ def described(node: Node) -> dict[str, Any]:
             "lost": node.lost,
         }
     return told
+
+
+def _row(node: Node) -> tuple[object, ...]:
+    if node.folder:
+        return (_mode(node), "", "", "", node.name + "/")
+    kind = "persistent" if node.persistent else "volatile"
+    return (_mode(node), node.host, kind, format_size(node.size_bytes), node.name)
 
 
 def _mode(node: Node) -> str:
