@@ -29,7 +29,7 @@ They lie beside `everram/` and not in it, because every host mirrors that whole 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from everram.runtime.coordination.api import KeyValue
@@ -97,7 +97,7 @@ class Inode:
     creator: str = ""
     keeper: str = ""
     holder: str = ""
-    raw: Mapping[str, Any] | None = None
+    raw: Mapping[str, Any] | None = field(default=None, compare=False)
     """The value as it was read: members that this version does not know are written back."""
 
     @staticmethod
