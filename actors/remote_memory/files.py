@@ -107,7 +107,9 @@ class Files:
             keeper=self._host,
             modified_ns=self._clock.wall_ns(),
         )
-        return await self._manager.ask(lambda ref: ref.create(create, timeout_s=ASK_TIMEOUT_S))
+        made = await self._manager.ask(lambda ref: ref.create(create, timeout_s=ASK_TIMEOUT_S))
+        self._lifetimes.created(create.creator)
+        return made
 
     async def read(self, file: OpenedFile, offset: int, length: int) -> bytes:
         """Fewer bytes only at the end of the file."""
@@ -164,8 +166,9 @@ class Files:
 
     # -- names
 
-    async def resolve(self, path: str, access: int = 0) -> rm.Node:
-        request = rm.ResolveRequest(path=path, access=access)
+    async def resolve(self, path: str, access: int = 0, base: str = "") -> rm.Node:
+        """The node at the end of a path, which begins at the root or at the folder with the id `base`."""
+        request = rm.ResolveRequest(base=base, path=path, access=access)
         return await self._manager.ask(lambda ref: ref.resolve(request, timeout_s=ASK_TIMEOUT_S))
 
     async def stat(self, path: str) -> rm.Node:
@@ -201,16 +204,16 @@ class Files:
         return await self._manager.ask(lambda ref: ref.create(create, timeout_s=ASK_TIMEOUT_S))
 
     async def unlink(self, path: str) -> None:
-        await self._unlink(await self._entry(path))
+        await self.unlink_node(await self._entry(path))
 
     async def unlink_id(self, node_id: str) -> None:
         """The file itself, whatever its name is."""
         key = rm.NodeKey(id=node_id)
         node = await self._manager.ask(lambda ref: ref.stat(key, timeout_s=ASK_TIMEOUT_S))
         if not node.holder:
-            await self._unlink(node)
+            await self.unlink_node(node)
 
-    async def _unlink(self, node: rm.Node) -> None:
+    async def unlink_node(self, node: rm.Node) -> None:
         """It lives on while it is open here. Elsewhere it becomes stale."""
         request = rm.UnlinkRequest(parent=node.parent, name=node.name, id=node.id, holder=self._holder(node.id))
         gone = await self._manager.ask(lambda ref: ref.unlink(request, timeout_s=ASK_TIMEOUT_S), gone=node)
@@ -222,19 +225,23 @@ class Files:
         await self._manager.ask(lambda ref: ref.remove_folder(request, timeout_s=ASK_TIMEOUT_S), gone=node)
 
     async def rename(self, path: str, new_path: str, *, exclusive: bool = False) -> rm.Node:
-        node = await self._entry(path)
         above, name = split(new_path)
-        target = await self.resolve(above)
+        return await self.rename_node(
+            await self._entry(path), (await self.resolve(above)).id, name, exclusive=exclusive
+        )
+
+    async def rename_node(self, node: rm.Node, new_parent: str, name: str, *, exclusive: bool = False) -> rm.Node:
+        """`new_parent`: id of the folder."""
         replaced = ""
         if not exclusive:
             try:
-                replaced = (await self.resolve(new_path)).id
+                replaced = (await self.resolve(name, base=new_parent)).id
             except NotFound:
                 pass
         request = rm.RenameRequest(
             parent=node.parent,
             name=node.name,
-            new_parent=target.id,
+            new_parent=new_parent,
             new_name=name,
             id=node.id,
             exclusive=exclusive,

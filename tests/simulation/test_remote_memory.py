@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import pytest
 
 from everram.actors.chaos.cluster import Cluster, announce
+from everram.actors.remote_memory.owned import FILES_MAX
 from everram.actors.remote_memory.refusals import errno_in
 from everram.runtime.contracts import common_pb2 as pb
 from everram.runtime.contracts import remote_memory_pb2 as rm
@@ -20,10 +21,12 @@ from everram.runtime.contracts.power_monitor_pb2 import SaveRequest
 from everram.runtime.contracts.remote_memory_contract import MemoryAgentRef, RemoteMemoryRef
 from everram.runtime.coordination.api import Delete, Put, Range, prefix
 from everram.runtime.coordination.directory import HOSTS as HOSTS_ROOT
-from everram.runtime.coordination.directory import encode, guest_key
-from everram.runtime.coordination.file_directory import INODES, dropped_prefix
+from everram.runtime.coordination.directory import decode, encode, guest_key
+from everram.runtime.coordination.file_directory import DROPPED, ENTRIES, INODES, dropped_prefix
+from everram.runtime.coordination.file_directory import ROOT as FILES_ROOT
 from everram.runtime.errors import EverramError, NotFound, Unavailable
 from everram.runtime.node import Node
+from everram.runtime.simulation.entropy import Stream
 from everram.runtime.simulation.world import World
 
 T = TypeVar("T")
@@ -425,6 +428,63 @@ def test_files_end_with_their_creators() -> None:
     simulate(body)
 
 
+def test_a_session_outlives_coordination() -> None:
+    async def body(rig: Rig) -> None:
+        client = Client(rig, "h1")
+        file = await client.make("a", b"s", host="h2", creator="session")
+        for _ in range(3):
+            rig.world.kill_coordination()
+            await asyncio.sleep(2)
+        assert await client.read(file) == b"s"
+        assert await client.names() == ["a"]
+        await client.remove("a")
+        await client.close(file)
+        await rig.until(lambda: _one_memory_a_file(rig, "h2"), "what is dropped is still followed")
+
+    simulate(body)
+
+
+def test_a_file_of_a_guest_that_is_gone_goes_at_once() -> None:
+    async def body(rig: Rig) -> None:
+        client = Client(rig, "h1")
+        await client.make("a", host="h2", creator="guest:nobody")
+
+        async def gone() -> bool:
+            return not await client.names()
+
+        await rig.until(gone, "the file has followed its creator")
+        assert await refused(client.make("b", creator="somebody")) == errno.EINVAL
+
+    simulate(body)
+
+
+def test_memory_that_was_never_named_is_given_back_by_the_next_host() -> None:
+    async def body(rig: Rig) -> None:
+        await Client(rig, "h1").make("a", host="h2")
+        memory_id = rig.cluster.memory_ids["h2"]
+        key = rm.FileKey(id="0123456789abcdef", memory_id=memory_id)
+        await rig.ask("h2", lambda node: node.ref(MemoryAgentRef).make(key))
+        assert len(rig.memories("h2")) == 2
+        rig.cluster.machines["h2"].kill_host()
+        await rig.until(lambda: _one_memory_a_file(rig, "h2"), "only what has a name is left")
+        assert len(rig.memories("h2")) == 1
+
+    simulate(body)
+
+
+def test_a_host_keeps_so_many_files() -> None:
+    async def body(rig: Rig) -> None:
+        memory_id = rig.cluster.memory_ids["h2"]
+        for number in range(FILES_MAX):
+            key = rm.FileKey(id=f"{number:016x}", memory_id=memory_id)
+            await rig.ask("h2", lambda node, key=key: node.ref(MemoryAgentRef).make(key))  # type: ignore[misc]
+        client = Client(rig, "h1")
+        assert await refused(client.make("a", host="h2")) == errno.ENOSPC
+        assert await client.names() == []
+
+    simulate(body)
+
+
 def test_persistent_files_are_saved_and_volatile_ones_are_not() -> None:
     async def body(rig: Rig) -> None:
         leader = await rig.leader()
@@ -458,6 +518,113 @@ def test_a_host_has_a_limit() -> None:
         assert await client.read(local) == b""
 
     simulate(body)
+
+
+class Writer:
+    """One program that makes, writes, reads, shortens, renames and removes files of its own, each full of its tag."""
+
+    def __init__(self, rig: Rig, number: int, stream: Stream) -> None:
+        self.rig, self.number, self.stream = rig, number, stream
+        self.client = Client(rig, HOSTS[number % 3])
+        self.made = 0
+        self.reads = self.refusals = 0
+
+    async def run(self, until_s: float) -> None:
+        while self.rig.world.now_s < until_s:
+            try:
+                await self._once()
+            except EverramError:
+                self.refusals += 1  # whatever broke, the next one begins anew
+                self.client.session = ""
+            await asyncio.sleep(self.stream.uniform(0, 0.05))
+
+    async def _once(self) -> None:
+        client, draw = self.client, self.stream
+        self.made += 1
+        tag = (self.number << 32 | self.made).to_bytes(8, "little")
+        path = f"w{self.number}-{self.made}"
+        creator = draw.choice(["", "session"])
+        file = await client.make(path, host=draw.choice(HOSTS), creator=creator, persistent=draw.random() < 0.5)
+        for _ in range(draw.randrange(1, 8)):
+            await client.write(file, 8 * draw.randrange(200), tag * draw.randrange(1, 100))
+            if draw.random() < 0.3:
+                await client.truncate(file, 8 * draw.randrange(300))
+            data = await client.read(file, 0, 4096)
+            self.reads += 1
+            words = {data[at : at + 8] for at in range(0, len(data), 8)}
+            assert words <= {tag, bytes(8)}, f"{path} has bytes that nobody wrote to it"
+        if draw.random() < 0.5:
+            await client.rename(path, f"{path}-renamed")
+            path += "-renamed"
+        if draw.random() < 0.5:
+            await client.close(file)
+        if draw.random() < 0.6:
+            await client.remove(path)
+
+
+async def break_things(rig: Rig, draw: Stream, until_s: float) -> None:
+    while rig.world.now_s < until_s:
+        await asyncio.sleep(draw.uniform(0.2, 2))
+        host = draw.choice(HOSTS)
+        match draw.randrange(6):
+            case 0 | 1:
+                rig.cluster.machines[host].kill_host()
+            case 2:
+                rig.world.kill_coordination()
+            case 3:
+                rig.world.fabric.cut(host, draw.choice(HOSTS))
+                await asyncio.sleep(draw.uniform(0.1, 3))
+                rig.world.fabric.heal()
+            case 4:
+                rig.cluster.machines[host].hang_host()
+            case _:
+                await rig.cluster.lose(host)
+                await asyncio.sleep(draw.uniform(0, 4))
+                await rig.cluster.raise_again(host)
+    rig.world.fabric.heal()
+
+
+@pytest.mark.parametrize("seed", range(1, 4))
+def test_files_keep_to_themselves_whatever_breaks(seed: int) -> None:
+    """No read ever finds another file's bytes, and in the end memory and namespace are one."""
+
+    async def body(rig: Rig) -> None:
+        draw = rig.world.stream("test")
+        until_s = rig.world.now_s + 12
+        writers = [Writer(rig, number, rig.world.stream(f"writer/{number}")) for number in range(4)]
+        async with asyncio.TaskGroup() as tasks:
+            for writer in writers:
+                tasks.create_task(writer.run(until_s))
+            tasks.create_task(break_things(rig, draw, until_s))
+        assert sum(writer.reads for writer in writers) > 20
+        await rig.until(rig.complete, "every host is back")
+        for host in HOSTS:
+            rig.cluster.machines[host].kill_host()  # memory that was never named goes with a new start
+        await asyncio.sleep(20)
+        await rig.until(rig.complete, "every host is back")
+        await rig.until(lambda: _is_whole(rig), "files and memory are one")
+
+    simulate(body, seed)
+
+
+async def _is_whole(rig: Rig) -> bool:
+    """Every name leads to an inode and back, every living file has its memory, and there is no other memory."""
+    _, pairs = await rig.directory.range(prefix(FILES_ROOT))
+    keys = {pair.key: decode(pair.value) for pair in pairs}
+    inodes = {key.removeprefix(INODES).decode(): value for key, value in keys.items() if key.startswith(INODES)}
+    entries = {key.rpartition(b"/")[2].decode(): value["id"] for key, value in keys.items() if key.startswith(ENTRIES)}
+    assert all(inodes[node_id]["name"] == name for name, node_id in entries.items())
+    if any(key.startswith(DROPPED) for key in keys) or any(inode["holder"] for inode in inodes.values()):
+        return False
+    assert sorted(entries.values()) == sorted(inodes)
+    for host in HOSTS:
+        mine = {
+            node_id for node_id, inode in inodes.items()
+            if inode["host"] == host and inode["memory_id"] == rig.cluster.memory_ids.get(host)
+        }  # fmt: skip
+        if {name.partition(".")[2] for name in rig.memories(host)} != mine:
+            return False
+    return True
 
 
 def test_only_the_leader_answers() -> None:
