@@ -74,16 +74,25 @@ class Disk(Protocol):
 
 
 class MemoryObject(Protocol):
-    """Memory that the machine keeps under a name; sparse, of a fixed size, zero where never written.
+    """Memory that the machine keeps under a name; sparse, zero where never written.
 
-    `read`/`write` go by descriptor (a host's mmap read of a hole would silently create a page).
+    `read`/`write` go by descriptor (a host's mmap read of a hole would silently create a page). A resizable object is
+    mapped by nobody but the host that shortens it, and unmaps it first: who touched a mapping of what another has
+    shortened would fault.
     """
 
     name: str
-    size_bytes: int
+
+    @property
+    def size_bytes(self) -> int:
+        """Fixed, but for a resizable object: as it is now."""
+
+    @property
+    def resizable(self) -> bool: ...
 
     def map(self) -> Mapping:
-        """A shared writable mapping of the whole object."""
+        """A shared writable mapping of the whole object, as long as it is now. Raises InvalidArgument for an empty one,
+        ResourceExhausted."""
 
     def read(self, offset: int, length: int) -> bytes: ...
 
@@ -107,8 +116,13 @@ class Memory(Protocol):
     def open(self, name: str) -> MemoryObject:
         """Raises NotFound."""
 
-    async def create(self, name: str, size_bytes: int) -> MemoryObject:
-        """A zeroed object, kept by the machine when this returns. Raises AlreadyExists, ResourceExhausted."""
+    async def create(self, name: str, size_bytes: int, *, resizable: bool = False) -> MemoryObject:
+        """A zeroed object, kept by the machine when this returns. A resizable one may be empty. Raises AlreadyExists,
+        ResourceExhausted."""
+
+    def resize(self, name: str, size_bytes: int) -> None:
+        """Shorten or lengthen a resizable object; what is added reads as zeros, also where there was something before.
+        Raises NotFound, InvalidArgument, ResourceExhausted."""
 
     async def remove(self, name: str) -> None: ...
 

@@ -7,6 +7,9 @@
     old = await pair.compare_and_swap(rkey, 0, 7, 8)                        # atomic against everybody
     pair.post(WorkRequest(Opcode.READ, rkey, length=8), completions)        # any of them, without waiting for it
 
+A resizable memory object (a file of remote memory) is registered whole, offset and length 0: its region is as long as
+the object is at each access, and no peer maps it, since its owner may shorten it, which revokes the region first.
+
 Offsets are relative to the region. Requests of one queue pair are numbered and take effect in the order in which they
 were posted. A write of 8 aligned bytes is one store, never seen half-done. A request ends in exactly one completion;
 what is not SUCCESS is raised as `ChannelError`, which says by `unknown` whether the request may have taken effect. A
@@ -126,8 +129,10 @@ class MemoryRegion(Protocol):
     """For this process alone: see `Channel.local`."""
     generation: int
     """The word of the generation table under which it is valid."""
-    length: int
     access: Access
+
+    @property
+    def length(self) -> int: ...
 
     def deregister(self) -> None:
         """Revoke: every later access ends in REM_ACCESS_ERR. Idempotent."""
@@ -176,8 +181,9 @@ class Channel(Protocol):
     """Where peers connect, as the directory tells them; `everram.runtime.channel.addresses` reads it."""
 
     def register(self, memory: str, offset: int, length: int, access: Access) -> MemoryRegion:
-        """`memory`: the name of a memory object of this machine. Offset and length are multiples of 8. Raises NotFound,
-        InvalidArgument, ResourceExhausted, FailedPrecondition where this computer has no atomic operations."""
+        """`memory`: the name of a memory object of this machine. Offset and length are multiples of 8, and both 0
+        for a resizable one. Raises NotFound, InvalidArgument, ResourceExhausted, FailedPrecondition where this computer
+        has no atomic operations."""
 
     def local(self, lkey: int, offset: int, length: int) -> memoryview:
         """The registered memory itself, as the source of a write or the target of a read. Raises ChannelError."""

@@ -34,7 +34,9 @@ log = logging.getLogger(__name__)
 class Region:
     """`contract.MemoryRegion`."""
 
-    __slots__ = ("_protection", "access", "atomics", "generation", "length", "lkey", "memory", "offset", "rkey", "slot")
+    __slots__ = (
+        "_length", "_protection", "access", "atomics", "generation", "lkey", "memory", "offset", "rkey", "slot",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -55,10 +57,15 @@ class Region:
         """What the word of its slot is while it is valid."""
         self.memory = memory
         self.offset = offset
-        self.length = length
+        self._length = length
         self.access = access
         self.atomics = METHOD if access & Access.REMOTE_ATOMIC else 0
         """How everybody does atomic operations here (`runtime.memory.atomics`); 0: nobody may."""
+
+    @property
+    def length(self) -> int:
+        """Of a resizable object's region: as long as the object is now."""
+        return self.memory.size_bytes if self.memory.resizable else self._length
 
     def deregister(self) -> None:
         self._protection.deregister(self)
@@ -100,13 +107,17 @@ class ProtectionDomain:
     def register(self, memory: MemoryObject, offset: int, length: int, access: Access) -> Region:
         """Raises InvalidArgument, ResourceExhausted, FailedPrecondition."""
         size_bytes = memory.size_bytes
-        if offset % WORD_BYTES or length % WORD_BYTES or offset < 0 or length <= 0 or offset + length > size_bytes:
+        if memory.resizable and (offset or length):
+            raise InvalidArgument(f"{memory.name} is resizable: it is registered whole, with offset and length 0")
+        if not memory.resizable and _is_outside(size_bytes, offset, length):
             raise InvalidArgument(
                 f"{length} bytes at {offset} of {memory.name} ({size_bytes} bytes) cannot be registered: a region lies "
                 f"inside and begins and ends at multiples of {WORD_BYTES}"
             )
         if not access:
             raise InvalidArgument(f"a region of {memory.name} that allows nothing cannot be registered")
+        if memory.resizable and access & Access.REMOTE_ATOMIC:
+            raise InvalidArgument(f"{memory.name} is resizable: nobody maps it, so it has no atomic operations")
         if access & Access.REMOTE_ATOMIC and not self._atomic:
             raise FailedPrecondition(f"{memory.name} cannot be registered for atomic operations: {MISSING}")
         if not self._free:
@@ -139,8 +150,13 @@ class ProtectionDomain:
         return self._regions.get(rkey)
 
     def mapping(self, region: Region) -> Mapped:
-        """Of the region's whole memory object, made at its first use. Raises ResourceExhausted."""
+        """Of the region's whole memory object, made at its first use, and anew when a resizable one has grown. It is
+        shortened by this process alone, which revokes the region first. Raises InvalidArgument for an empty one,
+        ResourceExhausted."""
         mapping = self._mappings.get(region.memory)
+        if mapping is not None and mapping.size_bytes < region.memory.size_bytes:
+            _unmap(self._mappings.pop(region.memory))
+            mapping = None
         if mapping is None:
             made = region.memory.map()
             assert isinstance(made, Mapped)
@@ -189,6 +205,10 @@ class ProtectionDomain:
                     handler()
                 except Exception:
                     log.exception("the handler of an immediate failed")
+
+
+def _is_outside(size_bytes: int, offset: int, length: int) -> bool:
+    return bool(offset % WORD_BYTES or length % WORD_BYTES) or offset < 0 or length <= 0 or offset + length > size_bytes
 
 
 def _unmap(mapping: Mapped) -> None:

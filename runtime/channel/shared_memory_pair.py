@@ -41,8 +41,9 @@ from everram.runtime.channel.frames import (
 from everram.runtime.channel.generations import Generations
 from everram.runtime.channel.seqpacket import Batch, Connection, dial
 from everram.runtime.channel.turns import Turn, Turns
+from everram.runtime.channel.unmapped import Unmapped
 from everram.runtime.errors import ResourceExhausted, Unavailable
-from everram.runtime.memory import atomics
+from everram.runtime.memory import atomics, memfd
 from everram.runtime.memory.mapped import Mapped
 
 ANSWER_TIMEOUT_S = 2.0
@@ -62,7 +63,7 @@ class _Remote:
         "writable",
     )  # fmt: skip
 
-    def __init__(self, told: Resolved, mapping: Mapped, table: Mapped) -> None:
+    def __init__(self, told: Resolved, mapping: Mapped | Unmapped, table: Mapped) -> None:
         self.number = told.number
         """Of the memory object."""
         self.mapping = mapping
@@ -73,13 +74,39 @@ class _Remote:
         """Where writes have to end; negative where none is allowed."""
         self.readable = told.length if told.access & _READ else -1
         self.atomic = told.length if told.access & _ATOMIC and told.atomics == atomics.METHOD else -1
-        self.address = mapping.address + told.offset if self.atomic >= 0 else 0
+        self.address = mapping.address + told.offset if self.atomic >= 0 and isinstance(mapping, Mapped) else 0
         """Of the region in this process."""
         self.table = table.words
         self.word = Generations.offset(told.slot) // WORD_BYTES
         """Index of its word in `table`."""
         self.generation = told.generation
         """What the word says as long as the region is registered."""
+
+
+class _ResizableRemote(_Remote):
+    """Of a file: its bounds are what the file has now, and its bytes go by descriptor."""
+
+    __slots__ = ("_access", "_unmapped")
+
+    def __init__(self, told: Resolved, unmapped: Unmapped, table: Mapped) -> None:
+        self._access, self._unmapped = told.access, unmapped
+        super().__init__(told, unmapped, table)
+
+    @property
+    def writable(self) -> int:
+        return self._unmapped.size_bytes if self._access & _WRITE else -1
+
+    @writable.setter
+    def writable(self, _: int) -> None:
+        pass
+
+    @property
+    def readable(self) -> int:
+        return self._unmapped.size_bytes if self._access & _READ else -1
+
+    @readable.setter
+    def readable(self, _: int) -> None:
+        pass
 
 
 class SharedMemoryPair:
@@ -95,7 +122,7 @@ class SharedMemoryPair:
         self._table: Generations | None = None
         self._table_mapping: Mapped | None = None
         self._remotes: dict[int, _Remote] = {}  # by rkey
-        self._mappings: dict[tuple[int, bool], Mapped] = {}  # by object number and whether it is writable
+        self._mappings: dict[tuple[int, bool], Mapped | Unmapped] = {}  # by object number and whether it is writable
         self._greeted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._resolving: tuple[int, asyncio.Future[None]] | None = None
         self._turns = Turns()
@@ -429,7 +456,9 @@ class SharedMemoryPair:
         key = frame.number, bool(frame.access & (_WRITE | _ATOMIC))
         mapping = self._mappings.get(key)
         if mapping is None:
-            mapping = self._mappings[key] = _mapped(descriptors, frame.size_bytes, writable=key[1])
+            mapping = self._mappings[key] = _reached(descriptors, frame.size_bytes, writable=key[1])
+        if isinstance(mapping, Unmapped):
+            return _ResizableRemote(frame, mapping, self._table_mapping)
         if frame.offset + frame.length > mapping.size_bytes or frame.offset % WORD_BYTES:
             raise ValueError(f"a region of {frame.length} bytes at {frame.offset} of {mapping.size_bytes}")
         return _Remote(frame, mapping, self._table_mapping)
@@ -445,6 +474,13 @@ class SharedMemoryPair:
             mapping = self._mappings.pop((number, writable), None)
             if mapping is not None:
                 mapping.close()
+
+
+def _reached(descriptors: list[int], size_bytes: int, *, writable: bool) -> Mapped | Unmapped:
+    """The memory behind a descriptor, not mapped if it can be shortened. Raises ValueError, OSError."""
+    if descriptors and memfd.is_resizable(descriptors[0]):
+        return Unmapped(descriptors[0])
+    return _mapped(descriptors, size_bytes, writable=writable)
 
 
 def _mapped(descriptors: list[int], size_bytes: int | None, *, writable: bool) -> Mapped:

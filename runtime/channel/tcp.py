@@ -73,8 +73,8 @@ class TcpCarrier:
             raise Unavailable(error.message) from error
 
     def registered(self, region: Region) -> None:
-        # Now, while its memory object is certain to be there.
-        self.protection.mapping(region)
+        if region.length:  # now, while its memory object is certain to be there
+            self.protection.mapping(region)
 
     def revoked(self, region: Region) -> None:
         for connection in list(self.connections):

@@ -274,7 +274,8 @@ class ResponderConnection(Framing):
             self._finish(session, header.number, Status.REM_ACCESS_ERR)
             return None
         try:
-            self._carrier.protection.mapping(region)
+            if length:  # an empty file has nothing to map, and nothing of it is wanted
+                self._carrier.protection.mapping(region)
         except ResourceExhausted as error:
             log.warning("a request of the channel cannot be carried out: %s", error)
             self._finish(session, header.number, Status.REM_OP_ERR)
@@ -282,6 +283,8 @@ class ResponderConnection(Framing):
         return region
 
     def _store(self, region: Region, at: int, payload: bytes) -> None:
+        if not payload:
+            return
         mapping = self._carrier.protection.mapping(region)
         if len(payload) == WORD_BYTES and not at & 7:
             mapping.words[at >> 3] = int.from_bytes(payload, "little")
@@ -326,6 +329,13 @@ class ResponderConnection(Framing):
             else:
                 self._finish(session, header.number, Status.REM_ACCESS_ERR)
             return
+        at, length = region.offset + header.second, header.length
+        head = encode(Kind.COMPLETION, length, header.number)
+        if not length:  # nothing has to be there for that
+            if not again:
+                session.remember(SUCCESS, 0)
+            self._send(head)
+            return
         try:
             mapping = self._carrier.protection.mapping(region)
         except ResourceExhausted as error:
@@ -334,8 +344,6 @@ class ResponderConnection(Framing):
             return
         if not again:
             session.remember(SUCCESS, 0)
-        at, length = region.offset + header.second, header.length
-        head = encode(Kind.COMPLETION, length, header.number)
         if length == WORD_BYTES and not at & 7:
             self._send(head + mapping.words[at >> 3].to_bytes(WORD_BYTES, "little"))
         elif length <= SMALL_BYTES:
