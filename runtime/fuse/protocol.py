@@ -25,6 +25,7 @@ MINOR_OLDEST = 31
 NAME_BYTES_MAX = 255
 ROOT_NODE = 1
 POSITION_MAX = (1 << 63) - 1
+FALLOCATE_MODE_MAX = (1 << 31) - 1
 DATA_BYTES_MAX = 1 << 20
 """Of one read or write: the kernel's default limit (fs.fuse.max_pages_limit)."""
 RESENT = 1 << 63
@@ -325,14 +326,18 @@ def interrupt(body: memoryview) -> int:
 
 
 def lseek(body: memoryview) -> tuple[int, int, int]:
-    """Handle, offset, whence."""
+    """Handle, offset, whence: the kernel asks for data and holes alone, and knows the rest by itself."""
     number, offset, whence, _ = _unpack(_LSEEK_IN, body)
+    if whence not in (os.SEEK_DATA, os.SEEK_HOLE):
+        raise Malformed(f"{whence} is neither SEEK_DATA nor SEEK_HOLE")
     return number, _position(offset), whence
 
 
 def fallocate(body: memoryview) -> tuple[int, int, int, int]:
     """Handle, offset, length, mode."""
     number, offset, length, mode, _ = _unpack(_FALLOCATE_IN, body)
+    if mode > FALLOCATE_MODE_MAX:
+        raise Malformed(f"{mode:#x} is no mode of fallocate")
     return number, _position(offset), _position(length), mode
 
 
