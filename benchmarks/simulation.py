@@ -23,7 +23,7 @@ ROUNDS = 3
 BARE_CALLBACKS = 200_000
 LIGHT = ClusterPlan(
     hosts=3,
-    guests=(GuestPlan("bank", "/ledger", "h1", 0.5),),
+    guests=(GuestPlan("bank", "/ledger", "h1", 0.5, copies=1),),
     clients=0,
     preemption_guests=0,
     preemption_hosts=0,
@@ -32,7 +32,7 @@ LIGHT = ClusterPlan(
 )
 HEAVY = ClusterPlan(
     hosts=3,
-    guests=tuple(GuestPlan(f"bank{n}", "/ledger", f"h{n}", 0.01) for n in (1, 2, 3)),
+    guests=tuple(GuestPlan(f"bank{n}", "/ledger", f"h{n}", 0.01, copies=1) for n in (1, 2, 3)),
     clients=2,
     preemption_guests=50,
     preemption_hosts=200,
