@@ -209,7 +209,7 @@ class Log:
         self.set_word(at, self.word(at) ^ 0x10)
 
 
-@pytest.mark.parametrize("where", ["magic", "checksum", "payload"])
+@pytest.mark.parametrize("where", ["magic", "checksum", "tail", "payload"])
 def test_a_damaged_log_is_refused_and_whole_again_once_mended(everram: Everram, where: str) -> None:
     """Somebody flips a bit: the guest is not started on it, nothing is erased, and the right bit brings all back."""
     everram.run("run", "-d", "--name", "counts", "--region", "r=64KiB", "--", "python", "-c", COUNTS)
@@ -220,7 +220,7 @@ def test_a_damaged_log_is_refused_and_whole_again_once_mended(everram: Everram, 
     applied = log.word(EPOCH_START)
     log.set_word(APPLIED_COPY, applied ^ WORD_MASK)
     log.set_word(APPLIED, applied)
-    at = {"magic": 0, "checksum": 120, "payload": DATA_OFFSET + applied + HEADER_BYTES}[where]
+    at = {"magic": 0, "checksum": 120, "tail": TAIL, "payload": DATA_OFFSET + applied + HEADER_BYTES}[where]
     log.flip(at)
 
     status, _, complaint = everram.try_run("start", "counts")
