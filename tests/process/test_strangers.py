@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from everram.runtime.log.record import HEADER_BYTES
-from everram.runtime.log.ring import APPLIED, APPLIED_COPY, DATA_OFFSET, EPOCH_START, WORD_MASK
+from everram.runtime.log.ring import APPLIED, APPLIED_COPY, DATA_OFFSET, EPOCH_START, TAIL, WORD_MASK
 
 COMMAND = [sys.executable, "-m", "everram.runtime.cli.main"]
 COMMAND_TIMEOUT_S = 60.0
