@@ -33,6 +33,8 @@ from everram.runtime.errors import DeadlineExceeded, EverramError, NotFound, Out
 
 T = TypeVar("T")
 
+LANE = "files"
+"""A stale file breaks a queue pair: not the one that logs are shipped by."""
 TIMEOUT_S = 5.0
 """Of one access: an owner's host restarts in a tenth of it."""
 ASK_TIMEOUT_S = 2.0
@@ -194,7 +196,7 @@ class Using:
             address = await self._resolver.resolve(host)
         except NotFound as error:
             raise Unavailable(error.message) from None
-        pair = self._pairs[host] = await self._channel.connect(host, address.channel)
+        pair = self._pairs[host] = await self._channel.connect(host, address.channel, LANE)
         return pair
 
     async def _attach(self, file: UsedFile, refused: int = 0) -> None:

@@ -195,9 +195,10 @@ class Channel(Protocol):
     def unreceive(self, immediate: int) -> None:
         """Later writes with it ring nothing."""
 
-    async def connect(self, host: str, address: str) -> QueuePair:
+    async def connect(self, host: str, address: str, lane: str = "") -> QueuePair:
         """The queue pair to a peer, made anew if the last one is broken; shared by all who ask. Raises Unavailable,
-        for a host of another cluster or name, too: it says which."""
+        for a host of another cluster or name, too: it says which. Each lane has a queue pair of its own: an error that
+        breaks one leaves the others as they are."""
 
     @property
     def refused(self) -> int:

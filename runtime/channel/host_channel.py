@@ -40,7 +40,7 @@ class Carrier(Protocol):
     severed: bool
     """Whether whoever comes is sent away."""
 
-    async def dial(self, host: str, address: Addresses) -> Pair: ...
+    async def dial(self, host: str, address: Addresses, lane: str) -> Pair: ...
 
     def registered(self, region: Region) -> None: ...
 
@@ -79,8 +79,8 @@ class HostChannel:
         self.shared_memory: SharedMemoryCarrier | None = None
         self.tcp: TcpCarrier | None = None
         self._boot_id = boot_id
-        self._pairs: dict[tuple[str, str], Pair] = {}  # by host and address
-        self._connecting: dict[tuple[str, str], asyncio.Lock] = {}
+        self._pairs: dict[tuple[str, str, str], Pair] = {}  # by host, address and lane
+        self._connecting: dict[tuple[str, str, str], asyncio.Lock] = {}
         self._severed = False
         self._closed = False
         protection.on_revoked = self._on_revoked
@@ -137,20 +137,20 @@ class HostChannel:
         return self.protection.refused
 
     def carriers(self) -> dict[str, str]:
-        return {host: pair.carrier for (host, _), pair in sorted(self._pairs.items()) if not pair.broken}
+        return {host: pair.carrier for (host, _, _), pair in sorted(self._pairs.items()) if not pair.broken}
 
-    async def connect(self, host: str, address: str) -> Pair:
+    async def connect(self, host: str, address: str, lane: str = "") -> Pair:
         try:
             ways = Addresses.parse(address)
         except ValueError as error:
             raise Unavailable(f"host {host} has an address that cannot be read: {error}") from None
-        key = host, address
+        key = host, address, lane
         async with self._connecting.setdefault(key, asyncio.Lock()):
             self._check_open(host)
             pair = self._pairs.get(key)
             if pair is None or pair.broken:
                 self._pairs.pop(key, None)
-                pair = await self._dial(host, ways)
+                pair = await self._dial(host, ways, lane)
                 self._pairs[key] = pair
                 if self._severed or self._closed:
                     pair.close()
@@ -163,18 +163,18 @@ class HostChannel:
         if self._severed:
             raise Unavailable(f"host {host} cannot be reached: this machine is cut off from the network")
 
-    async def _dial(self, host: str, ways: Addresses) -> Pair:
+    async def _dial(self, host: str, ways: Addresses, lane: str) -> Pair:
         """By the best of what both have. Raises Unavailable."""
         near = not ways.boot_id or not self._boot_id or ways.boot_id == self._boot_id
         if self.shared_memory is not None and ways.shm and near:
             try:
-                return await self.shared_memory.dial(host, ways)
+                return await self.shared_memory.dial(host, ways, lane)
             except Unreachable:
                 # Perhaps its folder is not mounted here.
                 if self.tcp is None or ways.tcp is None:
                     raise
         if self.tcp is not None and ways.tcp is not None:
-            return await self.tcp.dial(host, ways)
+            return await self.tcp.dial(host, ways, lane)
         ours = " or ".join(carrier.name for carrier in self._carriers())
         raise Unavailable(
             f"host {host} cannot be reached by {ours}, which is what this host uses (its address is "

@@ -83,8 +83,9 @@ class SharedMemoryCarrier:
             os.close(self.table)
             raise
 
-    async def dial(self, host: str, address: Addresses) -> SharedMemoryPair:
-        """Raises Unavailable; Unreachable, if nobody listens there on this computer."""
+    async def dial(self, host: str, address: Addresses, lane: str) -> SharedMemoryPair:
+        """Raises Unavailable; Unreachable, if nobody listens there on this computer. Each connection is a queue pair
+        of its own, whatever its lane."""
         return await SharedMemoryPair.open(address.shm, host, self.me)
 
     def registered(self, region: Region) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 
 from everram.runtime.channel.addresses import TCP, Addresses
 from everram.runtime.channel.frames import Identity
@@ -63,12 +64,13 @@ class TcpCarrier:
         carrier.address = host, port
         return carrier
 
-    async def dial(self, host: str, address: Addresses) -> TcpPair:
-        """Raises Unavailable."""
+    async def dial(self, host: str, address: Addresses, lane: str) -> TcpPair:
+        """Raises Unavailable. There is one queue pair for each name that says hello: a lane has a name of its own."""
         assert address.tcp is not None
         number = int.from_bytes(self._randbytes(8), "little")
         try:
-            return await TcpPair.open(*address.tcp, host, self.me, self.token, number)
+            me = replace(self.me, host=f"{self.me.host}/{lane}") if lane else self.me
+            return await TcpPair.open(*address.tcp, host, me, self.token, number)
         except FailedPrecondition as error:
             raise Unavailable(error.message) from error
 

@@ -81,13 +81,13 @@ class SimulatedChannel:
         self.protection = protection
         self.me = me
         self.domain = domain
-        self.responders: dict[str, _Responder] = {}
-        """By the peer's host: the far ends of the queue pairs that lead here."""
+        self.responders: dict[tuple[str, str], _Responder] = {}
+        """By the peer's host and lane: the far ends of the queue pairs that lead here."""
         # As a peer sees it: no process of ours can be stopped at a peer's look.
         self._words = Generations(GatedMapping(objects.by_name[MEMORY_NAME], None), protection.generations.slots)
         self._memory = memory
-        self._pairs: dict[tuple[str, str], SimulatedPair] = {}
-        self._connecting: dict[tuple[str, str], asyncio.Lock] = {}
+        self._pairs: dict[tuple[str, str, str], SimulatedPair] = {}
+        self._connecting: dict[tuple[str, str, str], asyncio.Lock] = {}
         wires.by_address[address] = self
         domain.on_death.append(self._die)
 
@@ -119,7 +119,7 @@ class SimulatedChannel:
         return self.protection.refused
 
     def carriers(self) -> dict[str, str]:
-        return {host: pair.carrier for (host, _), pair in sorted(self._pairs.items()) if not pair.broken}
+        return {host: pair.carrier for (host, _, _), pair in sorted(self._pairs.items()) if not pair.broken}
 
     def receive(self, handler: Callable[[], None]) -> int:
         return self.protection.receive(handler)
@@ -127,15 +127,15 @@ class SimulatedChannel:
     def unreceive(self, immediate: int) -> None:
         self.protection.unreceive(immediate)
 
-    async def connect(self, host: str, address: str) -> SimulatedPair:
-        key = host, address
+    async def connect(self, host: str, address: str, lane: str = "") -> SimulatedPair:
+        key = host, address, lane
         async with self._connecting.setdefault(key, asyncio.Lock()):
             if self.wires.by_address.get(self.address) is not self:
                 raise Unavailable("this host's channel is closed")
             pair = self._pairs.get(key)
             if pair is None or pair.broken:
                 self._pairs.pop(key, None)
-                pair = self._pairs[key] = await self._dial(host, address)
+                pair = self._pairs[key] = await self._dial(host, address, lane)
             return pair
 
     def close(self) -> None:
@@ -149,9 +149,9 @@ class SimulatedChannel:
     def valid(self, region: Region) -> bool:
         return self._words.word(region.slot) == region.generation
 
-    async def _dial(self, host: str, address: str) -> SimulatedPair:
+    async def _dial(self, host: str, address: str, lane: str) -> SimulatedPair:
         fabric = self.wires.fabric
-        pair = SimulatedPair(self, host)
+        pair = SimulatedPair(self, host, lane)
         answered: asyncio.Future[str] = fabric.loop.create_future()
         arrive = partial(self._hello_arrives, pair, address, answered)
         fabric.carry(self.me.host, host, fabric.loop.now_ns + fabric.delay_ns(), arrive, droppable=True)
@@ -175,7 +175,7 @@ class SimulatedChannel:
             loop.run_in(owner.domain, owner.accept, self, pair, answered)
 
     def accept(self, visitor: SimulatedChannel, pair: SimulatedPair, answered: asyncio.Future[str]) -> None:
-        """A new queue pair of a host ends its former one: nothing that is late lands from now on."""
+        """A new queue pair of a host's lane ends its former one: nothing that is late lands from now on."""
         me, peer = self.me, visitor.me
         refusal = ""
         if peer.cluster_id != me.cluster_id:
@@ -183,10 +183,10 @@ class SimulatedChannel:
         elif me.host != pair.peer:
             refusal = f"at {self.address} answers host {me.host}, not {pair.peer}"
         elif not pair.broken:
-            former = self.responders.get(peer.host)
+            former = self.responders.get((peer.host, pair.lane))
             if former is not None:
                 former.ended = True
-            self.responders[peer.host] = pair.responder = _Responder(self, pair)
+            self.responders[peer.host, pair.lane] = pair.responder = _Responder(self, pair)
         _answer(visitor, me.host, answered, refusal)
 
     def _die(self) -> None:
@@ -246,8 +246,9 @@ class SimulatedPair:
 
     carrier = "simulated"
 
-    def __init__(self, channel: SimulatedChannel, peer: str) -> None:
+    def __init__(self, channel: SimulatedChannel, peer: str, lane: str) -> None:
         self.peer = peer
+        self.lane = lane
         self.host = channel.me.host
         self.responder: _Responder | None = None
         self._fabric = channel.wires.fabric

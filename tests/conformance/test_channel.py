@@ -315,6 +315,23 @@ def test_a_word_is_never_seen_half_done(run: Run) -> None:
     run(body)
 
 
+def test_an_error_on_one_lane_leaves_the_others_as_they_are(run: Run) -> None:
+    async def body(bench: Bench) -> None:
+        owner, peer, pair = await two(bench)
+        region = owner.channel.register("m", 0, 64, BOTH)
+        aside = await peer.channel.connect("a", owner.channel.address, "aside")
+        assert aside is not pair
+        assert await peer.channel.connect("a", owner.channel.address, "aside") is aside
+        await fails(aside.write(region.rkey ^ 1 << 40, 0, b"forged"), Status.REM_ACCESS_ERR)
+        await pair.write(region.rkey, 0, b"goes on")
+        assert await pair.read(region.rkey, 0, 7) == b"goes on"
+        again = await peer.channel.connect("a", owner.channel.address, "aside")
+        assert again is not aside
+        assert await again.read(region.rkey, 0, 7) == b"goes on"
+
+    run(body)
+
+
 def test_a_resizable_object_is_reached_as_long_as_it_is_now(run: Run) -> None:
     async def body(bench: Bench) -> None:
         owner, peer, pair = await two(bench)

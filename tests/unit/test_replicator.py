@@ -136,7 +136,7 @@ class Wire:
     def unreceive(self, immediate: int) -> None:
         self.handlers.pop(immediate, None)
 
-    async def connect(self, host: str, address: str) -> Pair:
+    async def connect(self, host: str, address: str, lane: str = "") -> Pair:
         return Pair(self, host)
 
 
