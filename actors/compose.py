@@ -5,7 +5,7 @@
 
 Order matters twice. Before any actor exists, the machine's memory is made whole: kept by the machine, restored from an
 image, or empty. Then actors start after those they ask: VMemFS, the NVM device, the power monitor, the replicator, the
-lease, and the guests last; they stop in the reverse order.
+lease, remote memory, and the guests last; they stop in the reverse order.
 """
 
 from __future__ import annotations
@@ -16,11 +16,14 @@ from everram.actors.hypervisor.faults import FaultService
 from everram.actors.nvm_device.actor import NvmDevice
 from everram.actors.power_monitor.actor import PowerMonitor
 from everram.actors.power_monitor.save import restore
+from everram.actors.remote_memory.agent import MemoryAgent
+from everram.actors.remote_memory.manager import RemoteMemory
 from everram.actors.replicator.actor import Replicator
 from everram.actors.report import Report
 from everram.actors.vmemfs.actor import VMemFS
 from everram.runtime.contracts.availability_contract import AVAILABILITY
 from everram.runtime.contracts.nvm_device_contract import NVM_DEVICE
+from everram.runtime.contracts.remote_memory_contract import REMOTE_MEMORY
 from everram.runtime.contracts.replicator_contract import REPLICATOR
 from everram.runtime.contracts.vmemfs_contract import VMEMFS
 from everram.runtime.coordination.resolver import HostResolver
@@ -45,6 +48,8 @@ async def compose(
     node.add(PowerMonitor, after=(VMEMFS,))
     node.add(lambda: Replicator(config), after=(NVM_DEVICE,))
     node.add(lambda: Availability(config), after=(VMEMFS,))
+    node.add(RemoteMemory, after=(AVAILABILITY,))
+    node.add(lambda: MemoryAgent(config), after=(NVM_DEVICE, REMOTE_MEMORY))
     node.add(lambda: Hypervisor(config.host, faults), after=(NVM_DEVICE, REPLICATOR, AVAILABILITY))
     node.add(lambda: Report(config, node, pid), after=(NVM_DEVICE,))
     return node

@@ -74,13 +74,20 @@ class Disk(Protocol):
 
 
 class MemoryObject(Protocol):
-    """Memory that the machine keeps under a name; sparse, of a fixed size, zero where never written.
+    """Memory that the machine keeps under a name; sparse, zero where never written.
 
-    `read`/`write` go by descriptor (a host's mmap read of a hole would silently create a page).
+    `read`/`write` go by descriptor (a host's mmap read of a hole would silently create a page). A resizable object must
+    not be mapped: who touched a mapping of what another has shortened would fault.
     """
 
     name: str
-    size_bytes: int
+
+    @property
+    def size_bytes(self) -> int:
+        """Fixed, but for a resizable object: as it is now."""
+
+    @property
+    def resizable(self) -> bool: ...
 
     def map(self) -> Mapping:
         """A shared writable mapping of the whole object."""
@@ -107,8 +114,13 @@ class Memory(Protocol):
     def open(self, name: str) -> MemoryObject:
         """Raises NotFound."""
 
-    async def create(self, name: str, size_bytes: int) -> MemoryObject:
-        """A zeroed object, kept by the machine when this returns. Raises AlreadyExists, ResourceExhausted."""
+    async def create(self, name: str, size_bytes: int, *, resizable: bool = False) -> MemoryObject:
+        """A zeroed object, kept by the machine when this returns. A resizable one may be empty. Raises AlreadyExists,
+        ResourceExhausted."""
+
+    def resize(self, name: str, size_bytes: int) -> None:
+        """Shorten or lengthen a resizable object; what is added reads as zeros, also where there was something before.
+        Raises NotFound, InvalidArgument, ResourceExhausted."""
 
     async def remove(self, name: str) -> None: ...
 

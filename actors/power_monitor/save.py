@@ -35,6 +35,8 @@ RESTORING = "restoring"
 _NOT_SAVED = (RESTORING, generations.MEMORY_NAME)
 """The generation table says what peers may touch of this memory, now; the next memory has its own."""
 _TOKEN_BYTES = 16
+VOLATILE_PREFIX, FILE_PREFIX = "vfile.", "file."
+"""Of the files of remote memory: those that end with this memory, and those that are saved. Both are resizable."""
 METADATA = (vmemfs.MEMORY_NAME, nvm.MEMORY_NAME)
 """Saved first and in one go: actors go on changing them while the rest is being saved."""
 _ORDER = (*METADATA, "log", "pages", "region")
@@ -65,7 +67,7 @@ async def save(environment: Environment, cause: str, memory_id: str) -> SaveRepo
     started_ns = environment.clock.now_ns()
     memory = environment.memory
     # No await until the metadata is read: what it says must be of one moment.
-    objects = [memory.open(name) for name in sorted(memory.names(), key=_order) if name not in _NOT_SAVED]
+    objects = [memory.open(name) for name in sorted(memory.names(), key=_order) if _is_saved(name)]
     metadata = {
         number: [(offset, saved.read(offset, length)) for offset, length in pieces_of(saved)]
         for number, saved in enumerate(objects)
@@ -80,8 +82,9 @@ async def save(environment: Environment, cause: str, memory_id: str) -> SaveRepo
                 for offset, data in metadata[number]:
                     await writer.write(number, offset, data)
                 continue
-            for offset, length in pieces_of(saved):
-                await writer.write(number, offset, saved.read(offset, length))
+            for offset, length in pieces_of(saved, listing[number].size_bytes):
+                if offset + length <= saved.size_bytes:  # a file may have been shortened since: there is nothing then
+                    await writer.write(number, offset, saved.read(offset, length))
                 await asyncio.sleep(0)
         await writer.finish(environment.clock.wall_ns())
     except BaseException:
@@ -95,11 +98,16 @@ async def save(environment: Environment, cause: str, memory_id: str) -> SaveRepo
     )
 
 
-def pieces_of(saved: MemoryObject) -> Iterable[tuple[int, int]]:
-    """What is present of an object, in pieces of at most PIECE_BYTES."""
+def _is_saved(name: str) -> bool:
+    return name not in _NOT_SAVED and not name.startswith(VOLATILE_PREFIX)
+
+
+def pieces_of(saved: MemoryObject, end: int | None = None) -> Iterable[tuple[int, int]]:
+    """What is present of an object, before `end`, in pieces of at most PIECE_BYTES."""
     for offset, length in saved.extents():
-        for at in range(offset, offset + length, PIECE_BYTES):
-            yield at, min(PIECE_BYTES, offset + length - at)
+        stop = offset + length if end is None else min(end, offset + length)
+        for at in range(offset, stop, PIECE_BYTES):
+            yield at, min(PIECE_BYTES, stop - at)
 
 
 async def _check_room(environment: Environment, objects: Iterable[MemoryObject]) -> None:
@@ -245,7 +253,8 @@ class _Restorer:
         metadata.setdefault(nvm.MEMORY_NAME, HeapMapping(2 * PAGE_BYTES))
         for saved in source.objects:
             if saved.name != vmemfs.MEMORY_NAME:
-                targets[saved.name] = await self._memory.create(saved.name, saved.size_bytes)
+                resizable = saved.name.startswith(FILE_PREFIX)
+                targets[saved.name] = await self._memory.create(saved.name, saved.size_bytes, resizable=resizable)
         async for run in source.runs():
             if run.name in metadata:
                 metadata[run.name].store(run.offset, run.data)

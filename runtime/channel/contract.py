@@ -5,6 +5,9 @@
     await pair.write(rkey, 0, data)                                         # into the region, no work by its owner
     await pair.write_with_immediate(rkey, 0, data, immediate)               # and then ring the owner's bell
 
+A resizable memory object (a file of remote memory) is registered whole, offset and length 0: its region is as long as
+the object is at each access, and no carrier maps it, since its owner may shorten it, which revokes the region first.
+
 Offsets are relative to the region. Requests of one queue pair take effect in the order in which they were posted. A
 write of 8 aligned bytes is one store, never seen half-done. A request ends in exactly one completion; what is not
 SUCCESS is raised as `ChannelError`: after REM_ACCESS_ERR nothing was written, after RETRY_EXC_ERR and WR_FLUSH_ERR
@@ -56,8 +59,10 @@ class MemoryRegion(Protocol):
     """A registered part of a memory object. `rkey` is never used again after `deregister`."""
 
     rkey: int
-    length: int
     access: Access
+
+    @property
+    def length(self) -> int: ...
 
     def deregister(self) -> None:
         """Revoke: every later access ends in REM_ACCESS_ERR. Idempotent."""
@@ -91,8 +96,8 @@ class Channel(Protocol):
     """Where peers connect, as the directory tells them (`shm:PATH`)."""
 
     def register(self, memory: str, offset: int, length: int, access: Access) -> MemoryRegion:
-        """`memory`: the name of a memory object of this machine. Offset and length are multiples of 8. Raises NotFound,
-        InvalidArgument, ResourceExhausted."""
+        """`memory`: the name of a memory object of this machine. Offset and length are multiples of 8, and both 0
+        for a resizable one. Raises NotFound, InvalidArgument, ResourceExhausted."""
 
     def receive(self, handler: Callable[[], None]) -> int:
         """A fresh immediate; `handler` runs on the loop, at least once after the last write that carries it. Several

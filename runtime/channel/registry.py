@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 class Region:
     """`contract.MemoryRegion`."""
 
-    __slots__ = ("_registry", "access", "generation", "length", "memory", "offset", "rkey", "slot")
+    __slots__ = ("_length", "_registry", "access", "generation", "memory", "offset", "rkey", "slot")
 
     def __init__(
         self,
@@ -50,8 +50,13 @@ class Region:
         """What the word of its slot is while it is valid."""
         self.memory = memory
         self.offset = offset
-        self.length = length
+        self._length = length
         self.access = access
+
+    @property
+    def length(self) -> int:
+        """Of a resizable object's region: as long as the object is now."""
+        return self.memory.size_bytes if self.memory.resizable else self._length
 
     def deregister(self) -> None:
         self._registry.deregister(self)
@@ -77,7 +82,9 @@ class Registry:
     def register(self, memory: MemoryObject, offset: int, length: int, access: Access) -> Region:
         """Raises InvalidArgument, ResourceExhausted."""
         size_bytes = memory.size_bytes
-        if offset % WORD_BYTES or length % WORD_BYTES or offset < 0 or length <= 0 or offset + length > size_bytes:
+        if memory.resizable and (offset or length):
+            raise InvalidArgument(f"{memory.name} is resizable: it is registered whole, with offset and length 0")
+        if not memory.resizable and _is_outside(size_bytes, offset, length):
             raise InvalidArgument(
                 f"{length} bytes at {offset} of {memory.name} ({size_bytes} bytes) cannot be registered: a region lies "
                 f"inside and begins and ends at multiples of {WORD_BYTES}"
@@ -127,6 +134,10 @@ class Registry:
                     handler()
                 except Exception:
                     log.exception("the handler of an immediate failed")
+
+
+def _is_outside(size_bytes: int, offset: int, length: int) -> bool:
+    return bool(offset % WORD_BYTES or length % WORD_BYTES) or offset < 0 or length <= 0 or offset + length > size_bytes
 
 
 async def open_generations(memory: Memory) -> Generations:

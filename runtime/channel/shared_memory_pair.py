@@ -28,7 +28,9 @@ from everram.runtime.channel.frames import (
 )
 from everram.runtime.channel.generations import Generations
 from everram.runtime.channel.seqpacket import Batch, Connection, dial
+from everram.runtime.channel.unmapped import Unmapped
 from everram.runtime.errors import Unavailable
+from everram.runtime.memory import memfd
 from everram.runtime.memory.mapped import Mapped
 
 ANSWER_TIMEOUT_S = 2.0
@@ -44,7 +46,7 @@ class _Remote:
 
     __slots__ = ("generation", "mapping", "number", "offset", "readable", "table", "view", "word", "words", "writable")
 
-    def __init__(self, told: Resolved, mapping: Mapped, table: Mapped) -> None:
+    def __init__(self, told: Resolved, mapping: Mapped | Unmapped, table: Mapped) -> None:
         self.number = told.number
         """Of the memory object."""
         self.mapping = mapping
@@ -61,6 +63,32 @@ class _Remote:
         """What the word says as long as the region is registered."""
 
 
+class _ResizableRemote(_Remote):
+    """Of a file: its bounds are what the file has now, and its bytes go by descriptor."""
+
+    __slots__ = ("_access", "_unmapped")
+
+    def __init__(self, told: Resolved, unmapped: Unmapped, table: Mapped) -> None:
+        self._access, self._unmapped = told.access, unmapped
+        super().__init__(told, unmapped, table)
+
+    @property
+    def writable(self) -> int:
+        return self._unmapped.size_bytes if self._access & _WRITE else -1
+
+    @writable.setter
+    def writable(self, _: int) -> None:
+        pass
+
+    @property
+    def readable(self) -> int:
+        return self._unmapped.size_bytes if self._access & _READ else -1
+
+    @readable.setter
+    def readable(self, _: int) -> None:
+        pass
+
+
 class SharedMemoryPair:
     """`contract.QueuePair`."""
 
@@ -72,7 +100,7 @@ class SharedMemoryPair:
         self._table: Generations | None = None
         self._table_mapping: Mapped | None = None
         self._remotes: dict[int, _Remote] = {}  # by rkey
-        self._mappings: dict[tuple[int, bool], Mapped] = {}  # by object number and whether it is writable
+        self._mappings: dict[tuple[int, bool], Mapped | Unmapped] = {}  # by object number and whether it is writable
         self._greeted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._resolving: tuple[int, asyncio.Future[None]] | None = None
         self._turn = asyncio.Lock()
@@ -300,7 +328,9 @@ class SharedMemoryPair:
         key = frame.number, bool(frame.access & _WRITE)
         mapping = self._mappings.get(key)
         if mapping is None:
-            mapping = self._mappings[key] = _mapped(descriptors, frame.size_bytes, writable=key[1])
+            mapping = self._mappings[key] = _reached(descriptors, frame.size_bytes, writable=key[1])
+        if isinstance(mapping, Unmapped):
+            return _ResizableRemote(frame, mapping, self._table_mapping)
         if frame.offset + frame.length > mapping.size_bytes or frame.offset % WORD_BYTES:
             raise ValueError(f"a region of {frame.length} bytes at {frame.offset} of {mapping.size_bytes}")
         return _Remote(frame, mapping, self._table_mapping)
@@ -316,6 +346,13 @@ class SharedMemoryPair:
             mapping = self._mappings.pop((number, writable), None)
             if mapping is not None:
                 mapping.close()
+
+
+def _reached(descriptors: list[int], size_bytes: int, *, writable: bool) -> Mapped | Unmapped:
+    """The memory behind a descriptor, not mapped if it can be shortened. Raises ValueError, OSError."""
+    if descriptors and memfd.is_resizable(descriptors[0]):
+        return Unmapped(descriptors[0])
+    return _mapped(descriptors, size_bytes, writable=writable)
 
 
 def _mapped(descriptors: list[int], size_bytes: int | None, *, writable: bool) -> Mapped:

@@ -18,7 +18,6 @@ COMMANDS: dict[str, str] = {
     "region": "list, create, grow, snapshot and check regions",
     "mount": "mount the cluster's memory as files",
     "umount": "unmount it",
-    "fs": "work with the cluster's memory as files",
     "power": "cut and restore a host's mains",
     "upgrade": "replace the host software under running guests",
     "memory": "the memory scheduler",

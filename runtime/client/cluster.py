@@ -23,12 +23,14 @@ from everram.runtime.errors import (
 )
 
 if TYPE_CHECKING:
+    from everram.runtime.client.files import File, Files
     from everram.runtime.contracts.availability_contract import AvailabilityRef
     from everram.runtime.contracts.common_pb2 import Guest, GuestSpec
     from everram.runtime.contracts.host_contract import HostRef
     from everram.runtime.contracts.hypervisor_contract import HypervisorRef
     from everram.runtime.contracts.nvm_device_contract import NvmDeviceRef
     from everram.runtime.contracts.power_monitor_contract import PowerMonitorRef
+    from everram.runtime.contracts.remote_memory_contract import MemoryAgentRef, RemoteMemoryRef
     from everram.runtime.contracts.replicator_contract import ReplicatorRef
     from everram.runtime.contracts.supervisor_contract import SupervisorRef
     from everram.runtime.contracts.vmemfs_contract import VMemFSRef
@@ -57,6 +59,7 @@ class Host:
         from everram.runtime.contracts.hypervisor_contract import HypervisorRef
         from everram.runtime.contracts.nvm_device_contract import NvmDeviceRef
         from everram.runtime.contracts.power_monitor_contract import PowerMonitorRef
+        from everram.runtime.contracts.remote_memory_contract import MemoryAgentRef, RemoteMemoryRef
         from everram.runtime.contracts.replicator_contract import ReplicatorRef
         from everram.runtime.contracts.vmemfs_contract import VMemFSRef
 
@@ -68,6 +71,8 @@ class Host:
         self.vmemfs: VMemFSRef = VMemFSRef(carrier)
         self.replicator: ReplicatorRef = ReplicatorRef(carrier)
         self.availability: AvailabilityRef = AvailabilityRef(carrier)
+        self.remote_memory: RemoteMemoryRef = RemoteMemoryRef(carrier)
+        self.memory_agent: MemoryAgentRef = MemoryAgentRef(carrier)
 
 
 async def patiently(attempt: Callable[[], Awaitable[T]], *, repeatable: bool, patience_s: float = PATIENCE_S) -> T:
@@ -99,6 +104,7 @@ class Cluster:
         self.name = ""
         self._carriers: list[ChannelCarrier] = []
         self._hosts: dict[str, Host] = {}
+        self._files: dict[str, Files] = {}  # by host: its agent, as far as it was used
         self._whereabouts = Whereabouts(f"unix:{folders.coordination_socket}")
         self.supervisor: SupervisorRef = SupervisorRef(self._carrier(str(folders.supervisor_socket), "the supervisor"))
 
@@ -147,6 +153,8 @@ class Cluster:
         return self._hosts[name]
 
     async def close(self) -> None:
+        for files in self._files.values():
+            await files.close()
         await self._whereabouts.close()
         for carrier in self._carriers:
             await carrier.close()
@@ -158,6 +166,32 @@ class Cluster:
         self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
     ) -> None:
         await self.close()
+
+    # -- remote memory
+
+    async def files(self, host: str = "") -> Files:
+        """The cluster's files, through the agent of one host: the one named, or any that can be reached. Raises
+        NotFound, FailedPrecondition."""
+        from everram.runtime.client.files import Files
+
+        if not host:
+            reachable = [each.name for each in await self._reachable()]
+            if not reachable:
+                raise FailedPrecondition("every machine of the cluster is dead or cut off: `everram fault heal HOST`")
+            host = next((name for name in self._files if name in reachable), reachable[0])
+        if host not in self._files:
+            self._files[host] = Files(self.host(host).memory_agent)
+        return self._files[host]
+
+    async def open(
+        self, path: str, mode: str = "r", *, host: str = "", persistent: bool = False, through: str = ""
+    ) -> File:
+        """A file of remote memory, opened as Python's `open` does in binary ("r", "r+", "w", "w+", "a", "x", ...).
+
+        A new one lies on `host` (default: where most memory is free) and is `persistent` or not. Reads and writes go
+        through the agent of the host `through`. Raises NotFound, AlreadyExists, PermissionDenied, FailedPrecondition.
+        """
+        return await (await self.files(through)).open(path, mode, host=host, persistent=persistent)
 
     # -- guests
 

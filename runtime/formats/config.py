@@ -32,6 +32,8 @@ class HostConfig:
     """`unix:PATH` or `HOST:PORT` of an etcd v3 server."""
     memory_bytes: int
     nvm_bytes: int
+    files_bytes: int = 0
+    """What the files of remote memory may take of `memory_bytes`; 0: a quarter."""
     lease_ttl_s: float = LEASE_TTL_S
     tcp_port: int = 0
     """0: no TCP listener. On loopback only, and with the token."""

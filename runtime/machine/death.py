@@ -72,7 +72,8 @@ def _lose_memory(store: DescriptorStore) -> None:
         # First of all, and never wiped: a peer in the middle of an access checks it afterwards.
         os.pwrite(generations, b"\xff" * os.fstat(generations).st_size, 0)
     for fd in memories.values():
-        memfd.punch(fd, 0, os.fstat(fd).st_size)
+        if size_bytes := os.fstat(fd).st_size:  # an empty file has nothing to lose, and a hole of no length is an error
+            memfd.punch(fd, 0, size_bytes)
 
 
 def _kill(cgroup: str) -> None:

@@ -1,7 +1,9 @@
 """Memory that is a file without a name: created, sealed, shared by passing the descriptor.
 
 Sealed against shrinking and growing, so that no peer can make another's mapping fault; never FUTURE_WRITE, with which
-nobody, a restarted owner included, could map it writable again. Sparse: what was never written takes no memory.
+nobody, a restarted owner included, could map it writable again. Only the files of remote memory are not sealed, for
+their size is their own: whoever has such a descriptor reads and writes it, and maps nothing. Sparse: what was never
+written takes no memory.
 """
 
 from __future__ import annotations
@@ -22,8 +24,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 
 
-def create(name: str, size_bytes: int) -> int:
-    """A descriptor of zeroed memory of a fixed size, the caller's own. Raises ResourceExhausted."""
+def create(name: str, size_bytes: int, *, resizable: bool = False) -> int:
+    """A descriptor of zeroed memory, of a fixed size if not `resizable`, the caller's own. Raises ResourceExhausted."""
     try:
         fd = os.memfd_create(
             name.encode()[:NAME_BYTES_MAX].decode(errors="ignore"), os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
@@ -32,11 +34,17 @@ def create(name: str, size_bytes: int) -> int:
         raise ResourceExhausted(f"no memory can be made for {name}: {error.strerror}") from error
     try:
         os.ftruncate(fd, size_bytes)
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+        if not resizable:
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
     except OSError as error:
         os.close(fd)
         raise ResourceExhausted(f"no memory of {size_bytes} bytes can be made: {error.strerror}") from error
     return fd
+
+
+def is_resizable(fd: int) -> bool:
+    """Whether it may be shortened, so that nobody may map it."""
+    return not fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK
 
 
 def extents(fd: int, size_bytes: int) -> list[tuple[int, int]]:

@@ -14,7 +14,8 @@ from everram.runtime.production.machine import SystemMachine
 
 
 class KeptMemory:
-    """Capacity counts what is promised: objects are sparse, but each may be filled up to its size."""
+    """Capacity counts what is promised: objects are sparse, but each may be filled up to its size. A resizable one
+    counts as it is: another may have lengthened it by its descriptor."""
 
     def __init__(self, machine: SystemMachine, capacity_bytes: int) -> None:
         self.capacity_bytes = capacity_bytes
@@ -22,7 +23,8 @@ class KeptMemory:
         self._objects = {
             name: KeptObject(name, fd) for name, fd in machine.kept.items() if not name.startswith(DOORBELL_PREFIX)
         }
-        self._promised_bytes = sum(kept.size_bytes for kept in self._objects.values())
+        self._resizable = {name: kept for name, kept in self._objects.items() if kept.resizable}
+        self._promised_bytes = sum(kept.size_bytes for kept in self._objects.values() if not kept.resizable)
 
     def names(self) -> list[str]:
         return sorted(self._objects)
@@ -32,32 +34,46 @@ class KeptMemory:
             raise NotFound(f"the machine keeps no memory named {name}")
         return self._objects[name]
 
-    async def create(self, name: str, size_bytes: int) -> KeptObject:
+    async def create(self, name: str, size_bytes: int, *, resizable: bool = False) -> KeptObject:
         if not is_name(name) or name.startswith(DOORBELL_PREFIX):
             raise InvalidArgument(f"{name!r} cannot name a memory")
-        if size_bytes <= 0:
+        if size_bytes < 0 or not (size_bytes or resizable):
             raise InvalidArgument(f"a memory of {size_bytes} bytes cannot be made")
         if name in self._machine.kept:
             raise AlreadyExists(f"the machine keeps a memory named {name} already")
-        if self._promised_bytes + size_bytes > self.capacity_bytes:
-            left = self.capacity_bytes - self._promised_bytes
-            raise ResourceExhausted(f"the machine has {left} bytes of memory left, not {size_bytes}; free some first")
+        self._check_room(size_bytes)
         # Counted before the machine answers: somebody else may create meanwhile.
         self._promised_bytes += size_bytes
         try:
-            fd = memfd.create(name, size_bytes)
+            fd = memfd.create(name, size_bytes, resizable=resizable)
             await self._machine.keep(name, fd)
         except BaseException:
             self._promised_bytes -= size_bytes
             raise
         made = self._objects[name] = KeptObject(name, fd)
+        if resizable:
+            self._resizable[name] = made
+            self._promised_bytes -= size_bytes
         return made
+
+    def resize(self, name: str, size_bytes: int) -> None:
+        kept = self.open(name)
+        if not kept.resizable or size_bytes < 0:
+            raise InvalidArgument(f"memory {name} cannot be made {size_bytes} bytes long")
+        self._check_room(size_bytes - kept.size_bytes)
+        kept.resize(size_bytes)
+
+    def _check_room(self, more_bytes: int) -> None:
+        left = self.capacity_bytes - self._promised_bytes - sum(kept.size_bytes for kept in self._resizable.values())
+        if more_bytes > 0 and more_bytes > left:
+            raise ResourceExhausted(f"the machine has {left} bytes of memory left, not {more_bytes}; free some first")
 
     async def remove(self, name: str) -> None:
         removed = self._objects.pop(name, None)
         if removed is not None:
             await self._machine.drop(name)
-            self._promised_bytes -= removed.size_bytes
+            if self._resizable.pop(name, None) is None:
+                self._promised_bytes -= removed.size_bytes
 
 
 class KeptObject:
@@ -65,8 +81,13 @@ class KeptObject:
 
     def __init__(self, name: str, fd: int) -> None:
         self.name = name
-        self.size_bytes = os.fstat(fd).st_size
+        self.resizable = memfd.is_resizable(fd)
+        self._fixed_bytes = os.fstat(fd).st_size
         self._fd = fd
+
+    @property
+    def size_bytes(self) -> int:
+        return os.fstat(self._fd).st_size if self.resizable else self._fixed_bytes
 
     @property
     def descriptor(self) -> int:
@@ -74,7 +95,9 @@ class KeptObject:
         return self._fd
 
     def map(self) -> Mapped:
-        """Raises ResourceExhausted."""
+        """Raises ResourceExhausted, InvalidArgument for a resizable object."""
+        if self.resizable:
+            raise InvalidArgument(f"memory {self.name} may be shortened at any time, so it is not mapped")
         try:
             return Mapped(self._fd, self.size_bytes)
         except (OSError, OverflowError) as error:
@@ -95,6 +118,13 @@ class KeptObject:
                 raise ResourceExhausted(f"memory {self.name} cannot be written: {error.strerror}") from error
             offset += written
             view = view[written:]
+
+    def resize(self, size_bytes: int) -> None:
+        """For `KeptMemory`, which counts. Raises ResourceExhausted."""
+        try:
+            os.ftruncate(self._fd, size_bytes)
+        except (OSError, OverflowError) as error:
+            raise ResourceExhausted(f"memory {self.name} cannot be {size_bytes} bytes long: {error}") from error
 
     def extents(self) -> list[tuple[int, int]]:
         return memfd.extents(self._fd, self.size_bytes)

@@ -345,7 +345,10 @@ class _Responder:
         def finish() -> None:
             self._busy = False
             if not self.ended and not self.channel.objects.gone:
-                content.store(*halves[1])
+                if self.channel.valid(
+                    region
+                ):  # a file may have been shortened meanwhile, but only after it was revoked
+                    content.store(*halves[1])
                 self._written(request, region)
                 self._next()
 

@@ -13,7 +13,7 @@ import asyncio
 from collections.abc import Callable
 
 from everram.runtime.environment import MemoryObject
-from everram.runtime.errors import AlreadyExists, NotFound, ResourceExhausted
+from everram.runtime.errors import AlreadyExists, InvalidArgument, NotFound, ResourceExhausted
 from everram.runtime.memory.contract import PAGE_BYTES, Mapping
 from everram.runtime.simulation.entropy import Stream
 from everram.runtime.simulation.loop import SimulationLoop, SimulationStuck
@@ -106,14 +106,21 @@ class Objects:
 class Bytes:
     """One object's content. `present` has one byte a page: 0 for a hole."""
 
-    __slots__ = ("content", "present", "size_bytes")
+    __slots__ = ("content", "present", "resizable", "size_bytes")
     volatile = False
     """Whether stores have to be flushed and drained before a power loss spares them."""
 
-    def __init__(self, size_bytes: int) -> None:
+    def __init__(self, size_bytes: int, *, resizable: bool = False) -> None:
         self.size_bytes = size_bytes
+        self.resizable = resizable
         self.content = bytearray(size_bytes)
         self.present = bytearray(-(-size_bytes // PAGE_BYTES))
+
+    def resize(self, size_bytes: int) -> None:
+        for content, end in ((self.content, size_bytes), (self.present, -(-size_bytes // PAGE_BYTES))):
+            del content[end:]
+            content.extend(bytes(end - len(content)))
+        self.size_bytes = size_bytes
 
     def check(self, offset: int, length: int) -> None:
         if offset < 0 or length < 0 or offset + length > self.size_bytes:
@@ -224,15 +231,21 @@ class SimulatedObject:
 
     def __init__(self, name: str, content: Bytes, gate: Gate | None) -> None:
         self.name = name
-        self.size_bytes = content.size_bytes
+        self.resizable = content.resizable
         self._bytes = content
         self._gate = gate
+
+    @property
+    def size_bytes(self) -> int:
+        return self._bytes.size_bytes
 
     @property
     def content(self) -> Bytes:
         return self._bytes
 
     def map(self) -> GatedMapping:
+        if self.resizable:
+            raise InvalidArgument(f"memory {self.name} may be shortened at any time, so it is not mapped")
         return GatedMapping(self._bytes, self._gate)
 
     def read(self, offset: int, length: int) -> bytes:
@@ -268,14 +281,28 @@ class SimulatedMemory:
             raise NotFound(f"the machine keeps no memory named {name}")
         return SimulatedObject(name, kept, self._gate)
 
-    async def create(self, name: str, size_bytes: int) -> MemoryObject:
+    async def create(self, name: str, size_bytes: int, *, resizable: bool = False) -> MemoryObject:
         await asyncio.sleep(CREATE_LATENCY_S)
         if name in self._objects.by_name:
             raise AlreadyExists(f"the machine keeps a memory named {name} already")
-        if sum(kept.size_bytes for kept in self._objects.by_name.values()) + size_bytes > self.capacity_bytes:
-            raise ResourceExhausted(f"the machine has less than {size_bytes} bytes of memory left; free some first")
-        self._objects.by_name[name] = Bytes(size_bytes)
+        self._check_room(size_bytes)
+        self._objects.by_name[name] = Bytes(size_bytes, resizable=resizable)
         return self.open(name)
+
+    def resize(self, name: str, size_bytes: int) -> None:
+        kept = self._objects.by_name.get(name)
+        if kept is None:
+            raise NotFound(f"the machine keeps no memory named {name}")
+        if not kept.resizable or size_bytes < 0:
+            raise InvalidArgument(f"memory {name} cannot be made {size_bytes} bytes long")
+        if self._gate is not None:
+            self._gate()
+        self._check_room(size_bytes - kept.size_bytes)
+        kept.resize(size_bytes)
+
+    def _check_room(self, more_bytes: int) -> None:
+        if sum(kept.size_bytes for kept in self._objects.by_name.values()) + max(0, more_bytes) > self.capacity_bytes:
+            raise ResourceExhausted(f"the machine has less than {more_bytes} bytes of memory left; free some first")
 
     async def remove(self, name: str) -> None:
         await asyncio.sleep(CREATE_LATENCY_S)

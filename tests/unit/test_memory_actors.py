@@ -439,9 +439,9 @@ class DyingMemory(SimulatedMemory):
         super().__init__(objects, cast("Any", gate))
         self.gate = gate
 
-    async def create(self, name: str, size_bytes: int) -> MemoryObject:
+    async def create(self, name: str, size_bytes: int, *, resizable: bool = False) -> MemoryObject:
         self.gate()
-        return await super().create(name, size_bytes)
+        return await super().create(name, size_bytes, resizable=resizable)
 
     async def remove(self, name: str) -> None:
         self.gate()

@@ -59,9 +59,9 @@ class MortalMemory(SimulatedMemory):
         super().__init__(objects, cast("Any", life))
         self._life = life
 
-    async def create(self, name: str, size_bytes: int) -> MemoryObject:
+    async def create(self, name: str, size_bytes: int, *, resizable: bool = False) -> MemoryObject:
         self._life()
-        return await super().create(name, size_bytes)
+        return await super().create(name, size_bytes, resizable=resizable)
 
     async def remove(self, name: str) -> None:
         self._life()
