@@ -174,14 +174,19 @@ class Cluster:
         NotFound, FailedPrecondition."""
         from everram.runtime.client.files import Files
 
+        host = await self.agent_host(host)
+        if host not in self._files:
+            self._files[host] = Files(self.host(host).memory_agent)
+        return self._files[host]
+
+    async def agent_host(self, host: str = "") -> str:
+        """`host`, or any that can be reached, one in use first. Raises FailedPrecondition."""
         if not host:
             reachable = [each.name for each in await self._reachable()]
             if not reachable:
                 raise FailedPrecondition("every machine of the cluster is dead or cut off: `everram fault heal HOST`")
             host = next((name for name in self._files if name in reachable), reachable[0])
-        if host not in self._files:
-            self._files[host] = Files(self.host(host).memory_agent)
-        return self._files[host]
+        return host
 
     async def open(
         self, path: str, mode: str = "r", *, host: str = "", persistent: bool = False, through: str = ""

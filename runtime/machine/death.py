@@ -74,6 +74,10 @@ def _lose_memory(store: DescriptorStore) -> None:
     for fd in memories.values():
         if size_bytes := os.fstat(fd).st_size:  # an empty file has nothing to lose, and a hole of no length is an error
             memfd.punch(fd, 0, size_bytes)
+            if memfd.is_resizable(fd):
+                # Of a file, which the kernel may read in its host's place: its end is no byte, a zero would be a wrong
+                # one.
+                os.ftruncate(fd, 0)
 
 
 def _kill(cgroup: str) -> None:
