@@ -8,13 +8,13 @@ what is open in a session is closed with its stream, so a client that dies leave
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from typing import cast
 
 from everram.actors.remote_memory.asking import Manager
 from everram.actors.remote_memory.files import Files, OpenedFile
-from everram.actors.remote_memory.lifetimes import CLIENT, Lifetimes, ignore_gone
+from everram.actors.remote_memory.lifetimes import CLIENT, Lifetimes
 from everram.actors.remote_memory.owned import FILES_MAX, OwnedFiles
 from everram.actors.remote_memory.regions import Regions
 from everram.actors.remote_memory.tree import Tree
@@ -27,15 +27,25 @@ from everram.runtime.contracts.vmemfs_contract import VMemFSRef
 from everram.runtime.coordination.api import Delete, Range, WatchBatch, prefix
 from everram.runtime.coordination.file_directory import INODES, Inode, dropped_prefix, inode_key
 from everram.runtime.environment import Mount
-from everram.runtime.errors import EverramError, FailedPrecondition, InvalidArgument
+from everram.runtime.errors import (
+    Aborted,
+    DeadlineExceeded,
+    EverramError,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    Unavailable,
+)
 from everram.runtime.formats.config import HostConfig
 from everram.runtime.fuse.filesystem import Space
 
-PIECE_BYTES = 512 * 1024
-"""Of one message of a stream of bytes."""
+PIECE_BYTES = 256 * 1024
+"""Of one message of a stream of bytes; a reader may be 32 of them behind."""
 WRITE_BYTES_MAX = 1 << 20
 RETRY_S = 0.5
 """While coordination does not answer."""
+ORPHAN_S = 15.0
+"""Longer than a manager takes from making a file to naming it."""
 
 
 class MemoryAgent(MemoryAgentActor):
@@ -102,24 +112,35 @@ class MemoryAgent(MemoryAgentActor):
 
         `found`: the files that were here when this agent started.
         """
+        await self._until_done(self._end_unlinked)
+        await self._until_done(lambda: self._lifetimes.resume(lambda: self._sessions))
+        self.context.spawn(self._until_done(lambda: self._remove_orphans(found)), name="orphans")
+        while True:
+            await self._until_done(self._follow_dropped)
+
+    async def _until_done(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Again and again, while coordination does not answer."""
         while True:
             try:
-                await self._remove_orphans(found)
-                found = []
-                await self._end_unlinked()
-                await self._lifetimes.resume()
-                await self._follow_dropped()
+                await work()
+                return
             except EverramError as error:
                 self.context.log.info("files are tidied later: %s", error.message)
             await asyncio.sleep(RETRY_S)
 
     async def _remove_orphans(self, found: list[str]) -> None:
-        """A manager that died between making a file and naming it leaves memory that nobody will ever ask for."""
-        for file_id in found:
-            _, inode = await self._coordination.range(Range(inode_key(file_id)))
-            if not inode or Inode.read(file_id, inode[0]).host != self.context.host:
+        """A manager that died between making a file and naming it leaves memory that nobody will ever ask for. One that
+        lives names it within a moment."""
+        if suspects := [file_id for file_id in found if await self._is_orphan(file_id)]:
+            await asyncio.sleep(ORPHAN_S)
+        for file_id in suspects:
+            if await self._is_orphan(file_id):
                 self.context.log.info("file %s is in nobody's folder: its memory is given back", file_id)
                 await self._owned.drop(file_id)
+
+    async def _is_orphan(self, file_id: str) -> bool:
+        _, inode = await self._coordination.range(Range(inode_key(file_id)))
+        return not inode or Inode.read(file_id, inode[0]).host != self.context.host
 
     async def _end_unlinked(self) -> None:
         """What was unlinked while it was open here, before this host ended."""
@@ -148,8 +169,15 @@ class MemoryAgent(MemoryAgentActor):
         await self._coordination.txn((), (Delete(key),))
 
     async def _end_file(self, file_id: str) -> None:
-        """Unlink a file whose creator has ended."""
-        await ignore_gone(self.files.unlink_id(file_id))
+        """Unlink a file whose creator has ended. Raises only where it may be tried again."""
+        try:
+            await self.files.unlink_id(file_id)
+        except NotFound:
+            pass
+        except (Unavailable, DeadlineExceeded, Aborted):
+            raise
+        except EverramError as error:
+            self.context.log.warning("file %s outlives its creator: %s", file_id, error.message)
 
     # -- sessions
 

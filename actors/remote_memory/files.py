@@ -110,7 +110,9 @@ class Files:
             keeper=self._host,
             modified_ns=self._clock.wall_ns(),
         )
-        return await self._manager.ask(lambda ref: ref.create(create, timeout_s=ASK_TIMEOUT_S))
+        made = await self._manager.ask(lambda ref: ref.create(create, timeout_s=ASK_TIMEOUT_S))
+        self._lifetimes.created(create.creator)
+        return made
 
     async def read(self, file: OpenedFile, offset: int, length: int) -> bytes:
         """Fewer bytes only at the end of the file."""
@@ -190,8 +192,9 @@ class Files:
 
     # -- names
 
-    async def resolve(self, path: str, access: int = 0) -> rm.Node:
-        request = rm.ResolveRequest(path=path, access=access)
+    async def resolve(self, path: str, access: int = 0, base: str = "") -> rm.Node:
+        """The node at the end of a path, which begins at the root or at the folder with the id `base`."""
+        request = rm.ResolveRequest(base=base, path=path, access=access)
         return await self._manager.ask(lambda ref: ref.resolve(request, timeout_s=ASK_TIMEOUT_S))
 
     async def stat(self, path: str) -> rm.Node:
@@ -216,8 +219,7 @@ class Files:
     async def child(self, parent: str, name: str) -> rm.Node:
         """What has that name in a folder, with its size as last told."""
         check_name(name)
-        request = rm.ResolveRequest(base=parent, path=name)
-        return await self._manager.ask(lambda ref: ref.resolve(request, timeout_s=ASK_TIMEOUT_S))
+        return await self.resolve(name, base=parent)
 
     async def children(self, folder_id: str) -> rm.NodeList:
         """With sizes as last told."""
@@ -270,23 +272,24 @@ class Files:
         await self._manager.ask(lambda ref: ref.remove_folder(request, timeout_s=ASK_TIMEOUT_S), gone=node)
 
     async def rename(self, path: str, new_path: str, *, exclusive: bool = False) -> rm.Node:
-        node = await self._entry(path)
         above, name = split(new_path)
-        target = await self.resolve(above)
-        return await self.rename_node(node, target.id, name, exclusive=exclusive)
+        return await self.rename_node(
+            await self._entry(path), (await self.resolve(above)).id, name, exclusive=exclusive
+        )
 
-    async def rename_node(self, node: rm.Node, new_parent: str, new_name: str, *, exclusive: bool = False) -> rm.Node:
+    async def rename_node(self, node: rm.Node, new_parent: str, name: str, *, exclusive: bool = False) -> rm.Node:
+        """`new_parent`: id of the folder."""
         replaced = ""
         if not exclusive:
             try:
-                replaced = (await self.child(new_parent, new_name)).id
+                replaced = (await self.resolve(name, base=new_parent)).id
             except NotFound:
                 pass
         request = rm.RenameRequest(
             parent=node.parent,
             name=node.name,
             new_parent=new_parent,
-            new_name=new_name,
+            new_name=name,
             id=node.id,
             exclusive=exclusive,
             holder=self._holder(replaced),

@@ -7,14 +7,14 @@ knows them: sessions ended with its predecessor, and guests are waited for again
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import aclosing
 from typing import cast
 
 from everram.runtime.coordination.api import Coordination, Range, WatchBatch, prefix
 from everram.runtime.coordination.directory import guest_key
 from everram.runtime.coordination.file_directory import created_prefix
-from everram.runtime.errors import EverramError, InvalidArgument, NotFound
+from everram.runtime.errors import EverramError, InvalidArgument
 
 SESSION, GUEST = "session", "guest:"
 CLIENT = "client:"
@@ -23,7 +23,7 @@ RETRY_S = 0.5
 
 
 class Lifetimes:
-    """`remove` unlinks a file by its id; `spawn` runs a task of the agent."""
+    """`remove` unlinks a file by its id, raising only where that may be tried again; `spawn` runs a task of the agent."""
 
     def __init__(
         self,
@@ -39,21 +39,24 @@ class Lifetimes:
         """The creator to write into an inode: `wanted` as in OpenFileRequest. Raises InvalidArgument."""
         if wanted == SESSION:
             return f"{CLIENT}{self._host}:{session}"
-        if wanted.startswith(GUEST) and "/" not in wanted:
-            self._watch(wanted.removeprefix(GUEST))
-        elif wanted:
+        if wanted and not (wanted.startswith(GUEST) and "/" not in wanted):
             raise InvalidArgument(f"{wanted!r}: a file lives with 'session' or 'guest:GUEST_ID' (EINVAL)")
         return wanted
 
-    async def resume(self) -> None:
-        """At the start of this host's agent."""
+    def created(self, creator: str) -> None:
+        """A file of this creator exists from now on. If that has ended already, it goes at once."""
+        if creator.startswith(GUEST):
+            self._watch(creator.removeprefix(GUEST))
+
+    async def resume(self, living: Callable[[], Iterable[str]]) -> None:
+        """Once, after the start of this host's agent; `living`: the sessions that have begun since."""
         left = prefix(created_prefix(self._host))
         _, pairs = await self._coordination.range(left)
         for pair in pairs:
             creator, _, file_id = pair.key.removeprefix(left.key).decode().rpartition("/")
             if creator.startswith(GUEST):
                 self._watch(creator.removeprefix(GUEST))
-            else:
+            elif creator.rpartition(":")[2] not in living():
                 await self._remove(file_id)
 
     async def end(self, creator: str) -> None:
@@ -89,11 +92,3 @@ class Lifetimes:
                 await asyncio.sleep(RETRY_S)
         self._watched.discard(guest_id)
         await self.end(GUEST + guest_id)
-
-
-async def ignore_gone(work: Awaitable[object]) -> None:
-    """What is to be removed may be gone already."""
-    try:
-        await work
-    except NotFound:
-        pass

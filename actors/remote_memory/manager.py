@@ -77,7 +77,9 @@ class RemoteMemory(RemoteMemoryActor):
         """The owner makes the memory first: whoever finds the name finds the file."""
         if request.folder:
             return await self._node(lambda: namespace.create(request, Placed()))
-        await read(self._coordination, namespace.create(request, Placed()))  # refuse before anything is made
+        before = await read(self._coordination, namespace.create(request, Placed()))  # refuse before anything is made
+        if not before.success:
+            return node_of(before.node)  # asked again
         _, hosts = await self._coordination.range(prefix(HOSTS))
         placed = place(hosts, request.host)
         key = rm.FileKey(id=request.id, memory_id=placed.memory_id, persistent=request.persistent)

@@ -279,6 +279,54 @@ def test_a_word_is_never_seen_half_done(run: Run) -> None:
     run(body)
 
 
+def test_a_resizable_object_is_reached_as_long_as_it_is_now(run: Run) -> None:
+    async def body(bench: Bench) -> None:
+        owner, peer, pair = await two(bench)
+        memory = await owner.memory.create("file.1", 0, resizable=True)
+        with pytest.raises(InvalidArgument):
+            owner.channel.register("file.1", 0, 8, BOTH)
+        region = owner.channel.register("file.1", 0, 0, BOTH)
+        assert await pair.read(region.rkey, 0, 0) == b""
+        owner.memory.resize("file.1", 13)
+        assert region.length == 13
+        await pair.write(region.rkey, 0, b"thirteen long")
+        await pair.write(region.rkey, 0, b"THIRTEEN")  # a word
+        assert await pair.read(region.rkey, 0, 13) == memory.read(0, 13) == b"THIRTEEN long"
+        assert await pair.read(region.rkey, 0, 8) == b"THIRTEEN"
+        owner.memory.resize("file.1", 3 * CHUNK_BYTES)
+        await pair.write(region.rkey, 5, b"x" * (2 * CHUNK_BYTES))
+        assert await pair.read(region.rkey, 5, 2 * CHUNK_BYTES + 1) == b"x" * (2 * CHUNK_BYTES) + b"\0"
+        await fails(pair.write(region.rkey, 3 * CHUNK_BYTES, b"x"), Status.REM_ACCESS_ERR)
+        assert memory.size_bytes == 3 * CHUNK_BYTES, "a peer does not lengthen it"
+        pair = await peer.channel.connect("a", owner.channel.address)
+        assert await pair.read(region.rkey, 0, 5) == b"THIRT"
+        region.deregister()
+        owner.memory.resize("file.1", 0)
+        await fails(pair.read(region.rkey, 0, 5), Status.REM_ACCESS_ERR)
+        pair = await peer.channel.connect("a", owner.channel.address)
+        again = owner.channel.register("file.1", 0, 0, Access.REMOTE_READ)
+        owner.memory.resize("file.1", 8)
+        assert await pair.read(again.rkey, 0, 8) == bytes(8)
+        await fails(pair.write(again.rkey, 0, b"x"), Status.REM_ACCESS_ERR)
+
+    run(body)
+
+
+def test_a_peer_outlives_an_object_that_is_shortened_under_it() -> None:
+    """Without a word from its owner: what a mapping would have ended this process with."""
+
+    async def body(bench: Bench) -> None:
+        owner, _, pair = await two(bench)
+        await owner.memory.create("file.1", 0, resizable=True)
+        owner.memory.resize("file.1", 4 * PAGE_BYTES)
+        region = owner.channel.register("file.1", 0, 0, BOTH)
+        await pair.write(region.rkey, 3 * PAGE_BYTES, b"x")
+        owner.memory.resize("file.1", PAGE_BYTES)
+        await fails(pair.read(region.rkey, 3 * PAGE_BYTES, 1), Status.REM_ACCESS_ERR)
+
+    on_shared_memory(body)
+
+
 @pytest.mark.parametrize(("offset", "length"), [(64, 1), (60, 5), (-8, 8), (1 << 62, 8), (0, 65)])
 def test_nothing_outside_the_region_is_touched(run: Run, offset: int, length: int) -> None:
     async def body(bench: Bench) -> None:

@@ -167,6 +167,48 @@ async def test_memory_ends_where_it_ends(reopen: Callable[[], Memory]) -> None:
             attempt()
 
 
+async def test_resizable_memory_has_a_size_of_its_own(reopen: Callable[[], Memory]) -> None:
+    memory = reopen()
+    made = await memory.create("file.1", 0, resizable=True)
+    fixed = await memory.create("a", PAGE_BYTES)
+    assert (made.resizable, made.size_bytes, made.extents(), fixed.resizable) == (True, 0, [], False)
+    memory.resize("file.1", 10)
+    made.write(0, b"0123456789")
+    with pytest.raises(IndexError):
+        made.write(10, b"x")
+    memory.resize("file.1", 3)
+    with pytest.raises(IndexError):
+        made.read(0, 4)
+    memory.resize("file.1", PAGE_BYTES + 7)
+    assert made.read(0, 10) == b"012" + bytes(7), "what was cut off does not come back"
+    memory = reopen()
+    made = memory.open("file.1")
+    assert (made.resizable, made.size_bytes) == (True, PAGE_BYTES + 7)
+    with pytest.raises(InvalidArgument):
+        made.map()
+    with pytest.raises(InvalidArgument):
+        memory.resize("a", 1)
+    with pytest.raises(NotFound):
+        memory.resize("b", 1)
+
+
+async def test_resizable_memory_counts_as_it_is(reopen: Callable[[], Memory]) -> None:
+    memory = reopen()
+    await memory.create("file.1", 0, resizable=True)
+    memory.resize("file.1", CAPACITY)
+    with pytest.raises(ResourceExhausted):
+        await memory.create("a", PAGE_BYTES)
+    with pytest.raises(ResourceExhausted):
+        memory.resize("file.1", CAPACITY + 1)
+    memory = reopen()
+    memory.resize("file.1", CAPACITY - PAGE_BYTES)
+    await memory.create("a", PAGE_BYTES)
+    with pytest.raises(ResourceExhausted):
+        memory.resize("file.1", CAPACITY)
+    await memory.remove("file.1")
+    await memory.create("b", CAPACITY - PAGE_BYTES)
+
+
 async def test_only_memory_has_the_names_of_memory(machine: StoreOnly) -> None:
     host = machine.host()
     memory = KeptMemory(host, CAPACITY)
