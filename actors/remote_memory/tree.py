@@ -71,6 +71,8 @@ class Tree(FileSystem):
         self._space, self._spawn = space, spawn
         self._told_ns: dict[str, int] = {}
         """Of files of this host that are open: when their memory had been written last as their size was told."""
+        self._opened: dict[str, list[OpenOnMount]] = {}
+        """By key."""
         self._held = {key for key in held if not _is_fixed(key)}
         files.pinned.update(self._held)
 
@@ -117,9 +119,9 @@ class Tree(FileSystem):
                 raise FuseError(errno.EPERM)
         if changes.size_bytes is not None:
             await _told(self._files.resize(key, changes.size_bytes))
-        if isinstance(file, OpenOnMount):
+        for opened in self._opened.get(key, ())[:1]:
             # What is written so far shall not be told later, and change the time that is set now.
-            await self.flush(file)
+            await self.flush(opened)
         change = rm.ChangeRequest(id=key)
         if changes.mode is not None:
             change.mode = changes.mode
@@ -207,10 +209,12 @@ class Tree(FileSystem):
         request = rm.OpenFileRequest(read=True, write=True, append=bool(flags & os.O_APPEND))
         opened = await _told(self._files.open_node(node, request, made=True))
         memory = self._files.memory(opened)
+        file = OpenOnMount(opened, memory)
+        self._opened.setdefault(node.id, []).append(file)
         if memory is None:
-            return Opened(OpenOnMount(opened, None))
+            return Opened(file)
         self._told_ns.setdefault(node.id, self._mounts.modified_ns(memory))
-        return Opened(OpenOnMount(opened, memory), self._mounts.descriptor(memory))
+        return Opened(file, self._mounts.descriptor(memory))
 
     def read(self, file: OpenOnMount | RegionView, offset: int, size: int) -> Awaitable[bytes] | bytes:
         if isinstance(file, RegionView):
@@ -238,6 +242,10 @@ class Tree(FileSystem):
 
     async def release(self, file: OpenOnMount | RegionView) -> None:
         if isinstance(file, OpenOnMount):
+            key = file.opened.node.id
+            self._opened[key].remove(file)
+            if not self._opened[key]:
+                del self._opened[key]
             await _told(self._files.close(file.opened))
 
     async def fallocate(self, file: OpenOnMount | RegionView, offset: int, length: int, mode: int) -> None:

@@ -29,7 +29,7 @@ async def _mount(args: argparse.Namespace) -> int:
     from everram.runtime.client import Cluster
     from everram.runtime.contracts.remote_memory_pb2 import MountRequest
 
-    folder = os.path.abspath(args.folder)  # noqa: PTH100: nothing of a dead mount may be looked at
+    folder = os.path.abspath(args.folder)  # noqa: PTH100 - nothing of a dead mount may be looked at
     async with await Cluster.connect(args.cluster, args.dir) as cluster:
         host = await cluster.agent_host(args.host)
         request = MountRequest(folder=folder, passthrough=not args.no_passthrough)
@@ -44,7 +44,7 @@ async def _mount(args: argparse.Namespace) -> int:
 def _umount(args: argparse.Namespace) -> int:
     from everram.runtime.fuse import mount as fuse
 
-    folder = os.path.abspath(args.folder)  # noqa: PTH100: a dead mount may lie there
+    folder = os.path.abspath(args.folder)  # noqa: PTH100 - a dead mount may lie there
     if not fuse.unmount(folder):
         raise NotFound(f"no mount of everram lies on {folder}: `mount -t {fuse.TYPE}` lists them")
     if args.json:

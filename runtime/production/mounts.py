@@ -6,8 +6,9 @@
 
 Each has two descriptors in the machine's store, `mount.ID.WAY.book` and `mount.ID.WAY.device`, where WAY is
 "passthrough" or "plain". A killed host loses nothing by that, and a dead machine closes the device, which ends the
-mount for its users. Its folder is found in /proc/self/mountinfo by the mount's source, `everram:CLUSTER_ID/HOST/ID`, so no list of
-mounts can be wrong; whoever cleans up after a dead machine finds them by the same mark (runtime/cluster/remains.py).
+mount for its users. Its folder is found in /proc/self/mountinfo by the mount's source, `everram:CLUSTER_ID/HOST/ID`, so
+no list of mounts can be wrong; whoever cleans up after a dead machine finds them by the same mark
+(runtime/cluster/remains.py).
 """
 
 from __future__ import annotations
