@@ -23,7 +23,8 @@ RETRY_S = 0.5
 
 
 class Lifetimes:
-    """`remove` unlinks a file by its id, raising only where that may be tried again; `spawn` runs a task of the agent."""
+    """`remove` unlinks a file by its id, and raises only where that may be tried again; `spawn` runs a task of the
+    agent."""
 
     def __init__(
         self,

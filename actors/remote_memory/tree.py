@@ -17,10 +17,9 @@ import errno
 import os
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from everram.actors.remote_memory.files import Files, OpenedFile
-from everram.actors.remote_memory.refusals import errno_in
 from everram.actors.remote_memory.regions import GUEST, REGION, REGIONS, Regions, RegionView
 from everram.runtime.contracts import remote_memory_pb2 as rm
 from everram.runtime.coordination.file_directory import ROOT_ID
@@ -37,8 +36,6 @@ from everram.runtime.fuse.filesystem import (
     Opened,
     Space,
 )
-
-T = TypeVar("T")
 
 FILES = "files"
 TOP = {FILES: ROOT_ID, REGIONS: REGIONS}
@@ -88,15 +85,15 @@ class Tree(FileSystem):
                 raise FuseError(errno.ENOENT)
             return await self.getattr(TOP[name], None)
         if _is_fixed(parent):
-            return await self.getattr(await _told(self._regions.key(parent, name)), None)
-        return self._attributes(await _told(self._files.child(parent, name)))
+            return await self.getattr(await self._regions.key(parent, name), None)
+        return self._attributes(await self._files.child(parent, name))
 
     async def getattr(self, key: str, file: Any | None) -> Attributes:
         if key in (ROOT_KEY, REGIONS):
             return Attributes(key, Kind.FOLDER, 0o555, valid_ns=FOLDER_VALID_NS)
         if _is_fixed(key):
-            return await _told(self._regions.attributes(key))
-        return self._attributes(await _told(self._files.node(key)))
+            return await self._regions.attributes(key)
+        return self._attributes(await self._files.node(key))
 
     def _attributes(self, node: rm.Node) -> Attributes:
         return Attributes(
@@ -118,7 +115,7 @@ class Tree(FileSystem):
             if wanted not in (None, own):
                 raise FuseError(errno.EPERM)
         if changes.size_bytes is not None:
-            await _told(self._files.resize(key, changes.size_bytes))
+            await self._files.resize(key, changes.size_bytes)
         for opened in self._opened.get(key, ())[:1]:
             # What is written so far shall not be told later, and change the time that is set now.
             await self.flush(opened)
@@ -128,7 +125,7 @@ class Tree(FileSystem):
         if changes.modified_ns is not None:
             change.modified_ns = changes.modified_ns
         if changes.mode is not None or changes.modified_ns is not None:
-            await _told(self._files.change(change))
+            await self._files.change(change)
         return await self.getattr(key, file)
 
     def forget(self, key: str) -> None:
@@ -151,29 +148,29 @@ class Tree(FileSystem):
         if key == ROOT_KEY:
             return [Entry(name, Kind.FOLDER, found) for name, found in TOP.items()]
         if _is_fixed(key):
-            return await _told(self._regions.entries(key))
-        nodes = (await _told(self._files.children(key))).nodes
+            return await self._regions.entries(key)
+        nodes = (await self._files.children(key)).nodes
         return [Entry(node.name, Kind.FOLDER if node.folder else Kind.FILE, node.id) for node in nodes]
 
     async def mkdir(self, parent: str, name: str, mode: int) -> Attributes:
         _check_writable(parent)
-        return self._attributes(await _told(self._files.make_child_folder(parent, name, mode & 0o7777)))
+        return self._attributes(await self._files.make_child_folder(parent, name, mode & 0o7777))
 
     async def rmdir(self, parent: str, name: str) -> None:
         _check_writable(parent)
-        node = await _told(self._files.child(parent, name))
-        await _told(self._files.remove_folder_node(node))
+        node = await self._files.child(parent, name)
+        await self._files.remove_folder_node(node)
 
     async def unlink(self, parent: str, name: str) -> None:
         _check_writable(parent)
-        node = await _told(self._files.child(parent, name))
-        await _told(self._files.unlink_node(node))
+        node = await self._files.child(parent, name)
+        await self._files.unlink_node(node)
 
     async def rename(self, parent: str, name: str, new_parent: str, new_name: str, replace: bool) -> None:
         _check_writable(parent)
         _check_writable(new_parent)
-        node = await _told(self._files.child(parent, name))
-        await _told(self._files.rename_node(node, new_parent, new_name, exclusive=not replace))
+        node = await self._files.child(parent, name)
+        await self._files.rename_node(node, new_parent, new_name, exclusive=not replace)
 
     # -- open files
 
@@ -181,11 +178,11 @@ class Tree(FileSystem):
         _check_writable(parent)
         request = rm.OpenFileRequest(mode=mode & 0o7777, host=self._host)
         try:
-            node = await _told(self._create(parent, name, request))
+            node = await self._create(parent, name, request)
         except AlreadyExists:
             if exclusive:
                 raise
-            node = await _told(self._files.child(parent, name))
+            node = await self._files.child(parent, name)
             if node.folder:
                 raise FuseError(errno.EISDIR) from None
         return self._attributes(node), await self._open(node, flags)
@@ -201,13 +198,13 @@ class Tree(FileSystem):
         if key.startswith(REGION):
             if flags & os.O_ACCMODE != os.O_RDONLY:
                 raise FuseError(errno.EROFS)
-            return Opened(await _told(self._regions.open(key)))
-        return await self._open(await _told(self._files.node(key)), flags)
+            return Opened(await self._regions.open(key))
+        return await self._open(await self._files.node(key), flags)
 
     async def _open(self, node: rm.Node, flags: int) -> Opened:
         # The kernel reads also for who only writes, where it maps; and it has checked what is permitted.
         request = rm.OpenFileRequest(read=True, write=True, append=bool(flags & os.O_APPEND))
-        opened = await _told(self._files.open_node(node, request, made=True))
+        opened = await self._files.open_node(node, request, made=True)
         memory = self._files.memory(opened)
         file = OpenOnMount(opened, memory)
         self._opened.setdefault(node.id, []).append(file)
@@ -219,12 +216,12 @@ class Tree(FileSystem):
     def read(self, file: OpenOnMount | RegionView, offset: int, size: int) -> Awaitable[bytes] | bytes:
         if isinstance(file, RegionView):
             return file.read(offset, size)
-        return _told(self._files.read(file.opened, offset, size))
+        return self._files.read(file.opened, offset, size)
 
     async def write(self, file: OpenOnMount | RegionView, offset: int, data: memoryview) -> int:
         if isinstance(file, RegionView):
             raise FuseError(errno.EROFS)
-        await _told(self._files.write(file.opened, offset, data))
+        await self._files.write(file.opened, offset, data)
         return len(data)
 
     async def flush(self, file: OpenOnMount | RegionView) -> None:
@@ -236,7 +233,7 @@ class Tree(FileSystem):
             if self._told_ns.get(key) != now_ns:  # by the kernel, in our place
                 file.opened.used.size_bytes = memory.size_bytes
                 file.opened.used.written = True
-        await _told(self._files.flush(file.opened))
+        await self._files.flush(file.opened)
         if memory is not None:
             self._told_ns[key] = now_ns
 
@@ -246,14 +243,14 @@ class Tree(FileSystem):
             self._opened[key].remove(file)
             if not self._opened[key]:
                 del self._opened[key]
-            await _told(self._files.close(file.opened))
+            await self._files.close(file.opened)
 
     async def fallocate(self, file: OpenOnMount | RegionView, offset: int, length: int, mode: int) -> None:
         if mode:
             raise FuseError(errno.EOPNOTSUPP)
         if isinstance(file, RegionView):
             raise FuseError(errno.EROFS)
-        await _told(self._files.lengthen(file.opened, offset + length))
+        await self._files.lengthen(file.opened, offset + length)
 
     def statfs(self) -> Space:
         return self._space()
@@ -267,16 +264,3 @@ def _is_fixed(key: str) -> bool:
 def _check_writable(key: str) -> None:
     if _is_fixed(key):
         raise FuseError(errno.EROFS)
-
-
-async def _told(work: Awaitable[T]) -> T:
-    """Its result. An error that names its errno ends the request with that one."""
-    try:
-        return await work
-    except AlreadyExists:
-        raise
-    except EverramError as error:
-        number = errno_in(error)
-        if number is None:
-            raise
-        raise FuseError(number, error.message) from error
