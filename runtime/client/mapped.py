@@ -17,12 +17,13 @@ peers, and does no work after that. Three things to know:
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from everram.runtime.errors import FailedPrecondition, InvalidArgument, ResourceExhausted
+from everram.runtime.errors import FailedPrecondition, InvalidArgument, ResourceExhausted, Unavailable
 
 if TYPE_CHECKING:
     from everram.runtime.channel.shared_memory_pair import SharedMemoryPair, SharedRegion
@@ -82,7 +83,8 @@ class MappedFile:
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
-        await self._file.close()
+        with contextlib.suppress(Unavailable, FailedPrecondition):
+            await self._file.close()  # if its host has ended, so has what was open there
 
     async def __aenter__(self) -> MappedFile:
         return self

@@ -18,7 +18,7 @@ import logging
 import os
 from collections.abc import Callable
 
-from everram.runtime.environment import MemoryObject
+from everram.runtime.environment import MemoryObject, Mount
 from everram.runtime.errors import AlreadyExists, DataLoss, EverramError
 from everram.runtime.fuse import mount as fuse
 from everram.runtime.fuse.filesystem import FileSystem
@@ -42,9 +42,9 @@ class SystemMounts:
         self._mark = fuse.mark_of(mark)
         self._token = token
 
-    def found(self) -> list[SystemMount]:
+    def found(self) -> list[Mount]:
         folders = fuse.marked(self._mark)
-        found = []
+        found: list[Mount] = []
         for name in list(self._machine.kept):
             number, way, what = _parsed(name)
             if what == DEVICE:  # stored last

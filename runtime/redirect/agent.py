@@ -9,6 +9,7 @@ A forked child has no such thread. It may begin its own only if its parent had n
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import threading
@@ -22,6 +23,8 @@ from everram.runtime.fuse.errors import errno_of
 
 T = TypeVar("T")
 
+END_TIMEOUT_S = 5.0
+
 
 class Blocking:
     """See the module. Which cluster it is, and through which host, stands in the environment of the program."""
@@ -31,6 +34,8 @@ class Blocking:
         self._prefix = prefix
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._cluster: Cluster | None = None
         self._files: Files | None = None
         self._forked = False
         os.register_at_fork(after_in_child=self._on_fork)
@@ -48,13 +53,24 @@ class Blocking:
 
     def _begin(self) -> asyncio.AbstractEventLoop:
         self._loop = asyncio.new_event_loop()
-        threading.Thread(target=self._loop.run_forever, name="everram", daemon=True).start()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="everram", daemon=True)
+        self._thread.start()
         return self._loop
+
+    def end(self) -> None:
+        """When the program ends: an interpreter cannot end around a connection."""
+        if self._loop is None or self._thread is None or self._forked:
+            return
+        if self._cluster is not None:
+            with contextlib.suppress(EverramError, TimeoutError):
+                asyncio.run_coroutine_threadsafe(self._cluster.close(), self._loop).result(END_TIMEOUT_S)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(END_TIMEOUT_S)
 
     async def _act(self, act: Callable[[Files], Awaitable[T]]) -> T:
         if self._files is None:
-            cluster = await Cluster.connect(dir=os.environ.get("EVERRAM_FS_CLUSTER"))
-            self._files = await cluster.files(os.environ.get("EVERRAM_FS_THROUGH", ""))
+            self._cluster = self._cluster or await Cluster.connect(dir=os.environ.get("EVERRAM_FS_CLUSTER"))
+            self._files = await self._cluster.files(os.environ.get("EVERRAM_FS_THROUGH", ""))
         return await act(self._files)
 
     def _on_fork(self) -> None:

@@ -8,11 +8,14 @@ Python's own. Not redirected: what C code opens by itself (sqlite3, mmap, subpro
 
 from __future__ import annotations
 
+import atexit
 import builtins
+import contextlib
 import errno
 import io
 import os
 import stat
+import weakref
 from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -32,7 +35,17 @@ class _Redirection:
         self.prefix = os.path.abspath(prefix)  # noqa: PTH100 - of a path that need not be
         self.opened: dict[int, RemoteRaw] = {}
         """By descriptor: of /dev/null, so that its number is nobody else's."""
+        self.handed_out: weakref.WeakSet[Any] = weakref.WeakSet()
+        """What `open` returned: Python closes it after all else, when there is no connection any more."""
         self._files: Blocking | None = None
+
+    def end(self) -> None:
+        """The program ends."""
+        for file in [*self.handed_out, *self.opened.values()]:
+            with contextlib.suppress(OSError, ValueError):
+                file.close()
+        if self._files is not None:
+            self._files.end()
 
     @property
     def files(self) -> Blocking:
@@ -123,10 +136,11 @@ def stat_of(node: Node) -> os.stat_result:
 def install(prefix: str) -> None:
     """See the module. Once in a process."""
     here = _Redirection(prefix)
-    builtins.open = io.open = _opens(here, io.open)  # type: ignore[assignment]
+    atexit.register(here.end)  # before any of the program's own, so it runs after those
+    builtins.open = io.open = _opens(here, io.open)
     for name, function in {**_by_path(here), **_by_descriptor(here)}.items():
         setattr(os, name, function)
-    os.rename = os.replace = _rename(here, os.rename)  # type: ignore[assignment]
+    os.rename = os.replace = _rename(here, os.rename)
 
 
 def _opens(here: _Redirection, own: Callable[..., Any]) -> Callable[..., Any]:
@@ -149,7 +163,9 @@ def _opens(here: _Redirection, own: Callable[..., Any]) -> Callable[..., Any]:
             from everram.runtime.redirect.raw import RemoteRaw
 
             raw = RemoteRaw(here.files, path or "", letters)
-        return _wrapped(raw, letters, text, buffering, encoding, errors, newline)
+        opened = _wrapped(raw, letters, text, buffering, encoding, errors, newline)
+        here.handed_out.add(opened)
+        return opened
 
     open.__doc__ = own.__doc__
     return open
