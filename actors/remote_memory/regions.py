@@ -38,7 +38,8 @@ class RegionView:
             memory = self.memory.open(self.region.arena)
         except NotFound:
             raise FuseError(errno.ESTALE) from None
-        return memory.read(offset, max(0, min(size, self.region.size_bytes - offset)))
+        there = min(size, self.region.size_bytes - offset)
+        return memory.read(offset, there) if there > 0 else b""
 
 
 class Regions:

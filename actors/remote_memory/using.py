@@ -116,7 +116,8 @@ class Using:
             memory = self._owned.open(file.key)
             self.counts.local_reads += 1
             file.size_bytes = memory.size_bytes
-            return memory.read(offset, max(0, min(length, file.size_bytes - offset)))
+            there = min(length, file.size_bytes - offset)
+            return memory.read(offset, there) if there > 0 else b""
 
         async def from_peer(pair: QueuePair) -> bytes:
             there = min(length, file.size_bytes - offset)

@@ -37,13 +37,15 @@ class Blocking:
         self._thread: threading.Thread | None = None
         self._cluster: Cluster | None = None
         self._files: Files | None = None
-        self._forked = False
+        self._forked = self._ended = False
         os.register_at_fork(after_in_child=self._on_fork)
 
     def call(self, act: Callable[[Files], Awaitable[T]], path: str = "") -> T:
         """Its result. What the cluster refuses is raised as OSError."""
         if self._forked:
             raise OSError(errno.ENOTSUP, "a forked child cannot use the cluster's files: start it by spawn")
+        if self._ended:
+            raise OSError(errno.EBADF, "the program ends, and its connection has ended before")
         try:
             with self._lock:
                 loop = self._loop or self._begin()
@@ -59,6 +61,7 @@ class Blocking:
 
     def end(self) -> None:
         """When the program ends: an interpreter cannot end around a connection."""
+        self._ended = True
         if self._loop is None or self._thread is None or self._forked:
             return
         if self._cluster is not None:

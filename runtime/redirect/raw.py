@@ -26,7 +26,8 @@ class RemoteRaw(io.RawIOBase):
         self._files, self._at = files, 0
         self._append = "a" in mode
         self._readable, self._writable = "r" in mode or "+" in mode, "r" not in mode or "+" in mode
-        self._file: File = files.call(lambda remote: remote.open(path, mode, bits=bits), path)
+        self._file: File | None = None  # Python closes what could not be opened, too
+        self._file = files.call(lambda remote: remote.open(path, mode, bits=bits), path)
         if self._append:
             self._at = self.size()
 
@@ -100,7 +101,8 @@ class RemoteRaw(io.RawIOBase):
     def close(self) -> None:
         if not self.closed:
             try:
-                self._call(lambda file: file.close())
+                if self._file is not None:
+                    self._call(lambda file: file.close())
             finally:
                 super().close()
 
