@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import logging
 import os
+import resource
 import signal
 import sys
 import traceback
@@ -28,6 +29,9 @@ from everram.runtime.transport.front import Front
 
 EXIT_REFUSED = 78
 """EX_CONFIG of sysexits.h: starting again will not help, a person has to choose. The machine then stops trying."""
+
+DESCRIPTORS = 16_384
+"""As many as may be open at once in this process."""
 
 
 async def serve(config: HostConfig) -> None:
@@ -90,8 +94,17 @@ async def _beat(machine: Machine) -> None:
         await asyncio.sleep(machine.watchdog_interval_s)
 
 
+def _allow_descriptors() -> None:
+    """Each file of remote memory that is kept or used here takes some; the usual limit of 1024 is for select(2)."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(DESCRIPTORS, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 def run(path: str) -> int:
     """Exit status: 0 after an orderly end, EXIT_REFUSED where a person has to choose, 1 after a failure."""
+    _allow_descriptors()
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
     try:
         uvloop.run(serve(HostConfig.read(path)))

@@ -78,8 +78,9 @@ class Disk(Protocol):
 class MemoryObject(Protocol):
     """Memory that the machine keeps under a name; sparse, zero where never written.
 
-    `read`/`write` go by descriptor (a host's mmap read of a hole would silently create a page). A resizable object must
-    not be mapped: who touched a mapping of what another has shortened would fault.
+    `read`/`write` go by descriptor (a host's mmap read of a hole would silently create a page). A resizable object is
+    mapped by nobody but the host that shortens it, and unmaps it first: who touched a mapping of what another has
+    shortened would fault.
     """
 
     name: str
@@ -92,7 +93,8 @@ class MemoryObject(Protocol):
     def resizable(self) -> bool: ...
 
     def map(self) -> Mapping:
-        """A shared writable mapping of the whole object."""
+        """A shared writable mapping of the whole object, as long as it is now. Raises InvalidArgument for an empty one,
+        ResourceExhausted."""
 
     def read(self, offset: int, length: int) -> bytes: ...
 

@@ -23,8 +23,7 @@ RETRY_S = 0.5
 
 
 class Lifetimes:
-    """`remove` unlinks a file by its id, and raises only where that may be tried again; `spawn` runs a task of the
-    agent."""
+    """`remove` unlinks a file by its id, and raises only what may be tried again; `spawn` runs a task of the agent."""
 
     def __init__(
         self,

@@ -21,7 +21,7 @@ from everram.runtime.errors import AlreadyExists, ResourceExhausted
 from everram.runtime.sizes import size_text
 
 FILES_MAX = 256
-"""Each is a descriptor in the machine and up to three in its host, whose usual limit is 1024."""
+"""Each is a descriptor in the machine, whose usual limit is 1024 and who has those of guests and regions, too."""
 BOTH = Access.REMOTE_READ | Access.REMOTE_WRITE
 
 

@@ -6,7 +6,7 @@
     await pair.write_with_immediate(rkey, 0, data, immediate)               # and then ring the owner's bell
 
 A resizable memory object (a file of remote memory) is registered whole, offset and length 0: its region is as long as
-the object is at each access, and no carrier maps it, since its owner may shorten it, which revokes the region first.
+the object is at each access, and no peer maps it, since its owner may shorten it, which revokes the region first.
 
 Offsets are relative to the region. Requests of one queue pair take effect in the order in which they were posted. A
 write of 8 aligned bytes is one store, never seen half-done. A request ends in exactly one completion; what is not

@@ -95,11 +95,11 @@ class KeptObject:
         return self._fd
 
     def map(self) -> Mapped:
-        """Raises ResourceExhausted, InvalidArgument for a resizable object."""
-        if self.resizable:
-            raise InvalidArgument(f"memory {self.name} may be shortened at any time, so it is not mapped")
+        size_bytes = self.size_bytes
+        if not size_bytes:
+            raise InvalidArgument(f"memory {self.name} is empty: there is nothing to map")
         try:
-            return Mapped(self._fd, self.size_bytes)
+            return Mapped(self._fd, size_bytes)
         except (OSError, OverflowError) as error:
             raise ResourceExhausted(f"memory {self.name} cannot be mapped: {error}") from error
 

@@ -244,8 +244,8 @@ class SimulatedObject:
         return self._bytes
 
     def map(self) -> GatedMapping:
-        if self.resizable:
-            raise InvalidArgument(f"memory {self.name} may be shortened at any time, so it is not mapped")
+        if not self.size_bytes:
+            raise InvalidArgument(f"memory {self.name} is empty: there is nothing to map")
         return GatedMapping(self._bytes, self._gate)
 
     def read(self, offset: int, length: int) -> bytes:

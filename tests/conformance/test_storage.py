@@ -184,6 +184,11 @@ async def test_resizable_memory_has_a_size_of_its_own(reopen: Callable[[], Memor
     memory = reopen()
     made = memory.open("file.1")
     assert (made.resizable, made.size_bytes) == (True, PAGE_BYTES + 7)
+    mapping = made.map()
+    assert mapping.size_bytes == PAGE_BYTES + 7
+    assert mapping.load(0, 3) == b"012"
+    mapping.close()
+    memory.resize("file.1", 0)
     with pytest.raises(InvalidArgument):
         made.map()
     with pytest.raises(InvalidArgument):
