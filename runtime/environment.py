@@ -15,6 +15,8 @@ from typing import Protocol
 
 from everram.runtime.channel.contract import Channel
 from everram.runtime.coordination.api import Coordination
+from everram.runtime.errors import Unimplemented
+from everram.runtime.fuse.filesystem import FileSystem
 from everram.runtime.memory.contract import Mapping
 
 
@@ -309,6 +311,50 @@ class Logs(Protocol):
     async def remove(self, path: str) -> None: ...
 
 
+class Mount(Protocol):
+    """One mount of this host, kept by the machine: it outlives the host's process, and its successor serves it."""
+
+    folder: str
+
+    def held(self) -> frozenset[str]:
+        """Keys of the nodes that programs have open through a predecessor of this server."""
+
+    async def serve(self, files: FileSystem) -> None:
+        """Until it is unmounted; then nothing is kept of it. If cancelled, whoever serves it next goes on."""
+
+
+class Mounts(Protocol):
+    """Folders of this computer in which programs find a file system of this host."""
+
+    def found(self) -> list[Mount]:
+        """Those of this host's predecessors that are mounted still."""
+
+    async def mount(self, folder: str, *, passthrough: bool) -> Mount:
+        """Raises NotFound, AlreadyExists, PermissionDenied, Unavailable, Unimplemented."""
+
+    def descriptor(self, memory: MemoryObject) -> int | None:
+        """Of what the kernel may read and write in the server's place."""
+
+    def modified_ns(self, memory: MemoryObject) -> int:
+        """When it was last written, by the kernel too. Only ever compared."""
+
+
+class NoMounts:
+    """`Mounts` where there is no kernel to mount anything: refuses."""
+
+    def found(self) -> list[Mount]:
+        return []
+
+    async def mount(self, folder: str, *, passthrough: bool) -> Mount:
+        raise Unimplemented(f"{folder} cannot be mounted here: this environment has no kernel for that")
+
+    def descriptor(self, memory: MemoryObject) -> int | None:
+        return None
+
+    def modified_ns(self, memory: MemoryObject) -> int:
+        return 0
+
+
 @dataclass(frozen=True, slots=True)
 class Environment:
     """Everything one host gets from outside."""
@@ -327,3 +373,4 @@ class Environment:
     """The doorbell of a guest, by guest_id."""
     missing: Sequence[str] = field(default=())
     """What this computer cannot do and what is used instead (D13), in sentences for `status`."""
+    mounts: Mounts = field(default_factory=NoMounts)

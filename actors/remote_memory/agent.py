@@ -15,14 +15,18 @@ from typing import cast
 from everram.actors.remote_memory.asking import Manager
 from everram.actors.remote_memory.files import Files, OpenedFile
 from everram.actors.remote_memory.lifetimes import CLIENT, Lifetimes
-from everram.actors.remote_memory.owned import OwnedFiles
+from everram.actors.remote_memory.owned import FILES_MAX, OwnedFiles
+from everram.actors.remote_memory.regions import Regions
+from everram.actors.remote_memory.tree import Tree
 from everram.actors.remote_memory.using import Using
 from everram.runtime.contracts import common_pb2 as pb
 from everram.runtime.contracts import remote_memory_pb2 as rm
+from everram.runtime.contracts.hypervisor_contract import HypervisorRef
 from everram.runtime.contracts.remote_memory_contract import MemoryAgentActor, MemoryAgentRef, RemoteMemoryRef
 from everram.runtime.contracts.vmemfs_contract import VMemFSRef
 from everram.runtime.coordination.api import Delete, Range, WatchBatch, prefix
 from everram.runtime.coordination.file_directory import INODES, Inode, dropped_prefix, inode_key
+from everram.runtime.environment import Mount
 from everram.runtime.errors import (
     Aborted,
     DeadlineExceeded,
@@ -33,6 +37,7 @@ from everram.runtime.errors import (
     Unavailable,
 )
 from everram.runtime.formats.config import HostConfig
+from everram.runtime.fuse.filesystem import Space
 
 PIECE_BYTES = 256 * 1024
 """Of one message of a stream of bytes; a reader may be 32 of them behind."""
@@ -72,6 +77,10 @@ class MemoryAgent(MemoryAgentActor):
         self.files = Files(
             context.host, self._manager, self._using, self._lifetimes, environment.entropy, environment.clock
         )
+        self._regions = Regions(lambda: context.ref(HypervisorRef), environment.memory)
+        self._mounts: list[Mount] = []
+        for mount in environment.mounts.found():
+            self._begin_serving(mount)
         context.spawn(self._tidy(self._owned.ids()), name="tidy")
 
     # -- as owner
@@ -138,8 +147,9 @@ class MemoryAgent(MemoryAgentActor):
         _, pairs = await self._coordination.range(prefix(INODES))
         for pair in pairs:
             inode = Inode.read(pair.key.removeprefix(INODES).decode(), pair)
-            if inode.holder == self.context.host and inode.id not in self._using.files:
-                await self.files.release(inode.id)
+            if inode.holder == self.context.host:
+                self.files.keep_unlinked(inode.id)
+                await self.files.end_unlinked(inode.id)
 
     async def _follow_dropped(self) -> None:
         """Give back what the directory says, as long as the watch lasts."""
@@ -279,6 +289,39 @@ class MemoryAgent(MemoryAgentActor):
     def set_mode(self, request: rm.PathRequest) -> Awaitable[rm.Node]:
         return self.context.later(self.files.set_mode(request.path, request.mode))
 
+    # -- mounts
+
+    async def mount(self, request: rm.MountRequest) -> pb.Empty:
+        mounts = self.context.environment.mounts
+        self._begin_serving(await mounts.mount(request.folder, passthrough=request.passthrough))
+        return pb.Empty()
+
+    def _begin_serving(self, mount: Mount) -> None:
+        self._mounts.append(mount)
+        tree = Tree(
+            self.context.host,
+            self.files,
+            self._regions,
+            self.context.environment.mounts,
+            self._space,
+            lambda work: self.context.spawn(work, name="forgotten"),
+            mount.held(),
+        )
+        self.context.spawn(self._serve(mount, tree), name=f"mount {mount.folder}")
+
+    async def _serve(self, mount: Mount, tree: Tree) -> None:
+        """Until it is unmounted, by whomever."""
+        self.context.log.info("serves the mount on %s", mount.folder or "a folder that was unmounted in use")
+        await mount.serve(tree)
+        tree.close()
+        self._mounts.remove(mount)
+        self.context.log.info("%s was unmounted", mount.folder)
+
+    def _space(self) -> Space:
+        limit_bytes = self._owned.limit_bytes
+        free_bytes = max(0, limit_bytes - self._owned.size_bytes)
+        return Space(limit_bytes, free_bytes, FILES_MAX, FILES_MAX - self._owned.count)
+
     def status(self, request: pb.Empty) -> rm.AgentStatus:
         counts = self._using.counts
         return rm.AgentStatus(
@@ -294,6 +337,7 @@ class MemoryAgent(MemoryAgentActor):
             local_writes=counts.local_writes,
             open_files=len(self._using.files),
             sessions=len(self._sessions),
+            mounts=[mount.folder for mount in self._mounts],
         )
 
     def _empty(self, work: Awaitable[object]) -> Awaitable[pb.Empty]:

@@ -13,15 +13,16 @@ refuses. Appends never overwrite each other. Nothing else is promised across hos
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 from everram.actors.remote_memory.asking import ASK_TIMEOUT_S, Manager
 from everram.actors.remote_memory.lifetimes import Lifetimes
-from everram.actors.remote_memory.namespace import READ, WRITE, check_access, split
+from everram.actors.remote_memory.namespace import READ, WRITE, check_access, check_name, split
 from everram.actors.remote_memory.refusals import bad_handle, exists, is_folder
 from everram.actors.remote_memory.using import UsedFile, Using
 from everram.runtime.contracts import remote_memory_pb2 as rm
-from everram.runtime.environment import Clock, Entropy
+from everram.runtime.environment import Clock, Entropy, MemoryObject
 from everram.runtime.errors import (
     AlreadyExists,
     DeadlineExceeded,
@@ -56,6 +57,8 @@ class Files:
         self._host, self._manager, self._using, self._lifetimes = host, manager, using, lifetimes
         self._entropy, self._clock = entropy, clock
         self._unlinked: set[str] = set()  # ids of files that were unlinked while they were open here
+        self.pinned: Counter[str] = Counter()
+        """Ids of files that programs have open on a mount since before this agent: it has not opened them itself."""
 
     # -- open files
 
@@ -136,6 +139,10 @@ class Files:
             raise bad_handle(file.node.name, "writing")
         await self._using.resize(file.used, size_bytes, rm.EXACTLY)
 
+    async def lengthen(self, file: OpenedFile, size_bytes: int) -> None:
+        """To at least this size."""
+        await self._using.resize(file.used, size_bytes, rm.AT_LEAST)
+
     async def flush(self, file: OpenedFile) -> None:
         """Tell the manager the size, if this host has changed it; the bytes are where they belong already."""
         used = file.used
@@ -160,9 +167,28 @@ class Files:
             await self.flush(file)
         finally:
             self._using.close(file.used)
-            if not file.used.opens and file.node.id in self._unlinked:
-                self._unlinked.discard(file.node.id)
-                await self.release(file.node.id)
+            await self.end_unlinked(file.node.id)
+
+    def is_open(self, node_id: str) -> bool:
+        return node_id in self._using.files or self.pinned[node_id] > 0
+
+    def is_unlinked(self, node_id: str) -> bool:
+        """Whether it waits for its last user here."""
+        return node_id in self._unlinked
+
+    async def end_unlinked(self, node_id: str) -> None:
+        """If it has no name any more and nobody here has it open, it goes for good."""
+        if node_id in self._unlinked and not self.is_open(node_id):
+            self._unlinked.discard(node_id)
+            await self.release(node_id)
+
+    def keep_unlinked(self, node_id: str) -> None:
+        """It had lost its name before this agent began, and is open here still."""
+        self._unlinked.add(node_id)
+
+    def memory(self, file: OpenedFile) -> MemoryObject | None:
+        """Where it lies, if that is this host. Raises FailedPrecondition if it is gone."""
+        return self._using.memory(file.used)
 
     # -- names
 
@@ -173,7 +199,14 @@ class Files:
 
     async def stat(self, path: str) -> rm.Node:
         """With its size as the owner says it; `lost` says why not."""
-        node = await self.resolve(path)
+        return await self._with_size(await self.resolve(path))
+
+    async def node(self, node_id: str) -> rm.Node:
+        """As `stat`, also of a file that was unlinked and is open."""
+        key = rm.NodeKey(id=node_id)
+        return await self._with_size(await self._manager.ask(lambda ref: ref.stat(key, timeout_s=ASK_TIMEOUT_S)))
+
+    async def _with_size(self, node: rm.Node) -> rm.Node:
         if not node.folder:
             try:
                 used = await self._using.open(node)
@@ -183,19 +216,31 @@ class Files:
                 node.lost = error.message
         return node
 
+    async def child(self, parent: str, name: str) -> rm.Node:
+        """What has that name in a folder, with its size as last told."""
+        check_name(name)
+        return await self.resolve(name, base=parent)
+
+    async def children(self, folder_id: str) -> rm.NodeList:
+        """With sizes as last told."""
+        key = rm.NodeKey(id=folder_id)
+        return await self._manager.ask(lambda ref: ref.list(key, timeout_s=ASK_TIMEOUT_S))
+
     async def list(self, path: str) -> rm.NodeList:
         """With sizes as last told."""
         folder = await self.resolve(path)
         if not folder.folder:
             return rm.NodeList(nodes=[folder])
-        key = rm.NodeKey(id=folder.id)
-        return await self._manager.ask(lambda ref: ref.list(key, timeout_s=ASK_TIMEOUT_S))
+        return await self.children(folder.id)
 
     async def make_folder(self, path: str, mode: int) -> rm.Node:
         above, name = split(path)
+        return await self.make_child_folder((await self.resolve(above)).id, name, mode)
+
+    async def make_child_folder(self, parent: str, name: str, mode: int) -> rm.Node:
         create = rm.CreateRequest(
             id=self._entropy.token(),
-            parent=(await self.resolve(above)).id,
+            parent=parent,
             name=name,
             folder=True,
             mode=mode or 0o755,
@@ -220,7 +265,9 @@ class Files:
         await self._unlinked_here(gone.id, request.holder)
 
     async def remove_folder(self, path: str) -> None:
-        node = await self._entry(path)
+        await self.remove_folder_node(await self._entry(path))
+
+    async def remove_folder_node(self, node: rm.Node) -> None:
         request = rm.UnlinkRequest(parent=node.parent, name=node.name, id=node.id)
         await self._manager.ask(lambda ref: ref.remove_folder(request, timeout_s=ASK_TIMEOUT_S), gone=node)
 
@@ -253,8 +300,20 @@ class Files:
         return renamed
 
     async def set_mode(self, path: str, mode: int) -> rm.Node:
-        change = rm.ChangeRequest(id=(await self.resolve(path)).id, mode=mode)
+        return await self.change(rm.ChangeRequest(id=(await self.resolve(path)).id, mode=mode))
+
+    async def change(self, change: rm.ChangeRequest) -> rm.Node:
         return await self._manager.ask(lambda ref: ref.change(change, timeout_s=ASK_TIMEOUT_S))
+
+    async def resize(self, node_id: str, size_bytes: int) -> rm.Node:
+        """Whether it is open here or not."""
+        change = rm.ChangeRequest(id=node_id, size_bytes=size_bytes, modified_ns=self._clock.wall_ns())
+        used = self._using.files.get(node_id)
+        if used is None:
+            change.resize = True
+        else:
+            await self._using.resize(used, size_bytes, rm.EXACTLY)
+        return await self.change(change)
 
     async def release(self, node_id: str) -> None:
         """An unlinked file that nobody here has open any more goes for good."""
@@ -270,13 +329,10 @@ class Files:
         return await self.resolve(path)
 
     def _holder(self, node_id: str) -> str:
-        return self._host if node_id in self._using.files else ""
+        return self._host if self.is_open(node_id) else ""
 
     async def _unlinked_here(self, node_id: str, holder: str) -> None:
         """A file without a name that was open here when it lost it, and may have been closed meanwhile."""
-        if not holder:
-            return
-        if node_id in self._using.files:
+        if holder:
             self._unlinked.add(node_id)
-        else:
-            await self.release(node_id)
+            await self.end_unlinked(node_id)

@@ -28,7 +28,7 @@ from everram.runtime.coordination.api import Coordination, Range
 from everram.runtime.coordination.directory import decode, host_key, machine_key
 from everram.runtime.coordination.records import DEAD
 from everram.runtime.coordination.resolver import HostResolver
-from everram.runtime.environment import Clock
+from everram.runtime.environment import Clock, MemoryObject
 from everram.runtime.errors import DeadlineExceeded, EverramError, NotFound, Outcome, Unavailable
 
 T = TypeVar("T")
@@ -100,6 +100,10 @@ class Using:
         if not file.opens:
             self.files.pop(file.key.id, None)
 
+    def memory(self, file: UsedFile) -> MemoryObject | None:
+        """Of a file of this very host. Raises FailedPrecondition if it is gone."""
+        return self._owned.open(file.key) if file.host == self._host else None
+
     async def refresh(self, file: UsedFile) -> int:
         """Its size, as its owner says it; as `open`."""
         if file.host == self._host:
@@ -114,7 +118,8 @@ class Using:
             memory = self._owned.open(file.key)
             self.counts.local_reads += 1
             file.size_bytes = memory.size_bytes
-            return memory.read(offset, max(0, min(length, file.size_bytes - offset)))
+            there = min(length, file.size_bytes - offset)
+            return memory.read(offset, there) if there > 0 else b""
 
         async def from_peer(pair: QueuePair) -> bytes:
             there = min(length, file.size_bytes - offset)

@@ -92,6 +92,9 @@ class _ResizableRemote(_Remote):
         self._access, self._unmapped = told.access, unmapped
         super().__init__(told, unmapped, table)
 
+    def duplicate(self) -> int:
+        return self._unmapped.duplicate()
+
     @property
     def writable(self) -> int:
         return self._unmapped.size_bytes if self._access & _WRITE else -1
@@ -107,6 +110,20 @@ class _ResizableRemote(_Remote):
     @readable.setter
     def readable(self, _: int) -> None:
         pass
+
+
+class SharedRegion:
+    """A peer's registered file, for who maps it: its descriptor, and whether that is the file still."""
+
+    def __init__(self, pair: SharedMemoryPair, remote: _ResizableRemote) -> None:
+        self._pair, self._remote = pair, remote
+        self.descriptor = remote.duplicate()
+        """The caller's own."""
+
+    @property
+    def valid(self) -> bool:
+        """False once it was revoked, or the queue pair is broken."""
+        return not self._pair.broken and self._remote.table[self._remote.word] == self._remote.generation
 
 
 class SharedMemoryPair:
@@ -351,6 +368,14 @@ class SharedMemoryPair:
                     target[at:end] = remote.view[start + at : start + end]
                 if remote.table[remote.word] != remote.generation:
                     raise self._refused()
+
+    async def share(self, rkey: int) -> SharedRegion:
+        """Of a file, never of memory that is mapped here. Raises ChannelError."""
+        async with self._turn:
+            remote = await self._resolve(rkey)
+        if not isinstance(remote, _ResizableRemote):
+            raise self._refused()
+        return SharedRegion(self, remote)
 
     # -- how a request ends badly
 

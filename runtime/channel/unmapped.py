@@ -71,6 +71,10 @@ class Unmapped:
         """As it is now."""
         return os.fstat(self._fd).st_size
 
+    def duplicate(self) -> int:
+        """Its descriptor once more, the caller's own."""
+        return os.dup(self._fd)
+
     def load(self, offset: int, length: int) -> bytes:
         return self.view[offset : offset + length]
 

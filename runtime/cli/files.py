@@ -1,4 +1,4 @@
-"""`everram fs ls|stat|cat|cp|mv|rm|mkdir`: the cluster's memory as files."""
+"""`everram fs ls|stat|cat|cp|mv|rm|mkdir|exec`: the cluster's memory as files."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 REMOTE = ":"
 """A path of the cluster where one of this computer could be meant, too."""
 PIECE_BYTES = 4 << 20
+PREFIX = "/everram/files"
+"""Of `exec`: what a program calls the cluster's files."""
 
 Act = Callable[[argparse.Namespace, "Cluster", "Files"], Awaitable[int]]
 
@@ -48,6 +50,11 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     mkdir = _add(acts, "mkdir", "make folders", _mkdir)
     mkdir.add_argument("paths", nargs="+", metavar="PATH")
     mkdir.add_argument("-p", "--parents", action="store_true", help="those above too; no error if it is there")
+    run = acts.add_parser("exec", help="run a Python program whose files under a prefix are the cluster's (no root)")
+    run.add_argument("--prefix", default=PREFIX, metavar="DIR", help=f"default: {PREFIX}; need not be there")
+    run.add_argument("--through", default="", metavar="HOST", help="whose agent does it (default: any)")
+    run.add_argument("command", nargs="+", metavar="-- PROGRAM [ARG]...")
+    run.set_defaults(handler=_exec)
 
 
 def _add(
@@ -64,6 +71,30 @@ def _add(
 
     parser.set_defaults(handler=lambda args: asyncio.run(connect_and_act(args)))
     return parser
+
+
+def _exec(args: argparse.Namespace) -> int:
+    """Becomes the program."""
+    import everram.runtime.redirect.launcher as launcher
+
+    async def check() -> str:
+        from everram.runtime.client import Cluster
+
+        async with await Cluster.connect(args.cluster, args.dir) as cluster:
+            await cluster.agent_host(args.through)
+            return str(cluster.folders.state)
+
+    if not args.prefix.startswith("/"):
+        raise InvalidArgument(f"{args.prefix} is no prefix: it has to begin with /")
+    environ = dict(os.environ)
+    environ["EVERRAM_FS_CLUSTER"] = asyncio.run(check())
+    environ["EVERRAM_FS_PREFIX"], environ["EVERRAM_FS_THROUGH"] = args.prefix, args.through
+    paths = [str(Path(str(launcher.__file__)).parent), environ.get("PYTHONPATH", "")]
+    environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    try:
+        os.execvpe(args.command[0], args.command, environ)
+    except OSError as error:
+        raise _of_os_error(error, args.command[0]) from None
 
 
 def _remote(path: str) -> str:

@@ -16,8 +16,6 @@ COMMANDS: dict[str, str] = {
     "suspend": "suspend a guest with its volatile memory",
     "resume": "resume a suspended guest",
     "region": "list, create, grow, snapshot and check regions",
-    "mount": "mount the cluster's memory as files",
-    "umount": "unmount it",
     "power": "cut and restore a host's mains",
     "upgrade": "replace the host software under running guests",
     "memory": "the memory scheduler",

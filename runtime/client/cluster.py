@@ -23,7 +23,9 @@ from everram.runtime.errors import (
 )
 
 if TYPE_CHECKING:
+    from everram.runtime.channel.shared_memory_pair import SharedMemoryPair
     from everram.runtime.client.files import File, Files
+    from everram.runtime.client.mapped import MappedFile
     from everram.runtime.contracts.availability_contract import AvailabilityRef
     from everram.runtime.contracts.common_pb2 import Guest, GuestSpec
     from everram.runtime.contracts.host_contract import HostRef
@@ -174,14 +176,20 @@ class Cluster:
         NotFound, FailedPrecondition."""
         from everram.runtime.client.files import Files
 
+        host = await self.agent_host(host)
+        if host not in self._files:
+            self._files[host] = Files(self.host(host).memory_agent)
+        return self._files[host]
+
+    async def agent_host(self, host: str = "") -> str:
+        """`host`, or any that can be reached, one in use first. Raises FailedPrecondition."""
         if not host:
             reachable = [each.name for each in await self._reachable()]
             if not reachable:
                 raise FailedPrecondition("every machine of the cluster is dead or cut off: `everram fault heal HOST`")
             host = next((name for name in self._files if name in reachable), reachable[0])
-        if host not in self._files:
-            self._files[host] = Files(self.host(host).memory_agent)
-        return self._files[host]
+        self.host(host)
+        return host
 
     async def open(
         self, path: str, mode: str = "r", *, host: str = "", persistent: bool = False, through: str = ""
@@ -192,6 +200,55 @@ class Cluster:
         through the agent of the host `through`. Raises NotFound, AlreadyExists, PermissionDenied, FailedPrecondition.
         """
         return await (await self.files(through)).open(path, mode, host=host, persistent=persistent)
+
+    async def map(self, path: str, *, writable: bool = True) -> MappedFile:
+        """A file that lies on this computer, mapped into this process: see `everram.runtime.client.mapped`.
+
+        Raises NotFound, PermissionDenied, InvalidArgument for an empty file, FailedPrecondition if its bytes are gone,
+        Unavailable if its owner's memory cannot be reached from here.
+        """
+        from everram.runtime.client.mapped import MappedFile
+        from everram.runtime.contracts.remote_memory_pb2 import FileKey
+
+        owner = (await (await self.files()).stat(path)).host
+        if not owner:
+            raise FailedPrecondition(f"{path!r} is a folder (EISDIR)")
+        # Through its owner's own agent, so that it lives on there as long as it is mapped.
+        file = await self.open(path, "r+" if writable else "r", through=owner)
+        try:
+            key = FileKey(id=file.node.id, memory_id=file.node.memory_id, persistent=file.node.persistent)
+            rkey = (await self.host(owner).memory_agent.attach(key)).rkey
+            pair = await self._pair(owner)
+            try:
+                region = await pair.share(rkey)
+                try:
+                    return MappedFile(file, pair, region, writable=writable)
+                except BaseException:
+                    os.close(region.descriptor)
+                    raise
+            except BaseException:
+                pair.close()
+                raise
+        except BaseException:
+            await file.close()
+            raise
+
+    async def _pair(self, host: str) -> SharedMemoryPair:
+        """A queue pair of this client's own to a host of this computer. Raises Unavailable."""
+        from everram.runtime.channel.frames import Identity
+        from everram.runtime.channel.shared_memory import PATH_SUFFIX
+        from everram.runtime.channel.shared_memory_pair import SharedMemoryPair
+        from everram.runtime.cluster.config import ClusterConfig
+
+        cluster_id = ClusterConfig.read(self.folders.config).cluster_id
+        me = Identity(cluster_id, "client", incarnation=f"client-{os.getpid()}")
+        path = f"{self.folders.host_socket(host)}{PATH_SUFFIX}"
+        try:
+            return await SharedMemoryPair.open(path, host, me)
+        except Unavailable as error:
+            raise Unavailable(
+                f"the memory of {host} is not shared with this process ({error.message}): open the file and read it"
+            ) from None
 
     # -- guests
 

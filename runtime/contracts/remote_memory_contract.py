@@ -135,8 +135,9 @@ MEMORY_AGENT_REMOVE = Method("everram.v1.MemoryAgent", "Remove", remote_memory_p
 MEMORY_AGENT_REMOVE_FOLDER_AT = Method("everram.v1.MemoryAgent", "RemoveFolderAt", remote_memory_pb2.PathRequest, common_pb2.Empty)
 MEMORY_AGENT_MOVE = Method("everram.v1.MemoryAgent", "Move", remote_memory_pb2.MovePath, remote_memory_pb2.Node)
 MEMORY_AGENT_SET_MODE = Method("everram.v1.MemoryAgent", "SetMode", remote_memory_pb2.PathRequest, remote_memory_pb2.Node)
+MEMORY_AGENT_MOUNT = Method("everram.v1.MemoryAgent", "Mount", remote_memory_pb2.MountRequest, common_pb2.Empty)
 MEMORY_AGENT_STATUS = Method("everram.v1.MemoryAgent", "Status", common_pb2.Empty, remote_memory_pb2.AgentStatus)
-MEMORY_AGENT = Contract("everram.v1.MemoryAgent", (MEMORY_AGENT_MAKE, MEMORY_AGENT_ATTACH, MEMORY_AGENT_RESIZE, MEMORY_AGENT_DROP, MEMORY_AGENT_SESSION, MEMORY_AGENT_OPEN, MEMORY_AGENT_READ, MEMORY_AGENT_WRITE, MEMORY_AGENT_SIZE, MEMORY_AGENT_TRUNCATE, MEMORY_AGENT_FLUSH, MEMORY_AGENT_CLOSE, MEMORY_AGENT_STAT_PATH, MEMORY_AGENT_LIST_PATH, MEMORY_AGENT_MAKE_FOLDER, MEMORY_AGENT_REMOVE, MEMORY_AGENT_REMOVE_FOLDER_AT, MEMORY_AGENT_MOVE, MEMORY_AGENT_SET_MODE, MEMORY_AGENT_STATUS,))
+MEMORY_AGENT = Contract("everram.v1.MemoryAgent", (MEMORY_AGENT_MAKE, MEMORY_AGENT_ATTACH, MEMORY_AGENT_RESIZE, MEMORY_AGENT_DROP, MEMORY_AGENT_SESSION, MEMORY_AGENT_OPEN, MEMORY_AGENT_READ, MEMORY_AGENT_WRITE, MEMORY_AGENT_SIZE, MEMORY_AGENT_TRUNCATE, MEMORY_AGENT_FLUSH, MEMORY_AGENT_CLOSE, MEMORY_AGENT_STAT_PATH, MEMORY_AGENT_LIST_PATH, MEMORY_AGENT_MAKE_FOLDER, MEMORY_AGENT_REMOVE, MEMORY_AGENT_REMOVE_FOLDER_AT, MEMORY_AGENT_MOVE, MEMORY_AGENT_SET_MODE, MEMORY_AGENT_MOUNT, MEMORY_AGENT_STATUS,))
 
 
 class MemoryAgentRef(Ref):
@@ -239,6 +240,11 @@ class MemoryAgentRef(Ref):
     ) -> Coroutine[Any, Any, remote_memory_pb2.Node]:
         return self.ask(MEMORY_AGENT_SET_MODE, request, timeout_s)
 
+    def mount(
+        self, request: remote_memory_pb2.MountRequest, *, timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> Coroutine[Any, Any, common_pb2.Empty]:
+        return self.ask(MEMORY_AGENT_MOUNT, request, timeout_s)
+
     def status(
         self, request: common_pb2.Empty, *, timeout_s: float = DEFAULT_TIMEOUT_S
     ) -> Coroutine[Any, Any, remote_memory_pb2.AgentStatus]:
@@ -305,6 +311,9 @@ class MemoryAgentActor(Actor):
         raise NotImplementedError
 
     def set_mode(self, request: remote_memory_pb2.PathRequest) -> remote_memory_pb2.Node | Awaitable[remote_memory_pb2.Node]:
+        raise NotImplementedError
+
+    def mount(self, request: remote_memory_pb2.MountRequest) -> common_pb2.Empty | Awaitable[common_pb2.Empty]:
         raise NotImplementedError
 
     def status(self, request: common_pb2.Empty) -> remote_memory_pb2.AgentStatus | Awaitable[remote_memory_pb2.AgentStatus]:

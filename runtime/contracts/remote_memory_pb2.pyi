@@ -287,8 +287,16 @@ class MovePath(_message.Message):
     exclusive: bool
     def __init__(self, path: _Optional[str] = ..., new_path: _Optional[str] = ..., exclusive: _Optional[bool] = ...) -> None: ...
 
+class MountRequest(_message.Message):
+    __slots__ = ("folder", "passthrough")
+    FOLDER_FIELD_NUMBER: _ClassVar[int]
+    PASSTHROUGH_FIELD_NUMBER: _ClassVar[int]
+    folder: str
+    passthrough: bool
+    def __init__(self, folder: _Optional[str] = ..., passthrough: _Optional[bool] = ...) -> None: ...
+
 class AgentStatus(_message.Message):
-    __slots__ = ("files", "files_bytes", "limit_bytes", "owner_messages", "manager_messages", "owner_asks", "one_sided_reads", "one_sided_writes", "local_reads", "local_writes", "open_files", "sessions")
+    __slots__ = ("files", "files_bytes", "limit_bytes", "owner_messages", "manager_messages", "owner_asks", "one_sided_reads", "one_sided_writes", "local_reads", "local_writes", "open_files", "sessions", "mounts")
     FILES_FIELD_NUMBER: _ClassVar[int]
     FILES_BYTES_FIELD_NUMBER: _ClassVar[int]
     LIMIT_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -301,6 +309,7 @@ class AgentStatus(_message.Message):
     LOCAL_WRITES_FIELD_NUMBER: _ClassVar[int]
     OPEN_FILES_FIELD_NUMBER: _ClassVar[int]
     SESSIONS_FIELD_NUMBER: _ClassVar[int]
+    MOUNTS_FIELD_NUMBER: _ClassVar[int]
     files: int
     files_bytes: int
     limit_bytes: int
@@ -313,4 +322,5 @@ class AgentStatus(_message.Message):
     local_writes: int
     open_files: int
     sessions: int
-    def __init__(self, files: _Optional[int] = ..., files_bytes: _Optional[int] = ..., limit_bytes: _Optional[int] = ..., owner_messages: _Optional[int] = ..., manager_messages: _Optional[int] = ..., owner_asks: _Optional[int] = ..., one_sided_reads: _Optional[int] = ..., one_sided_writes: _Optional[int] = ..., local_reads: _Optional[int] = ..., local_writes: _Optional[int] = ..., open_files: _Optional[int] = ..., sessions: _Optional[int] = ...) -> None: ...
+    mounts: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, files: _Optional[int] = ..., files_bytes: _Optional[int] = ..., limit_bytes: _Optional[int] = ..., owner_messages: _Optional[int] = ..., manager_messages: _Optional[int] = ..., owner_asks: _Optional[int] = ..., one_sided_reads: _Optional[int] = ..., one_sided_writes: _Optional[int] = ..., local_reads: _Optional[int] = ..., local_writes: _Optional[int] = ..., open_files: _Optional[int] = ..., sessions: _Optional[int] = ..., mounts: _Optional[_Iterable[str]] = ...) -> None: ...

@@ -1,15 +1,19 @@
 """What a program on the mount is told when something fails: an errno.
 
 A file system raises `FuseError(errno.ENOTEMPTY)` where it knows the very number, and otherwise the errors of everram
-(runtime/errors.py) as everywhere else; `errno_of` translates at the edge, and nowhere before it.
+(runtime/errors.py) as everywhere else; `errno_of` translates at the edge, and nowhere before it. A message that ends
+with the errno it stands for, as those about remote memory do ("... is not empty (ENOTEMPTY)"), ends the request so.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import re
 
 from everram.runtime import errors
+
+_NAMED = re.compile(r"\((E[A-Z0-9]+)\)$")
 
 
 class FuseError(Exception):
@@ -45,7 +49,8 @@ def errno_of(error: BaseException) -> int:
     if isinstance(error, FuseError):
         number = error.number
     elif isinstance(error, errors.EverramError):
-        number = BY_ERROR.get(type(error), errno.EIO)
+        named = _NAMED.search(error.message)
+        number = getattr(errno, named[1], 0) if named else BY_ERROR.get(type(error), errno.EIO)
     elif isinstance(error, OSError):
         number = error.errno or errno.EIO
     else:

@@ -33,6 +33,7 @@ from everram.runtime.memory.mapped import Mapped
 DEVICE = "/dev/fuse"
 TYPE = "fuse.everram"
 """As in /proc/mounts."""
+SOURCE = "everram"
 
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOATIME = 1, 2, 4, 1024
 MNT_DETACH = 2
@@ -67,11 +68,12 @@ class Mounted:
         os.close(self.book)
 
 
-def mount(folder: str, *, everyone: bool = False, read_only: bool = False) -> Mounted:
+def mount(folder: str, *, source: str = SOURCE, everyone: bool = False, read_only: bool = False) -> Mounted:
     """Mount on an existing folder; nothing is served yet, but may be awaited already.
 
-    `everyone`: other users of this computer may come in, as far as the files' mode bits let them. Raises NotFound,
-    PermissionDenied, Unavailable, FailedPrecondition; each says what to do.
+    `source`: what /proc/mounts calls it, by which `marked` finds it. `everyone`: other users of this computer may come
+    in, as far as the files' mode bits let them. Raises NotFound, PermissionDenied, Unavailable, FailedPrecondition;
+    each says what to do.
     """
     flags = MS_NOSUID | MS_NODEV | MS_NOATIME | (MS_RDONLY if read_only else 0)
     with _owned(_open_device()) as device, _owned(memfd.create("fuse-book", BOOK_BYTES)) as book:
@@ -79,7 +81,7 @@ def mount(folder: str, *, everyone: bool = False, read_only: bool = False) -> Mo
             Book.format(mapping)
         options = f"fd={device},rootmode=40000,user_id={os.getuid()},group_id={os.getgid()},default_permissions"
         options += ",allow_other" if everyone else ""
-        if _libc.mount(b"everram", os.fsencode(folder), TYPE.encode(), flags, options.encode()):
+        if _libc.mount(os.fsencode(source), os.fsencode(folder), TYPE.encode(), flags, options.encode()):
             raise _mount_error(ctypes.get_errno(), folder)
         return Mounted(os.dup(device), os.dup(book))
 
@@ -146,13 +148,30 @@ def is_mounted(folder: str) -> bool:
     """Whether a mount of everram lies on this folder; does not touch it."""
     path = Path(folder).absolute()
     wanted = str(path.parent.resolve() / path.name)  # never a stat of the mount itself
+    return any(point == wanted for _, point in _mounts())
+
+
+def mark_of(machine: str) -> str:
+    """What the sources of the mounts of a machine's host begin with; `machine` is CLUSTER_ID/HOST."""
+    return f"{SOURCE}:{machine}/"
+
+
+def marked(prefix: str) -> dict[str, str]:
+    """The folders of everram's mounts whose sources begin with `prefix`, by source."""
+    return {source: folder for source, folder in _mounts() if source.startswith(prefix)}
+
+
+def _mounts() -> Iterator[tuple[str, str]]:
+    """(source, folder) of each mount of everram."""
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
-        return any(_mount_point(line) == wanted and f" - {TYPE} " in line for line in mounts)
+        for line in mounts:
+            before, dash, after = line.partition(f" - {TYPE} ")
+            if dash:
+                yield _unescaped(after.split()[0]), _unescaped(before.split()[4])
 
 
-def _mount_point(line: str) -> str:
+def _unescaped(text: str) -> str:
     """Octal escapes stand for spaces, tabs, newlines and backslashes."""
-    text = line.split()[4]
     for escape in ("\\040", "\\011", "\\012", "\\134"):
         text = text.replace(escape, chr(int(escape[1:], 8)))
     return text

@@ -8,6 +8,7 @@ killed, as by `kill -9`: nothing is saved and nobody is told.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import stat
@@ -74,6 +75,11 @@ def _lose_memory(store: DescriptorStore) -> None:
     for fd in memories.values():
         if size_bytes := os.fstat(fd).st_size:  # an empty file has nothing to lose, and a hole of no length is an error
             memfd.punch(fd, 0, size_bytes)
+            if memfd.is_resizable(fd):
+                # Of a file, which the kernel may read and write in its host's place, for as long as a program has it
+                # open: a zero would be a wrong byte, and a write would be lost without a word.
+                os.ftruncate(fd, 0)
+                fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW)
 
 
 def _kill(cgroup: str) -> None:

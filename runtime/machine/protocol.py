@@ -33,7 +33,9 @@ PAYLOAD_BYTES_MAX = 8 * 1024 * 1024
 DESCRIPTORS_MAX = 253
 """The kernel's limit in one message."""
 IN_MEMFD = "@fd"
-DOORBELL_PREFIX = "doorbell."
+DOORBELL_PREFIX, MOUNT_PREFIX = "doorbell.", "mount."
+NO_MEMORY = (DOORBELL_PREFIX, MOUNT_PREFIX)
+"""What the names of kept descriptors begin with that are no memory objects."""
 
 
 @dataclass(slots=True)

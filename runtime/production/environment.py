@@ -27,6 +27,7 @@ from everram.runtime.production.entropy import SystemEntropy
 from everram.runtime.production.logs import OutputFiles
 from everram.runtime.production.machine import connect
 from everram.runtime.production.memory import KeptMemory
+from everram.runtime.production.mounts import SystemMounts
 from everram.runtime.production.network import GrpcNetwork
 from everram.runtime.production.partition import Cut, CutCoordination
 
@@ -78,6 +79,7 @@ class Production:
                 logs=OutputFiles(config.state_dir),
                 doorbell=Doorbells(machine),
                 missing=tuple(probe.missing_sentences(probe.probe())),
+                mounts=SystemMounts(machine, f"{config.cluster_id}/{config.host}", entropy.token),
             )
             return Production(environment, network, faults, parts.pop_all())
 

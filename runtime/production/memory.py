@@ -6,7 +6,7 @@ import os
 
 from everram.runtime.errors import AlreadyExists, InvalidArgument, NotFound, ResourceExhausted
 from everram.runtime.machine.fdstore import is_name
-from everram.runtime.machine.protocol import DOORBELL_PREFIX
+from everram.runtime.machine.protocol import NO_MEMORY
 from everram.runtime.memory import memfd
 from everram.runtime.memory.contract import PAGE_BYTES
 from everram.runtime.memory.mapped import Mapped
@@ -21,7 +21,7 @@ class KeptMemory:
         self.capacity_bytes = capacity_bytes
         self._machine = machine
         self._objects = {
-            name: KeptObject(name, fd) for name, fd in machine.kept.items() if not name.startswith(DOORBELL_PREFIX)
+            name: KeptObject(name, fd) for name, fd in machine.kept.items() if not name.startswith(NO_MEMORY)
         }
         self._resizable = {name: kept for name, kept in self._objects.items() if kept.resizable}
         self._promised_bytes = sum(kept.size_bytes for kept in self._objects.values() if not kept.resizable)
@@ -35,7 +35,7 @@ class KeptMemory:
         return self._objects[name]
 
     async def create(self, name: str, size_bytes: int, *, resizable: bool = False) -> KeptObject:
-        if not is_name(name) or name.startswith(DOORBELL_PREFIX):
+        if not is_name(name) or name.startswith(NO_MEMORY):
             raise InvalidArgument(f"{name!r} cannot name a memory")
         if size_bytes < 0 or not (size_bytes or resizable):
             raise InvalidArgument(f"a memory of {size_bytes} bytes cannot be made")

@@ -1,0 +1,266 @@
+"""What programs find on a mount: `/files`, the cluster's files through this host's agent, and `/regions`.
+
+    tree = Tree(files, regions, environment.mounts, space, spawn, held=mount.held())
+    await mount.serve(tree)
+
+`/regions/GUEST/NAME` are the regions of the guests that this host has now, to be read only; those of other hosts are
+not there. New files lie on this host if it has room, because here the kernel itself may read and write them
+(passthrough): it asks nobody then, and the agent learns what it has done at the next flush or stat.
+
+A node of `/files` has its inode's id as its key. Permissions are checked by the kernel, as on any file system: root
+passes. A file that was unlinked lives on while this mount has it open.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from everram.actors.remote_memory.files import Files, OpenedFile
+from everram.actors.remote_memory.regions import GUEST, REGION, REGIONS, Regions, RegionView
+from everram.runtime.contracts import remote_memory_pb2 as rm
+from everram.runtime.coordination.file_directory import ROOT_ID
+from everram.runtime.environment import MemoryObject, Mounts
+from everram.runtime.errors import AlreadyExists, EverramError, ResourceExhausted
+from everram.runtime.fuse.errors import FuseError
+from everram.runtime.fuse.filesystem import (
+    ROOT_KEY,
+    Attributes,
+    Changes,
+    Entry,
+    FileSystem,
+    Kind,
+    Opened,
+    Space,
+)
+
+FILES = "files"
+TOP = {FILES: ROOT_ID, REGIONS: REGIONS}
+"""What is at the top, and its keys. The key of a guest is `guest:ID`, that of a region `region:ID/NAME`."""
+FOLDER_VALID_NS = 1_000_000_000
+"""The kernel asks for each folder at each step of a path; what it may be late to see is another host's chmod."""
+
+
+@dataclass(slots=True, eq=False)
+class OpenOnMount:
+    opened: OpenedFile
+    memory: MemoryObject | None
+    """Where this host is the owner."""
+
+
+class Tree(FileSystem):
+    """See the module. `spawn` runs a task of the agent; `held`: keys that a predecessor's programs have open."""
+
+    def __init__(
+        self,
+        host: str,
+        files: Files,
+        regions: Regions,
+        mounts: Mounts,
+        space: Callable[[], Space],
+        spawn: Callable[[Coroutine[Any, Any, None]], object],
+        held: Collection[str] = (),
+    ) -> None:
+        self._host, self._files, self._regions, self._mounts = host, files, regions, mounts
+        self._space, self._spawn = space, spawn
+        self._told_ns: dict[str, int] = {}
+        """Of files of this host that are open: when their memory had been written last as their size was told."""
+        self._opened: dict[str, list[OpenOnMount]] = {}
+        """By key."""
+        self._held = {key for key in held if not _is_fixed(key)}
+        files.pinned.update(self._held)
+
+    def close(self) -> None:
+        """When it is not served any more."""
+        self._files.pinned.subtract(self._held)
+
+    # -- nodes
+
+    async def lookup(self, parent: str, name: str) -> Attributes:
+        if parent == ROOT_KEY:
+            if name not in TOP:
+                raise FuseError(errno.ENOENT)
+            return await self.getattr(TOP[name], None)
+        if _is_fixed(parent):
+            return await self.getattr(await self._regions.key(parent, name), None)
+        return self._attributes(await self._files.child(parent, name))
+
+    async def getattr(self, key: str, file: Any | None) -> Attributes:
+        if key in (ROOT_KEY, REGIONS):
+            return Attributes(key, Kind.FOLDER, 0o555, valid_ns=FOLDER_VALID_NS)
+        if _is_fixed(key):
+            return await self._regions.attributes(key)
+        return self._attributes(await self._files.node(key))
+
+    def _attributes(self, node: rm.Node) -> Attributes:
+        return Attributes(
+            key=node.id,
+            kind=Kind.FOLDER if node.folder else Kind.FILE,
+            mode=node.mode,
+            size_bytes=node.size_bytes,
+            allocated_bytes=node.size_bytes,
+            accessed_ns=node.modified_ns,
+            modified_ns=node.modified_ns,
+            changed_ns=node.modified_ns,
+            links=0 if node.holder else 1,
+            valid_ns=FOLDER_VALID_NS if node.folder else 0,
+        )
+
+    async def setattr(self, key: str, file: Any | None, changes: Changes) -> Attributes:
+        _check_writable(key)
+        for wanted, own in ((changes.uid, os.getuid()), (changes.gid, os.getgid())):
+            if wanted not in (None, own):
+                raise FuseError(errno.EPERM)
+        if changes.size_bytes is not None:
+            await self._files.resize(key, changes.size_bytes)
+        for opened in self._opened.get(key, ())[:1]:
+            # What is written so far shall not be told later, and change the time that is set now.
+            await self.flush(opened)
+        change = rm.ChangeRequest(id=key)
+        if changes.mode is not None:
+            change.mode = changes.mode
+        if changes.modified_ns is not None:
+            change.modified_ns = changes.modified_ns
+        if changes.mode is not None or changes.modified_ns is not None:
+            await self._files.change(change)
+        return await self.getattr(key, file)
+
+    def forget(self, key: str) -> None:
+        self._told_ns.pop(key, None)
+        if key in self._held:
+            self._held.discard(key)
+            self._files.pinned[key] -= 1
+        if self._files.is_unlinked(key):
+            self._spawn(self._end_unlinked(key))
+
+    async def _end_unlinked(self, key: str) -> None:
+        try:
+            await self._files.end_unlinked(key)
+        except EverramError:
+            pass  # no manager to be had: the agent's next life finds it
+
+    # -- names
+
+    async def readdir(self, key: str) -> Sequence[Entry]:
+        if key == ROOT_KEY:
+            return [Entry(name, Kind.FOLDER, found) for name, found in TOP.items()]
+        if _is_fixed(key):
+            return await self._regions.entries(key)
+        nodes = (await self._files.children(key)).nodes
+        return [Entry(node.name, Kind.FOLDER if node.folder else Kind.FILE, node.id) for node in nodes]
+
+    async def mkdir(self, parent: str, name: str, mode: int) -> Attributes:
+        _check_writable(parent)
+        return self._attributes(await self._files.make_child_folder(parent, name, mode & 0o7777))
+
+    async def rmdir(self, parent: str, name: str) -> None:
+        _check_writable(parent)
+        node = await self._files.child(parent, name)
+        await self._files.remove_folder_node(node)
+
+    async def unlink(self, parent: str, name: str) -> None:
+        _check_writable(parent)
+        node = await self._files.child(parent, name)
+        await self._files.unlink_node(node)
+
+    async def rename(self, parent: str, name: str, new_parent: str, new_name: str, replace: bool) -> None:
+        _check_writable(parent)
+        _check_writable(new_parent)
+        node = await self._files.child(parent, name)
+        await self._files.rename_node(node, new_parent, new_name, exclusive=not replace)
+
+    # -- open files
+
+    async def create(self, parent: str, name: str, mode: int, flags: int, exclusive: bool) -> tuple[Attributes, Opened]:
+        _check_writable(parent)
+        request = rm.OpenFileRequest(mode=mode & 0o7777, host=self._host)
+        try:
+            node = await self._create(parent, name, request)
+        except AlreadyExists:
+            if exclusive:
+                raise
+            node = await self._files.child(parent, name)
+            if node.folder:
+                raise FuseError(errno.EISDIR) from None
+        return self._attributes(node), await self._open(node, flags)
+
+    async def _create(self, parent: str, name: str, request: rm.OpenFileRequest) -> rm.Node:
+        try:
+            return await self._files.create(parent, name, request)
+        except ResourceExhausted:
+            request.host = ""
+            return await self._files.create(parent, name, request)
+
+    async def open(self, key: str, flags: int) -> Opened:
+        if key.startswith(REGION):
+            if flags & os.O_ACCMODE != os.O_RDONLY:
+                raise FuseError(errno.EROFS)
+            return Opened(await self._regions.open(key))
+        return await self._open(await self._files.node(key), flags)
+
+    async def _open(self, node: rm.Node, flags: int) -> Opened:
+        # The kernel reads also for who only writes, where it maps; and it has checked what is permitted.
+        request = rm.OpenFileRequest(read=True, write=True, append=bool(flags & os.O_APPEND))
+        opened = await self._files.open_node(node, request, made=True)
+        memory = self._files.memory(opened)
+        file = OpenOnMount(opened, memory)
+        self._opened.setdefault(node.id, []).append(file)
+        if memory is None:
+            return Opened(file)
+        self._told_ns.setdefault(node.id, self._mounts.modified_ns(memory))
+        return Opened(file, self._mounts.descriptor(memory))
+
+    def read(self, file: OpenOnMount | RegionView, offset: int, size: int) -> Awaitable[bytes] | bytes:
+        if isinstance(file, RegionView):
+            return file.read(offset, size)
+        return self._files.read(file.opened, offset, size)
+
+    async def write(self, file: OpenOnMount | RegionView, offset: int, data: memoryview) -> int:
+        if isinstance(file, RegionView):
+            raise FuseError(errno.EROFS)
+        await self._files.write(file.opened, offset, data)
+        return len(data)
+
+    async def flush(self, file: OpenOnMount | RegionView) -> None:
+        if isinstance(file, RegionView):
+            return
+        key, memory, now_ns = file.opened.node.id, file.memory, 0
+        if memory is not None:
+            now_ns = self._mounts.modified_ns(memory)
+            if self._told_ns.get(key) != now_ns:  # by the kernel, in our place
+                file.opened.used.size_bytes = memory.size_bytes
+                file.opened.used.written = True
+        await self._files.flush(file.opened)
+        if memory is not None:
+            self._told_ns[key] = now_ns
+
+    async def release(self, file: OpenOnMount | RegionView) -> None:
+        if isinstance(file, OpenOnMount):
+            key = file.opened.node.id
+            self._opened[key].remove(file)
+            if not self._opened[key]:
+                del self._opened[key]
+            await self._files.close(file.opened)
+
+    async def fallocate(self, file: OpenOnMount | RegionView, offset: int, length: int, mode: int) -> None:
+        if mode:
+            raise FuseError(errno.EOPNOTSUPP)
+        if isinstance(file, RegionView):
+            raise FuseError(errno.EROFS)
+        await self._files.lengthen(file.opened, offset + length)
+
+    def statfs(self) -> Space:
+        return self._space()
+
+
+def _is_fixed(key: str) -> bool:
+    """Whether it is no node of the cluster's files."""
+    return key in (ROOT_KEY, REGIONS) or key.startswith((GUEST, REGION))
+
+
+def _check_writable(key: str) -> None:
+    if _is_fixed(key):
+        raise FuseError(errno.EROFS)
