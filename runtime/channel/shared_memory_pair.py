@@ -371,7 +371,7 @@ class SharedMemoryPair:
 
     async def share(self, rkey: int) -> SharedRegion:
         """Of a file, never of memory that is mapped here. Raises ChannelError."""
-        async with self._turn:
+        async with self._turns.take():
             remote = await self._resolve(rkey)
         if not isinstance(remote, _ResizableRemote):
             raise self._refused()
