@@ -4,10 +4,14 @@ The mount is served by a process of its own, from memory; the programs' side is 
 through plain system calls into buffers that are there already, tmpfs and mount in turns, so that both meet the same
 weather.
 Without passthrough each access is a request to the server, which is what a file of another host begins with.
+
+And files of a real cluster of two hosts: opened through one of them by its mount, read there one-sidedly from the
+other, with the messages that this costs its manager and its owner; and mapped by a client.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import subprocess
@@ -21,6 +25,9 @@ from typing import Any
 
 import uvloop
 
+from everram.runtime.client import Cluster
+from everram.runtime.contracts.common_pb2 import Empty
+from everram.runtime.contracts.remote_memory_pb2 import MountRequest
 from everram.runtime.fuse import mount as mounts
 from everram.runtime.fuse.in_memory import InMemory
 from everram.runtime.fuse.mount import Mounted
@@ -30,6 +37,7 @@ FILE_BYTES = 128 << 20
 SMALL_BYTES, SMALL_CALLS = 4096, 4_000
 LARGE_BYTES = 1 << 20
 OPENS = 500
+CLUSTER_FILE_BYTES, CLUSTER_CALLS, CLUSTER_OPENS = 32 << 20, 2_000, 50
 ROUNDS = 9
 STRIDE = 7919
 """A prime: small accesses walk over the whole file, in no order that read-ahead could follow."""
@@ -64,6 +72,81 @@ def _mounted(folder: Path, passthrough: bool) -> Iterator[Path]:
 
 
 def run() -> dict[str, Any]:
+    return _run_mounts() | asyncio.run(_run_cluster())
+
+
+async def _run_cluster() -> dict[str, Any]:
+    with tempfile.TemporaryDirectory(prefix="rf-") as work:
+        folder = Path(work) / "mount"
+        folder.mkdir()
+        state = str(Path(work) / "cluster")
+        everram = [sys.executable, "-m", "everram.runtime.cli.main"]
+        down = [*everram, "down", "--discard", "--dir", state]
+        up = [*everram, "up", "-d", "--hosts", "2", "--dir", state, "--memory", "512MiB", "--nvm", "32MiB"]
+        await asyncio.to_thread(subprocess.run, up, check=True, stdout=subprocess.DEVNULL)
+        try:
+            async with await Cluster.connect(dir=state) as cluster:
+                request = MountRequest(folder=str(folder), passthrough=True)
+                await cluster.host("h1").memory_agent.mount(request)
+                return await _measure_cluster(cluster, folder / "files" / "file")
+        finally:
+            mounts.unmount(str(folder))
+            await asyncio.to_thread(subprocess.run, down, check=True, stdout=subprocess.DEVNULL)
+
+
+async def _measure_cluster(cluster: Cluster, path: Path) -> dict[str, Any]:
+    async with await cluster.open("file", "w", host="h2") as file:
+        for _ in range(CLUSTER_FILE_BYTES // LARGE_BYTES):
+            await file.write(bytes(LARGE_BYTES))
+    descriptor = await asyncio.to_thread(os.open, path, os.O_RDWR)
+    try:
+        await asyncio.to_thread(_access, descriptor, 1)  # the first finds the way
+        before = await _messages(cluster)
+        took_s = await asyncio.to_thread(_access, descriptor, CLUSTER_CALLS)
+        managers, owners = (now - then for now, then in zip(await _messages(cluster), before, strict=True))
+    finally:
+        await asyncio.to_thread(os.close, descriptor)
+    opens_us = await asyncio.to_thread(_open_us, path, CLUSTER_OPENS)
+    return {
+        "client_map_4k_us": round(await _map_us(cluster), 2),
+        "opens_per_s": round(1e6 / opens_us),
+        "manager_messages_per_io": managers / (2 * CLUSTER_CALLS),
+        "owner_actor_messages_per_io": owners / (2 * CLUSTER_CALLS),
+        "mount_of_another_host_4k_us": round(took_s / (2 * CLUSTER_CALLS) * 1e6, 1),
+    }
+
+
+def _access(descriptor: int, calls: int) -> float:
+    """Seconds of so many reads and so many writes of 4 KiB."""
+    small = bytearray(SMALL_BYTES)
+    start = time.perf_counter()
+    for number in range(calls):
+        place = number * STRIDE % (CLUSTER_FILE_BYTES // SMALL_BYTES) * SMALL_BYTES
+        os.preadv(descriptor, [small], place)
+        os.pwrite(descriptor, small, place)
+    return time.perf_counter() - start
+
+
+async def _messages(cluster: Cluster) -> tuple[int, int]:
+    """Handled by managers, and by agents as owners."""
+    managers = [await host.remote_memory.status(Empty()) for host in cluster.hosts]
+    owners = [await host.memory_agent.status(Empty()) for host in cluster.hosts]
+    return sum(one.messages for one in managers), sum(one.owner_messages for one in owners)
+
+
+async def _map_us(cluster: Cluster) -> float:
+    """A copy of 4 KiB out of the mapping, looked at before and after."""
+    took = []
+    async with await cluster.map("file") as mapped:
+        for _ in range(ROUNDS):
+            start = time.perf_counter()
+            for number in range(SMALL_CALLS):
+                mapped.read(number * STRIDE % (CLUSTER_FILE_BYTES // SMALL_BYTES) * SMALL_BYTES, SMALL_BYTES)
+            took.append((time.perf_counter() - start) / SMALL_CALLS * 1e6)
+    return median(took)
+
+
+def _run_mounts() -> dict[str, Any]:
     with contextlib.ExitStack() as stack:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rf-")))
         tmpfs = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rf-", dir=TMPFS)))
@@ -125,14 +208,14 @@ def _mb_s(each_us: dict[str, float]) -> dict[str, float]:
     return {name: LARGE_BYTES / value for name, value in each_us.items()}
 
 
-def _open_us(path: Path) -> float:
+def _open_us(path: Path, opens: int = OPENS) -> float:
     """Open and close: the name is looked up, the file opened, flushed and released, each a request."""
     took = []
     for _ in range(ROUNDS):
         start = time.perf_counter()
-        for _ in range(OPENS):
+        for _ in range(opens):
             os.close(os.open(path, os.O_RDONLY))
-        took.append((time.perf_counter() - start) / OPENS * 1e6)
+        took.append((time.perf_counter() - start) / opens * 1e6)
     return median(took)
 
 

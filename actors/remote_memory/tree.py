@@ -16,7 +16,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from everram.actors.remote_memory.files import Files, OpenedFile
@@ -40,6 +40,7 @@ from everram.runtime.fuse.filesystem import (
 FILES = "files"
 TOP = {FILES: ROOT_ID, REGIONS: REGIONS}
 """What is at the top, and its keys. The key of a guest is `guest:ID`, that of a region `region:ID/NAME`."""
+TOP_VALID_NS = 3_600_000_000_000
 FOLDER_VALID_NS = 1_000_000_000
 """The kernel asks for each folder at each step of a path; what it may be late to see is another host's chmod."""
 
@@ -68,6 +69,8 @@ class Tree(FileSystem):
         self._space, self._spawn = space, spawn
         self._told_ns: dict[str, int] = {}
         """Of files of this host that are open: when their memory had been written last as their size was told."""
+        self._known: dict[str, rm.Node] = {}
+        """By key: files as they were looked up. Where one lies never changes, so opening it asks its owner alone."""
         self._opened: dict[str, list[OpenOnMount]] = {}
         """By key."""
         self._held = {key for key in held if not _is_fixed(key)}
@@ -83,7 +86,7 @@ class Tree(FileSystem):
         if parent == ROOT_KEY:
             if name not in TOP:
                 raise FuseError(errno.ENOENT)
-            return await self.getattr(TOP[name], None)
+            return replace(await self.getattr(TOP[name], None), name_valid_ns=TOP_VALID_NS)
         if _is_fixed(parent):
             return await self.getattr(await self._regions.key(parent, name), None)
         return self._attributes(await self._files.child(parent, name))
@@ -96,6 +99,8 @@ class Tree(FileSystem):
         return self._attributes(await self._files.node(key))
 
     def _attributes(self, node: rm.Node) -> Attributes:
+        if not node.folder:
+            self._known[node.id] = node
         return Attributes(
             key=node.id,
             kind=Kind.FOLDER if node.folder else Kind.FILE,
@@ -130,6 +135,7 @@ class Tree(FileSystem):
 
     def forget(self, key: str) -> None:
         self._told_ns.pop(key, None)
+        self._known.pop(key, None)
         if key in self._held:
             self._held.discard(key)
             self._files.pinned[key] -= 1
@@ -199,7 +205,7 @@ class Tree(FileSystem):
             if flags & os.O_ACCMODE != os.O_RDONLY:
                 raise FuseError(errno.EROFS)
             return Opened(await self._regions.open(key))
-        return await self._open(await self._files.node(key), flags)
+        return await self._open(self._known.get(key) or await self._files.node(key), flags)
 
     async def _open(self, node: rm.Node, flags: int) -> Opened:
         # The kernel reads also for who only writes, where it maps; and it has checked what is permitted.
