@@ -140,7 +140,8 @@ class KeptCopy:
         limit = min(RUN_BYTES, ring.capacity_bytes // RUN_PART)
         found: list[Target] = []
         for record in ring.chain(start):
-            if end > start and record.end - start > limit:
+            after = record.end
+            if end > start and after - start > limit:
                 break
             try:
                 found.extend(targets(record, self._regions))
@@ -148,8 +149,8 @@ class KeptCopy:
                 if end > start:
                     break  # those before it are good; it is found again
                 raise
-            ring.mapping.flush(ring.offset(record.lsn), record.end - record.lsn)
-            end = record.end
+            ring.mapping.flush(ring.offset(record.lsn), after - record.lsn)
+            end = after
         if end == start:
             return None
         ring.mapping.drain()

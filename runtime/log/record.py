@@ -24,7 +24,6 @@ import enum
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 ALIGNMENT_BYTES = 8
@@ -68,8 +67,7 @@ class Store(NamedTuple):
 _STORES, _REQUIRED = int(RecordType.STORES), int(RecordFlags.REQUIRED)
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """A valid record. `end` is the LSN of whatever comes next."""
 
     lsn: int

@@ -26,6 +26,7 @@ FIRST_BYTES, MOST_BYTES = 1024, 64 * 1024
 class Window:
     def __init__(self, ring: Ring) -> None:
         self._ring = ring
+        self._guest_id = ring.guest_id
         self._data = b""
         self._view = memoryview(self._data)
         self._begin = 0
@@ -40,7 +41,7 @@ class Window:
         at = lsn - self._begin
         _, _, _, epoch, record_type, flags, _, _ = WHOLE.unpack_from(self._data, at)
         payload = self._data[at + HEADER_BYTES : at + length]
-        return Record(lsn, epoch, record_type, flags, self._ring.guest_id, payload)
+        return Record(lsn, epoch, record_type, flags, self._guest_id, payload)
 
     def end_of(self, lsn: int) -> int:
         """Where the valid record at `lsn` ends; 0 if there is none."""
