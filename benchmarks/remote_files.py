@@ -18,16 +18,23 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import uvloop
 
+from everram.runtime.channel.addresses import Addresses
+from everram.runtime.channel.frames import Identity
+from everram.runtime.channel.tcp_pair import TcpPair
 from everram.runtime.client import Cluster
+from everram.runtime.cluster.config import ClusterConfig
 from everram.runtime.contracts.common_pb2 import Empty
-from everram.runtime.contracts.remote_memory_pb2 import MountRequest
+from everram.runtime.contracts.remote_memory_pb2 import FileKey, MountRequest, Node
+from everram.runtime.coordination.api import Range
+from everram.runtime.coordination.client import CoordinationClient
+from everram.runtime.coordination.directory import decode, host_key
 from everram.runtime.fuse import mount as mounts
 from everram.runtime.fuse.in_memory import InMemory
 from everram.runtime.fuse.mount import Mounted
@@ -72,10 +79,14 @@ def _mounted(folder: Path, passthrough: bool) -> Iterator[Path]:
 
 
 def run() -> dict[str, Any]:
-    return _run_mounts() | asyncio.run(_run_cluster())
+    return _run_mounts() | asyncio.run(_on_cluster(_measure_cluster)) | asyncio.run(_on_cluster(_measure_tcp, "h2=tcp"))
 
 
-async def _run_cluster() -> dict[str, Any]:
+Measurement = Callable[[Cluster, Path], Awaitable[dict[str, Any]]]
+
+
+async def _on_cluster(measure: Measurement, channel: str = "") -> dict[str, Any]:
+    """On a cluster of two hosts, with a mount of the first: with passthrough, unless its channel is forced."""
     with tempfile.TemporaryDirectory(prefix="rf-") as work:
         folder = Path(work) / "mount"
         folder.mkdir()
@@ -83,21 +94,79 @@ async def _run_cluster() -> dict[str, Any]:
         everram = [sys.executable, "-m", "everram.runtime.cli.main"]
         down = [*everram, "down", "--discard", "--dir", state]
         up = [*everram, "up", "-d", "--hosts", "2", "--dir", state, "--memory", "512MiB", "--nvm", "32MiB"]
+        up += ["--channel", channel] if channel else []
         await asyncio.to_thread(subprocess.run, up, check=True, stdout=subprocess.DEVNULL)
         try:
             async with await Cluster.connect(dir=state) as cluster:
-                request = MountRequest(folder=str(folder), passthrough=True)
+                request = MountRequest(folder=str(folder), passthrough=not channel)
                 await cluster.host("h1").memory_agent.mount(request)
-                return await _measure_cluster(cluster, folder / "files" / "file")
+                return await measure(cluster, folder / "files")
         finally:
             mounts.unmount(str(folder))
             await asyncio.to_thread(subprocess.run, down, check=True, stdout=subprocess.DEVNULL)
 
 
-async def _measure_cluster(cluster: Cluster, path: Path) -> dict[str, Any]:
-    async with await cluster.open("file", "w", host="h2") as file:
+async def _write_file(cluster: Cluster, name: str, host: str) -> Node:
+    async with await cluster.open(name, "w", host=host) as file:
         for _ in range(CLUSTER_FILE_BYTES // LARGE_BYTES):
             await file.write(bytes(LARGE_BYTES))
+        return file.node
+
+
+async def _measure_tcp(cluster: Cluster, files: Path) -> dict[str, Any]:
+    """Large sequential reads in turns: of the other host's file, which comes over TCP; of this host's, which is in its
+    own memory; and of the other's again, by a queue pair without a mount."""
+    far, _ = await _write_file(cluster, "far", "h2"), await _write_file(cluster, "near", "h1")
+    took: dict[str, list[float]] = {"far": [], "near": [], "raw": []}
+    pair, rkey = await _raw_pair(cluster, far)
+    with contextlib.ExitStack() as opened:
+        opened.callback(pair.close)
+        descriptors = {}
+        for name in ("far", "near"):
+            descriptors[name] = await asyncio.to_thread(os.open, files / name, os.O_RDONLY)
+            opened.callback(os.close, descriptors[name])
+        for _ in range(ROUNDS):
+            for name, descriptor in descriptors.items():
+                took[name].append(await asyncio.to_thread(_read_all_s, descriptor))
+            start = time.perf_counter()
+            for offset in range(0, CLUSTER_FILE_BYTES, LARGE_BYTES):
+                await pair.read(rkey, offset, LARGE_BYTES)
+            took["raw"].append(time.perf_counter() - start)
+    mb_s = {name: CLUSTER_FILE_BYTES / median(values) / 1e6 for name, values in took.items()}
+    return {
+        "mount_tcp_vs_mount_local": round(mb_s["far"] / mb_s["near"], 2),
+        "mount_tcp_vs_channel": round(mb_s["far"] / mb_s["raw"], 2),
+        "mount_tcp_mb_s": round(mb_s["far"]),
+    }
+
+
+async def _raw_pair(cluster: Cluster, node: Node) -> tuple[TcpPair, int]:
+    """A queue pair to a file's owner over TCP, and the file's rkey."""
+    config = ClusterConfig.read(cluster.folders.config)
+    client = CoordinationClient(f"unix:{cluster.folders.coordination_socket}")
+    try:
+        _, found = await client.range(Range(host_key(node.host)))
+    finally:
+        await client.close()
+    address = Addresses.parse(str(decode(found[0].value)["channel"])).tcp
+    assert address is not None
+    me = Identity(config.cluster_id, "benchmark", incarnation=str(os.getpid()))
+    pair = await TcpPair.open(*address, node.host, me, config.token, 1)
+    attachment = await cluster.host(node.host).memory_agent.attach(FileKey(id=node.id, memory_id=node.memory_id))
+    return pair, attachment.rkey
+
+
+def _read_all_s(descriptor: int) -> float:
+    large = bytearray(LARGE_BYTES)
+    start = time.perf_counter()
+    for offset in range(0, CLUSTER_FILE_BYTES, LARGE_BYTES):
+        os.preadv(descriptor, [large], offset)
+    return time.perf_counter() - start
+
+
+async def _measure_cluster(cluster: Cluster, files: Path) -> dict[str, Any]:
+    path = files / "file"
+    await _write_file(cluster, "file", "h2")
     descriptor = await asyncio.to_thread(os.open, path, os.O_RDWR)
     try:
         await asyncio.to_thread(_access, descriptor, 1)  # the first finds the way
