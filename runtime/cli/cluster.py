@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from everram.runtime.cli import unbuilt
 from everram.runtime.cli.output import emit, note, plural, say
-from everram.runtime.cli.units import format_duration, size
+from everram.runtime.cli.units import duration, format_duration, size
 from everram.runtime.cluster.folders import ClusterLock, Folders, Phase
 from everram.runtime.errors import InvalidArgument, NotFound, Unavailable, of_code
 from everram.runtime.version import PACKAGE_VERSION
@@ -70,6 +70,13 @@ def _register_up(up: argparse.ArgumentParser) -> None:
         "computers), shm or tcp for all, or for single hosts: h2=tcp,h3=tcp",
     )
     up.add_argument(
+        "--lease",
+        type=duration,
+        metavar="D",
+        help="how long guests may serve while their host cannot renew their lease (default 2s): more for a computer "
+        "that is slow or busy, at the price of a later failover where no death can be proved",
+    )
+    up.add_argument(
         "--open",
         choices=IMAGES,
         default="",
@@ -91,7 +98,7 @@ def up_command(args: argparse.Namespace) -> int:
             raise InvalidArgument(f'"{args.coordination}" is no coordination: only "embedded" is built yet')
         unbuilt.refuse(f"--coordination {args.coordination}")
     folders = Folders.of(args.cluster, args.dir, os.environ)
-    wishes = launch.Wishes(args.cluster, args.hosts, args.memory, args.nvm, args.open, args.channel)
+    wishes = launch.Wishes(args.cluster, args.hosts, args.memory, args.nvm, args.open, args.channel, args.lease)
     plan = launch.prepare(folders, wishes)
     if not args.json:
         _introduce(plan, folders)

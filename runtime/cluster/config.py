@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from everram.runtime.errors import DataLoss, InvalidArgument
+from everram.runtime.formats.config import LEASE_TTL_S
 
 FORMAT = 1
 CHANNEL_MODES = ("auto", "shm", "tcp")
@@ -23,6 +24,7 @@ MEMORY_DEFAULT_BYTES = 1 << 30
 NVM_DEFAULT_BYTES = 512 << 20
 NVM_MIN_BYTES = 4 << 20
 """Room for one guest with the smallest log ring and a region."""
+LEASE_TTL_MIN_S, LEASE_TTL_MAX_S = 1.0, 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,8 @@ class ClusterConfig:
     """Shared by the cluster's hosts and nobody else: what listens on TCP asks for it."""
     channel: dict[str, str] = dataclasses.field(default_factory=dict)
     """By host, where it is not "auto": "shm" or "tcp" (`HostConfig.channel`)."""
+    lease_ttl_s: float = LEASE_TTL_S
+    """How long guests may serve without a renewal: as long as a failover without proof of death waits at least."""
     format: int = FORMAT
 
     def to_json(self) -> str:
@@ -73,6 +77,11 @@ class ClusterConfig:
                     f'the channel of host "{host}" cannot be "{mode}": the hosts are {", ".join(self.hosts)}, and the '
                     f"ways are {', '.join(CHANNEL_MODES)}"
                 )
+        if not LEASE_TTL_MIN_S <= self.lease_ttl_s <= LEASE_TTL_MAX_S:
+            raise InvalidArgument(
+                f"a lease of {self.lease_ttl_s:g} s cannot be kept: choose from {LEASE_TTL_MIN_S:g} s, in which a host "
+                f"has to start again, to {LEASE_TTL_MAX_S:g} s"
+            )
         if not NVM_MIN_BYTES <= self.nvm_bytes <= self.memory_bytes:
             raise InvalidArgument(
                 f"persistent memory (--nvm, {self.nvm_bytes} bytes) is part of the machine's memory "

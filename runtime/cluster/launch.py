@@ -37,7 +37,7 @@ from everram.runtime.cluster.folders import (
     write_durably,
 )
 from everram.runtime.errors import FailedPrecondition, InvalidArgument, ResourceExhausted
-from everram.runtime.formats.config import HostConfig
+from everram.runtime.formats.config import LEASE_TTL_S, HostConfig
 from everram.runtime.machine.config import MachineConfig
 
 Step = dict[str, Any]
@@ -55,6 +55,7 @@ class Wishes:
     open_image: str = ""
     channel: str | None = None
     """`tcp` for all hosts, or `h2=tcp,h3=shm` for single ones."""
+    lease_ttl_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +92,7 @@ def _new(folders: Folders, wishes: Wishes) -> ClusterConfig:
         memory_bytes=memory,
         nvm_bytes=wishes.nvm_bytes or min(NVM_DEFAULT_BYTES, memory // 2),
         token=secrets.token_hex(16),
+        lease_ttl_s=wishes.lease_ttl_s or LEASE_TTL_S,
     )
     config = replace(config, channel=_channel(wishes, config))
     config.check()
@@ -113,6 +115,7 @@ def _known(folders: Folders, wishes: Wishes) -> ClusterConfig:
         nvm_bytes=wishes.nvm_bytes or config.nvm_bytes,
         token=config.token or secrets.token_hex(16),
         channel=_channel(wishes, config),
+        lease_ttl_s=wishes.lease_ttl_s or config.lease_ttl_s,
     )
     if grown.memory_bytes < config.memory_bytes or grown.nvm_bytes < config.nvm_bytes:
         raise FailedPrecondition(
@@ -157,6 +160,7 @@ def _write_machine(folders: Folders, config: ClusterConfig, host: str, open_imag
         memory_bytes=config.memory_bytes,
         nvm_bytes=config.nvm_bytes,
         token=config.token,
+        lease_ttl_s=config.lease_ttl_s,
         # A TCP port is opened on request only: where nobody is made to use TCP, shared memory reaches everybody.
         channel=config.channel.get(host, "auto" if "tcp" in config.channel.values() else "shm"),
         open_image=open_image,

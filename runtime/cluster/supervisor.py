@@ -44,6 +44,8 @@ from everram.runtime.sizes import size_text
 if TYPE_CHECKING:
     from everram.runtime.cluster.published import PublishedPorts
 
+GIVE_BACK_S = 1.0
+"""For coordination to end the leases of machines that have ended; otherwise they end by themselves."""
 SAVE_TIMEOUT_S = 600.0
 """Of one host's memory. Slow disks exist; giving up would lose what is being saved."""
 RECORD_RETRY_S = 0.1
@@ -277,6 +279,15 @@ class Supervisor:
             with contextlib.suppress(NotFound):  # it ran out by itself
                 await client.lease_revoke(lease)
 
+    async def _give_leases_back(self) -> None:
+        """Every machine has ended, so the next start need not wait for leases that nobody holds."""
+        try:
+            async with asyncio.timeout(GIVE_BACK_S):
+                for host in self.machines:
+                    await self._end_leases(host)
+        except (EverramError, TimeoutError) as error:
+            log.warning("leases run out by themselves: %s", error)
+
     async def _insist(self, act: Callable[[], Awaitable[object]], why: str) -> None:
         """Until it succeeds: coordination may be dead for a moment too. It is ended with the supervisor."""
         said = False
@@ -313,6 +324,7 @@ class Supervisor:
             await self._save_all(only_ready)
         await asyncio.gather(*(machine.stop() for machine in self.machines.values()))
         self._step("machines have ended")
+        await self._give_leases_back()
         await self.ports.close()
         await self.coordination.stop()
         for task in self._tasks:

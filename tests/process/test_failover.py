@@ -371,7 +371,7 @@ def free_port() -> int:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     with tempfile.TemporaryDirectory(prefix="everram-test-", dir="/tmp") as runtime:
         cluster = Cluster(tmp_path_factory.mktemp("failover"), runtime)
-        cluster.run("up", "--hosts", "3", "--memory", "512MiB", "--nvm", "256MiB", "-d")
+        cluster.run("up", "--lease", "5s", "--hosts", "3", "--memory", "512MiB", "--nvm", "256MiB", "-d")
         cluster.look()
         try:
             yield cluster
@@ -532,7 +532,7 @@ def test_an_orderly_stop_keeps_copies_and_places(cluster: Cluster) -> None:
     host, required = guest.host, guest.record()["required"]
     copies = {name: [c.copy_id for c in copies_at(cluster.address(name)).copies] for name in HOSTS if name != host}
     cluster.run("down")
-    cluster.run("up", "-d")
+    cluster.run("up", "--lease", "5s", "-d")
     cluster.look()
     guest.goes_on()
     guest.wait_in_sync()

@@ -93,7 +93,7 @@ while True:
 
 
 def test_a_host_that_is_killed_while_it_saves_is_asked_again(everram: Everram) -> None:
-    everram.run("up", "--hosts", "1", "-d")
+    everram.run("up", "--lease", "5s", "--hosts", "1", "-d")
     everram.run("run", "-d", "--name", "fill", "--region", "x=128MiB,mapped", "--", "python", "-c", FILL)
     until(lambda: "filled" in everram.run("logs", "fill"), "its region is full")
     host = everram.host_pid()
@@ -102,12 +102,12 @@ def test_a_host_that_is_killed_while_it_saves_is_asked_again(everram: Everram) -
         os.kill(host, signal.SIGKILL)
         out, err = down.communicate(timeout=COMMAND_TIMEOUT_S)
     assert down.returncode == 0, out + err
-    everram.run("up", "-d")
+    everram.run("up", "--lease", "5s", "-d")
     until(lambda: everram.json("inspect", "fill")["state"] == "running", "it runs again")
 
 
 def test_a_machine_that_dies_while_it_saves_is_told_of(everram: Everram) -> None:
-    everram.run("up", "--hosts", "2", "-d")
+    everram.run("up", "--lease", "5s", "--hosts", "2", "-d")
     everram.run("run", "-d", "--name", "fill", "--region", "x=128MiB,mapped", "--", "python", "-c", FILL)
     until(lambda: "filled" in everram.run("logs", "fill"), "its region is full")
     machine = int(everram.json("status")["hosts"][0]["pid"])
@@ -123,15 +123,15 @@ def test_a_machine_that_dies_while_it_saves_is_told_of(everram: Everram) -> None
 
 @pytest.mark.parametrize("file", ["index.1", "pages.1"])
 def test_a_damaged_image_is_refused_with_its_name(everram: Everram, file: str) -> None:
-    everram.run("up", "--hosts", "1", "-d")
+    everram.run("up", "--lease", "5s", "--hosts", "1", "-d")
     everram.run("down")
     image = everram.machine / "image" / file
     content = bytearray(image.read_bytes())
     content[len(content) // 2] ^= 0x40
     image.write_bytes(content)
-    status, _, err = everram.try_run("up", "-d")
+    status, _, err = everram.try_run("up", "--lease", "5s", "-d")
     assert status == 1
     assert f"h1 does not start: image/{file} is damaged at offset" in err
     content[len(content) // 2] ^= 0x40
     image.write_bytes(content)
-    everram.run("up", "-d")
+    everram.run("up", "--lease", "5s", "-d")

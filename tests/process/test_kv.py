@@ -70,7 +70,7 @@ def cluster_with_kv(folder: Path) -> Iterator[Cluster]:
     with tempfile.TemporaryDirectory(prefix="everram-test-", dir="/tmp") as runtime:
         cluster = Cluster(folder, runtime)
         try:
-            cluster.run("up", "--hosts", "1", "--memory", "256MiB", "--nvm", "128MiB", "-d")
+            cluster.run("up", "--lease", "5s", "--hosts", "1", "--memory", "256MiB", "--nvm", "128MiB", "-d")
             where = ("--name", "kv", "--region", "kv=32MiB", "--publish", str(cluster.port))
             cluster.run("run", "-d", *where, "--", "python", "examples/kv.py")
             answers(cluster.client())

@@ -195,7 +195,7 @@ def mounts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mounts]:
             for host in HOSTS:
                 ending.callback(fuse.unmount, str(cluster.point(host)))
             ending.callback(cluster.try_run, "down", "--discard")
-            cluster.run("up", "-d", "--hosts", "3", "--memory", "1GiB", "--nvm", "32MiB")
+            cluster.run("up", "--lease", "5s", "-d", "--hosts", "3", "--memory", "1GiB", "--nvm", "32MiB")
             for host in HOSTS:
                 cluster.mount(host)
             yield cluster

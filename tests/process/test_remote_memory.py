@@ -74,7 +74,7 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Local]:
         cluster = Local(tmp_path_factory.mktemp("remote"), runtime)
         with contextlib.ExitStack() as ending:
             ending.callback(cluster.try_run, "down", "--discard")
-            cluster.run("up", "-d", "--hosts", "3", "--memory", "256MiB", "--nvm", "64MiB")
+            cluster.run("up", "--lease", "5s", "-d", "--hosts", "3", "--memory", "256MiB", "--nvm", "64MiB")
             with pytest.MonkeyPatch.context() as patched:
                 for name in ("XDG_RUNTIME_DIR", "EVERRAM_DIR"):
                     patched.setenv(name, cluster.environment[name])
@@ -190,7 +190,7 @@ def test_persistent_files_outlive_down_and_up(local: Local) -> None:
     local.run("fs", "cp", "-", ":persistent", "--persistent", stdin=b"p" * 5_000)
     local.run("fs", "cp", "-", ":volatile", stdin=b"v")
     local.run("down")
-    local.run("up", "-d")
+    local.run("up", "--lease", "5s", "-d")
     assert local.run("fs", "cat", "persistent") == b"p" * 5_000
     assert "ESTALE" in local.refused("fs", "cat", "volatile")
     local.run("fs", "rm", "persistent", "volatile")

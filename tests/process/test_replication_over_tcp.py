@@ -109,7 +109,7 @@ def count(port: int, times: int) -> int:
 
 
 def test_a_lost_machine_takes_nothing_promised_with_it(cluster: Cluster) -> None:
-    cluster.run("up", "--hosts", "3", "--memory", "256MiB", "--channel", "tcp", "-d")
+    cluster.run("up", "--lease", "5s", "--hosts", "3", "--memory", "256MiB", "--channel", "tcp", "-d")
     port = free_port()
     where = ("--name", "counter", "--region", "n=8MiB", "--copies", "2", "--publish", str(port))
     host = cluster.json("run", "-d", *where, "--", "python", "-c", COUNTER)["host"]

@@ -72,7 +72,7 @@ def until(condition: Callable[[], bool], what: str) -> None:
 def everram(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Everram]:
     with tempfile.TemporaryDirectory(prefix="everram-test-", dir="/tmp") as runtime:
         user = Everram(tmp_path_factory.mktemp("strangers"), runtime)
-        user.run("up", "--hosts", "1", "--memory", "128MiB", "--nvm", "64MiB", "-d")
+        user.run("up", "--lease", "5s", "--hosts", "1", "--memory", "128MiB", "--nvm", "64MiB", "-d")
         try:
             yield user
         finally:
