@@ -39,7 +39,7 @@ LIMIT_S = 20.0
 """Nothing here takes so long, even on a loaded computer."""
 
 HOST = r"""
-import json, os, select, socket, sys
+import fcntl, json, os, select, socket, sys
 from everram.runtime.machine import protocol
 from everram.runtime.machine.protocol import Message
 
@@ -69,8 +69,9 @@ def forward(connection, command):
         words["ID"] = number
     made = []
     if "create" in command:
-        fd = os.memfd_create("made")
+        fd = os.memfd_create("made", os.MFD_ALLOW_SEALING)
         os.pwrite(fd, command["create"].encode(), 0)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
         made, fds[words["FDNAME"]] = [fd], fd
     protocol.send(machine, Message(words, command.get("payload"), made))
     return not ("ID" in words)
