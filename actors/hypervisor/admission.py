@@ -6,13 +6,12 @@ import re
 
 from everram.runtime.contracts import common_pb2 as pb
 from everram.runtime.errors import InvalidArgument
+from everram.runtime.log.ring import COPIES_MAX
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 """Names appear in paths, keys and descriptor names: letters that are safe in all of them, as DNS labels are."""
 MAX_REGIONS = 64
 """Each is a descriptor in the guest and in the machine; 64 leaves room within the usual limit of 1024."""
-COPIES_MAX = 4
-"""A log ring has eight slots for destinations, and a copy that is being replaced takes two."""
 MAX_COMMAND_BYTES = 128 * 1024
 """Arguments and environment together, the kernel's own limit for one string and enough for any shell's environment."""
 

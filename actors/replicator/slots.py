@@ -12,9 +12,6 @@ from collections.abc import Collection
 from everram.runtime.errors import ResourceExhausted
 from everram.runtime.log.ring import DESTINATIONS, Destination, Ring
 
-COPIES_MAX = DESTINATIONS // 2
-"""Each copy may need two slots at a time."""
-
 
 class Slots:
     """Slots of `ring`. Of what a dead host's shippers left the required slots are taken over, and nothing else."""

@@ -41,6 +41,8 @@ DEFAULT_CAPACITY_BYTES = 4 * 1024 * 1024
 MAX_CAPACITY_BYTES = 16 * 1024**3
 DESTINATIONS = 8
 """Slots; more copies than that have no use and would cost the guest time at every commit."""
+COPIES_MAX = DESTINATIONS // 2
+"""That a guest may have: one that is being replaced takes two slots."""
 GUEST_ID_BYTES = 16
 
 _STATIC = struct.Struct("<8sHHIQQQ16s")
