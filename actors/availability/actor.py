@@ -58,11 +58,9 @@ from everram.runtime.errors import (
     Unavailable,
 )
 from everram.runtime.formats.config import HostConfig
-from everram.runtime.log.ring import Ring, RingCorrupt
+from everram.runtime.log.ring import Ring, RingCorrupt, log_name
 from everram.runtime.memory.contract import Mapping
 
-LOG_PREFIX = "log."
-"""A guest's ring is the memory object `log.GUEST_ID`."""
 RETRY_S = 0.1
 """Between attempts to change the directory while coordination cannot be reached."""
 FREE_EVERY_S = 2.0
@@ -383,7 +381,7 @@ class Availability(AvailabilityActor):
     def _serve(self, guest_id: str, epoch: int) -> ServingGuest:
         """Keep the lease word of a guest from now on. Raises FailedPrecondition if its ring is damaged."""
         self._drop(guest_id)
-        mapping = self.context.environment.memory.open(LOG_PREFIX + guest_id).map()
+        mapping = self.context.environment.memory.open(log_name(guest_id)).map()
         try:
             serving = self._serving[guest_id] = ServingGuest(epoch, mapping)
         except RingCorrupt as error:

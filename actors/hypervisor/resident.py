@@ -9,7 +9,7 @@ from everram.actors.hypervisor.life import ENDED, Ends
 from everram.runtime.contracts import common_pb2 as pb
 from everram.runtime.environment import Grant, GuestLaunch
 from everram.runtime.errors import DataLoss
-from everram.runtime.log.ring import Ring, RingCorrupt
+from everram.runtime.log.ring import Ring, RingCorrupt, log_name
 from everram.runtime.memory.contract import Mapping
 
 
@@ -62,7 +62,7 @@ class Resident:
 
     @property
     def log_name(self) -> str:
-        return f"log.{self.guest.guest_id}"
+        return log_name(self.guest.guest_id)
 
     @property
     def output_path(self) -> str:

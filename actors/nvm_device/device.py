@@ -19,7 +19,7 @@ from everram.runtime.errors import AlreadyExists, InvalidArgument, NotFound, Res
 from everram.runtime.formats.nvm import ANY, OWN, Metadata
 from everram.runtime.formats.pages import PageTable, table_name
 from everram.runtime.log.record import ALIGNMENT_BYTES
-from everram.runtime.log.ring import DEFAULT_CAPACITY_BYTES, MAX_CAPACITY_BYTES, MIN_CAPACITY_BYTES, Ring
+from everram.runtime.log.ring import DEFAULT_CAPACITY_BYTES, MAX_CAPACITY_BYTES, MIN_CAPACITY_BYTES, Ring, log_name
 from everram.runtime.memory.contract import PAGE_BYTES
 from everram.runtime.sizes import size_text
 
@@ -38,10 +38,6 @@ OWNED_PREFIXES = ("region.", "pages.", "log.")
 
 def arena_name(guest_id: str, region: str, copy_id: str = OWN) -> str:
     return f"region.{guest_id}.{region}" + (f"@{copy_id}" if copy_id else "")
-
-
-def log_name(guest_id: str, log_id: str = "") -> str:
-    return f"log.{guest_id}" + (f"@{log_id}" if log_id else "")
 
 
 def whole_pages(size_bytes: int) -> int:

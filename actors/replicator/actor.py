@@ -14,10 +14,7 @@ from everram.runtime.contracts.vmemfs_contract import VMemFSRef
 from everram.runtime.coordination.resolver import HostResolver
 from everram.runtime.errors import DataLoss, NotFound
 from everram.runtime.formats.config import HostConfig
-from everram.runtime.log.ring import RingCorrupt
-
-LOG_PREFIX = "log."
-"""A guest's ring is the memory object `log.GUEST_ID`."""
+from everram.runtime.log.ring import RingCorrupt, log_name
 
 
 class Replicator(ReplicatorActor):
@@ -39,7 +36,7 @@ class Replicator(ReplicatorActor):
         """An earlier incarnation of this actor, or of this host, may have been told to; nobody tells again."""
         names = self.context.environment.memory.names()
         for guest in (await self.context.ref(VMemFSRef).guests(pb.Empty())).guests:
-            if (memory := LOG_PREFIX + guest.guest_id) in names:
+            if (memory := log_name(guest.guest_id)) in names:
                 try:
                     self._follow(guest.guest_id, memory)
                 except DataLoss as error:

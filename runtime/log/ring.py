@@ -58,6 +58,11 @@ SLOT_ACTIVE, SLOT_REQUIRED, SLOT_TAKEN = 1, 2, 4
 """Bits of a slot's state; independent, but none without the last: an empty slot is 0."""
 
 
+def log_name(guest_id: str, log_id: str = "") -> str:
+    """Of the memory object that holds a guest's ring; with a log_id, of one copy of it."""
+    return f"log.{guest_id}" + (f"@{log_id}" if log_id else "")
+
+
 class RingCorrupt(ValueError):
     """The ring is not what a guest's log can be; the message says what was found."""
 
