@@ -100,8 +100,9 @@ class MemoryObject(Protocol):
 
     def write(self, offset: int, data: bytes | memoryview) -> None: ...
 
-    def extents(self) -> list[tuple[int, int]]:
-        """(offset, length) of what is present, page-aligned, ascending."""
+    def extents(self, start: int = 0, end: int | None = None) -> list[tuple[int, int]]:
+        """(offset, length) of what is present, or of that part of it between two offsets of pages; page-aligned but
+        for the object's end, ascending."""
 
     def punch(self, offset: int, length: int) -> None:
         """Give the pages back; they read as zeros afterwards."""

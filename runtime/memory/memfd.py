@@ -47,19 +47,21 @@ def is_resizable(fd: int) -> bool:
     return not fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK
 
 
-def extents(fd: int, size_bytes: int) -> list[tuple[int, int]]:
-    """(offset, length) of what is present, ascending."""
+def extents(fd: int, start: int, end: int) -> list[tuple[int, int]]:
+    """(offset, length) of what is present between two offsets, ascending."""
     found = []
-    offset = 0
-    while offset < size_bytes:
+    offset = start
+    while offset < end:
         try:
-            start = os.lseek(fd, offset, os.SEEK_DATA)
+            first = os.lseek(fd, offset, os.SEEK_DATA)
         except OSError as error:
             if error.errno == errno.ENXIO:
                 break
             raise
-        offset = os.lseek(fd, start, os.SEEK_HOLE)
-        found.append((start, offset - start))
+        if first >= end:
+            break
+        offset = min(end, os.lseek(fd, first, os.SEEK_HOLE))
+        found.append((first, offset - first))
     return found
 
 

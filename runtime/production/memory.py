@@ -126,8 +126,8 @@ class KeptObject:
         except (OSError, OverflowError) as error:
             raise ResourceExhausted(f"memory {self.name} cannot be {size_bytes} bytes long: {error}") from error
 
-    def extents(self) -> list[tuple[int, int]]:
-        return memfd.extents(self._fd, self.size_bytes)
+    def extents(self, start: int = 0, end: int | None = None) -> list[tuple[int, int]]:
+        return memfd.extents(self._fd, start, self.size_bytes if end is None else min(end, self.size_bytes))
 
     def punch(self, offset: int, length: int) -> None:
         self._check(offset, length)

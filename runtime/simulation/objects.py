@@ -144,15 +144,17 @@ class Bytes:
         self.content[offset : offset + length] = bytes(length)
         self.present[offset // PAGE_BYTES : (offset + length) // PAGE_BYTES] = bytes(length // PAGE_BYTES)
 
-    def extents(self) -> list[tuple[int, int]]:
+    def extents(self, start: int = 0, end: int | None = None) -> list[tuple[int, int]]:
         found: list[tuple[int, int]] = []
-        start = self.present.find(1)
-        while start >= 0:
-            end = self.present.find(0, start)
-            end = len(self.present) if end < 0 else end
-            offset = start * PAGE_BYTES
-            found.append((offset, min(end * PAGE_BYTES, self.size_bytes) - offset))
-            start = self.present.find(1, end)
+        size_bytes = self.size_bytes if end is None else min(end, self.size_bytes)
+        pages = -(-size_bytes // PAGE_BYTES)
+        first = self.present.find(1, start // PAGE_BYTES, pages)
+        while first >= 0:
+            hole = self.present.find(0, first, pages)
+            hole = pages if hole < 0 else hole
+            offset = first * PAGE_BYTES
+            found.append((offset, min(hole * PAGE_BYTES, size_bytes) - offset))
+            first = self.present.find(1, hole, pages)
         return found
 
 
@@ -257,8 +259,8 @@ class SimulatedObject:
             self._gate()
         self._bytes.write(offset, data)
 
-    def extents(self) -> list[tuple[int, int]]:
-        return self._bytes.extents()
+    def extents(self, start: int = 0, end: int | None = None) -> list[tuple[int, int]]:
+        return self._bytes.extents(start, end)
 
     def punch(self, offset: int, length: int) -> None:
         self._bytes.punch(offset, length)

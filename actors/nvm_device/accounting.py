@@ -1,0 +1,87 @@
+"""What snapshots take up, exactly: their own, what they share, and what deleting some of them would give back.
+
+    usage(snapshots, record)                     # one snapshot
+    preview(snapshots, [first, second])          # deleting exactly these
+
+A block is a snapshot's own if no other snapshot and no running point refers to it. What several snapshots share with
+each other alone belongs to none of them and comes back only when all of them go: `preview` of all of them counts it.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from everram.actors.nvm_device import deletion, tables
+from everram.actors.nvm_device.records import Record
+from everram.actors.nvm_device.snapshots import Snapshots
+from everram.actors.nvm_device.tables import CHUNK_PAGES
+from everram.actors.nvm_device.virtblocks import Place, location
+from everram.runtime.memory.contract import PAGE_BYTES
+
+
+@dataclass(slots=True)
+class Freed:
+    """What a deletion would give back."""
+
+    memory_bytes: int = 0
+    """Of old blocks."""
+    storage_bytes: int = 0
+    """Of purged ones."""
+
+
+@dataclass(slots=True)
+class Usage:
+    """Of one snapshot. What it names = owned + shared; purged lies on storage, and is one or the other."""
+
+    named_bytes: int = 0
+    """All that it holds that is no hole."""
+    owned_bytes: int = 0
+    """Nobody else refers to it."""
+    shared_bytes: int = 0
+    """With other snapshots or the running point."""
+    purged_bytes: int = 0
+    """On storage."""
+
+
+def preview(snapshots: Snapshots, records: Sequence[Record]) -> Freed:
+    """Of one region's snapshots."""
+    freed = Freed()
+    for virtblock in _dead(snapshots, records):
+        place, _ = location(snapshots.media, virtblock)
+        freed.memory_bytes += PAGE_BYTES * (place is Place.STORE)
+        freed.storage_bytes += PAGE_BYTES * (place is Place.STORAGE)
+    return freed
+
+
+def usage(snapshots: Snapshots, record: Record) -> Usage:
+    media, region = snapshots.media, snapshots.region_of(record)
+    found = Usage()
+    broken_up = set()
+    for first, leaf in tables.leaves(media, record.root):
+        broken_up.add(first // CHUNK_PAGES)
+        for virtblock in tables.entries(media, leaf):
+            if virtblock:
+                found.named_bytes += PAGE_BYTES
+                found.purged_bytes += PAGE_BYTES * (location(media, virtblock).place is Place.STORAGE)
+    for offset, length in snapshots.arena_of(region.record.name).extents(0, record.size_bytes):
+        for page in range(offset // PAGE_BYTES, -(-(offset + length) // PAGE_BYTES)):
+            found.named_bytes += PAGE_BYTES * (page // CHUNK_PAGES not in broken_up)
+    found.owned_bytes = PAGE_BYTES * len(_dead(snapshots, [record]))
+    found.shared_bytes = found.named_bytes - found.owned_bytes
+    return found
+
+
+def _dead(snapshots: Snapshots, records: Sequence[Record]) -> set[int]:
+    """The virtblocks that only these snapshots name."""
+    media = snapshots.media
+    kept = deletion.others(snapshots, *records)
+    chunks: defaultdict[int, set[int]] = defaultdict(set)
+    for record in records:
+        for first, leaf in tables.leaves(media, record.root, kept):
+            chunks[first].add(leaf)
+    dead: set[int] = set()
+    for first, leaves in chunks.items():
+        dead |= deletion.dead_virtblocks(snapshots, first, leaves, kept)
+    return dead

@@ -1,0 +1,108 @@
+"""Which of many equal things are taken: one bit each, in metadata pages that are made as they are needed.
+
+    number = bitmap.take()                  # reserved in this process alone
+    bitmap.mark(change, number)             # and persistently, with the change that first refers to it
+    bitmap.release(change, number)          # free again once the change is committed
+    bitmap.unreserve(number)                # it is not needed after all: nothing ever referred to it
+
+A thing is reserved before anything is written into it and marked in the very change that makes it reachable, so a
+crash in between leaves it free. What is released can be taken again only after `committed`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+
+from everram.actors.nvm_device.redo import WORD_BYTES, Change
+from everram.runtime.errors import ResourceExhausted
+from everram.runtime.memory.contract import PAGE_BYTES
+
+BITS_PER_PAGE = PAGE_BYTES * 8
+_WORD_BITS = WORD_BYTES * 8
+
+
+class Bitmap:
+    """`limit`: how many things there may be now. `page_at` gives the offset of the n-th page of bits."""
+
+    def __init__(self, what: str, limit: int, page_at: Callable[[int], int]) -> None:
+        self.what = what
+        self.limit = limit
+        self._page_at = page_at
+        self._bits = bytearray()
+        self._free: deque[int] = deque()
+        self._scanned = 0
+        """In bytes: everything free before it is in `_free`, or was taken or released since."""
+        self._reserved: set[int] = set()
+        self._released: list[int] = []
+        self.taken = 0
+
+    @property
+    def pages(self) -> int:
+        return len(self._bits) // PAGE_BYTES
+
+    def loaded(self, bits: bytes) -> None:
+        """One more page of bits, as it is in the metadata."""
+        self._bits += bits
+        self.taken += int.from_bytes(bits, "little").bit_count()
+
+    def is_taken(self, number: int) -> bool:
+        return number // 8 < len(self._bits) and bool(self._bits[number // 8] >> number % 8 & 1)
+
+    def taken_numbers(self) -> Iterable[int]:
+        return (at * 8 + bit for at, byte in enumerate(self._bits) if byte for bit in range(8) if byte >> bit & 1)
+
+    @property
+    def free(self) -> int:
+        return self.limit - self.taken - len(self._reserved)
+
+    def take(self) -> int:
+        """Reserve one. Raises ResourceExhausted."""
+        while not self._free:
+            if not self._scan():
+                raise ResourceExhausted(f"no {self.what} is free: all {self.limit} are taken")
+        number = self._free.popleft()
+        self._reserved.add(number)
+        return number
+
+    def unreserve(self, number: int) -> None:
+        self._reserved.discard(number)
+        self._free.appendleft(number)
+
+    def mark(self, change: Change, number: int) -> None:
+        self._reserved.discard(number)
+        self._bits[number // 8] |= 1 << number % 8
+        self.taken += 1
+        self._put(change, number)
+
+    def release(self, change: Change, number: int) -> None:
+        self._bits[number // 8] &= ~(1 << number % 8)
+        self.taken -= 1
+        self._released.append(number)
+        self._put(change, number)
+
+    def committed(self) -> None:
+        """The changes so far are persistent: what they released may be taken again."""
+        if self._released:
+            scanned = self._scanned * 8
+            self._free.extend(number for number in self._released if number < scanned)  # a scan will find the others
+            self._released.clear()
+
+    def _put(self, change: Change, number: int) -> None:
+        word = number // _WORD_BITS
+        data = bytes(self._bits[word * WORD_BYTES : (word + 1) * WORD_BYTES])
+        page, within = divmod(word * WORD_BYTES, PAGE_BYTES)
+        change.put(self._page_at(page) + within, data)
+
+    def _scan(self) -> bool:
+        """Find more that are free; False if there are none."""
+        bits, end = self._bits, min(len(self._bits), -(-self.limit // 8))
+        while self._scanned < end and not self._free:
+            at = self._scanned
+            self._scanned += WORD_BYTES
+            if bits[at : at + WORD_BYTES] == b"\xff" * WORD_BYTES:
+                continue
+            for number in range(at * 8, min(self._scanned * 8, self.limit)):
+                if not bits[number // 8] >> number % 8 & 1 and number not in self._reserved:
+                    self._free.append(number)
+        return bool(self._free)

@@ -1,0 +1,137 @@
+"""The consistency check of a device's snapshots: everything that is reachable, against everything that is taken.
+
+    for finding in check(snapshots): ...         # plain sentences; none: all is as it has to be
+
+It reads all tables, arrays and bitmaps and changes nothing. What lies on storage is verified by whoever can read it
+(`Slots` are those that are referred to).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from everram.actors.nvm_device import tables
+from everram.actors.nvm_device.bitmap import Bitmap
+from everram.actors.nvm_device.media import (
+    FIRST,
+    PAGES_DIRECTORY,
+    RECORDS_DIRECTORY,
+    STORAGE_DIRECTORY,
+    STORE_DIRECTORY,
+    WORDS_PER_PAGE,
+)
+from everram.actors.nvm_device.records import Record, State
+from everram.actors.nvm_device.snapshots import Snapshots
+from everram.actors.nvm_device.tables import LEAF
+from everram.actors.nvm_device.virtblocks import Place, chain, location
+from everram.runtime.errors import DataLoss
+
+
+@dataclass(slots=True)
+class Reached:
+    """What the tables refer to."""
+
+    pages: set[int] = field(default_factory=set)
+    blocks: dict[int, int] = field(default_factory=dict)
+    """Block of the store -> virtblock."""
+    slots: dict[int, int] = field(default_factory=dict)
+    """Slot of the storage file -> virtblock."""
+    named: dict[int, tuple[int, int]] = field(default_factory=dict)
+    """Virtblock -> (number of the region's record, page)."""
+    in_arrays: set[int] = field(default_factory=set)
+    """Virtblocks of pages that an array has."""
+
+
+def check(snapshots: Snapshots) -> tuple[list[str], Reached]:
+    """What is wrong, in sentences, and what was reached."""
+    findings: list[str] = []
+    reached = Reached(pages=set(range(FIRST)))
+    for directory in (PAGES_DIRECTORY, STORE_DIRECTORY, STORAGE_DIRECTORY, RECORDS_DIRECTORY):
+        reached.pages.update(snapshots.media.directory(directory))
+    for record in _owners(snapshots):
+        try:
+            findings += _arrays(snapshots, record, reached)
+        except DataLoss as error:
+            findings.append(f"{_described(record)}: {error.message}")
+    seen: set[tuple[int, int]] = set()
+    for record in _owners(snapshots):
+        try:
+            findings += _tables(snapshots, record, reached, seen)
+        except DataLoss as error:
+            findings.append(f"{_described(record)}: {error.message}")
+    media = snapshots.media
+    findings += _compared(media.pages, reached.pages, "page of the metadata")
+    findings += _compared(media.store, set(reached.blocks), "block of the store")
+    findings += _compared(media.storage, set(reached.slots), "slot of the storage file")
+    return findings, reached
+
+
+def _owners(snapshots: Snapshots) -> Iterator[Record]:
+    yield from (region.record for region in snapshots.regions.values())
+    yield from snapshots.records.values()
+
+
+def _described(record: Record) -> str:
+    if record.sequence:
+        return f"snapshot {record.name or record.sequence}"
+    return f"region {record.name}"
+
+
+def _arrays(snapshots: Snapshots, record: Record, reached: Reached) -> Iterator[str]:
+    for page, words in chain(snapshots.media, record.array):
+        if page in reached.pages:
+            yield f"{_described(record)}: page {page} of its array is used for something else, too"
+        reached.pages.add(page)
+        reached.in_arrays.update(page * WORDS_PER_PAGE + at for at in range(1, WORDS_PER_PAGE) if words[at])
+
+
+def _tables(snapshots: Snapshots, record: Record, reached: Reached, seen: set[tuple[int, int]]) -> Iterator[str]:
+    """`seen`: (level, node) of tables that were looked at before, with what lies below."""
+    for level, first, node in tables.nodes(snapshots.media, record.root):
+        if (level, node) in seen:
+            continue
+        if node in reached.pages:
+            yield f"{_described(record)}: page {node}, a node of its table, is used for something else, too"
+        seen.add((level, node))
+        reached.pages.add(node)
+        if level == LEAF:
+            yield from _leaf(snapshots, record, first, node, reached)
+
+
+def _leaf(snapshots: Snapshots, record: Record, first: int, leaf: int, reached: Reached) -> Iterator[str]:
+    region = record.region if record.sequence else record.number
+    for at, virtblock in enumerate(tables.entries(snapshots.media, leaf)):
+        if not virtblock:
+            continue
+        page = first + at
+        where = f"{_described(record)}, page {page}"
+        if virtblock not in reached.in_arrays:
+            yield f"{where}: its virtblock {virtblock} is in no array"
+            continue
+        if reached.named.setdefault(virtblock, (region, page)) != (region, page):
+            yield f"{where}: its virtblock {virtblock} is named for another page, too"
+        yield from _placed(snapshots, where, page, virtblock, reached)
+
+
+def _placed(snapshots: Snapshots, where: str, page: int, virtblock: int, reached: Reached) -> Iterator[str]:
+    place, number = location(snapshots.media, virtblock)
+    if place is Place.ARENA and number != page:
+        yield f"{where}: its content is said to lie in page {number} of the arena"
+    for wanted, taken, what in ((Place.STORE, reached.blocks, "block"), (Place.STORAGE, reached.slots, "slot")):
+        if place is wanted and taken.setdefault(number, virtblock) != virtblock:
+            yield f"{where}: its {what} {number} has the content of another virtblock, too"
+
+
+def _compared(bitmap: Bitmap, reached: set[int], what: str) -> Iterator[str]:
+    taken = set(bitmap.taken_numbers())
+    if lost := sorted(taken - reached):
+        yield f"{len(lost)} times a {what} is taken and nothing refers to it, such as {lost[0]}"
+    if free := sorted(reached - taken):
+        yield f"{len(free)} times a {what} is referred to and not taken, such as {free[0]}"
+
+
+def is_at_rest(snapshots: Snapshots) -> bool:
+    """Whether nothing is being deleted or reverted."""
+    states = {record.state for record in _owners(snapshots)}
+    return states <= {State.LIVE}

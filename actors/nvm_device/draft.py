@@ -1,0 +1,119 @@
+"""One operation on the metadata, composed first and committed at once.
+
+    with Draft(media) as draft:
+        page = draft.new_page()                  # its content is written before anything refers to it
+        draft.word(page * PAGE_BYTES, 7)         # into the new page, or into one that is in use already
+        block = draft.new_block()
+        draft.free_page(old)
+        draft.commit()
+
+Whatever was taken and not committed is free again when the block ends. Stores to pages that are in use go through the
+redo log, all or none; new pages need no log, because nobody can reach them before.
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from everram.actors.nvm_device.media import RECORDS_DIRECTORY, Media
+from everram.actors.nvm_device.records import RECORD_BYTES, Record
+from everram.actors.nvm_device.redo import WORD_BYTES, Change
+from everram.runtime.memory.contract import PAGE_BYTES
+
+RECORDS_PER_PAGE = PAGE_BYTES // RECORD_BYTES
+
+
+class Draft:
+    """See the module. Raises ResourceExhausted where nothing is left to take; then nothing has changed."""
+
+    def __init__(self, media: Media) -> None:
+        self._media = media
+        self._change = Change()
+        self._pages: dict[int, bytearray] = {}
+        self._blocks: list[int] = []
+        self._slots: list[int] = []
+        self._freed_pages: list[int] = []
+        self._freed_blocks: list[int] = []
+        self._freed_slots: list[int] = []
+
+    def __enter__(self) -> Draft:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        for page in self._pages:
+            self._media.pages.unreserve(page)
+        for block in self._blocks:
+            self._media.store.unreserve(block)
+        for slot in self._slots:
+            self._media.storage.unreserve(slot)
+
+    # -- what it takes and gives back
+
+    def new_page(self, content: bytes = bytes(PAGE_BYTES)) -> int:
+        page = self._media.take_page()
+        self._pages[page] = bytearray(content)
+        return page
+
+    def new_block(self) -> int:
+        block = self._media.take_block()
+        self._blocks.append(block)
+        return block
+
+    def new_slot(self) -> int:
+        slot = self._media.take_slot()
+        self._slots.append(slot)
+        return slot
+
+    def free_page(self, page: int) -> None:
+        self._freed_pages.append(page)
+
+    def free_block(self, block: int) -> None:
+        self._freed_blocks.append(block)
+
+    def free_slot(self, slot: int) -> None:
+        self._freed_slots.append(slot)
+
+    # -- what it stores
+
+    def word(self, offset: int, value: int) -> None:
+        page, within = divmod(offset, PAGE_BYTES)
+        fresh = self._pages.get(page)
+        if fresh is None:
+            self._change.word(offset, value)
+        else:
+            fresh[within : within + WORD_BYTES] = value.to_bytes(WORD_BYTES, "little")
+
+    def put(self, offset: int, data: bytes) -> None:
+        """Whole words of a page that is in use."""
+        self._change.put(offset, data)
+
+    def record(self, record: Record, *, erase: bool = False) -> None:
+        self._change.put(record_offset(self._media, record.number), bytes(RECORD_BYTES) if erase else record.pack())
+
+    @property
+    def size_bytes(self) -> int:
+        """That it takes in the redo log so far, and may yet for the bits of what it frees and takes."""
+        bits = len(self._pages) + len(self._blocks) + len(self._slots)
+        bits += len(self._freed_pages) + len(self._freed_blocks) + len(self._freed_slots)
+        return self._change.size_bytes + bits * 3 * WORD_BYTES
+
+    def commit(self) -> None:
+        media, change = self._media, self._change
+        for page, content in self._pages.items():
+            media.write_page(page, bytes(content))
+        for bitmap, taken, freed in (
+            (media.pages, list(self._pages), self._freed_pages),
+            (media.store, self._blocks, self._freed_blocks),
+            (media.storage, self._slots, self._freed_slots),
+        ):
+            for number in taken:
+                bitmap.mark(change, number)
+            for number in freed:
+                bitmap.release(change, number)
+        self._pages, self._blocks, self._slots = {}, [], []
+        media.commit(change)
+
+
+def record_offset(media: Media, number: int) -> int:
+    page, place = divmod(number, RECORDS_PER_PAGE)
+    return media.word(RECORDS_DIRECTORY * PAGE_BYTES + page * WORD_BYTES) * PAGE_BYTES + place * RECORD_BYTES

@@ -1,0 +1,165 @@
+"""Purging: old blocks leave the memory for the storage file, each by ONE store to its virtblock.
+
+    for batch in purging.batches(snapshots, limit):      # the blocks that no running point refers to
+        purge = Purge.begin(snapshots, batch)            # slots of the storage file are theirs
+        ...                                              # purge.contents() into purge.slots, durably
+        purge.publish()                                  # one word each: from here on they are read from storage
+        purge.end()                                      # and their blocks are free
+
+Non-active blocks are found by address: at each chunk the leaves of a region's snapshots are compared with that of its
+running point. A subtree that a snapshot shares with the running point is passed over whole, and a block that many
+snapshots share is found once, because they all name the same virtblock (US20220129377A1, claims 1-3).
+
+Between any two steps exactly one valid copy can be reached. The blocks and slots of a purge that is under way stand in
+the intent pages, so that a crash loses neither: `recover` frees the block of what was published and the slot of what
+was not. Nothing is deleted or reverted between `begin` and `end`; writes and new snapshots do no harm.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from everram.actors.nvm_device import tables
+from everram.actors.nvm_device.deletion import runs
+from everram.actors.nvm_device.draft import Draft
+from everram.actors.nvm_device.media import INTENT_ENTRIES_MAX, INTENTS, INTENTS_AT, Media
+from everram.actors.nvm_device.snapshots import Region, Snapshots
+from everram.actors.nvm_device.virtblocks import Place, location, publish
+from everram.runtime.errors import DataLoss
+from everram.runtime.memory.contract import PAGE_BYTES
+
+_INTENT = struct.Struct("<QQQ")
+BATCH_BLOCKS = INTENT_ENTRIES_MAX
+"""16 MiB: the disk is told to be durable once a batch."""
+PIECE_BLOCKS = 512
+"""In one change of the metadata."""
+
+
+class Candidate(NamedTuple):
+    virtblock: int
+    block: int
+
+
+class _Intent(NamedTuple):
+    virtblock: int
+    block: int
+    slot: int
+
+
+def batches(snapshots: Snapshots, limit: int = BATCH_BLOCKS) -> Iterator[list[Candidate]]:
+    """Of all regions; each batch is found when it is asked for. What is purged meanwhile by others is not found."""
+    batch: list[Candidate] = []
+    for region in list(snapshots.regions.values()):
+        for candidates in _non_active(snapshots, region):
+            batch += candidates
+            while len(batch) >= limit:
+                yield batch[:limit]
+                batch = batch[limit:]
+    if batch:
+        yield batch
+
+
+def _non_active(snapshots: Snapshots, region: Region) -> Iterator[list[Candidate]]:
+    """For each chunk of a region, the blocks of the store that its running point does not refer to."""
+    media = snapshots.media
+    chunks: defaultdict[int, set[int]] = defaultdict(set)
+    for record in snapshots.live(region):
+        for first, leaf in tables.leaves(media, record.root, [region.record.root]):
+            chunks[first].add(leaf)
+    for first in sorted(chunks):
+        virtblocks: set[int] = set()
+        for leaf in chunks[first]:
+            if any(tables.leaf_of(media, record.root, first) == leaf for record in snapshots.live(region)):
+                virtblocks.update(tables.entries(media, leaf))  # it was not deleted since
+        running = tables.leaf_of(media, region.record.root, first)
+        virtblocks.difference_update(tables.entries(media, running) if running else (), (0,))
+        found = []
+        for virtblock in sorted(virtblocks):
+            place, number = location(media, virtblock)
+            if place is Place.STORE:
+                found.append(Candidate(virtblock, number))
+        yield found
+
+
+class Purge:
+    """One batch on its way."""
+
+    def __init__(self, snapshots: Snapshots, intents: Sequence[_Intent]) -> None:
+        self._snapshots = snapshots
+        self._intents = intents
+        self.slots = [intent.slot for intent in intents]
+
+    @staticmethod
+    def begin(snapshots: Snapshots, batch: Sequence[Candidate]) -> Purge:
+        """Raises ResourceExhausted where the storage has no room; then nothing has changed."""
+        media = snapshots.media
+        intents: list[_Intent] = []
+        try:
+            for first in range(0, len(batch), PIECE_BLOCKS):
+                piece = batch[first : first + PIECE_BLOCKS]
+                with Draft(media) as draft:
+                    slots = sorted(draft.new_slot() for _ in piece)  # neighbours are written in one go
+                    added = [_Intent(*candidate, slot) for candidate, slot in zip(piece, slots, strict=True)]
+                    packed = b"".join(_INTENT.pack(*intent) for intent in added)
+                    media.mapping.persist(INTENTS * PAGE_BYTES + first * _INTENT.size, packed)
+                    draft.word(INTENTS_AT, first + len(added))
+                    draft.commit()
+                intents += added
+        except BaseException:
+            _settle(snapshots, intents)
+            raise
+        return Purge(snapshots, intents)
+
+    def contents(self, first: int, count: int) -> list[tuple[int, int, bytes]]:
+        """(slot, virtblock, content) of some of the blocks."""
+        load = self._snapshots.blocks.load
+        return [(one.slot, one.virtblock, load(one.block)) for one in self._intents[first : first + count]]
+
+    def publish(self) -> None:
+        """They are on storage, durably: point each virtblock there."""
+        media = self._snapshots.media
+        for intent in self._intents:
+            publish(media, intent.virtblock, Place.STORAGE, intent.slot)
+        self._snapshots.entry_updates += len(self._intents)
+
+    def end(self) -> None:
+        _settle(self._snapshots, self._intents)
+
+    def abandon(self) -> None:
+        """Storage did not take them: all is as before."""
+        _settle(self._snapshots, self._intents)
+
+
+def recover(snapshots: Snapshots) -> int:
+    """Settle what a crash has left of a purge; the number of blocks."""
+    media = snapshots.media
+    count = media.word(INTENTS_AT)
+    if count > INTENT_ENTRIES_MAX:
+        raise DataLoss(f"snapshots: a purge of {count} blocks cannot be under way, {INTENT_ENTRIES_MAX} at most")
+    packed = media.mapping.load(INTENTS * PAGE_BYTES, count * _INTENT.size)
+    _settle(snapshots, [_Intent(*intent) for intent in _INTENT.iter_unpack(packed)])
+    return count
+
+
+def _settle(snapshots: Snapshots, intents: Sequence[_Intent]) -> None:
+    """From the last to the first, so that those whose turn has not come still stand in the intent pages."""
+    media: Media = snapshots.media
+    left = len(intents)
+    while left:
+        start = max(0, left - PIECE_BLOCKS)
+        blocks: list[int] = []
+        with Draft(media) as draft:
+            for virtblock, block, slot in intents[start:left]:
+                if location(media, virtblock) == (Place.STORAGE, slot):
+                    draft.free_block(block)
+                    blocks.append(block)
+                else:
+                    draft.free_slot(slot)
+            draft.word(INTENTS_AT, start)
+            draft.commit()
+        for first, count in runs(sorted(blocks)):
+            snapshots.blocks.discard(first, count)
+        left = start

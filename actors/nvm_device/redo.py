@@ -1,0 +1,107 @@
+"""Changes of several words at once that a crash leaves whole or undone: the redo log of the NVM device's metadata.
+
+    change = Change()
+    change.word(offset, value)              # 8 aligned bytes
+    change.put(offset, data)                # any whole words
+    redo.commit(change)                     # all of it, persistently, or none
+
+There is one change at a time, so the log holds one record: it is persistent before the first word is stored in place,
+and counted as applied after the last one is. A crash in between leaves a whole record, and `RedoLog.open` stores it
+again; its words are absolute, so storing them twice changes nothing. docs/formats.md, "Snapshots", has the layout.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+
+from everram.runtime.errors import DataLoss
+from everram.runtime.memory.contract import Mapping
+
+WORD_BYTES = 8
+_HEADER = struct.Struct("<QIIII")
+"""Sequence number, length of the body in bytes, its CRC-32, number of ranges, CRC-32 of the header before it."""
+_HEADER_BYTES = 24
+_RANGE = struct.Struct("<QQ")
+"""Offset, length in bytes; the data follows."""
+
+
+class Change:
+    """What is to be stored where. A later store to the same offset replaces the earlier one."""
+
+    def __init__(self) -> None:
+        self.ranges: dict[int, bytes] = {}
+
+    def word(self, offset: int, value: int) -> None:
+        self.ranges[offset] = value.to_bytes(WORD_BYTES, "little")
+
+    def put(self, offset: int, data: bytes) -> None:
+        self.ranges[offset] = data
+
+    @property
+    def size_bytes(self) -> int:
+        """That it takes in the log."""
+        return _HEADER_BYTES + sum(_RANGE.size + len(data) for data in self.ranges.values())
+
+
+class RedoLog:
+    """`size_bytes` at `offset` of a mapping; `applied_at`: the word that counts what has been applied."""
+
+    def __init__(self, mapping: Mapping, offset: int, size_bytes: int, applied_at: int) -> None:
+        self._mapping = mapping
+        self._offset = offset
+        self.size_bytes = size_bytes
+        self._applied_at = applied_at
+        self._sequence = mapping.load_u64(applied_at)
+
+    @classmethod
+    def open(cls, mapping: Mapping, offset: int, size_bytes: int, applied_at: int) -> RedoLog:
+        """Apply what a crash has left unapplied. Raises DataLoss for a record that no crash can leave."""
+        log = cls(mapping, offset, size_bytes, applied_at)
+        sequence, length, checksum, count, header_checksum = _HEADER.unpack(mapping.load(offset, _HEADER_BYTES))
+        header = mapping.load(offset, _HEADER_BYTES - 4)
+        if sequence != log._sequence + 1 or header_checksum != zlib.crc32(header) or length > size_bytes:
+            return log  # none, or one that was not whole: nothing of it was stored in place
+        body = mapping.load(offset + _HEADER_BYTES, length)
+        if zlib.crc32(body) != checksum:
+            return log
+        change = Change()
+        at = 0
+        for _ in range(count):
+            target, size = _RANGE.unpack_from(body, at)
+            at += _RANGE.size
+            if at + size > length or target + size > mapping.size_bytes:
+                raise DataLoss(f"redo log: a range of {size} bytes for offset {target} cannot be")
+            change.put(target, body[at : at + size])
+            at += size
+        log._apply(change)
+        return log
+
+    def moved(self, mapping: Mapping) -> None:
+        """The same memory is mapped anew, longer."""
+        self._mapping = mapping
+
+    def commit(self, change: Change) -> None:
+        """Persistent and in place when this returns. Raises ValueError for more than the log holds."""
+        if change.size_bytes > self.size_bytes:
+            raise ValueError(f"a change of {change.size_bytes} bytes does not fit into a log of {self.size_bytes}")
+        parts = []
+        for offset, data in change.ranges.items():
+            parts.append(_RANGE.pack(offset, len(data)))
+            parts.append(data)
+        body = b"".join(parts)
+        header = _HEADER.pack(self._sequence + 1, len(body), zlib.crc32(body), len(change.ranges), 0)[:-4]
+        self._mapping.persist(self._offset, header + zlib.crc32(header).to_bytes(4, "little") + body)
+        self._apply(change)
+
+    def _apply(self, change: Change) -> None:
+        mapping = self._mapping
+        for offset, data in change.ranges.items():
+            if len(data) == WORD_BYTES:
+                mapping.store_u64(offset, int.from_bytes(data, "little"))
+            else:
+                mapping.store(offset, data)
+            mapping.flush(offset, len(data))
+        mapping.drain()
+        self._sequence += 1
+        mapping.publish_u64(self._applied_at, self._sequence)

@@ -1,0 +1,103 @@
+"""Reverting a region to a snapshot: its arena gets the snapshot's content, page by page, and its table the snapshot's.
+
+    reverting.begin(snapshots, record)               # durably; nobody may use the region until it has ended
+    for page in reverting.pages(snapshots, record):  # those whose content differs
+        data = ...                                   # the snapshot's content, from wherever it lies; None: a hole
+        reverting.restore(snapshots, record, page, data)
+    retired = reverting.end(snapshots, record)       # what is now to be deleted (`deletion.steps`)
+
+What the running point held and later snapshots share is kept for them first. Then the content goes into the arena, and
+the snapshot's virtblock is pointed there: the block or the slot that it was in is free. A reversion that a crash cut
+off is found by the region's state and run again from the start, which changes nothing that is done already.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+from everram.actors.nvm_device import deletion, tables
+from everram.actors.nvm_device.draft import Draft
+from everram.actors.nvm_device.records import Record, State
+from everram.actors.nvm_device.redo import WORD_BYTES
+from everram.actors.nvm_device.snapshots import Region, Snapshots
+from everram.actors.nvm_device.tables import LEAF, entry_offset
+from everram.actors.nvm_device.virtblocks import Place, location, pack_location
+from everram.runtime.memory.contract import PAGE_BYTES
+
+
+def begin(snapshots: Snapshots, record: Record) -> None:
+    region = snapshots.region_of(record)
+    changed = dataclasses.replace(region.record, state=State.REVERTING, target=record.sequence)
+    with Draft(snapshots.media) as draft:
+        draft.record(changed)
+        draft.commit()
+    region.record = changed
+
+
+def unfinished(snapshots: Snapshots) -> list[Record]:
+    """The snapshots to which regions are being reverted."""
+    reverting = [region.record for region in snapshots.regions.values() if region.record.state is State.REVERTING]
+    return [snapshots.records[record.target] for record in reverting]
+
+
+def pages(snapshots: Snapshots, record: Record) -> Iterator[int]:
+    """Those whose content in the arena may not be the snapshot's, ascending."""
+    media, region = snapshots.media, snapshots.region_of(record)
+    for first, leaf in tables.leaves(media, record.root, [region.record.root]):
+        running = tables.entries(media, tables.leaf_of(media, region.record.root, first))
+        for at, (theirs, ours) in enumerate(zip(tables.entries(media, leaf), running, strict=True)):
+            if theirs != ours and not (theirs and location(media, theirs).place is Place.ARENA):
+                yield first + at
+
+
+def restore(snapshots: Snapshots, record: Record, page: int, data: bytes | None) -> None:
+    """Raises ResourceExhausted where a later snapshot needs what is there, and no block is left to keep it in."""
+    media, region = snapshots.media, snapshots.region_of(record)
+    arena = snapshots.arena_of(region.record.name)
+    _keep(snapshots, region, page)
+    if data is None:
+        arena.punch(page * PAGE_BYTES, PAGE_BYTES)
+        return
+    arena.write(page * PAGE_BYTES, data)
+    virtblock = media.word(entry_offset(tables.leaf_of(media, record.root, page), page, LEAF))
+    place, number = location(media, virtblock)
+    with Draft(media) as draft:
+        draft.word(virtblock * WORD_BYTES, pack_location(Place.ARENA, page))
+        if place is Place.STORE:
+            draft.free_block(number)
+        elif place is Place.STORAGE:
+            draft.free_slot(number)
+        draft.commit()
+    snapshots.entry_updates += 1
+    if place is Place.STORE:
+        snapshots.blocks.discard(number, 1)
+
+
+def _keep(snapshots: Snapshots, region: Region, page: int) -> None:
+    """What the running point holds, for later snapshots that share it."""
+    media = snapshots.media
+    virtblock = media.word(entry_offset(tables.leaf_of(media, region.record.root, page), page, LEAF))
+    if not virtblock or location(media, virtblock).place is not Place.ARENA:
+        return
+    if not snapshots.is_shared(region, page, virtblock):
+        return
+    with Draft(media) as draft:
+        block = draft.new_block()
+        snapshots.blocks.persist(block, snapshots.arena_of(region.record.name).read(page * PAGE_BYTES, PAGE_BYTES))
+        draft.word(virtblock * WORD_BYTES, pack_location(Place.STORE, block))
+        draft.commit()
+    snapshots.blocks_copied += 1
+    snapshots.entry_updates += 1
+
+
+def end(snapshots: Snapshots, record: Record) -> Record:
+    """The running point is the snapshot's; what it had of its own is to be deleted."""
+    region = snapshots.region_of(record)
+    (number,) = snapshots.next_numbers(1)
+    with Draft(snapshots.media) as draft:
+        changed, old = deletion.retire(snapshots, draft, region, number, 0, root=record.root, parent=record.sequence)
+        draft.commit()
+    snapshots.went_on(region, changed)
+    snapshots.make_record(old)
+    return old

@@ -1,0 +1,99 @@
+"""Page tables: from a page of a region to the virtblock that says where its content lies.
+
+Trees of four levels of 512 entries, so one table reaches 256 TiB. The entries of a leaf are virtblocks, 0 where a page
+is a hole; all others are metadata pages of the nodes below. Tables share what they have in common: a snapshot takes the
+root of the running point, and a node that others refer to is copied before it changes.
+
+An entry of 0 above the leaves is an extent that nobody has written since the region's first snapshot: what is there is
+what lies in the arena, for the running point and every snapshot alike. So large extents stay large, and a region of any
+size is snapshotted in the same time. `chunk`: the 512 pages of one leaf.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from everram.actors.nvm_device.media import WORDS_PER_PAGE, Media
+from everram.actors.nvm_device.redo import WORD_BYTES
+from everram.actors.nvm_device.virtblocks import WORDS
+from everram.runtime.memory.contract import PAGE_BYTES
+
+LEVELS = 4
+_BITS = 9
+CHUNK_PAGES = WORDS_PER_PAGE
+PAGES_MAX = 1 << _BITS * LEVELS
+LEAF = 1
+
+
+def index(page: int, level: int) -> int:
+    """Of a page's entry in the node at `level`; the root is at LEVELS."""
+    return page >> _BITS * (level - 1) & WORDS_PER_PAGE - 1
+
+
+def entry_offset(node: int, page: int, level: int) -> int:
+    return node * PAGE_BYTES + index(page, level) * WORD_BYTES
+
+
+def node_at(media: Media, root: int, page: int, level: int) -> int:
+    """The node of a table that covers `page` at `level`; 0 if it has none."""
+    node = root
+    for above in range(LEVELS, level, -1):
+        if not node:
+            return 0
+        node = media.word(entry_offset(node, page, above))
+    return node
+
+
+def leaf_of(media: Media, root: int, page: int) -> int:
+    """0: its chunk is an extent of the arena."""
+    return node_at(media, root, page, LEAF)
+
+
+def path(media: Media, root: int, page: int) -> list[int]:
+    """The nodes from the root to the leaf of a page whose chunk is no extent."""
+    nodes = [root]
+    for level in range(LEVELS, LEAF, -1):
+        nodes.append(media.word(entry_offset(nodes[-1], page, level)))
+    return nodes
+
+
+def entries(media: Media, node: int) -> tuple[int, ...]:
+    return WORDS.unpack(media.load_page(node))
+
+
+def leaves(media: Media, root: int, skip: Iterable[int] = ()) -> Iterator[tuple[int, int]]:
+    """(first page, leaf) of each chunk of a table that is no extent, ascending by address.
+
+    `skip`: roots of other tables; what is the same node in one of these, with all that lies below, is passed over.
+    """
+    if root and root not in set(skip):
+        yield from _below(media, root, 0, LEVELS, set(skip))
+
+
+def _below(media: Media, node: int, first_page: int, level: int, skip: set[int]) -> Iterator[tuple[int, int]]:
+    others = [entries(media, other) for other in sorted(skip)]
+    for at, child in enumerate(entries(media, node)):
+        if not child:
+            continue
+        theirs = {other[at] for other in others} - {0}
+        if child in theirs:
+            continue
+        page = first_page + (at << _BITS * (level - 1))
+        if level - 1 == LEAF:
+            yield page, child
+        else:
+            yield from _below(media, child, page, level - 1, theirs)
+
+
+def nodes(media: Media, root: int) -> Iterator[tuple[int, int, int]]:
+    """(level, first page, node) of every node of a table, those below before those above."""
+    if root:
+        yield from _nodes_below(media, root, 0, LEVELS)
+
+
+def _nodes_below(media: Media, node: int, first_page: int, level: int) -> Iterator[tuple[int, int, int]]:
+    if level > LEAF:
+        for at, child in enumerate(entries(media, node)):
+            if child:
+                yield from _nodes_below(media, child, first_page + (at << _BITS * (level - 1)), level - 1)
+    yield level, first_page, node
