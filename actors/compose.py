@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from everram.actors.availability.actor import Availability
 from everram.actors.hypervisor.actor import Hypervisor
-from everram.actors.hypervisor.faults import FaultService
 from everram.actors.nvm_device.actor import NvmDevice
 from everram.actors.power_monitor.actor import PowerMonitor
 from everram.actors.power_monitor.save import restore
@@ -28,23 +27,27 @@ from everram.runtime.contracts.replicator_contract import REPLICATOR
 from everram.runtime.contracts.vmemfs_contract import VMEMFS
 from everram.runtime.coordination.resolver import HostResolver
 from everram.runtime.environment import Environment
-from everram.runtime.formats.config import HostConfig
+from everram.runtime.formats.config import STORAGE_PART, HostConfig
+from everram.runtime.memory.guard import PageGuard
+from everram.runtime.memory.page_service import PageService
 from everram.runtime.node import Node
 from everram.runtime.transport.link import Identity
 from everram.runtime.transport.links import Links
 
 
 async def compose(
-    config: HostConfig, environment: Environment, *, faults: FaultService | None = None, pid: int = 0
+    config: HostConfig, environment: Environment, *, faults: PageService | None = None, pid: int = 0
 ) -> Node:
     """The node of one host, not started. Raises FailedPrecondition for an image that may not be opened silently."""
+    guard = PageGuard() if faults is None else faults.guard
+    storage_bytes = config.storage_bytes or STORAGE_PART * config.nvm_bytes
     await restore(environment, config.open_image)
     node = Node(environment, config.host)
     me = Identity(config.cluster_id, config.host, config.host_id, incarnation=environment.entropy.token())
     resolver = HostResolver(environment.coordination)
     node.use_links(Links(node, environment.network, me, resolver.resolve, environment.entropy.token))
     node.add(VMemFS)
-    node.add(lambda: NvmDevice(config.nvm_bytes, tracking=faults is not None), after=(VMEMFS,))
+    node.add(lambda: NvmDevice(config.nvm_bytes, storage_bytes, guard=guard, writers=faults), after=(VMEMFS,))
     node.add(PowerMonitor, after=(VMEMFS,))
     node.add(lambda: Replicator(config), after=(NVM_DEVICE,))
     node.add(lambda: Availability(config), after=(VMEMFS,))

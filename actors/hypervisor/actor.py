@@ -14,6 +14,7 @@ from everram.actors.hypervisor.faults import FaultService
 from everram.actors.hypervisor.handover import Handover
 from everram.actors.hypervisor.household import GRACE_S, REGISTER_TIMEOUT_S, Household
 from everram.actors.hypervisor.life import ENDED, Restart, word
+from everram.actors.hypervisor.regions import RegionChanges
 from everram.actors.hypervisor.resident import Resident
 from everram.runtime.contracts import common_pb2 as pb
 from everram.runtime.contracts import hypervisor_pb2 as hv
@@ -32,6 +33,8 @@ from everram.runtime.errors import (
     Unavailable,
 )
 
+SNAPSHOT_REASON = "snapshot"
+
 
 class Hypervisor(HypervisorActor):
     """Guests of one host. `faults` serves the page faults of tracked regions; None where this computer cannot."""
@@ -45,6 +48,7 @@ class Hypervisor(HypervisorActor):
     async def on_start(self) -> None:
         house = self._house = Household(self.context, self._host, self._faults)
         self._handover = Handover(house)
+        self._regions_of = RegionChanges(house)
         if self._faults:
             for event in await house.machine.tracked():
                 await self._serve_faults(event)
@@ -52,6 +56,7 @@ class Hypervisor(HypervisorActor):
         processes = {process.guest_id: process for process in await house.machine.guests()}
         for guest in stored.guests:
             await self._adopt(guest, processes.pop(guest.guest_id, None))
+        await self._thaw_after_snapshots()
         for stranger in processes:
             # Recorded before it was started, so a process without a record is the rest of a removal.
             await house.machine.kill(stranger)
@@ -76,6 +81,12 @@ class Hypervisor(HypervisorActor):
             self.context.spawn(self._after_end(resident, record.epoch), name=f"end of {record.name}")
         else:
             self.context.spawn(self._house.begin_again(resident, record.epoch), name=f"begin {record.name} again")
+
+    async def _thaw_after_snapshots(self) -> None:
+        """A host that died while it took a snapshot left guests stopped; what they store is trapped again by now."""
+        for process in await self._house.machine.guests():
+            if process.pid and SNAPSHOT_REASON in process.freeze_reasons:
+                await self._house.machine.thaw(process.guest_id, SNAPSHOT_REASON)
 
     async def _go_on(self, resident: Resident, epoch: int) -> None:
         """Register an incarnation that outlived this host's predecessor; it serves meanwhile, until its lease ends."""
@@ -269,6 +280,23 @@ class Hypervisor(HypervisorActor):
 
     def move(self, request: hv.MoveRequest) -> Awaitable[pb.Empty]:
         return self.context.later(self._handover.move(self._house.find(request.guest), request.host))
+
+    # -- its regions
+
+    def revert_region(self, request: hv.RegionAct) -> Awaitable[pb.Guest]:
+        return self.context.later(self._regions_of.revert(self._house.find(request.guest), request))
+
+    def clone_region(self, request: hv.RegionAct) -> Awaitable[pb.Guest]:
+        return self.context.later(self._regions_of.clone(self._house.find(request.guest), request))
+
+    def add_region(self, request: hv.RegionAct) -> Awaitable[pb.Guest]:
+        return self.context.later(self._regions_of.add(self._house.find(request.guest), request))
+
+    def grow_region(self, request: hv.RegionAct) -> Awaitable[pb.Guest]:
+        return self.context.later(self._regions_of.grow(self._house.find(request.guest), request))
+
+    def drop_region(self, request: hv.RegionAct) -> Awaitable[pb.Guest]:
+        return self.context.later(self._regions_of.drop(self._house.find(request.guest), request))
 
     def kill(self, request: hv.GuestName) -> Awaitable[pb.Guest]:
         return self.context.later(self._kill(self._house.find(request.guest)))

@@ -75,8 +75,8 @@ class Resident:
         grants = [Grant("log", "log", self.log_name, log_bytes)]
         for region in guest.regions:
             role = "mapped" if region.kind == pb.MAPPED else "logged"
-            tracked = tracking and region.tracked and region.kind == pb.MAPPED
-            grants.append(Grant(region.name, role, region.arena, region.size_bytes, tracked))
+            # Of logged regions too: their stores are not noted, but a snapshot has to see the first one to each page.
+            grants.append(Grant(region.name, role, region.arena, region.size_bytes, tracking))
         return GuestLaunch(
             guest_id=guest.guest_id,
             name=guest.name,

@@ -1,39 +1,75 @@
-"""The NVM device's actor: makes and removes the memory objects that `device` decided on, and keeps its metadata."""
+"""The NVM device's actor: makes and removes the memory objects that `device` decided on, and keeps its metadata.
+
+What there is of snapshots is in `keeper`; this module finds the regions and snapshots that a message names.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 
-from everram.actors.nvm_device.device import Device, Plan, check_filter, pages_of
+from everram.actors.nvm_device import accounting, checking
+from everram.actors.nvm_device.budget import Budget
+from everram.actors.nvm_device.device import Device, Plan, check_filter, check_snapshot_name, origin_of, pages_of
+from everram.actors.nvm_device.keeper import SnapshotKeeper
+from everram.actors.nvm_device.purger import everything
+from everram.actors.nvm_device.records import Record
+from everram.actors.nvm_device.writers import Writers
 from everram.runtime.contracts import common_pb2 as pb
 from everram.runtime.contracts import nvm_device_pb2 as nvm
 from everram.runtime.contracts.nvm_device_contract import NvmDeviceActor
 from everram.runtime.environment import Memory
-from everram.runtime.errors import EverramError, InvalidArgument
+from everram.runtime.errors import DataLoss, EverramError, InvalidArgument, NotFound
 from everram.runtime.formats.nvm import ANY, MEMORY_BYTES, MEMORY_NAME, OWN, Metadata
 from everram.runtime.formats.pages import PageTable, table_name
 from everram.runtime.formats.slots import SlotArea
 from everram.runtime.log.ring import Ring
+from everram.runtime.memory.contract import PAGE_BYTES
+from everram.runtime.memory.guard import PageGuard
+from everram.runtime.sizes import size_text
+
+READ_BYTES_MAX = 1 << 20
+PAGES_PER_TURN = 64
 
 
 class NvmDevice(NvmDeviceActor):
-    """Regions within `capacity_bytes`; `tracking`: whether mapped regions get a page table to track their stores in."""
+    """Regions within `capacity_bytes`, and purged blocks within `storage_bytes`. `writers` traps guests' stores; None
+    where this computer cannot. `guard` is asked before any store to a region."""
 
-    def __init__(self, capacity_bytes: int, *, tracking: bool) -> None:
-        self._capacity_bytes = capacity_bytes
-        self._tracking = tracking
+    def __init__(
+        self,
+        capacity_bytes: int,
+        storage_bytes: int,
+        *,
+        guard: PageGuard | None = None,
+        writers: Writers | None = None,
+    ) -> None:
+        self._capacity_bytes, self._storage_bytes = capacity_bytes, storage_bytes
+        self._guard = guard if guard is not None else PageGuard()
+        self._writers = writers
 
     async def on_start(self) -> None:
         self._memory = self.context.environment.memory
         metadata = await self._open_metadata()
-        self._device = Device(metadata, self._capacity_bytes, tracking=self._tracking)
+        self._device = Device(metadata, self._capacity_bytes, tracking=self._writers is not None)
         present = set(self._memory.names())
         for name in self._device.orphans(sorted(present)):
             self.context.log.info("%s is not in the metadata: a host died while making or removing it; removed", name)
             await self._memory.remove(name)
+        await self._make_tables(metadata.regions())  # a host may have died while it made a region longer
         for name in self._device.object_names("", ANY):
             if name not in present:
                 self.context.log.error("%s is in the metadata, but the machine does not have it", name)
+        self._budget = Budget(self._capacity_bytes)
+        self._budget.promise(self._device.promised_bytes())
+        self._keeper = await SnapshotKeeper.open(
+            self.context, self._budget, self._guard, self._writers, self._storage_bytes, metadata.regions(copy_id=ANY)
+        )
+        self._device.snapshots_bytes = lambda: self._budget.taken_bytes
+        await self._forget_lost_regions()
+
+    async def on_stop(self) -> None:
+        await self._keeper.close()
 
     async def _open_metadata(self) -> Metadata:
         if MEMORY_NAME in self._memory.names():
@@ -42,6 +78,14 @@ class NvmDevice(NvmDeviceActor):
             mapping = (await self._memory.create(MEMORY_NAME, MEMORY_BYTES)).map()
         self.context.resources.callback(mapping.close)
         return Metadata.format(mapping) if SlotArea.is_blank(mapping) else Metadata.open(mapping)
+
+    async def _forget_lost_regions(self) -> None:
+        """Snapshots of regions that the host before this one was removing."""
+        known = {origin_of(region) for region in self._device.metadata.regions(copy_id=ANY)}
+        for origin in sorted(self._keeper.snapshots.regions.keys() - known):
+            self.context.spawn(self._keeper.forget_origin(origin), name=f"forget {origin}")
+
+    # -- regions
 
     async def create_regions(self, request: nvm.CreateRegionsRequest) -> nvm.RegionSet:
         plan = self._device.plan(request)
@@ -66,6 +110,7 @@ class NvmDevice(NvmDeviceActor):
             await self._make(plan, lambda: self._device.metadata.replace(guest_id, copy_id, plan.regions, log))
             for name in logs:
                 await self._memory.remove(name)
+            self._budget.promise(self._device.promised_bytes())
         return self._found(guest_id, OWN)
 
     def list_regions(self, request: nvm.RegionFilter) -> nvm.RegionSet:
@@ -73,7 +118,7 @@ class NvmDevice(NvmDeviceActor):
         return self._found(request.guest_id, request.copy_id, request.log_id)
 
     async def remove_regions(self, request: nvm.RegionFilter) -> pb.Empty:
-        """What the filter names, of one guest; nothing to do where there is nothing."""
+        """What the filter names, of one guest, snapshots included; nothing to do where there is nothing."""
         if not request.guest_id:
             raise InvalidArgument("whose regions are to be removed? give a guest_id")
         check_filter(request)
@@ -82,14 +127,32 @@ class NvmDevice(NvmDeviceActor):
         elif log := self._device.metadata.log(request.guest_id, request.copy_id, request.log_id):
             self._device.metadata.remove_log(request.guest_id, request.copy_id, request.log_id)
             await self._memory.remove(log.memory)
+        self._budget.promise(self._device.promised_bytes())
         return pb.Empty()
 
     def status(self, request: pb.Empty) -> nvm.NvmStatus:
-        return nvm.NvmStatus(
+        media, purging = self._keeper.snapshots.media, self._keeper.purger.status()
+        status = nvm.NvmStatus(
             capacity_bytes=self._capacity_bytes,
             allocated_bytes=self._device.allocated_bytes(),
             regions=len(self._device.metadata.regions(copy_id=ANY)),
+            snapshots=sum(len(self._keeper.snapshots.of(origin)) for origin in self._keeper.snapshots.regions),
+            store_bytes=media.store.taken * PAGE_BYTES,
+            metadata_bytes=media.pages.taken * PAGE_BYTES,
+            storage_bytes=media.storage.taken * PAGE_BYTES,
+            storage_capacity_bytes=self._storage_bytes,
+            waiting_writers=self._keeper.waiting_pages,
         )
+        if status.waiting_writers:
+            status.warning = (
+                f"writers of {status.waiting_writers} pages wait until there is room for what snapshots need of them: "
+                "remove snapshots (`everram region rm REGION@SNAP`), or start the machine with more --nvm"
+            )
+        elif purging.trouble:
+            status.warning = f"old blocks are not purged: {purging.trouble}"
+        elif self._budget.free_part < purging.low_mark:
+            status.warning = f"only {size_text(self._budget.free_bytes)} of {size_text(self._capacity_bytes)} are free"
+        return status
 
     async def _make(self, plan: Plan, commit: Callable[[], object]) -> None:
         """Make the plan's memory objects, then commit; if anything fails there is nothing of it."""
@@ -104,11 +167,15 @@ class NvmDevice(NvmDeviceActor):
             for name in reversed(made):
                 await self._memory.remove(name)
             raise
+        self._budget.promise(self._device.promised_bytes())
 
     async def _remove(self, guest_id: str, copy_id: str) -> None:
         names = self._device.object_names(guest_id, copy_id)
+        regions = self._device.metadata.regions(guest_id, copy_id)
         if names:
             self._device.metadata.remove(guest_id, copy_id)
+        for region in regions:
+            await self._keeper.forget_region(region)
         for name in names:
             await self._memory.remove(name)
 
@@ -121,6 +188,221 @@ class NvmDevice(NvmDeviceActor):
             return nvm.RegionSet(regions=regions, guest_ids=sorted(guest_ids), logs=logs)
         log = metadata.log(guest_id) if copy_id in (OWN, ANY) else (logs[0] if len(logs) == 1 else None)
         return nvm.RegionSet(regions=regions, log=log.memory if log else "", logs=logs)
+
+    # -- snapshots
+
+    def snapshot(self, request: nvm.SnapshotRequest) -> Awaitable[nvm.SnapshotList]:
+        check_snapshot_name(request.name)
+        named = {(one.guest_id, one.region) for one in request.regions}
+        if not named:
+            raise InvalidArgument("a snapshot of which regions?")
+        return self.context.later(self._snapshot([self._region(*one) for one in sorted(named)], request.name))
+
+    async def _snapshot(self, regions: Sequence[pb.Region], name: str) -> nvm.SnapshotList:
+        records = await self._keeper.take(regions, name)
+        return nvm.SnapshotList(snapshots=map(_told, regions, records))
+
+    def snapshots(self, request: nvm.SnapshotFilter) -> Awaitable[nvm.SnapshotList]:
+        return self.context.later(self._snapshots(request))
+
+    async def _snapshots(self, request: nvm.SnapshotFilter) -> nvm.SnapshotList:
+        answer = nvm.SnapshotList()
+        for region in self._device.metadata.regions(request.guest_id):
+            if request.region not in ("", region.name):
+                continue
+            for record in reversed(self._keeper.snapshots.of(origin_of(region))):
+                told = answer.snapshots.add()
+                told.CopyFrom(_told(region, record))
+                if request.usage:
+                    await asyncio.sleep(0)
+                    _count(told, accounting.usage(self._keeper.snapshots, record))
+        return answer
+
+    def remove_snapshots(self, request: nvm.SnapshotNames) -> Awaitable[nvm.Freed]:
+        return self.context.later(self._remove_snapshots(self._records(request)))
+
+    async def _remove_snapshots(self, records: Sequence[Record]) -> nvm.Freed:
+        freed = self._preview(records)
+        await self._keeper.remove(records)
+        return freed
+
+    def preview_removal(self, request: nvm.SnapshotNames) -> nvm.Freed:
+        return self._preview(self._records(request))
+
+    def _preview(self, records: Iterable[Record]) -> nvm.Freed:
+        by_region: dict[int, list[Record]] = {}
+        for record in records:
+            by_region.setdefault(record.region, []).append(record)
+        freed = nvm.Freed()
+        for some in by_region.values():
+            found = accounting.preview(self._keeper.snapshots, some)
+            freed.memory_bytes += found.memory_bytes
+            freed.storage_bytes += found.storage_bytes
+        return freed
+
+    def read_snapshot(self, request: nvm.ReadSnapshotRequest) -> Awaitable[nvm.SnapshotData]:
+        if not 0 < request.length <= READ_BYTES_MAX:
+            raise InvalidArgument(f"{request.length} bytes at once cannot be read: 1 to {READ_BYTES_MAX}")
+        return self.context.later(self._read(self._record(request.snapshot), request.offset, request.length))
+
+    async def _read(self, record: Record, offset: int, length: int) -> nvm.SnapshotData:
+        return nvm.SnapshotData(data=await self._keeper.read(record, offset, length))
+
+    def check_snapshot(self, request: nvm.SnapshotName) -> nvm.SnapshotRecord:
+        return _told(self._region(request.guest_id, request.region), self._record(request))
+
+    def revert(self, request: nvm.SnapshotName) -> Awaitable[pb.Empty]:
+        return self.context.later(self._revert(self._region(request.guest_id, request.region), self._record(request)))
+
+    async def _revert(self, region: pb.Region, record: Record) -> pb.Empty:
+        await self._keeper.revert(region, record)
+        return pb.Empty()
+
+    def clone_snapshot(self, request: nvm.CloneRequest) -> Awaitable[pb.Region]:
+        return self.context.later(self._clone(request))
+
+    async def _clone(self, request: nvm.CloneRequest) -> pb.Region:
+        """A region of its own, with the snapshot's content: filled before anything names it."""
+        source, record = (
+            self._region(request.snapshot.guest_id, request.snapshot.region),
+            self._record(request.snapshot),
+        )
+        spec = pb.RegionSpec(name=request.name, size_bytes=record.size_bytes, kind=source.kind)
+        plan = self._device.plan(nvm.CreateRegionsRequest(guest_id=source.guest_id, regions=[spec]))
+        made: list[str] = []
+        try:
+            for name, size_bytes in plan.objects():
+                await self._memory.create(name, size_bytes)
+                made.append(name)
+            _format(plan, self._memory)
+            await self._keeper.fill(record, self._memory.open(plan.regions[0].arena))
+            self._device.metadata.add(plan.regions, None)
+        except EverramError:
+            for name in reversed(made):
+                await self._memory.remove(name)
+            raise
+        self._budget.promise(self._device.promised_bytes())
+        return plan.regions[0]
+
+    async def grow_region(self, request: nvm.GrowRequest) -> pb.Region:
+        """A longer memory object with the same content takes the place of the old one, for snapshots too."""
+        old = self._region(request.region.guest_id, request.region.region)
+        new = self._device.plan_growth(old, request.size_bytes)
+        target = await self._memory.create(new.arena, new.size_bytes)
+        try:
+            source = self._memory.open(old.arena)
+            for offset, length in source.extents():
+                for at in range(offset, offset + length, READ_BYTES_MAX):
+                    target.write(at, source.read(at, min(READ_BYTES_MAX, offset + length - at)))
+                    await asyncio.sleep(0)
+            self._device.metadata.add((new,), None)
+        except EverramError:
+            await self._memory.remove(new.arena)
+            raise
+        self._keeper.lies_in(new)
+        await self._memory.remove(old.arena)
+        if new.tracked:
+            await self._memory.remove(table_name(new.guest_id, new.name))
+            await self._make_tables((new,))
+        self._budget.promise(self._device.promised_bytes())
+        return new
+
+    async def _make_tables(self, regions: Iterable[pb.Region]) -> None:
+        """Page tables of tracked regions that have none: nobody has touched any page since tracking began."""
+        for region in regions:
+            name = table_name(region.guest_id, region.name)
+            if region.tracked and name not in self._memory.names():
+                mapping = (await self._memory.create(name, PageTable.total_bytes(pages_of(region)))).map()
+                PageTable.format(mapping, pages_of(region))
+                mapping.close()
+
+    async def remove_region(self, request: nvm.RegionName) -> pb.Empty:
+        for region in self._device.metadata.regions(request.guest_id):
+            if region.name == request.region:
+                names = [name for name, _ in Plan((region,), None).objects()]
+                self._device.metadata.remove_region(region)
+                await self._keeper.forget_region(region)
+                for name in names:
+                    await self._memory.remove(name)
+        self._budget.promise(self._device.promised_bytes())
+        return pb.Empty()
+
+    # -- purging and checking
+
+    def purge(self, request: nvm.PurgeRequest) -> Awaitable[nvm.PurgeStatus]:
+        return self.context.later(self._purge(request))
+
+    async def _purge(self, request: nvm.PurgeRequest) -> nvm.PurgeStatus:
+        purger = self._keeper.purger
+        old_enough = purger.older_than(request.older_than_s) if request.older_than_s else everything
+        regions = self._device.metadata.regions(request.guest_id)
+        origins = {origin_of(region) for region in regions if request.region in ("", region.name)}
+
+        def wanted(record: Record) -> bool:
+            return self._keeper.snapshots.region_of(record).record.name in origins and old_enough(record)
+
+        await purger.purge(wanted)
+        return purger.status()
+
+    def control_purge(self, request: nvm.PurgeControl) -> nvm.PurgeStatus:
+        return self._keeper.purger.control(request)
+
+    def check(self, request: pb.Empty) -> Awaitable[nvm.Findings]:
+        return self.context.later(self._check())
+
+    async def _check(self) -> nvm.Findings:
+        findings, reached = await self._keeper.at_rest(lambda: checking.check(self._keeper.snapshots))
+        answer = nvm.Findings(findings=findings, blocks=len(reached.named))
+        for number, (slot, virtblock) in enumerate(sorted(reached.slots.items())):
+            try:
+                await self._keeper.storage.read(slot, virtblock)
+            except DataLoss as error:
+                if self._keeper.snapshots.media.storage.is_taken(slot):
+                    answer.findings.append(error.message)
+            if number % PAGES_PER_TURN == 0:
+                await asyncio.sleep(0)
+        return answer
+
+    async def quiesce(self, request: nvm.QuiesceMoves) -> pb.Empty:
+        await self._keeper.quiesce(request.on)
+        return pb.Empty()
+
+    # -- finding
+
+    def _region(self, guest_id: str, name: str) -> pb.Region:
+        """Raises NotFound."""
+        for region in self._device.metadata.regions(guest_id) if guest_id else ():
+            if region.name == name:
+                return region
+        raise NotFound(f"guest {guest_id} has no region {name!r} here: `everram region ls` lists them all")
+
+    def _record(self, named: nvm.SnapshotName) -> Record:
+        """Raises NotFound."""
+        return self._keeper.snapshots.find(origin_of(self._region(named.guest_id, named.region)), named.name)
+
+    def _records(self, request: nvm.SnapshotNames) -> list[Record]:
+        if not request.snapshots:
+            raise InvalidArgument("which snapshots?")
+        return list({id(record): record for record in map(self._record, request.snapshots)}.values())
+
+
+def _told(region: pb.Region, record: Record) -> nvm.SnapshotRecord:
+    return nvm.SnapshotRecord(
+        guest_id=region.guest_id,
+        region=region.name,
+        name=record.name,
+        sequence=record.sequence,
+        parent=record.parent,
+        size_bytes=record.size_bytes,
+        created_ns=record.created_ns,
+        epoch=record.epoch,
+        lsn=record.lsn,
+    )
+
+
+def _count(told: nvm.SnapshotRecord, usage: accounting.Usage) -> None:
+    told.named_bytes, told.owned_bytes = usage.named_bytes, usage.owned_bytes
+    told.shared_bytes, told.purged_bytes = usage.shared_bytes, usage.purged_bytes
 
 
 def _format(plan: Plan, memory: Memory) -> None:

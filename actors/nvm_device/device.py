@@ -10,7 +10,7 @@ Beside a guest's own regions and log there may be copies of a guest that runs el
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from everram.runtime.contracts import common_pb2 as pb
@@ -72,6 +72,11 @@ class Plan:
         return sum(size for _, size in self.objects())
 
 
+def origin_of(region: pb.Region) -> str:
+    """What its snapshots know it by, whichever arena it is in by now."""
+    return region.origin or region.arena
+
+
 def pages_of(region: pb.Region) -> int:
     return whole_pages(region.size_bytes) // PAGE_BYTES
 
@@ -83,9 +88,15 @@ class Device:
         self.metadata = metadata
         self.capacity_bytes = capacity_bytes
         self._tracking = tracking
+        self.snapshots_bytes: Callable[[], int] = lambda: 0
+        """What snapshots take."""
 
     def allocated_bytes(self) -> int:
-        """Of arenas, page tables and logs, at their full sizes: what they may grow to is promised already."""
+        """By everything."""
+        return self.promised_bytes() + self.snapshots_bytes()
+
+    def promised_bytes(self) -> int:
+        """To arenas, page tables and logs, at their full sizes: what they may grow to is promised already."""
         return self._kept_bytes("", ANY)
 
     def plan(self, request: CreateRegionsRequest) -> Plan:
@@ -133,6 +144,19 @@ class Device:
         logs_bytes = sum(Ring.total_bytes(log.capacity_bytes) for log in self.metadata.logs(guest_id, copy_id))
         self._check_room(plan, released_bytes=logs_bytes + self._kept_bytes(guest_id, OWN))
         return plan
+
+    def plan_growth(self, old: pb.Region, size_bytes: int) -> pb.Region:
+        """The region as it will be, in an arena of its own. Raises InvalidArgument, ResourceExhausted."""
+        if size_bytes <= old.size_bytes:
+            raise InvalidArgument(f"region {old.name} has {old.size_bytes} bytes already: regions only grow")
+        _check_size(pb.RegionSpec(name=old.name, size_bytes=size_bytes))
+        new = pb.Region()
+        new.CopyFrom(old)
+        new.size_bytes, new.origin = whole_pages(size_bytes), origin_of(old)
+        grown = int(old.arena.rpartition("+")[2]) + 1 if old.origin else 1
+        new.arena = f"{new.origin}+{grown}"
+        self._check_room(Plan((new,), None), released_bytes=Plan((old,), None).size_bytes())
+        return new
 
     def object_names(self, guest_id: str, copy_id: str = OWN) -> list[str]:
         """The memory objects of one guest, its logs last."""
@@ -198,6 +222,15 @@ class Device:
         raise ResourceExhausted(
             f"{what} wants {size_text(size)}{others}, {size_text(free)} of {size_text(self.capacity_bytes)} are free: "
             "ask for less, or start the machine with more --nvm"
+        )
+
+
+def check_snapshot_name(name: str) -> None:
+    """Raises InvalidArgument."""
+    if not REGION_NAME.fullmatch(name):
+        raise InvalidArgument(
+            f"{name!r} cannot be a snapshot's name: use up to 63 letters, digits, '_', '.' and '-', and begin with a "
+            "letter or digit"
         )
 
 

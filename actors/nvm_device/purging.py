@@ -19,13 +19,14 @@ from __future__ import annotations
 
 import struct
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from everram.actors.nvm_device import tables
 from everram.actors.nvm_device.deletion import runs
 from everram.actors.nvm_device.draft import Draft
 from everram.actors.nvm_device.media import INTENT_ENTRIES_MAX, INTENTS, INTENTS_AT, Media
+from everram.actors.nvm_device.records import Record
 from everram.actors.nvm_device.snapshots import Region, Snapshots
 from everram.actors.nvm_device.virtblocks import Place, location, publish
 from everram.runtime.errors import DataLoss
@@ -49,11 +50,13 @@ class _Intent(NamedTuple):
     slot: int
 
 
-def batches(snapshots: Snapshots, limit: int = BATCH_BLOCKS) -> Iterator[list[Candidate]]:
-    """Of all regions; each batch is found when it is asked for. What is purged meanwhile by others is not found."""
+def batches(
+    snapshots: Snapshots, limit: int = BATCH_BLOCKS, wanted: Callable[[Record], bool] = lambda _: True
+) -> Iterator[list[Candidate]]:
+    """What these snapshots of all regions refer to; each batch is found when it is asked for."""
     batch: list[Candidate] = []
     for region in list(snapshots.regions.values()):
-        for candidates in _non_active(snapshots, region):
+        for candidates in _non_active(snapshots, region, wanted):
             batch += candidates
             while len(batch) >= limit:
                 yield batch[:limit]
@@ -62,11 +65,17 @@ def batches(snapshots: Snapshots, limit: int = BATCH_BLOCKS) -> Iterator[list[Ca
         yield batch
 
 
-def _non_active(snapshots: Snapshots, region: Region) -> Iterator[list[Candidate]]:
+def still_there(snapshots: Snapshots, batch: Sequence[Candidate]) -> list[Candidate]:
+    """Of what was found a while ago: what neither was purged nor went since."""
+    media = snapshots.media
+    return [one for one in batch if location(media, one.virtblock) == (Place.STORE, one.block)]
+
+
+def _non_active(snapshots: Snapshots, region: Region, wanted: Callable[[Record], bool]) -> Iterator[list[Candidate]]:
     """For each chunk of a region, the blocks of the store that its running point does not refer to."""
     media = snapshots.media
     chunks: defaultdict[int, set[int]] = defaultdict(set)
-    for record in snapshots.live(region):
+    for record in filter(wanted, snapshots.live(region)):
         for first, leaf in tables.leaves(media, record.root, [region.record.root]):
             chunks[first].add(leaf)
     for first in sorted(chunks):

@@ -159,11 +159,15 @@ class Snapshots:
 
     def locate(self, record: Record, page: int) -> Location:
         """Where a snapshot's content of a page lies; HOLE if it is zeros. To be read before anything is awaited."""
+        return self.virtblock_of(record, page)[1]
+
+    def virtblock_of(self, record: Record, page: int) -> tuple[int, Location]:
+        """And the virtblock that says so; 0 for a hole and for what is an extent of the arena."""
         leaf = tables.leaf_of(self.media, record.root, page)
         if not leaf:
-            return Location(Place.ARENA, page)
+            return 0, Location(Place.ARENA, page)
         virtblock = self.media.word(entry_offset(leaf, page, LEAF))
-        return location(self.media, virtblock) if virtblock else HOLE
+        return virtblock, location(self.media, virtblock) if virtblock else HOLE
 
     def is_settled(self, arena: str, page: int) -> bool:
         """Whether the page may be written to without more ado: no snapshot needs what is there."""
@@ -332,6 +336,18 @@ class Snapshots:
         except BaseException:
             region.array.reset(region.record.array)
             raise
+
+    def catch_up(self, arena: str) -> None:
+        """Of a region whose stores nobody sees: the running point gets virtblocks for pages that are holes no more.
+        Raises ResourceExhausted."""
+        region = self.regions.get(arena)
+        if region is None:
+            return
+        for first, _ in list(tables.leaves(self.media, region.record.root)):
+            for page in self._present(region, first):
+                leaf = tables.leaf_of(self.media, region.record.root, page)
+                if not self.media.word(entry_offset(leaf, page, LEAF)):
+                    self._make_private(region, page, 0)
 
     def _make_private(self, region: Region, page: int, virtblock: int) -> bool:
         """`virtblock`: which snapshots name for what the page holds; 0 if it is a hole."""

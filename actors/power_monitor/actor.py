@@ -7,6 +7,8 @@ from collections.abc import Awaitable
 from everram.actors.power_monitor.save import save
 from everram.runtime.contracts import common_pb2 as pb
 from everram.runtime.contracts import power_monitor_pb2 as power
+from everram.runtime.contracts.nvm_device_contract import NvmDeviceRef
+from everram.runtime.contracts.nvm_device_pb2 import QuiesceMoves
 from everram.runtime.contracts.power_monitor_contract import PowerMonitorActor
 from everram.runtime.contracts.replicator_contract import REPLICATOR_QUIESCE, ReplicatorRef
 from everram.runtime.contracts.replicator_pb2 import QuiesceRequest
@@ -24,6 +26,7 @@ class PowerMonitor(PowerMonitorActor):
     async def on_start(self) -> None:
         self._saving = False
         self._replicator = self.context.ref(ReplicatorRef)
+        self._nvm = self.context.ref(NvmDeviceRef)
         marker = (await examine(self.context.environment.disk)).marker
         if marker is not None and marker.state == "complete":
             # A host that died after it had saved: what its successor acknowledged would not be in the image.
@@ -39,6 +42,7 @@ class PowerMonitor(PowerMonitorActor):
         try:
             await environment.machine.freeze("", FREEZE_REASON)
             await self._replicator.quiesce(QuiesceRequest(on=True))
+            await self._nvm.quiesce(QuiesceMoves(on=True))
             host = await self.context.ref(VMemFSRef).get_host(pb.Empty())
             report = await save(environment, cause, host.memory_id)
         except BaseException:
@@ -61,6 +65,7 @@ class PowerMonitor(PowerMonitorActor):
             host = await self.context.ref(VMemFSRef).get_host(pb.Empty())
             await mark_opened(environment.disk, survey, survey.marker.generation, host.memory_id)
         await self._replicator.quiesce(QuiesceRequest(on=False))
+        await self._nvm.quiesce(QuiesceMoves(on=False))
         await environment.machine.thaw("", FREEZE_REASON)
         return pb.Empty()
 

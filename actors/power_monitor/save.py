@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from everram.runtime.channel import generations
@@ -37,6 +37,8 @@ _NOT_SAVED = (RESTORING, generations.MEMORY_NAME)
 _TOKEN_BYTES = 16
 VOLATILE_PREFIX, FILE_PREFIX = "vfile.", "file."
 """Of the files of remote memory: those that end with this memory, and those that are saved. Both are resizable."""
+SNAPSHOTS = (nvm.SNAPSHOTS_NAME, nvm.STORE_NAME)
+"""Metadata and old blocks of snapshots: whole or not at all. Both grow."""
 METADATA = (vmemfs.MEMORY_NAME, nvm.MEMORY_NAME)
 """Saved first and in one go: actors go on changing them while the rest is being saved."""
 _ORDER = (*METADATA, "log", "pages", "region")
@@ -121,6 +123,8 @@ async def _check_room(environment: Environment, objects: Iterable[MemoryObject])
 
 
 def _order(name: str) -> tuple[int, str]:
+    if name in SNAPSHOTS:
+        return len(_ORDER), name
     kind = name.split(".")[0]
     return _ORDER.index(kind) if kind in _ORDER else len(_ORDER), name
 
@@ -226,7 +230,11 @@ class _Restorer:
         if marker is not None and marker.generation != generation:
             marker = None
         source = await Image.open(self._environment.disk, generation, marker)
-        metadata = await self._fill(source)
+        # Old blocks that were not saved would read as zeros, and nothing would tell.
+        left_out = SNAPSHOTS if marker is None else ()
+        if any(saved.name in left_out for saved in source.objects):
+            source.lost.append("the snapshots of all regions: they were not saved to their end")
+        metadata = await self._fill(source, left_out)
         superblock = metadata.get(vmemfs.MEMORY_NAME)
         if superblock is None or SlotArea.is_blank(superblock) or SlotArea.is_blank(metadata[nvm.MEMORY_NAME]):
             raise DataLoss(
@@ -246,14 +254,14 @@ class _Restorer:
             log.warning("lost: %s", sentence)
         return RestoreOutcome("restored", generation, cause, tuple(source.lost))
 
-    async def _fill(self, source: Image) -> dict[str, HeapMapping]:
+    async def _fill(self, source: Image, left_out: Sequence[str]) -> dict[str, HeapMapping]:
         """Make every object but the superblock's; the metadata, which has to be looked into."""
         targets: dict[str, MemoryObject] = {}
         metadata = {o.name: HeapMapping(o.size_bytes) for o in source.objects if o.name in METADATA}
         metadata.setdefault(nvm.MEMORY_NAME, HeapMapping(2 * PAGE_BYTES))
         for saved in source.objects:
-            if saved.name != vmemfs.MEMORY_NAME:
-                resizable = saved.name.startswith(FILE_PREFIX)
+            if saved.name != vmemfs.MEMORY_NAME and saved.name not in left_out:
+                resizable = saved.name.startswith(FILE_PREFIX) or saved.name in SNAPSHOTS
                 targets[saved.name] = await self._memory.create(saved.name, saved.size_bytes, resizable=resizable)
         async for run in source.runs():
             if run.name in metadata:

@@ -343,6 +343,8 @@ def continues(record: rp.Copy, request: rp.OpenRequest) -> bool:
     if not record.complete or not request.freed <= record.lsn <= request.tail:
         return False
     guest = request.guest
+    if record.guest.regions_generation != guest.regions_generation:
+        return False  # its regions are not what the log began from
     if record.epoch == guest.epoch:
         return True
     return record.epoch == guest.previous_epoch and record.lsn <= request.epoch_start

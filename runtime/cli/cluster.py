@@ -61,6 +61,9 @@ def register(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
 def _register_up(up: argparse.ArgumentParser) -> None:
     up.add_argument("--hosts", type=int, metavar="N", help="how many hosts, named h1 to hN (default 3)")
     up.add_argument("--memory", type=size, metavar="SIZE", help="memory of each machine (default 1GiB)")
+    up.add_argument(
+        "--storage", type=size, metavar="SIZE", help="disk for what snapshots hold (default: four times --nvm)"
+    )
     up.add_argument("--nvm", type=size, metavar="SIZE", help="how much of it is persistent (default 512MiB)")
     up.add_argument("--coordination", default="embedded", metavar="WHERE", help="embedded (the default)")
     up.add_argument(
@@ -98,7 +101,16 @@ def up_command(args: argparse.Namespace) -> int:
             raise InvalidArgument(f'"{args.coordination}" is no coordination: only "embedded" is built yet')
         unbuilt.refuse(f"--coordination {args.coordination}")
     folders = Folders.of(args.cluster, args.dir, os.environ)
-    wishes = launch.Wishes(args.cluster, args.hosts, args.memory, args.nvm, args.open, args.channel, args.lease)
+    wishes = launch.Wishes(
+        name=args.cluster,
+        hosts=args.hosts,
+        memory_bytes=args.memory,
+        nvm_bytes=args.nvm,
+        open_image=args.open,
+        channel=args.channel,
+        lease_ttl_s=args.lease,
+        storage_bytes=args.storage,
+    )
     plan = launch.prepare(folders, wishes)
     if not args.json:
         _introduce(plan, folders)

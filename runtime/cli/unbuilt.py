@@ -15,7 +15,6 @@ COMMANDS: dict[str, str] = {
     "top": "watch the cluster's load",
     "suspend": "suspend a guest with its volatile memory",
     "resume": "resume a suspended guest",
-    "region": "list, create, grow, snapshot and check regions",
     "power": "cut and restore a host's mains",
     "upgrade": "replace the host software under running guests",
     "memory": "the memory scheduler",
@@ -23,7 +22,6 @@ COMMANDS: dict[str, str] = {
 
 FLAGS: dict[str, dict[str, str]] = {
     "up": {
-        "--storage": "storage for purged blocks",
         "--battery": "a battery's capacity",
         "--config": "a cluster described by a file",
     },

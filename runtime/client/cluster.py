@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from everram.runtime.client.files import File, Files
     from everram.runtime.client.mapped import MappedFile
     from everram.runtime.contracts.availability_contract import AvailabilityRef
-    from everram.runtime.contracts.common_pb2 import Guest, GuestSpec
+    from everram.runtime.contracts.common_pb2 import Guest, GuestSpec, Region
     from everram.runtime.contracts.host_contract import HostRef
     from everram.runtime.contracts.hypervisor_contract import HypervisorRef
     from everram.runtime.contracts.nvm_device_contract import NvmDeviceRef
@@ -278,6 +278,21 @@ class Cluster:
             if place.guest_id not in found and place.host not in silent:
                 found[place.guest_id] = _nowhere(place)
         return sorted(found.values(), key=lambda guest: (guest.name, guest.guest_id)), silent
+
+    async def find_region(self, name: str) -> tuple[Host, Guest, Region]:
+        """`GUEST/REGION`, or `REGION` where one guest alone has one of that name. Raises NotFound, InvalidArgument, and
+        as `find_guest`."""
+        guest_name, _, region_name = name.rpartition("/")
+        guests = (await self.guests())[0] if not guest_name else [(await self.find_guest(guest_name))[1]]
+        found = [(guest, region) for guest in guests for region in guest.regions if region.name == region_name]
+        if not found:
+            raise NotFound(f'there is no region "{name}": `everram region ls` lists them all')
+        if len(found) > 1:
+            them = ", ".join(f"{guest.name}/{region.name}" for guest, region in found)
+            raise InvalidArgument(f'"{name}" may be several regions: write which one ({them})')
+        guest, region = found[0]
+        host, guest = await self.find_guest(guest.guest_id)
+        return host, guest, region
 
     async def find_guest(self, name: str) -> tuple[Host, Guest]:
         """By name or guest_id, on the host that has it now; a failover under way is waited for.

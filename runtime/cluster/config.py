@@ -41,6 +41,8 @@ class ClusterConfig:
     """By host, where it is not "auto": "shm" or "tcp" (`HostConfig.channel`)."""
     lease_ttl_s: float = LEASE_TTL_S
     """How long guests may serve without a renewal: as long as a failover without proof of death waits at least."""
+    storage_bytes: int = 0
+    """Of the disk, for purged blocks of each host; 0: as HostConfig says."""
     format: int = FORMAT
 
     def to_json(self) -> str:

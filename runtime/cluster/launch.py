@@ -56,6 +56,7 @@ class Wishes:
     channel: str | None = None
     """`tcp` for all hosts, or `h2=tcp,h3=shm` for single ones."""
     lease_ttl_s: float | None = None
+    storage_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +94,7 @@ def _new(folders: Folders, wishes: Wishes) -> ClusterConfig:
         nvm_bytes=wishes.nvm_bytes or min(NVM_DEFAULT_BYTES, memory // 2),
         token=secrets.token_hex(16),
         lease_ttl_s=wishes.lease_ttl_s or LEASE_TTL_S,
+        storage_bytes=wishes.storage_bytes or 0,
     )
     config = replace(config, channel=_channel(wishes, config))
     config.check()
@@ -116,6 +118,7 @@ def _known(folders: Folders, wishes: Wishes) -> ClusterConfig:
         token=config.token or secrets.token_hex(16),
         channel=_channel(wishes, config),
         lease_ttl_s=wishes.lease_ttl_s or config.lease_ttl_s,
+        storage_bytes=wishes.storage_bytes or config.storage_bytes,
     )
     if grown.memory_bytes < config.memory_bytes or grown.nvm_bytes < config.nvm_bytes:
         raise FailedPrecondition(
@@ -159,6 +162,7 @@ def _write_machine(folders: Folders, config: ClusterConfig, host: str, open_imag
         coordination=f"unix:{folders.coordination_socket}",
         memory_bytes=config.memory_bytes,
         nvm_bytes=config.nvm_bytes,
+        storage_bytes=config.storage_bytes,
         token=config.token,
         lease_ttl_s=config.lease_ttl_s,
         # A TCP port is opened on request only: where nobody is made to use TCP, shared memory reaches everybody.

@@ -76,7 +76,7 @@ class Error(_message.Message):
     def __init__(self, code: _Optional[int] = ..., fault: _Optional[_Union[Fault, str]] = ..., message: _Optional[str] = ..., unknown: _Optional[bool] = ...) -> None: ...
 
 class Region(_message.Message):
-    __slots__ = ("name", "guest_id", "kind", "size_bytes", "arena", "tracked", "written_pages", "tracking", "copy_id")
+    __slots__ = ("name", "guest_id", "kind", "size_bytes", "arena", "tracked", "written_pages", "tracking", "copy_id", "origin")
     NAME_FIELD_NUMBER: _ClassVar[int]
     GUEST_ID_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
@@ -86,6 +86,7 @@ class Region(_message.Message):
     WRITTEN_PAGES_FIELD_NUMBER: _ClassVar[int]
     TRACKING_FIELD_NUMBER: _ClassVar[int]
     COPY_ID_FIELD_NUMBER: _ClassVar[int]
+    ORIGIN_FIELD_NUMBER: _ClassVar[int]
     name: str
     guest_id: str
     kind: RegionKind
@@ -95,10 +96,11 @@ class Region(_message.Message):
     written_pages: int
     tracking: bool
     copy_id: str
-    def __init__(self, name: _Optional[str] = ..., guest_id: _Optional[str] = ..., kind: _Optional[_Union[RegionKind, str]] = ..., size_bytes: _Optional[int] = ..., arena: _Optional[str] = ..., tracked: _Optional[bool] = ..., written_pages: _Optional[int] = ..., tracking: _Optional[bool] = ..., copy_id: _Optional[str] = ...) -> None: ...
+    origin: str
+    def __init__(self, name: _Optional[str] = ..., guest_id: _Optional[str] = ..., kind: _Optional[_Union[RegionKind, str]] = ..., size_bytes: _Optional[int] = ..., arena: _Optional[str] = ..., tracked: _Optional[bool] = ..., written_pages: _Optional[int] = ..., tracking: _Optional[bool] = ..., copy_id: _Optional[str] = ..., origin: _Optional[str] = ...) -> None: ...
 
 class Guest(_message.Message):
-    __slots__ = ("guest_id", "name", "state", "host", "pid", "epoch", "regions", "spec", "exit_status", "restarts", "port", "reason", "freeze_reasons", "log", "previous_epoch", "copies", "degraded")
+    __slots__ = ("guest_id", "name", "state", "host", "pid", "epoch", "regions", "spec", "exit_status", "restarts", "port", "reason", "freeze_reasons", "log", "previous_epoch", "copies", "degraded", "regions_generation")
     GUEST_ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -116,6 +118,7 @@ class Guest(_message.Message):
     PREVIOUS_EPOCH_FIELD_NUMBER: _ClassVar[int]
     COPIES_FIELD_NUMBER: _ClassVar[int]
     DEGRADED_FIELD_NUMBER: _ClassVar[int]
+    REGIONS_GENERATION_FIELD_NUMBER: _ClassVar[int]
     guest_id: str
     name: str
     state: GuestState
@@ -133,7 +136,8 @@ class Guest(_message.Message):
     previous_epoch: int
     copies: _containers.RepeatedCompositeFieldContainer[CopyStatus]
     degraded: bool
-    def __init__(self, guest_id: _Optional[str] = ..., name: _Optional[str] = ..., state: _Optional[_Union[GuestState, str]] = ..., host: _Optional[str] = ..., pid: _Optional[int] = ..., epoch: _Optional[int] = ..., regions: _Optional[_Iterable[_Union[Region, _Mapping]]] = ..., spec: _Optional[_Union[GuestSpec, _Mapping]] = ..., exit_status: _Optional[int] = ..., restarts: _Optional[int] = ..., port: _Optional[int] = ..., reason: _Optional[str] = ..., freeze_reasons: _Optional[_Iterable[str]] = ..., log: _Optional[_Union[LogPositions, _Mapping]] = ..., previous_epoch: _Optional[int] = ..., copies: _Optional[_Iterable[_Union[CopyStatus, _Mapping]]] = ..., degraded: _Optional[bool] = ...) -> None: ...
+    regions_generation: int
+    def __init__(self, guest_id: _Optional[str] = ..., name: _Optional[str] = ..., state: _Optional[_Union[GuestState, str]] = ..., host: _Optional[str] = ..., pid: _Optional[int] = ..., epoch: _Optional[int] = ..., regions: _Optional[_Iterable[_Union[Region, _Mapping]]] = ..., spec: _Optional[_Union[GuestSpec, _Mapping]] = ..., exit_status: _Optional[int] = ..., restarts: _Optional[int] = ..., port: _Optional[int] = ..., reason: _Optional[str] = ..., freeze_reasons: _Optional[_Iterable[str]] = ..., log: _Optional[_Union[LogPositions, _Mapping]] = ..., previous_epoch: _Optional[int] = ..., copies: _Optional[_Iterable[_Union[CopyStatus, _Mapping]]] = ..., degraded: _Optional[bool] = ..., regions_generation: _Optional[int] = ...) -> None: ...
 
 class CopyStatus(_message.Message):
     __slots__ = ("host", "memory_id", "state", "required", "durable", "copied_percent")

@@ -25,7 +25,12 @@ HYPERVISOR_REGIONS = Method("everram.v1.Hypervisor", "Regions", common_pb2.Empty
 HYPERVISOR_TAKE_OVER = Method("everram.v1.Hypervisor", "TakeOver", hypervisor_pb2.TakeOverRequest, common_pb2.Guest)
 HYPERVISOR_DEMOTE = Method("everram.v1.Hypervisor", "Demote", hypervisor_pb2.DemoteRequest, common_pb2.Empty)
 HYPERVISOR_MOVE = Method("everram.v1.Hypervisor", "Move", hypervisor_pb2.MoveRequest, common_pb2.Empty)
-HYPERVISOR = Contract("everram.v1.Hypervisor", (HYPERVISOR_RUN, HYPERVISOR_LIST, HYPERVISOR_INSPECT, HYPERVISOR_STOP, HYPERVISOR_START, HYPERVISOR_RESTART, HYPERVISOR_REMOVE, HYPERVISOR_KILL, HYPERVISOR_LOGS, HYPERVISOR_WAIT, HYPERVISOR_REGIONS, HYPERVISOR_TAKE_OVER, HYPERVISOR_DEMOTE, HYPERVISOR_MOVE,))
+HYPERVISOR_REVERT_REGION = Method("everram.v1.Hypervisor", "RevertRegion", hypervisor_pb2.RegionAct, common_pb2.Guest)
+HYPERVISOR_CLONE_REGION = Method("everram.v1.Hypervisor", "CloneRegion", hypervisor_pb2.RegionAct, common_pb2.Guest)
+HYPERVISOR_ADD_REGION = Method("everram.v1.Hypervisor", "AddRegion", hypervisor_pb2.RegionAct, common_pb2.Guest)
+HYPERVISOR_GROW_REGION = Method("everram.v1.Hypervisor", "GrowRegion", hypervisor_pb2.RegionAct, common_pb2.Guest)
+HYPERVISOR_DROP_REGION = Method("everram.v1.Hypervisor", "DropRegion", hypervisor_pb2.RegionAct, common_pb2.Guest)
+HYPERVISOR = Contract("everram.v1.Hypervisor", (HYPERVISOR_RUN, HYPERVISOR_LIST, HYPERVISOR_INSPECT, HYPERVISOR_STOP, HYPERVISOR_START, HYPERVISOR_RESTART, HYPERVISOR_REMOVE, HYPERVISOR_KILL, HYPERVISOR_LOGS, HYPERVISOR_WAIT, HYPERVISOR_REGIONS, HYPERVISOR_TAKE_OVER, HYPERVISOR_DEMOTE, HYPERVISOR_MOVE, HYPERVISOR_REVERT_REGION, HYPERVISOR_CLONE_REGION, HYPERVISOR_ADD_REGION, HYPERVISOR_GROW_REGION, HYPERVISOR_DROP_REGION,))
 
 
 class HypervisorRef(Ref):
@@ -103,6 +108,31 @@ class HypervisorRef(Ref):
     ) -> Coroutine[Any, Any, common_pb2.Empty]:
         return self.ask(HYPERVISOR_MOVE, request, timeout_s)
 
+    def revert_region(
+        self, request: hypervisor_pb2.RegionAct, *, timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> Coroutine[Any, Any, common_pb2.Guest]:
+        return self.ask(HYPERVISOR_REVERT_REGION, request, timeout_s)
+
+    def clone_region(
+        self, request: hypervisor_pb2.RegionAct, *, timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> Coroutine[Any, Any, common_pb2.Guest]:
+        return self.ask(HYPERVISOR_CLONE_REGION, request, timeout_s)
+
+    def add_region(
+        self, request: hypervisor_pb2.RegionAct, *, timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> Coroutine[Any, Any, common_pb2.Guest]:
+        return self.ask(HYPERVISOR_ADD_REGION, request, timeout_s)
+
+    def grow_region(
+        self, request: hypervisor_pb2.RegionAct, *, timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> Coroutine[Any, Any, common_pb2.Guest]:
+        return self.ask(HYPERVISOR_GROW_REGION, request, timeout_s)
+
+    def drop_region(
+        self, request: hypervisor_pb2.RegionAct, *, timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> Coroutine[Any, Any, common_pb2.Guest]:
+        return self.ask(HYPERVISOR_DROP_REGION, request, timeout_s)
+
 
 class HypervisorActor(Actor):
     """Answers the Hypervisor contract: override every method."""
@@ -149,4 +179,19 @@ class HypervisorActor(Actor):
         raise NotImplementedError
 
     def move(self, request: hypervisor_pb2.MoveRequest) -> common_pb2.Empty | Awaitable[common_pb2.Empty]:
+        raise NotImplementedError
+
+    def revert_region(self, request: hypervisor_pb2.RegionAct) -> common_pb2.Guest | Awaitable[common_pb2.Guest]:
+        raise NotImplementedError
+
+    def clone_region(self, request: hypervisor_pb2.RegionAct) -> common_pb2.Guest | Awaitable[common_pb2.Guest]:
+        raise NotImplementedError
+
+    def add_region(self, request: hypervisor_pb2.RegionAct) -> common_pb2.Guest | Awaitable[common_pb2.Guest]:
+        raise NotImplementedError
+
+    def grow_region(self, request: hypervisor_pb2.RegionAct) -> common_pb2.Guest | Awaitable[common_pb2.Guest]:
+        raise NotImplementedError
+
+    def drop_region(self, request: hypervisor_pb2.RegionAct) -> common_pb2.Guest | Awaitable[common_pb2.Guest]:
         raise NotImplementedError

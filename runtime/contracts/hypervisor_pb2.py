@@ -25,33 +25,35 @@ _sym_db = _symbol_database.Default()
 from everram.runtime.contracts import common_pb2 as everram_dot_runtime_dot_contracts_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*everram/runtime/contracts/hypervisor.proto\x12\neverram.v1\x1a&everram/runtime/contracts/common.proto\"2\n\x0fTakeOverRequest\x12\x10\n\x08guest_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\"M\n\rDemoteRequest\x12\x10\n\x08guest_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\r\n\x05start\x18\x03 \x01(\x04\x12\x0c\n\x04host\x18\x04 \x01(\t\"*\n\x0bMoveRequest\x12\r\n\x05guest\x18\x01 \x01(\t\x12\x0c\n\x04host\x18\x02 \x01(\t\"\x1a\n\tGuestName\x12\r\n\x05guest\x18\x01 \x01(\t\".\n\tGuestList\x12!\n\x06guests\x18\x01 \x03(\x0b\x32\x11.everram.v1.Guest\"1\n\nRegionList\x12#\n\x07regions\x18\x01 \x03(\x0b\x32\x12.everram.v1.Region\"-\n\x0bStopRequest\x12\r\n\x05guest\x18\x01 \x01(\t\x12\x0f\n\x07grace_s\x18\x02 \x01(\x01\">\n\rRemoveRequest\x12\r\n\x05guest\x18\x01 \x01(\t\x12\x0f\n\x07regions\x18\x02 \x01(\x08\x12\r\n\x05\x66orce\x18\x03 \x01(\x08\"P\n\x0bLogsRequest\x12\r\n\x05guest\x18\x01 \x01(\t\x12\x0e\n\x06\x66ollow\x18\x02 \x01(\x08\x12\x12\n\ntail_lines\x18\x03 \x01(\r\x12\x0e\n\x06offset\x18\x04 \x01(\x04\"(\n\x08LogChunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x32\xf5\x05\n\nHypervisor\x12/\n\x03Run\x12\x15.everram.v1.GuestSpec\x1a\x11.everram.v1.Guest\x12\x30\n\x04List\x12\x11.everram.v1.Empty\x1a\x15.everram.v1.GuestList\x12\x33\n\x07Inspect\x12\x15.everram.v1.GuestName\x1a\x11.everram.v1.Guest\x12\x32\n\x04Stop\x12\x17.everram.v1.StopRequest\x1a\x11.everram.v1.Guest\x12\x31\n\x05Start\x12\x15.everram.v1.GuestName\x1a\x11.everram.v1.Guest\x12\x35\n\x07Restart\x12\x17.everram.v1.StopRequest\x1a\x11.everram.v1.Guest\x12\x36\n\x06Remove\x12\x19.everram.v1.RemoveRequest\x1a\x11.everram.v1.Empty\x12\x30\n\x04Kill\x12\x15.everram.v1.GuestName\x1a\x11.everram.v1.Guest\x12\x37\n\x04Logs\x12\x17.everram.v1.LogsRequest\x1a\x14.everram.v1.LogChunk0\x01\x12\x30\n\x04Wait\x12\x15.everram.v1.GuestName\x1a\x11.everram.v1.Guest\x12\x34\n\x07Regions\x12\x11.everram.v1.Empty\x1a\x16.everram.v1.RegionList\x12:\n\x08TakeOver\x12\x1b.everram.v1.TakeOverRequest\x1a\x11.everram.v1.Guest\x12\x36\n\x06\x44\x65mote\x12\x19.everram.v1.DemoteRequest\x1a\x11.everram.v1.Empty\x12\x32\n\x04Move\x12\x17.everram.v1.MoveRequest\x1a\x11.everram.v1.Emptyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*everram/runtime/contracts/hypervisor.proto\x12\neverram.v1\x1a&everram/runtime/contracts/common.proto\"\x84\x01\n\tRegionAct\x12\r\n\x05guest\x18\x01 \x01(\t\x12\x0e\n\x06region\x18\x02 \x01(\t\x12\x10\n\x08snapshot\x18\x03 \x01(\t\x12\x0c\n\x04name\x18\x04 \x01(\t\x12\x12\n\nsize_bytes\x18\x05 \x01(\x04\x12$\n\x04kind\x18\x06 \x01(\x0e\x32\x16.everram.v1.RegionKind\"2\n\x0fTakeOverRequest\x12\x10\n\x08guest_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\"M\n\rDemoteRequest\x12\x10\n\x08guest_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\r\n\x05start\x18\x03 \x01(\x04\x12\x0c\n\x04host\x18\x04 \x01(\t\"*\n\x0bMoveRequest\x12\r\n\x05guest\x18\x01 \x01(\t\x12\x0c\n\x04host\x18\x02 \x01(\t\"\x1a\n\tGuestName\x12\r\n\x05guest\x18\x01 \x01(\t\".\n\tGuestList\x12!\n\x06guests\x18\x01 \x03(\x0b\x32\x11.everram.v1.Guest\"1\n\nRegionList\x12#\n\x07regions\x18\x01 \x03(\x0b\x32\x12.everram.v1.Region\"-\n\x0bStopRequest\x12\r\n\x05guest\x18\x01 \x01(\t\x12\x0f\n\x07grace_s\x18\x02 \x01(\x01\">\n\rRemoveRequest\x12\r\n\x05guest\x18\x01 \x01(\t\x12\x0f\n\x07regions\x18\x02 \x01(\x08\x12\r\n\x05\x66orce\x18\x03 \x01(\x08\"P\n\x0bLogsRequest\x12\r\n\x05guest\x18\x01 \x01(\t\x12\x0e\n\x06\x66ollow\x18\x02 \x01(\x08\x12\x12\n\ntail_lines\x18\x03 \x01(\r\x12\x0e\n\x06offset\x18\x04 \x01(\x04\"(\n\x08LogChunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x32\x8f\x08\n\nHypervisor\x12/\n\x03Run\x12\x15.everram.v1.GuestSpec\x1a\x11.everram.v1.Guest\x12\x30\n\x04List\x12\x11.everram.v1.Empty\x1a\x15.everram.v1.GuestList\x12\x33\n\x07Inspect\x12\x15.everram.v1.GuestName\x1a\x11.everram.v1.Guest\x12\x32\n\x04Stop\x12\x17.everram.v1.StopRequest\x1a\x11.everram.v1.Guest\x12\x31\n\x05Start\x12\x15.everram.v1.GuestName\x1a\x11.everram.v1.Guest\x12\x35\n\x07Restart\x12\x17.everram.v1.StopRequest\x1a\x11.everram.v1.Guest\x12\x36\n\x06Remove\x12\x19.everram.v1.RemoveRequest\x1a\x11.everram.v1.Empty\x12\x30\n\x04Kill\x12\x15.everram.v1.GuestName\x1a\x11.everram.v1.Guest\x12\x37\n\x04Logs\x12\x17.everram.v1.LogsRequest\x1a\x14.everram.v1.LogChunk0\x01\x12\x30\n\x04Wait\x12\x15.everram.v1.GuestName\x1a\x11.everram.v1.Guest\x12\x34\n\x07Regions\x12\x11.everram.v1.Empty\x1a\x16.everram.v1.RegionList\x12:\n\x08TakeOver\x12\x1b.everram.v1.TakeOverRequest\x1a\x11.everram.v1.Guest\x12\x36\n\x06\x44\x65mote\x12\x19.everram.v1.DemoteRequest\x1a\x11.everram.v1.Empty\x12\x32\n\x04Move\x12\x17.everram.v1.MoveRequest\x1a\x11.everram.v1.Empty\x12\x38\n\x0cRevertRegion\x12\x15.everram.v1.RegionAct\x1a\x11.everram.v1.Guest\x12\x37\n\x0b\x43loneRegion\x12\x15.everram.v1.RegionAct\x1a\x11.everram.v1.Guest\x12\x35\n\tAddRegion\x12\x15.everram.v1.RegionAct\x1a\x11.everram.v1.Guest\x12\x36\n\nGrowRegion\x12\x15.everram.v1.RegionAct\x1a\x11.everram.v1.Guest\x12\x36\n\nDropRegion\x12\x15.everram.v1.RegionAct\x1a\x11.everram.v1.Guestb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'everram.runtime.contracts.hypervisor_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_TAKEOVERREQUEST']._serialized_start=98
-  _globals['_TAKEOVERREQUEST']._serialized_end=148
-  _globals['_DEMOTEREQUEST']._serialized_start=150
-  _globals['_DEMOTEREQUEST']._serialized_end=227
-  _globals['_MOVEREQUEST']._serialized_start=229
-  _globals['_MOVEREQUEST']._serialized_end=271
-  _globals['_GUESTNAME']._serialized_start=273
-  _globals['_GUESTNAME']._serialized_end=299
-  _globals['_GUESTLIST']._serialized_start=301
-  _globals['_GUESTLIST']._serialized_end=347
-  _globals['_REGIONLIST']._serialized_start=349
-  _globals['_REGIONLIST']._serialized_end=398
-  _globals['_STOPREQUEST']._serialized_start=400
-  _globals['_STOPREQUEST']._serialized_end=445
-  _globals['_REMOVEREQUEST']._serialized_start=447
-  _globals['_REMOVEREQUEST']._serialized_end=509
-  _globals['_LOGSREQUEST']._serialized_start=511
-  _globals['_LOGSREQUEST']._serialized_end=591
-  _globals['_LOGCHUNK']._serialized_start=593
-  _globals['_LOGCHUNK']._serialized_end=633
-  _globals['_HYPERVISOR']._serialized_start=636
-  _globals['_HYPERVISOR']._serialized_end=1393
+  _globals['_REGIONACT']._serialized_start=99
+  _globals['_REGIONACT']._serialized_end=231
+  _globals['_TAKEOVERREQUEST']._serialized_start=233
+  _globals['_TAKEOVERREQUEST']._serialized_end=283
+  _globals['_DEMOTEREQUEST']._serialized_start=285
+  _globals['_DEMOTEREQUEST']._serialized_end=362
+  _globals['_MOVEREQUEST']._serialized_start=364
+  _globals['_MOVEREQUEST']._serialized_end=406
+  _globals['_GUESTNAME']._serialized_start=408
+  _globals['_GUESTNAME']._serialized_end=434
+  _globals['_GUESTLIST']._serialized_start=436
+  _globals['_GUESTLIST']._serialized_end=482
+  _globals['_REGIONLIST']._serialized_start=484
+  _globals['_REGIONLIST']._serialized_end=533
+  _globals['_STOPREQUEST']._serialized_start=535
+  _globals['_STOPREQUEST']._serialized_end=580
+  _globals['_REMOVEREQUEST']._serialized_start=582
+  _globals['_REMOVEREQUEST']._serialized_end=644
+  _globals['_LOGSREQUEST']._serialized_start=646
+  _globals['_LOGSREQUEST']._serialized_end=726
+  _globals['_LOGCHUNK']._serialized_start=728
+  _globals['_LOGCHUNK']._serialized_end=768
+  _globals['_HYPERVISOR']._serialized_start=771
+  _globals['_HYPERVISOR']._serialized_end=1810
 # @@protoc_insertion_point(module_scope)

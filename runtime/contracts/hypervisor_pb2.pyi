@@ -7,6 +7,22 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class RegionAct(_message.Message):
+    __slots__ = ("guest", "region", "snapshot", "name", "size_bytes", "kind")
+    GUEST_FIELD_NUMBER: _ClassVar[int]
+    REGION_FIELD_NUMBER: _ClassVar[int]
+    SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    guest: str
+    region: str
+    snapshot: str
+    name: str
+    size_bytes: int
+    kind: _common_pb2.RegionKind
+    def __init__(self, guest: _Optional[str] = ..., region: _Optional[str] = ..., snapshot: _Optional[str] = ..., name: _Optional[str] = ..., size_bytes: _Optional[int] = ..., kind: _Optional[_Union[_common_pb2.RegionKind, str]] = ...) -> None: ...
+
 class TakeOverRequest(_message.Message):
     __slots__ = ("guest_id", "epoch")
     GUEST_ID_FIELD_NUMBER: _ClassVar[int]

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from everram.runtime.contracts import common_pb2 as everram_dot_runtime_dot_contracts_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*everram/runtime/contracts/nvm_device.proto\x12\neverram.v1\x1a&everram/runtime/contracts/common.proto\"\xab\x01\n\x14\x43reateRegionsRequest\x12\x10\n\x08guest_id\x18\x01 \x01(\t\x12\'\n\x07regions\x18\x02 \x03(\x0b\x32\x16.everram.v1.RegionSpec\x12\x11\n\tlog_bytes\x18\x03 \x01(\x04\x12\x0f\n\x07\x63opy_id\x18\x04 \x01(\t\x12\x11\n\tlog_start\x18\x05 \x01(\x04\x12\x11\n\tlog_epoch\x18\x06 \x01(\x04\x12\x0e\n\x06log_id\x18\x07 \x01(\t\"j\n\x0c\x41\x64optRequest\x12\x10\n\x08guest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x63opy_id\x18\x02 \x01(\t\x12\x11\n\tlog_bytes\x18\x03 \x01(\x04\x12\x11\n\tlog_start\x18\x04 \x01(\x04\x12\x11\n\tlog_epoch\x18\x05 \x01(\x04\"A\n\x0cRegionFilter\x12\x10\n\x08guest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x63opy_id\x18\x02 \x01(\t\x12\x0e\n\x06log_id\x18\x03 \x01(\t\"s\n\tRegionSet\x12#\n\x07regions\x18\x01 \x03(\x0b\x32\x12.everram.v1.Region\x12\x0b\n\x03log\x18\x02 \x01(\t\x12\x11\n\tguest_ids\x18\x03 \x03(\t\x12!\n\x04logs\x18\x04 \x03(\x0b\x32\x13.everram.v1.LogArea\"M\n\tNvmStatus\x12\x16\n\x0e\x63\x61pacity_bytes\x18\x01 \x01(\x04\x12\x17\n\x0f\x61llocated_bytes\x18\x02 \x01(\x04\x12\x0f\n\x07regions\x18\x03 \x01(\r\"d\n\x07LogArea\x12\x10\n\x08guest_id\x18\x01 \x01(\t\x12\x0e\n\x06memory\x18\x02 \x01(\t\x12\x16\n\x0e\x63\x61pacity_bytes\x18\x03 \x01(\x04\x12\x0f\n\x07\x63opy_id\x18\x04 \x01(\t\x12\x0e\n\x06log_id\x18\x05 \x01(\t2\xc5\x02\n\tNvmDevice\x12H\n\rCreateRegions\x12 .everram.v1.CreateRegionsRequest\x1a\x15.everram.v1.RegionSet\x12>\n\x0bListRegions\x12\x18.everram.v1.RegionFilter\x1a\x15.everram.v1.RegionSet\x12<\n\rRemoveRegions\x12\x18.everram.v1.RegionFilter\x1a\x11.everram.v1.Empty\x12<\n\tAdoptCopy\x12\x18.everram.v1.AdoptRequest\x1a\x15.everram.v1.RegionSet\x12\x32\n\x06Status\x12\x11.everram.v1.Empty\x1a\x15.everram.v1.NvmStatusb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*everram/runtime/contracts/nvm_device.proto\x12\neverram.v1\x1a&everram/runtime/contracts/common.proto\"\xab\x01\n\x14\x43reateRegionsRequest\x12\x10\n\x08guest_id\x18\x01 \x01(\t\x12\'\n\x07regions\x18\x02 \x03(\x0b\x32\x16.everram.v1.RegionSpec\x12\x11\n\tlog_bytes\x18\x03 \x01(\x04\x12\x0f\n\x07\x63opy_id\x18\x04 \x01(\t\x12\x11\n\tlog_start\x18\x05 \x01(\x04\x12\x11\n\tlog_epoch\x18\x06 \x01(\x04\x12\x0e\n\x06log_id\x18\x07 \x01(\t\"j\n\x0c\x41\x64optRequest\x12\x10\n\x08guest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x63opy_id\x18\x02 \x01(\t\x12\x11\n\tlog_bytes\x18\x03 \x01(\x04\x12\x11\n\tlog_start\x18\x04 \x01(\x04\x12\x11\n\tlog_epoch\x18\x05 \x01(\x04\"A\n\x0cRegionFilter\x12\x10\n\x08guest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x63opy_id\x18\x02 \x01(\t\x12\x0e\n\x06log_id\x18\x03 \x01(\t\"s\n\tRegionSet\x12#\n\x07regions\x18\x01 \x03(\x0b\x32\x12.everram.v1.Region\x12\x0b\n\x03log\x18\x02 \x01(\t\x12\x11\n\tguest_ids\x18\x03 \x03(\t\x12!\n\x04logs\x18\x04 \x03(\x0b\x32\x13.everram.v1.LogArea\"\xee\x01\n\tNvmStatus\x12\x16\n\x0e\x63\x61pacity_bytes\x18\x01 \x01(\x04\x12\x17\n\x0f\x61llocated_bytes\x18\x02 \x01(\x04\x12\x0f\n\x07regions\x18\x03 \x01(\r\x12\x11\n\tsnapshots\x18\x04 \x01(\r\x12\x13\n\x0bstore_bytes\x18\x05 \x01(\x04\x12\x16\n\x0emetadata_bytes\x18\x06 \x01(\x04\x12\x15\n\rstorage_bytes\x18\x07 \x01(\x04\x12\x1e\n\x16storage_capacity_bytes\x18\x08 \x01(\x04\x12\x17\n\x0fwaiting_writers\x18\t \x01(\r\x12\x0f\n\x07warning\x18\n \x01(\t\".\n\nRegionName\x12\x10\n\x08guest_id\x18\x01 \x01(\t\x12\x0e\n\x06region\x18\x02 \x01(\t\"H\n\x0fSnapshotRequest\x12\'\n\x07regions\x18\x01 \x03(\x0b\x32\x16.everram.v1.RegionName\x12\x0c\n\x04name\x18\x02 \x01(\t\"A\n\x0eSnapshotFilter\x12\x10\n\x08guest_id\x18\x01 \x01(\t\x12\x0e\n\x06region\x18\x02 \x01(\t\x12\r\n\x05usage\x18\x03 \x01(\x08\">\n\x0cSnapshotName\x12\x10\n\x08guest_id\x18\x01 \x01(\t\x12\x0e\n\x06region\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\"<\n\rSnapshotNames\x12+\n\tsnapshots\x18\x01 \x03(\x0b\x32\x18.everram.v1.SnapshotName\"=\n\x0cSnapshotList\x12-\n\tsnapshots\x18\x01 \x03(\x0b\x32\x1a.everram.v1.SnapshotRecord\"\xfc\x01\n\x0eSnapshotRecord\x12\x10\n\x08guest_id\x18\x01 \x01(\t\x12\x0e\n\x06region\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x10\n\x08sequence\x18\x04 \x01(\x04\x12\x0e\n\x06parent\x18\x05 \x01(\x04\x12\x12\n\nsize_bytes\x18\x06 \x01(\x04\x12\x12\n\ncreated_ns\x18\x07 \x01(\x04\x12\r\n\x05\x65poch\x18\x08 \x01(\x04\x12\x0b\n\x03lsn\x18\t \x01(\x04\x12\x13\n\x0bnamed_bytes\x18\n \x01(\x04\x12\x13\n\x0bowned_bytes\x18\x0b \x01(\x04\x12\x14\n\x0cshared_bytes\x18\x0c \x01(\x04\x12\x14\n\x0cpurged_bytes\x18\r \x01(\x04\"4\n\x05\x46reed\x12\x14\n\x0cmemory_bytes\x18\x01 \x01(\x04\x12\x15\n\rstorage_bytes\x18\x02 \x01(\x04\"a\n\x13ReadSnapshotRequest\x12*\n\x08snapshot\x18\x01 \x01(\x0b\x32\x18.everram.v1.SnapshotName\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0e\n\x06length\x18\x03 \x01(\r\"\x1c\n\x0cSnapshotData\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"H\n\x0c\x43loneRequest\x12*\n\x08snapshot\x18\x01 \x01(\x0b\x32\x18.everram.v1.SnapshotName\x12\x0c\n\x04name\x18\x02 \x01(\t\"I\n\x0bGrowRequest\x12&\n\x06region\x18\x01 \x01(\x0b\x32\x16.everram.v1.RegionName\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\"F\n\x0cPurgeRequest\x12\x10\n\x08guest_id\x18\x01 \x01(\t\x12\x0e\n\x06region\x18\x02 \x01(\t\x12\x14\n\x0colder_than_s\x18\x03 \x01(\x01\"\xca\x01\n\x0cPurgeControl\x12\x13\n\x06paused\x18\x01 \x01(\x08H\x00\x88\x01\x01\x12\x1d\n\x10rate_bytes_per_s\x18\x02 \x01(\x04H\x01\x88\x01\x01\x12\x15\n\x08low_mark\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x16\n\thigh_mark\x18\x04 \x01(\x01H\x03\x88\x01\x01\x12\x12\n\x05\x61ge_s\x18\x05 \x01(\x01H\x04\x88\x01\x01\x42\t\n\x07_pausedB\x13\n\x11_rate_bytes_per_sB\x0b\n\t_low_markB\x0c\n\n_high_markB\x08\n\x06_age_s\"\xd3\x01\n\x0bPurgeStatus\x12\x0e\n\x06paused\x18\x01 \x01(\x08\x12\x18\n\x10rate_bytes_per_s\x18\x02 \x01(\x04\x12\x10\n\x08low_mark\x18\x03 \x01(\x01\x12\x11\n\thigh_mark\x18\x04 \x01(\x01\x12\r\n\x05\x61ge_s\x18\x05 \x01(\x01\x12\x14\n\x0cpurged_bytes\x18\x06 \x01(\x04\x12\x17\n\x0fpurgeable_bytes\x18\x07 \x01(\x04\x12\x0f\n\x07running\x18\x08 \x01(\x08\x12\x0f\n\x07trouble\x18\t \x01(\t\x12\x15\n\rentry_updates\x18\n \x01(\x04\"\x1a\n\x0cQuiesceMoves\x12\n\n\x02on\x18\x01 \x01(\x08\",\n\x08\x46indings\x12\x10\n\x08\x66indings\x18\x01 \x03(\t\x12\x0e\n\x06\x62locks\x18\x02 \x01(\x04\"A\n\x0cLogOperation\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07regions\x18\x02 \x03(\t\x12\x12\n\ncreated_ns\x18\x03 \x01(\x04\"d\n\x07LogArea\x12\x10\n\x08guest_id\x18\x01 \x01(\t\x12\x0e\n\x06memory\x18\x02 \x01(\t\x12\x16\n\x0e\x63\x61pacity_bytes\x18\x03 \x01(\x04\x12\x0f\n\x07\x63opy_id\x18\x04 \x01(\t\x12\x0e\n\x06log_id\x18\x05 \x01(\t2\xb3\t\n\tNvmDevice\x12H\n\rCreateRegions\x12 .everram.v1.CreateRegionsRequest\x1a\x15.everram.v1.RegionSet\x12>\n\x0bListRegions\x12\x18.everram.v1.RegionFilter\x1a\x15.everram.v1.RegionSet\x12<\n\rRemoveRegions\x12\x18.everram.v1.RegionFilter\x1a\x11.everram.v1.Empty\x12<\n\tAdoptCopy\x12\x18.everram.v1.AdoptRequest\x1a\x15.everram.v1.RegionSet\x12\x32\n\x06Status\x12\x11.everram.v1.Empty\x1a\x15.everram.v1.NvmStatus\x12\x41\n\x08Snapshot\x12\x1b.everram.v1.SnapshotRequest\x1a\x18.everram.v1.SnapshotList\x12\x41\n\tSnapshots\x12\x1a.everram.v1.SnapshotFilter\x1a\x18.everram.v1.SnapshotList\x12?\n\x0fRemoveSnapshots\x12\x19.everram.v1.SnapshotNames\x1a\x11.everram.v1.Freed\x12>\n\x0ePreviewRemoval\x12\x19.everram.v1.SnapshotNames\x1a\x11.everram.v1.Freed\x12I\n\x0cReadSnapshot\x12\x1f.everram.v1.ReadSnapshotRequest\x1a\x18.everram.v1.SnapshotData\x12\x45\n\rCheckSnapshot\x12\x18.everram.v1.SnapshotName\x1a\x1a.everram.v1.SnapshotRecord\x12\x35\n\x06Revert\x12\x18.everram.v1.SnapshotName\x1a\x11.everram.v1.Empty\x12=\n\rCloneSnapshot\x12\x18.everram.v1.CloneRequest\x1a\x12.everram.v1.Region\x12\x39\n\nGrowRegion\x12\x17.everram.v1.GrowRequest\x1a\x12.everram.v1.Region\x12\x39\n\x0cRemoveRegion\x12\x16.everram.v1.RegionName\x1a\x11.everram.v1.Empty\x12:\n\x05Purge\x12\x18.everram.v1.PurgeRequest\x1a\x17.everram.v1.PurgeStatus\x12\x41\n\x0c\x43ontrolPurge\x12\x18.everram.v1.PurgeControl\x1a\x17.everram.v1.PurgeStatus\x12\x30\n\x05\x43heck\x12\x11.everram.v1.Empty\x1a\x14.everram.v1.Findings\x12\x36\n\x07Quiesce\x12\x18.everram.v1.QuiesceMoves\x1a\x11.everram.v1.Emptyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,10 +40,46 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REGIONFILTER']._serialized_end=445
   _globals['_REGIONSET']._serialized_start=447
   _globals['_REGIONSET']._serialized_end=562
-  _globals['_NVMSTATUS']._serialized_start=564
-  _globals['_NVMSTATUS']._serialized_end=641
-  _globals['_LOGAREA']._serialized_start=643
-  _globals['_LOGAREA']._serialized_end=743
-  _globals['_NVMDEVICE']._serialized_start=746
-  _globals['_NVMDEVICE']._serialized_end=1071
+  _globals['_NVMSTATUS']._serialized_start=565
+  _globals['_NVMSTATUS']._serialized_end=803
+  _globals['_REGIONNAME']._serialized_start=805
+  _globals['_REGIONNAME']._serialized_end=851
+  _globals['_SNAPSHOTREQUEST']._serialized_start=853
+  _globals['_SNAPSHOTREQUEST']._serialized_end=925
+  _globals['_SNAPSHOTFILTER']._serialized_start=927
+  _globals['_SNAPSHOTFILTER']._serialized_end=992
+  _globals['_SNAPSHOTNAME']._serialized_start=994
+  _globals['_SNAPSHOTNAME']._serialized_end=1056
+  _globals['_SNAPSHOTNAMES']._serialized_start=1058
+  _globals['_SNAPSHOTNAMES']._serialized_end=1118
+  _globals['_SNAPSHOTLIST']._serialized_start=1120
+  _globals['_SNAPSHOTLIST']._serialized_end=1181
+  _globals['_SNAPSHOTRECORD']._serialized_start=1184
+  _globals['_SNAPSHOTRECORD']._serialized_end=1436
+  _globals['_FREED']._serialized_start=1438
+  _globals['_FREED']._serialized_end=1490
+  _globals['_READSNAPSHOTREQUEST']._serialized_start=1492
+  _globals['_READSNAPSHOTREQUEST']._serialized_end=1589
+  _globals['_SNAPSHOTDATA']._serialized_start=1591
+  _globals['_SNAPSHOTDATA']._serialized_end=1619
+  _globals['_CLONEREQUEST']._serialized_start=1621
+  _globals['_CLONEREQUEST']._serialized_end=1693
+  _globals['_GROWREQUEST']._serialized_start=1695
+  _globals['_GROWREQUEST']._serialized_end=1768
+  _globals['_PURGEREQUEST']._serialized_start=1770
+  _globals['_PURGEREQUEST']._serialized_end=1840
+  _globals['_PURGECONTROL']._serialized_start=1843
+  _globals['_PURGECONTROL']._serialized_end=2045
+  _globals['_PURGESTATUS']._serialized_start=2048
+  _globals['_PURGESTATUS']._serialized_end=2259
+  _globals['_QUIESCEMOVES']._serialized_start=2261
+  _globals['_QUIESCEMOVES']._serialized_end=2287
+  _globals['_FINDINGS']._serialized_start=2289
+  _globals['_FINDINGS']._serialized_end=2333
+  _globals['_LOGOPERATION']._serialized_start=2335
+  _globals['_LOGOPERATION']._serialized_end=2400
+  _globals['_LOGAREA']._serialized_start=2402
+  _globals['_LOGAREA']._serialized_end=2502
+  _globals['_NVMDEVICE']._serialized_start=2505
+  _globals['_NVMDEVICE']._serialized_end=3708
 # @@protoc_insertion_point(module_scope)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from everram.runtime.errors import InvalidArgument
 
+STORAGE_PART = 4
 LEASE_TTL_S = 2.0
 """How long guests may serve without a renewal (D5); a host restart must fit well inside."""
 
@@ -32,6 +33,8 @@ class HostConfig:
     """`unix:PATH` or `HOST:PORT` of an etcd v3 server."""
     memory_bytes: int
     nvm_bytes: int
+    storage_bytes: int = 0
+    """What purged blocks may take of the disk; 0: as much as STORAGE_PART times the NVM."""
     files_bytes: int = 0
     """What the files of remote memory may take of `memory_bytes`; 0: a quarter."""
     lease_ttl_s: float = LEASE_TTL_S

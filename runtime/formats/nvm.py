@@ -23,6 +23,8 @@ from everram.runtime.memory.contract import Mapping
 MEMORY_NAME = "nvm"
 MEMORY_BYTES = 2 * 1024 * 1024
 """Sparse. Each of the two slots then holds some 8000 regions of 128 bytes: more than a machine has descriptors for."""
+SNAPSHOTS_NAME, STORE_NAME = "nvm.snapshots", "nvm.blocks"
+"""The memory objects of snapshots: their metadata, and their old blocks. Both grow."""
 REGION, LOG = 1, 2
 """Of guests of this host."""
 COPY_REGION, COPY_LOG = 3, 4
@@ -94,6 +96,11 @@ class Metadata:
     def remove(self, guest_id: str, copy_id: str = OWN) -> int:
         """Forget a guest's regions and logs."""
         return self._commit(*self._without(guest_id, copy_id))
+
+    def remove_region(self, region: pb.Region) -> int:
+        """Forget one region."""
+        wanted = _region_key(region)
+        return self._commit({key: one for key, one in self._regions.items() if key != wanted}, self._logs)
 
     def remove_log(self, guest_id: str, copy_id: str, log_id: str) -> int:
         """Forget one log region of a copy."""

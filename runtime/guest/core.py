@@ -69,6 +69,7 @@ class GuestCore:
         except ValueError as error:
             raise LogCorrupt(f"guest {name}: {error}") from error
         self._writer = LogWriter(ring, ring_bell)
+        self._writer.end()
         self.lsn = ring.tail
         """Everything before it is committed."""
 
@@ -92,25 +93,29 @@ class GuestCore:
             deadline_ns = self._load_word(LEASE)
             if self._detached or (deadline_ns and self._now_ns() >= deadline_ns):
                 self.check_lease()
-            if self._unfinished:
-                self._finish()
             try:
-                lsn = writer.append_stores(stores)
-            except ValueError as error:
-                raise RegionError(f"the transaction is too large: {error}; split it into several") from error
-            except RingFull as error:
-                raise LogFull(f"{error}; nothing was written: try again when a copy has caught up") from error
-            self._unfinished = stores
-            try:
-                writer.publish()
-                for number, offset, data in stores:
-                    mappings[number].persist(offset, data)
-                writer.publish_applied()
-            except BaseException:
-                self._finish()
-                raise
-            self._unfinished = ()
-            self.lsn = lsn
+                writer.begin()
+                if self._unfinished:
+                    self._finish()
+                try:
+                    lsn = writer.append_stores(stores)
+                except ValueError as error:
+                    raise RegionError(f"the transaction is too large: {error}; split it into several") from error
+                except RingFull as error:
+                    raise LogFull(f"{error}; nothing was written: try again when a copy has caught up") from error
+                self._unfinished = stores
+                try:
+                    writer.publish()
+                    for number, offset, data in stores:
+                        mappings[number].persist(offset, data)
+                    writer.publish_applied()
+                except BaseException:
+                    self._finish()
+                    raise
+                self._unfinished = ()
+                self.lsn = lsn
+            finally:
+                writer.end()
         return lsn
 
     def _finish(self) -> None:

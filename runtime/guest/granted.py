@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import array
 import contextlib
-import ctypes
 import json
 import os
 import socket
@@ -110,12 +109,8 @@ def _hand_over_faults(granted: Granted, labels: list[str]) -> None:
 
 def _address(region: Region) -> int:
     """Where its mapping begins in this process."""
-    view = region.view
-    pinned = (ctypes.c_char * 1).from_buffer(view)
-    address = ctypes.addressof(pinned)
-    del pinned
-    view.release()
-    return address
+    assert isinstance(region.mapping, Mapped)
+    return region.mapping.address
 
 
 def _exchange(

@@ -50,6 +50,10 @@ class RecordType(enum.IntEnum):
     DELETE = 20
 
 
+OPERATIONS = frozenset({RecordType.SNAPSHOT, RecordType.REVERT, RecordType.CLONE, RecordType.GROW, RecordType.DELETE})
+"""On regions; their payload is a LogOperation (proto/nvm_device.proto)."""
+
+
 class RecordFlags(enum.IntFlag):
     NONE = 0
     REQUIRED = 1

@@ -13,6 +13,7 @@ own and one writer; it is published by one 8-byte store:
     throttle    host    how much the guest should slow down; 0: not at all
     sleeping    host    1 while the reader sleeps and wants the bell
     copies      host    how many other hosts must hold a record before it counts as replicated
+    committing  guest   1 from the beginning of a commit to its end, else 2; 0: the guest does not say
     slots       host    for each destination: state bits, memory_id, durable LSN
 
 applied <= tail, freed <= applied, tail - freed <= capacity. docs/formats.md describes every field.
@@ -48,8 +49,12 @@ GUEST_ID_BYTES = 16
 _STATIC = struct.Struct("<8sHHIQQQ16s")
 _STATIC_CRC_AT = 120
 _LINE = 64
-TAIL, APPLIED, FREED, EPOCH, EPOCH_START, LEASE, THROTTLE, SLEEPING, COPIES = (128 + i * _LINE for i in range(9))
+TAIL, APPLIED, FREED, EPOCH, EPOCH_START, LEASE, THROTTLE, SLEEPING, COPIES, COMMITTING = (
+    128 + i * _LINE for i in range(10)
+)
 """Offsets of the words."""
+UNSAID, BUSY, IDLE = 0, 1, 2
+"""What `committing` says. While a guest that is idle stands still its host may append to the log: see `LogWriter`."""
 APPLIED_COPY = APPLIED + 8
 """The complement of `applied`, stored just before it: the one word whose damage no checksum would show."""
 WORD_MASK = (1 << 64) - 1
@@ -347,6 +352,7 @@ class Ring:
             self.mapping.flush(self.offset(record.lsn), record.end - record.lsn)
         self.mapping.drain()
         self.set_tail(end)
+        self.publish(COMMITTING, UNSAID)
         self.publish(EPOCH_START, end)
         self.publish(EPOCH, epoch)
         return end
@@ -356,10 +362,14 @@ def _slot_state(active: bool, required: bool) -> int:
     return SLOT_TAKEN | (SLOT_ACTIVE if active else 0) | (SLOT_REQUIRED if required else 0)
 
 
+PASSED_OVER = frozenset({RecordType.PAD, *records.OPERATIONS})
+"""By whoever brings regions to where the log is: operations were carried out by the host that appended them."""
+
+
 def is_stores(record: Record) -> bool:
     """Whether to apply it. Raises RingCorrupt for a required type that this code does not know."""
     if record.type == RecordType.STORES:
         return True
-    if record.type != RecordType.PAD and record.flags & records.RecordFlags.REQUIRED:
+    if record.type not in PASSED_OVER and record.flags & records.RecordFlags.REQUIRED:
         raise RingCorrupt(f"the record at {record.lsn} is of type {record.type}, which this everram does not know")
     return False

@@ -8,6 +8,10 @@
 
 The order is the whole point: a record is persistent before the tail covers it, and the tail covers it before anything
 of it reaches a region, so that whatever a crash leaves can be completed from the log.
+
+A guest's host appends too, records of operations on regions: while the guest stands still, and only if it says in
+`committing` that it is between two commits. So a guest says when it begins (`begin`), looks then whether the tail is
+where it left it, and says when it has ended (`end`).
 """
 
 from __future__ import annotations
@@ -24,7 +28,18 @@ from everram.runtime.log.record import (
     pack_stores,
     padded,
 )
-from everram.runtime.log.ring import APPLIED, APPLIED_COPY, DATA_OFFSET, SLEEPING, TAIL, WORD_MASK, Ring
+from everram.runtime.log.ring import (
+    APPLIED,
+    APPLIED_COPY,
+    BUSY,
+    COMMITTING,
+    DATA_OFFSET,
+    IDLE,
+    SLEEPING,
+    TAIL,
+    WORD_MASK,
+    Ring,
+)
 
 
 class RingFull(Exception):
@@ -36,7 +51,7 @@ def no_bell() -> None:
 
 
 class LogWriter:
-    """The positions are kept here too: the writer is the only one who moves them."""
+    """The positions are kept here too: nobody else moves them between `begin` and `end`."""
 
     def __init__(self, ring: Ring, ring_bell: Callable[[], None] = no_bell) -> None:
         self.ring = ring
@@ -51,6 +66,19 @@ class LogWriter:
         self.largest_payload_bytes = self._largest_bytes - HEADER_BYTES
         """Half a ring, together with what may be passed over before it: whatever lies before the circle's end, a record
         of this size fits after a pad, and a copy never has to be shipped more than half a ring ahead."""
+
+    def begin(self) -> None:
+        """A commit begins: from now on the log is this writer's alone."""
+        # A host that finds the guest idle has stopped it: it is stopped before this store, and then finds the new tail
+        # below, or after it, and then keeps away.
+        self._mapping.store_u64(COMMITTING, BUSY)
+        tail = self._mapping.load_u64(TAIL)
+        if tail != self._tail:
+            self._tail = self._end = tail
+            self._freed = self.ring.freed
+
+    def end(self) -> None:
+        self._mapping.store_u64(COMMITTING, IDLE)
 
     def append(self, record_type: int, flags: int, payload: bytes) -> int:
         """Write a record after the last; returns the LSN behind it.

@@ -36,6 +36,7 @@ from everram.runtime.errors import FailedPrecondition, InvalidArgument, NotFound
 from everram.runtime.formats.pages import PageTable, State, table_name
 from everram.runtime.memory import userfaultfd
 from everram.runtime.memory.contract import PAGE_BYTES
+from everram.runtime.memory.guard import ArenaKeeper, PageGuard
 from everram.runtime.memory.reasons import Keeper, NoteOnly, Reason, ReasonedPages
 from everram.runtime.memory.userfaultfd import Feature, Mode, PageFault
 
@@ -92,8 +93,15 @@ class PageService:
     """Serves faults on the running loop. Errors of a guest's making end its service, never the host."""
 
     def __init__(
-        self, memory: Memory, *, kernel: FaultKernel = userfaultfd, keepers: Mapping[Reason, Keeper] = TRACKING
+        self,
+        memory: Memory,
+        *,
+        kernel: FaultKernel = userfaultfd,
+        keepers: Mapping[Reason, Keeper] = TRACKING,
+        guard: PageGuard | None = None,
     ) -> None:
+        """`keepers`: of regions with a page table; `guard`: asked before any region is stored to."""
+        self.guard = guard if guard is not None else PageGuard()
         self._memory = memory
         self._kernel = kernel
         self._keepers = keepers
@@ -111,10 +119,10 @@ class PageService:
             os.set_blocking(event.userfaultfd, False)
             ranges = []
             for tracked in event.ranges:
-                table = PageTable.open(self._memory.open(table_name(event.guest_id, tracked.label)).map())
-                undo.callback(table.close)
-                _check_range(tracked, table)
-                pages = ReasonedPages(table, self._keepers)
+                pages = self._pages(event.guest_id, tracked)
+                if pages.table is not None:
+                    undo.callback(pages.table.close)
+                _check_range(tracked, pages.pages)
                 ranges.append(_ServedRange(tracked.label, tracked.address, tracked.length_bytes, pages))
             guest = _ServedGuest(event.userfaultfd, tuple(sorted(ranges, key=lambda served: served.address)))
             _check_disjoint(guest.ranges)
@@ -122,6 +130,15 @@ class PageService:
             asyncio.get_running_loop().add_reader(guest.descriptor, self._serve, event.guest_id, guest)
             undo.pop_all()
         self._guests[event.guest_id] = guest
+
+    def _pages(self, guest_id: str, tracked: TrackedRange) -> ReasonedPages:
+        """Of a region with a page table, or of one whose stores are not noted."""
+        knowing = ArenaKeeper(self.guard, tracked.memory)
+        name = table_name(guest_id, tracked.label)
+        if name in self._memory.names():
+            table = PageTable.open(self._memory.open(name).map())
+            return ReasonedPages(table.pages, table, self._keepers, knowing)
+        return ReasonedPages(self._memory.open(tracked.memory).size_bytes // PAGE_BYTES, None, {}, knowing)
 
     def detach(self, guest_id: str) -> None:
         """Stop serving a guest that has ended or leaves; what was written stays known. Unknown guests are no error."""
@@ -131,7 +148,8 @@ class PageService:
         asyncio.get_running_loop().remove_reader(guest.descriptor)
         os.close(guest.descriptor)
         for served in guest.ranges:
-            served.pages.table.close()
+            if served.pages.table is not None:
+                served.pages.table.close()
 
     def close(self) -> None:
         """Detach everything. Guests stay protected as long as somebody else, the machine, keeps their descriptors."""
@@ -152,22 +170,33 @@ class PageService:
         Everything is protected before anything is forgotten: a store after that blocks, and is noted on its fault.
         Raises NotFound if the region has no page table, Unavailable if the guest's memory cannot be protected.
         """
-        for served in self._served(guest_id, region):
-            try:
-                self._kernel.protect(self._guests[guest_id].descriptor, served.address, served.length)
-            except OSError as error:
-                raise Unavailable(
-                    f"cannot reset tracking of {region}: its guest is ending ({error.strerror})"
-                ) from error
+        self.protect(guest_id, region)
         with contextlib.closing(_Borrowed(self._memory, guest_id, region)) as borrowed:
             if borrowed.table is None:
                 raise NotFound(f"region {region} of guest {guest_id} is not tracked")
             borrowed.table.clear(State.WRITTEN)
 
+    def protect(self, guest_id: str, region: str) -> None:
+        """From the return of this call on the guest's next store to any page is asked about. Raises Unavailable."""
+        for served in self._served(guest_id, region):
+            try:
+                self._kernel.protect(self._guests[guest_id].descriptor, served.address, served.length)
+            except OSError as error:
+                raise Unavailable(f"{region} cannot be protected: its guest is ending ({error.strerror})") from error
+
     def retry(self, guest_id: str, region: str) -> None:
         """A keeper that said "not yet" can go on: ask again for the pages whose threads wait."""
         for served in self._served(guest_id, region):
             self._lift(self._guests[guest_id], served, served.pages.retry())
+
+    def retry_all(self) -> None:
+        for guest_id, guest in list(self._guests.items()):
+            for served in guest.ranges:
+                self.retry(guest_id, served.region)
+
+    def waiting_pages(self) -> int:
+        """Whose threads wait because a keeper said "not yet"."""
+        return sum(len(served.pages.waiting) for guest in self._guests.values() for served in guest.ranges)
 
     def _served(self, guest_id: str, region: str) -> list[_ServedRange]:
         guest = self._guests.get(guest_id)
@@ -241,13 +270,13 @@ def _runs(pages: Iterable[int]) -> list[tuple[int, int]]:
     return runs
 
 
-def _check_range(tracked: TrackedRange, table: PageTable) -> None:
+def _check_range(tracked: TrackedRange, pages: int) -> None:
     """The guest said where it mapped its regions: believe nothing."""
     if tracked.address % PAGE_BYTES or tracked.length_bytes % PAGE_BYTES or tracked.length_bytes <= 0:
         raise InvalidArgument(f"range of {tracked.label}: address and length must be whole pages of {PAGE_BYTES} bytes")
-    if tracked.length_bytes > table.pages * PAGE_BYTES:
+    if tracked.length_bytes > pages * PAGE_BYTES:
         raise InvalidArgument(
-            f"range of {tracked.label}: {tracked.length_bytes} bytes, the region has {table.pages * PAGE_BYTES}"
+            f"range of {tracked.label}: {tracked.length_bytes} bytes, the region has {pages * PAGE_BYTES}"
         )
 
 

@@ -11,14 +11,16 @@ on.
         ...  # lift the protection
 
 The facts behind the reasons are in the region's `PageTable`, which outlives the host: a successor that opens the same
-table comes to the same decisions. A fact is published before the protection is lifted, never after: a host may die
-between the two, and then a page is counted and still protected, which costs one more fault and loses nothing.
+table comes to the same decisions. What a snapshot shares is the one fact that is kept elsewhere: its keeper knows it
+from the page tables of the NVM device, in which one snapshot changes it for every page at once. A fact is published
+before the protection is lifted, never after: a host may die between the two, and then a page is counted and still
+protected, which costs one more fault and loses nothing.
 """
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 from everram.runtime.formats.pages import PageTable, State
@@ -37,13 +39,20 @@ class Reason(enum.IntEnum):
     UNWRITTEN = 3
 
 
-_HOLDS_WITH = {Reason.SWAPPED_OUT: State.SWAPPED, Reason.SHARED_WITH_SNAPSHOT: State.SHARED}
+_HOLDS_WITH = {Reason.SWAPPED_OUT: State.SWAPPED}
 """These hold while the page has the fact."""
 _HOLDS_WITHOUT = {Reason.CLEAN_UNDER_CAP: State.DIRTY, Reason.UNWRITTEN: State.WRITTEN}
 """These hold until the page has the fact."""
 
 
+TABLED = frozenset(_HOLDS_WITH | _HOLDS_WITHOUT)
+"""Reasons whose facts are in the page table."""
+_KNOWN = Reason.SHARED_WITH_SNAPSHOT
+"""The one whose facts are not."""
+
+
 def holds(reason: Reason, state: State) -> bool:
+    """Of a reason that is TABLED."""
     if reason in _HOLDS_WITH:
         return bool(state & _HOLDS_WITH[reason])
     return not state & _HOLDS_WITHOUT[reason]
@@ -67,6 +76,14 @@ class Keeper(Protocol):
         """
 
 
+class KnowingKeeper(Keeper, Protocol):
+    """Of a reason whose facts are not in the page table: it knows them itself."""
+
+    def holds_anywhere(self) -> bool: ...
+
+    def holds(self, page: int) -> bool: ...
+
+
 class NoteOnly:
     """The keeper of `Reason.UNWRITTEN`: that the fact gets published is all it wants."""
 
@@ -75,33 +92,58 @@ class NoteOnly:
 
 
 class ReasonedPages:
-    """The pages of one region and the reasons asked for it."""
+    """The pages of one region and the reasons asked for it. Without a table no reason may be one that is TABLED."""
 
-    def __init__(self, table: PageTable, keepers: Mapping[Reason, Keeper]) -> None:
+    def __init__(
+        self,
+        pages: int,
+        table: PageTable | None,
+        keepers: Mapping[Reason, Keeper],
+        knowing: KnowingKeeper | None = None,
+    ) -> None:
+        """`knowing`: of Reason.SHARED_WITH_SNAPSHOT."""
+        self.pages = pages
         self.table = table
-        self._keepers = sorted(keepers.items())
+        self._before = [(reason, keeper) for reason, keeper in sorted(keepers.items()) if reason < _KNOWN]
+        self._after = [(reason, keeper) for reason, keeper in sorted(keepers.items()) if reason > _KNOWN]
+        self._knowing = knowing
         # Pages with a thread blocked because a keeper said "not yet".
         self.waiting: set[int] = set()
         self._protected = bytes(any(holds(reason, State(state)) for reason in keepers) for state in range(256))
 
     def on_store(self, page: int) -> bool:
         """A thread wants to store to `page`; True once no reason is left and the protection may be lifted."""
+        knowing = self._knowing
+        lifted_all = (
+            self._lift(page, self._before)
+            and (knowing is None or not knowing.holds(page) or knowing.lift(page))
+            and self._lift(page, self._after)
+        )
+        if lifted_all:
+            self.waiting.discard(page)
+        else:
+            self.waiting.add(page)
+        return lifted_all
+
+    def _lift(self, page: int, keepers: Sequence[tuple[Reason, Keeper]]) -> bool:
+        if self.table is None or not keepers:
+            return True
         state = self.table.get(page)
-        for reason, keeper in self._keepers:
+        for reason, keeper in keepers:
             if not holds(reason, state):
                 continue
             if not keeper.lift(page):
-                self.waiting.add(page)
                 return False
             state = lifted(reason, state)
             self.table.set(page, state)
-        self.waiting.discard(page)
         return True
 
     def retry(self) -> list[int]:
         """Ask again for the waiting pages; those whose protection may be lifted now, ascending."""
         return [page for page in sorted(self.waiting) if self.on_store(page)]
 
-    def protected_runs(self) -> Iterator[tuple[int, int]]:
-        """(first page, number of pages) of every run that has to be protected."""
-        return self.table.runs(self._protected)
+    def protected_runs(self) -> Iterable[tuple[int, int]]:
+        """(first page, number of pages) of every run that has to be protected; perhaps more than that."""
+        if self._knowing is not None and self._knowing.holds_anywhere():
+            return [(0, self.pages)]
+        return self.table.runs(self._protected) if self.table is not None else []

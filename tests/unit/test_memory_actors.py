@@ -47,6 +47,25 @@ from everram.runtime.simulation.objects import Objects, SimulatedMemory
 MIB = 1 << 20
 NVM_BYTES = 64 * MIB
 
+SNAPSHOTS = ["nvm.blocks", "nvm.snapshots"]
+METADATA = ("nvm", *SNAPSHOTS, "vmemfs")
+
+
+class NoWriters:
+    """Traps stores of guests of which there are none."""
+
+    def is_served(self, guest_id: str, region: str) -> bool:
+        return False
+
+    def protect(self, guest_id: str, region: str) -> None:
+        pass
+
+    def retry_all(self) -> None:
+        pass
+
+    def waiting_pages(self) -> int:
+        return 0
+
 
 class Clock:
     def now_ns(self) -> int:
@@ -117,7 +136,7 @@ class Machine:
     async def host(self, *, tracking: bool = True) -> Node:
         node = Node(self.environment(), "h1", check_messages=True)
         node.add(VMemFS)
-        node.add(lambda: NvmDevice(NVM_BYTES, tracking=tracking), after=(VMEMFS,))
+        node.add(lambda: NvmDevice(NVM_BYTES, NVM_BYTES, writers=NoWriters() if tracking else None), after=(VMEMFS,))
         node.add(PowerMonitor, after=(VMEMFS,))
         node.add(lambda: Quietable(self.quiesced))
         await node.start()
@@ -148,7 +167,15 @@ async def test_regions_are_made_with_their_log_and_page_tables(machine: Machine)
     assert (ledger.kind, ledger.size_bytes, ledger.tracked) == (pb.LOGGED, 5 * MIB + 4096, False)
     assert (scratch.kind, scratch.arena, scratch.tracked) == (pb.MAPPED, "region.g.scratch", True)
     memory = SimulatedMemory(machine.objects)
-    assert memory.names() == ["log.g", "nvm", "pages.g.scratch", "region.g.ledger", "region.g.scratch", "vmemfs"]
+    assert memory.names() == [
+        "log.g",
+        "nvm",
+        *SNAPSHOTS,
+        "pages.g.scratch",
+        "region.g.ledger",
+        "region.g.scratch",
+        "vmemfs",
+    ]
     assert memory.open("region.g.ledger").extents() == []
     ring = Ring.open(memory.open(made.log).map())
     assert (ring.epoch, ring.capacity_bytes) == (0, DEFAULT_CAPACITY_BYTES)
@@ -156,10 +183,10 @@ async def test_regions_are_made_with_their_log_and_page_tables(machine: Machine)
     status = await nvm.status(pb.Empty())
     assert (status.regions, status.capacity_bytes) == (2, NVM_BYTES)
     assert status.allocated_bytes == sum(
-        memory.open(name).size_bytes for name in memory.names() if name not in ("nvm", "vmemfs")
+        memory.open(name).size_bytes for name in memory.names() if name not in METADATA
     )
     await nvm.remove_regions(RegionFilter(guest_id="g"))
-    assert memory.names() == ["nvm", "vmemfs"]
+    assert memory.names() == list(METADATA)
     assert (await nvm.status(pb.Empty())).allocated_bytes == 0
     await nvm.remove_regions(RegionFilter(guest_id="g"))
     await node.stop()
@@ -196,7 +223,7 @@ async def test_what_a_dying_host_left_half_made_is_removed(machine: Machine) -> 
     for name in ("region.x.half", "pages.x.half", "log.x", "region.g.half"):
         await memory.create(name, MIB)
     second = await machine.host()
-    assert memory.names() == ["log.g", "nvm", "region.g.ledger", "vmemfs"]
+    assert memory.names() == ["log.g", "nvm", "nvm.blocks", "nvm.snapshots", "region.g.ledger", "vmemfs"]
     await second.stop()
 
 
@@ -224,7 +251,7 @@ async def test_bad_requests_are_told_and_change_nothing(
     nvm = node.ref(NvmDeviceRef)
     with pytest.raises(error, match=words):
         await nvm.create_regions(bad)
-    assert sorted(machine.objects.by_name) == ["nvm", "vmemfs"]
+    assert sorted(machine.objects.by_name) == list(METADATA)
     await nvm.create_regions(request(region("x", MIB)))
     await node.stop()
 
@@ -235,7 +262,7 @@ async def test_creation_is_all_or_nothing(machine: Machine) -> None:
     node.environment.memory.capacity_bytes = present_bytes + 8 * MIB
     with pytest.raises(ResourceExhausted):
         await node.ref(NvmDeviceRef).create_regions(request(region("a", MIB), region("b", 30 * MIB)))
-    assert sorted(machine.objects.by_name) == ["nvm", "vmemfs"]
+    assert sorted(machine.objects.by_name) == list(METADATA)
     assert not (await node.ref(NvmDeviceRef).list_regions(RegionFilter())).guest_ids
     await node.stop()
 
@@ -295,7 +322,7 @@ async def test_a_copy_lies_beside_the_guests_own_regions(machine: Machine) -> No
     everything = await nvm.list_regions(RegionFilter(guest_id="g", copy_id="*"))
     assert (len(everything.regions), len(everything.logs), everything.log) == (3, 3, "log.g")
     status = await nvm.status(pb.Empty())
-    kept_bytes = sum(memory.open(name).size_bytes for name in memory.names() if name not in ("nvm", "vmemfs"))
+    kept_bytes = sum(memory.open(name).size_bytes for name in memory.names() if name not in METADATA)
     assert (status.regions, status.allocated_bytes) == (3, kept_bytes)
     await node.stop()
     successor = await machine.host()
@@ -322,15 +349,15 @@ async def test_what_is_removed_is_what_was_named(machine: Machine) -> None:
     await nvm.create_regions(copy_request(log_id="l2"))
     await nvm.remove_regions(RegionFilter(guest_id="g", copy_id="c1", log_id="l1"))
     await nvm.remove_regions(RegionFilter(guest_id="g", copy_id="c1", log_id="l1"))
-    assert memory.names() == ["log.g", "log.g@l2", "nvm", "region.g.ledger@c1", "vmemfs"]
+    assert memory.names() == ["log.g", "log.g@l2", "nvm", "nvm.blocks", "nvm.snapshots", "region.g.ledger@c1", "vmemfs"]
     await nvm.remove_regions(RegionFilter(guest_id="g"))
-    assert memory.names() == ["log.g@l2", "nvm", "region.g.ledger@c1", "vmemfs"]
+    assert memory.names() == ["log.g@l2", "nvm", "nvm.blocks", "nvm.snapshots", "region.g.ledger@c1", "vmemfs"]
     await nvm.create_regions(request())
     await nvm.remove_regions(RegionFilter(guest_id="g", copy_id="c1"))
-    assert memory.names() == ["log.g", "nvm", "vmemfs"]
+    assert memory.names() == ["log.g", "nvm", "nvm.blocks", "nvm.snapshots", "vmemfs"]
     await nvm.create_regions(copy_request(region("ledger", 4096), log_id="l1"))
     await nvm.remove_regions(RegionFilter(guest_id="g", copy_id="*"))
-    assert memory.names() == ["nvm", "vmemfs"]
+    assert memory.names() == list(METADATA)
     with pytest.raises(InvalidArgument, match="of which copy"):
         await nvm.remove_regions(RegionFilter(guest_id="g", log_id="l1"))
     await node.stop()
@@ -396,7 +423,7 @@ async def test_an_adopted_copy_is_the_guests_own(machine: Machine) -> None:
     await nvm.remove_regions(RegionFilter(guest_id="g"))
     with pytest.raises(NotFound, match="no copy c1 of guest g"):
         await nvm.adopt_copy(ADOPT)
-    assert memory.names() == ["nvm", "vmemfs"]
+    assert memory.names() == list(METADATA)
     await node.stop()
 
 
@@ -458,7 +485,7 @@ async def every_crash(
         gate = Dying(10**9)
         environment = dataclasses.replace(machine.environment(), memory=DyingMemory(objects, gate))
         host = Node(environment, "h1", check_messages=True)
-        host.add(lambda: NvmDevice(NVM_BYTES, tracking=True))
+        host.add(lambda: NvmDevice(NVM_BYTES, NVM_BYTES, writers=NoWriters()))
         await host.start()
         gate.passes = passes
         with contextlib.suppress(EverramError):  # as the asker of a handler that broke is told
@@ -468,7 +495,7 @@ async def every_crash(
         await host.stop()
         memory = SimulatedMemory(objects)
         successor = Node(dataclasses.replace(environment, memory=memory), "h1", check_messages=True)
-        successor.add(lambda: NvmDevice(NVM_BYTES, tracking=True))
+        successor.add(lambda: NvmDevice(NVM_BYTES, NVM_BYTES, writers=NoWriters()))
         await successor.start()
         yield successor.ref(NvmDeviceRef), memory
         await successor.stop()
@@ -505,7 +532,7 @@ async def test_a_crash_leaves_a_new_copy_whole_or_nothing_of_it(machine: Machine
     async for nvm, memory in every_crash(machine, lambda nvm: nvm.create_regions(asked)):
         found = await nvm.list_regions(RegionFilter(guest_id="g", copy_id="*"))
         names = sorted({r.arena for r in found.regions} | {log.memory for log in found.logs})
-        assert names == [name for name in memory.names() if name not in ("nvm", "vmemfs")]
+        assert names == [name for name in memory.names() if name not in METADATA]
         seen.add(len(names))
         if names:
             assert Ring.open(memory.open("log.g@l1").map()).tail == 64
@@ -548,8 +575,8 @@ async def test_guests_and_the_memorys_identity_outlive_hosts(machine: Machine) -
     assert (after.memory_id, after.lease_id, after.hosts) == (before.memory_id, 7, before.hosts + 1)
     status = await vmemfs.status(pb.Empty())
     assert (status.version, status.memory_id, status.hosts) == ("1.1", after.memory_id, 2)
-    assert [file.name for file in status.files] == ["nvm", "vmemfs"]
-    assert all(0 < file.present_bytes <= 64 * 1024 for file in status.files)
+    assert [file.name for file in status.files] == list(METADATA)
+    assert all(0 < file.present_bytes <= 64 * 1024 for file in status.files if file.name != "nvm.blocks")
     await second.stop()
 
 
@@ -570,7 +597,7 @@ async def test_a_save_freezes_everybody_and_leaves_an_image(machine: Machine) ->
     assert await power.status(pb.Empty()) == PowerStatus(image="none")
     await node.ref(NvmDeviceRef).create_regions(request(region("ledger", MIB)))
     report = await power.save(SaveRequest(cause="down"))
-    assert (report.generation, report.objects) == (1, 4)
+    assert (report.generation, report.objects) == (1, 6)
     assert machine.freezer.frozen == {"down"}
     assert await power.status(pb.Empty()) == PowerStatus(image="complete", image_generation=1)
     await node.stop()

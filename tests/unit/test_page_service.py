@@ -19,7 +19,7 @@ from everram.runtime.memory import page_service
 from everram.runtime.memory.contract import PAGE_BYTES
 from everram.runtime.memory.heap import HeapMapping
 from everram.runtime.memory.page_service import FAULTS_PER_TURN, PageService
-from everram.runtime.memory.reasons import Keeper, NoteOnly, Reason, ReasonedPages, holds, lifted
+from everram.runtime.memory.reasons import TABLED, Keeper, NoteOnly, Reason, ReasonedPages, holds, lifted
 from everram.runtime.memory.userfaultfd import FaultFlag, Feature, Mode, PageFault
 
 BASE = 0x7F00_0000_0000
@@ -45,21 +45,38 @@ class Recorded:
         return self.willing
 
 
-@pytest.mark.parametrize("reason", Reason)
+@dataclass
+class Sharing(Recorded):
+    """A keeper that knows by itself for which pages it is asked."""
+
+    pages: set[int] = field(default_factory=set)
+
+    def holds_anywhere(self) -> bool:
+        return bool(self.pages)
+
+    def holds(self, page: int) -> bool:
+        return page in self.pages
+
+    def lift(self, page: int) -> bool:
+        self.pages.discard(page)
+        return super().lift(page)
+
+
+@pytest.mark.parametrize("reason", TABLED)
 def test_a_lifted_reason_no_longer_holds_and_leaves_the_others(reason: Reason) -> None:
     for state in map(State, range(16)):
         after = lifted(reason, state)
         assert not holds(reason, after)
-        assert all(holds(other, after) == holds(other, state) for other in Reason if other != reason)
+        assert all(holds(other, after) == holds(other, state) for other in TABLED if other != reason)
 
 
 def test_keepers_are_called_in_order_and_only_those_whose_reason_holds() -> None:
     calls: list[tuple[str, int]] = []
-    keepers = {reason: Recorded(reason.name, calls) for reason in reversed(Reason)}
+    keepers = {reason: Recorded(reason.name, calls) for reason in TABLED}
     states = table()
-    states.set(3, State.SWAPPED | State.SHARED)
-    states.set(4, State.SHARED | State.WRITTEN)
-    pages = ReasonedPages(states, keepers)
+    states.set(3, State.SWAPPED)
+    states.set(4, State.WRITTEN)
+    pages = ReasonedPages(PAGES, states, keepers, Sharing("SHARED_WITH_SNAPSHOT", calls, pages={3, 4}))
     assert pages.on_store(3)
     assert [name for name, _ in calls] == ["SWAPPED_OUT", "SHARED_WITH_SNAPSHOT", "CLEAN_UNDER_CAP", "UNWRITTEN"]
     calls.clear()
@@ -73,7 +90,7 @@ def test_keepers_are_called_in_order_and_only_those_whose_reason_holds() -> None
 def test_a_page_stays_protected_until_its_last_reason_is_gone() -> None:
     calls: list[tuple[str, int]] = []
     cap = Recorded("cap", calls, willing=False)
-    pages = ReasonedPages(table(), {Reason.CLEAN_UNDER_CAP: cap, Reason.UNWRITTEN: NoteOnly()})
+    pages = ReasonedPages(PAGES, table(), {Reason.CLEAN_UNDER_CAP: cap, Reason.UNWRITTEN: NoteOnly()})
     assert not pages.on_store(5)
     assert (pages.waiting, pages.table.count(State.WRITTEN)) == ({5}, 0)
     assert list(pages.protected_runs()) == [(0, PAGES)]
@@ -84,11 +101,23 @@ def test_a_page_stays_protected_until_its_last_reason_is_gone() -> None:
     assert list(pages.protected_runs()) == [(0, 5), (6, PAGES - 6)]
 
 
+def test_what_snapshots_share_is_asked_of_who_knows_it_and_protects_the_whole_region() -> None:
+    calls: list[tuple[str, int]] = []
+    sharing = Sharing("share", calls, pages={5})
+    pages = ReasonedPages(PAGES, None, {}, sharing)
+    assert list(pages.protected_runs()) == [(0, PAGES)]
+    assert pages.on_store(6)
+    assert calls == []
+    assert pages.on_store(5)
+    assert calls == [("share", 5)]
+    assert list(pages.protected_runs()) == []
+
+
 def test_a_successor_decides_from_the_same_table() -> None:
     states = table()
-    ReasonedPages(states, {Reason.UNWRITTEN: NoteOnly()}).on_store(7)
+    ReasonedPages(PAGES, states, {Reason.UNWRITTEN: NoteOnly()}).on_store(7)
     calls: list[tuple[str, int]] = []
-    successor = ReasonedPages(states, {Reason.UNWRITTEN: Recorded("track", calls)})
+    successor = ReasonedPages(PAGES, states, {Reason.UNWRITTEN: Recorded("track", calls)})
     assert successor.on_store(7)
     assert successor.on_store(8)
     assert calls == [("track", 8)]

@@ -240,7 +240,7 @@ class Host:
         node = self.node = Node(environment, self.name, check_messages=True)
         node.use_links(Links(self.net, self.name))
         node.add(VMemFS)
-        node.add(lambda: NvmDevice(self.nvm_bytes, tracking=False), after=(VMEMFS,))
+        node.add(lambda: NvmDevice(self.nvm_bytes, self.nvm_bytes), after=(VMEMFS,))
         node.add(lambda: Replicator(config), after=(NVM_DEVICE,))
         node.add(lambda: Committed(self))
         await node.start()

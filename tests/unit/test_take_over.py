@@ -148,7 +148,7 @@ class Host:
         )
         node = self.node = Node(environment, "h1")
         node.add(VMemFS)
-        node.add(lambda: NvmDevice(64 * MIB, tracking=False), after=(VMEMFS,))
+        node.add(lambda: NvmDevice(64 * MIB, 64 * MIB), after=(VMEMFS,))
         node.add(lambda: Copies(self))
         node.add(Directory)
         node.add(lambda: Hypervisor("h1"), after=(NVM_DEVICE,))

@@ -1,0 +1,103 @@
+"""What a page holds may be needed after it is stored to: whoever stores asks here first.
+
+    guard.keeper = snapshots                             # at the start of the NVM device
+    guard.before_store("region.0f3c.ledger", 4096, 8)    # a host's own store; a guest's arrives as a fault
+
+A host's own stores are not trapped by the kernel's write protection, so hosts call this themselves; the page service
+calls it for guests (`reasons`).
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from everram.runtime.errors import ResourceExhausted
+from everram.runtime.memory.contract import PAGE_BYTES, Mapping
+
+
+class PageKeeper(Protocol):
+    """Keeps the old content of pages, for the snapshots that refer to it."""
+
+    def is_kept_of(self, arena: str) -> bool:
+        """Whether any page of this region may be needed."""
+
+    def is_settled(self, arena: str, page: int) -> bool:
+        """Whether the page may be stored to without more ado."""
+
+    def before_write(self, arena: str, page: int) -> bool:
+        """Keep what the page holds, if anybody needs it. Raises ResourceExhausted where there is no room for it."""
+
+
+class PageGuard:
+    """One a host. Without a keeper nothing has to be kept."""
+
+    def __init__(self) -> None:
+        self.keeper: PageKeeper | None = None
+
+    def is_kept_of(self, arena: str) -> bool:
+        return self.keeper is not None and self.keeper.is_kept_of(arena)
+
+    def before_store(self, arena: str, offset: int, length: int) -> None:
+        """Of this host, to a region that no guest maps. Raises ResourceExhausted; then it must not be stored."""
+        if length and self.is_kept_of(arena):
+            assert self.keeper is not None
+            for page in range(offset // PAGE_BYTES, (offset + length - 1) // PAGE_BYTES + 1):
+                self.keeper.before_write(arena, page)
+
+
+class ArenaKeeper:
+    """`reasons.Keeper` of `Reason.SHARED_WITH_SNAPSHOT` for one region."""
+
+    def __init__(self, guard: PageGuard, arena: str) -> None:
+        self._guard = guard
+        self._arena = arena
+
+    def holds_anywhere(self) -> bool:
+        return self._guard.is_kept_of(self._arena)
+
+    def holds(self, page: int) -> bool:
+        keeper = self._guard.keeper
+        return keeper is not None and not keeper.is_settled(self._arena, page)
+
+    def lift(self, page: int) -> bool:
+        keeper = self._guard.keeper
+        if keeper is None:
+            return True
+        try:
+            keeper.before_write(self._arena, page)
+        except ResourceExhausted:
+            return False  # the writer waits until there is room again
+        return True
+
+
+class GuardedMapping(Mapping):
+    """A region as its host stores to it: the guard is asked before. Raises ResourceExhausted in `store`."""
+
+    def __init__(self, mapping: Mapping, guard: PageGuard, arena: str) -> None:
+        self.size_bytes = mapping.size_bytes
+        self._mapping = mapping
+        self._guard = guard
+        self._arena = arena
+
+    def load(self, offset: int, length: int) -> bytes:
+        return self._mapping.load(offset, length)
+
+    def load_u64(self, offset: int) -> int:
+        return self._mapping.load_u64(offset)
+
+    def store(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+        self._guard.before_store(self._arena, offset, len(data))
+        self._mapping.store(offset, data)
+
+    def store_u64(self, offset: int, value: int) -> None:
+        self._guard.before_store(self._arena, offset, 8)
+        self._mapping.store_u64(offset, value)
+
+    def flush(self, offset: int, length: int) -> None:
+        self._mapping.flush(offset, length)
+
+    def drain(self) -> None:
+        self._mapping.drain()
+
+    def close(self) -> None:
+        self._mapping.close()
