@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +111,9 @@ with open(told, "r+b") as file:
 fd, draw = os.open(path, os.O_RDWR), random.Random(names)
 shadow, unsure, rounds, longest_s, errors, made, maybe = bytearray(size), None, 0, 0.0, [], [], []
 
+def tell():
+    progress[:16] = struct.pack("<QQ", rounds, len(errors))
+
 def attempt(act):
     global longest_s
     began = time.monotonic()
@@ -118,6 +121,7 @@ def attempt(act):
         return act()
     except OSError as error:
         errors.append(errno.errorcode[error.errno])
+        tell()
     finally:
         longest_s = max(longest_s, time.monotonic() - began)
 
@@ -161,7 +165,7 @@ while not select.select([sys.stdin], [], [], 0)[0]:
     if rounds % 5 == 0:
         rename_and_remove()
     rounds += 1
-    progress[:16] = struct.pack("<QQ", rounds, len(errors))
+    tell()
 until = time.monotonic() + 30
 while "ESTALE" not in errors and not all(read(at) for at in range(0, size, large)):
     assert time.monotonic() < until, errors
@@ -171,21 +175,31 @@ print(json.dumps({"errors": sorted(set(errors)), "longest_s": longest_s, "made":
 that failed has left behind is unknown until the same write was repeated; so is a name."""
 
 
-class Load:
-    """A running LOAD."""
+@contextlib.contextmanager
+def running(mounts: Mounts, program: str, *arguments: object) -> Iterator[subprocess.Popen[str]]:
+    """A Python program that has begun, and does not outlive this."""
+    with mounts.start(program, *arguments) as started:
+        try:
+            yield started
+        finally:
+            started.kill()
 
-    def __init__(self, mounts: Mounts, host: str, file: str) -> None:
+
+class Load:
+    """A running LOAD: on the mount of `host`, on a file that is there."""
+
+    def __init__(self, mounts: Mounts, host: str, file: str, ending: contextlib.ExitStack) -> None:
         self._told = mounts.folder / f"{file}.progress"
         self._told.write_bytes(bytes(16))
         files = mounts.files(host)
-        self.program = mounts.start(LOAD, files / file, files / f"{file}-{host}", self._told)
+        self.program = ending.enter_context(running(mounts, LOAD, files / file, files / f"{file}-{host}", self._told))
 
     def progress(self) -> tuple[int, int]:
         """Rounds, and accesses that failed."""
         rounds, errors = struct.unpack("<QQ", self._told.read_bytes())
         return rounds, errors
 
-    async def goes_on(self, rounds: int = 12) -> None:
+    async def goes_on(self, rounds: int = 6) -> None:
         """So many more rounds."""
         before = self.progress()[0]
         await self.until(lambda: self.progress()[0] >= before + rounds, f"{rounds} more rounds")
@@ -193,7 +207,7 @@ class Load:
     async def fails(self) -> None:
         await self.until(lambda: self.progress()[1] > 0, "an error")
 
-    async def until(self, met: Any, what: str) -> None:
+    async def until(self, met: Callable[[], bool], what: str) -> None:
         until_s = time.monotonic() + PATIENCE_S
         while not met():
             assert self.program.poll() is None, self.program.communicate()
@@ -201,10 +215,7 @@ class Load:
             await asyncio.sleep(0.02)
 
     async def end(self) -> dict[str, Any]:
-        try:
-            out, err = await asyncio.to_thread(self.program.communicate, timeout=COMMAND_TIMEOUT_S)
-        finally:
-            self.program.kill()
+        out, err = await asyncio.to_thread(self.program.communicate, timeout=COMMAND_TIMEOUT_S)
         assert self.program.returncode == 0, err
         found = json.loads(out)
         assert isinstance(found, dict)
@@ -222,10 +233,13 @@ def mounts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mounts]:
                 ending.callback(fuse.unmount, str(cluster.point(host)))
             ending.callback(cluster.try_run, "down", "--discard")
             cluster.run("up", "--lease", "5s", "-d", "--memory", "512MiB", "--nvm", "32MiB", "--channel", "tcp")
-            cluster.mount("h1")
-            for host in ("h2", "h3"):
-                cluster.mount(host, "--no-passthrough")
+            for host in HOSTS:
+                cluster.mount(host, *flags(host))
             yield cluster
+
+
+def flags(host: str) -> list[str]:
+    return [] if host == "h1" else ["--no-passthrough"]
 
 
 def make(mounts: Mounts, name: str, host: str) -> None:
@@ -296,8 +310,9 @@ def test_large_reads_are_exact_while_this_host_writes_and_after_it_shortened(mou
     told = tmp_path / "told"
     told.write_bytes(bytes(65 * 8))
     path = mounts.files("h2") / "stamped"
-    for program in [mounts.start(program, path, told, 2) for program in (STAMPING, SEQUENTIAL)]:
-        finish(program)
+    with running(mounts, STAMPING, path, told, 2) as writer, running(mounts, SEQUENTIAL, path, told, 2) as reader:
+        finish(reader)
+        finish(writer)
     mounts.do(sys.executable, "-c", SHORTENED, path)
     mounts.do("rm", path)
 
@@ -308,56 +323,64 @@ async def test_hosts_that_hang_and_die_are_not_noticed_by_programs(mounts: Mount
         leader = (await cluster.host("h2").availability.status(Empty())).leader
     user, owner = [host for host in HOSTS if host != leader]
     make(mounts, "loaded", owner)
-    load = Load(mounts, user, "loaded")
-    for host, fault in ((owner, "hang"), (owner, "host-kill"), (leader, "host-kill"), (user, "hang")):
+    with contextlib.ExitStack() as ending:
+        load = Load(mounts, user, "loaded", ending)
+        for host, fault in (
+            (owner, "hang"),
+            (owner, "host-kill"),
+            (leader, "host-kill"),
+            (user, "hang"),
+            (leader, "machine-kill"),
+        ):
+            await load.goes_on()
+            await asyncio.to_thread(mounts.run, "fault", host, fault)
         await load.goes_on()
-        await asyncio.to_thread(mounts.run, "fault", host, fault)
-    await load.goes_on()
-    await asyncio.to_thread(mounts.run, "fault", leader, "machine-kill")
-    await load.goes_on()
-    told = await load.end()
+        told = await load.end()
     assert (told["errors"], told["maybe"]) == ([], [])
-    names = {*told["made"], str(mounts.files(user) / "loaded")}
-    assert {str(path) for path in mounts.files(user).iterdir()} == names
+    names = {"loaded", *(Path(name).name for name in told["made"])}
+    assert listed(mounts, user) == names
     mounts.run("fault", "heal", leader)
-    mounts.mount(leader, *([] if leader == "h1" else ["--no-passthrough"]))
-    assert {path.name for path in mounts.files(leader).iterdir()} == {Path(name).name for name in names}
-    mounts.do("rm", *names)
+    mounts.mount(leader, *flags(leader))
+    assert listed(mounts, leader) == names
+    mounts.do("rm", *(mounts.files(user) / name for name in names))
 
 
 async def test_owners_that_cannot_be_reached_are_timeouts_and_never_wrong_bytes(mounts: Mounts) -> None:
-    """One is cut off, the other's whole machine is stopped; one of the three is the manager's."""
+    """One is cut off, the other's whole machine is stopped; at times one of the two is the manager's."""
     user, cut, stopped = "h2", "h1", "h3"
-    loads = []
-    for owner in (cut, stopped):
-        make(mounts, f"on-{owner}", owner)
-        loads.append(Load(mounts, user, f"on-{owner}"))
-    for load in loads:
-        await load.goes_on()
     cluster_id = json.loads((mounts.folder / "cluster" / "cluster.json").read_text())["cluster_id"]
-    processes = tree.marked(f"{cluster_id}/{stopped}")
-    try:
-        for pid in processes:
+    with contextlib.ExitStack() as ending:
+        loads = []
+        for owner in (cut, stopped):
+            make(mounts, f"on-{owner}", owner)
+            loads.append(Load(mounts, user, f"on-{owner}", ending))
+        for load in loads:
+            await load.goes_on()
+        for pid in tree.marked(f"{cluster_id}/{stopped}"):
+            ending.callback(go_on, pid)
             os.kill(pid, signal.SIGSTOP)
         await asyncio.to_thread(mounts.run, "fault", cut, "partition")
         for load in loads:
             await load.fails()
-    finally:
-        for pid in processes:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGCONT)
-    await asyncio.to_thread(mounts.run, "fault", "heal", cut)
-    for load in loads:
-        await load.goes_on()
-    names, maybe = set(), set()
-    for load in loads:
-        told = await load.end()
-        print(told)
-        assert set(told["errors"]) <= {"ETIMEDOUT", "EIO", "ESTALE"}
-        assert told["longest_s"] < DEADLINE_S
-        names |= {Path(name).name for name in told["made"]}
-        maybe |= {Path(name).name for name in told["maybe"]}
-    names |= {f"on-{owner}" for owner in (cut, stopped)}
+        for pid in tree.marked(f"{cluster_id}/{stopped}"):
+            go_on(pid)
+        await asyncio.to_thread(mounts.run, "fault", "heal", cut)
+        for load in loads:
+            await load.goes_on()
+        told = [await load.end() for load in loads]
+    for one in told:
+        assert set(one["errors"]) <= {"ETIMEDOUT", "EIO", "ESTALE"}
+        assert one["longest_s"] < DEADLINE_S
+    sure = {f"on-{owner}" for owner in (cut, stopped)} | {Path(name).name for one in told for name in one["made"]}
+    maybe = {Path(name).name for one in told for name in one["maybe"]}
     for host in HOSTS:
-        there = {path.name for path in mounts.files(host).iterdir()}
-        assert names <= there <= names | maybe
+        assert sure <= listed(mounts, host) <= sure | maybe
+
+
+def go_on(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGCONT)
+
+
+def listed(mounts: Mounts, host: str) -> set[str]:
+    return {path.name for path in mounts.files(host).iterdir()}
