@@ -133,15 +133,21 @@ def write():
         unsure = None
 
 def read(at):
-    found = attempt(lambda: os.pread(fd, large, at))
-    if found is None:
-        return False
-    expected = bytearray(shadow[at : at + large])
-    if unsure and not (unsure[0] + len(unsure[1]) <= at or at + large <= unsure[0]):
-        start, end = max(0, unsure[0] - at), min(large, unsure[0] + len(unsure[1]) - at)
-        expected[start:end] = found[start:end]
+    # Whether all could be read. The kernel asks for it in parts, so it may be short where a part failed.
+    found = bytearray()
+    while len(found) < large:
+        part = attempt(lambda: os.pread(fd, large - len(found), at + len(found)))
+        if part is None:
+            break
+        assert part, f"the file ends at {at + len(found)}"
+        found += part
+    end = at + len(found)
+    expected = shadow[at:end]
+    if unsure and unsure[0] < end and at < unsure[0] + len(unsure[1]):
+        start, stop = max(0, unsure[0] - at), min(len(found), unsure[0] + len(unsure[1]) - at)
+        expected[start:stop] = found[start:stop]
     assert found == expected, f"wrong bytes at {at} in round {rounds}"
-    return True
+    return end == at + large
 
 def rename_and_remove():
     name = f"{names}-{rounds}"
