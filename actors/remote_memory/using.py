@@ -2,6 +2,7 @@
 
     file = await using.open(node)               # the owner is asked once; the queue pair to its host is shared
     data = await using.read(file, 0, 4096)      # no message to anybody's actor
+    count = await using.read_into(file, 0, to)  # the same without a copy, for much at once
     await using.write(file, 0, data)            # nor here, unless the file has to grow first
     using.close(file)
 
