@@ -9,7 +9,7 @@ And files of a real cluster of two hosts: opened through one of them by its moun
 other, with the messages that this costs its manager and its owner; and mapped by a client.
 
 Tried for `mount_tcp_vs_mount_local`, large sequential reads of another host's file over TCP against local ones by the
-same mount (2 virtual CPUs, others at work on them; medians of three runs or more):
+same mount (2 virtual CPUs, others at work on them; middle of two to eleven runs each):
 
     bytes of its own for each read, then a copy of them (as `QueuePair.read` has it)    0.31
     one read in two or in four pieces at once, on the bare channel, against whole       0.80, 0.64 as fast
