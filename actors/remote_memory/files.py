@@ -120,6 +120,12 @@ class Files:
             raise bad_handle(file.node.name, "reading")
         return await self._using.read(file.used, offset, length)
 
+    async def read_into(self, file: OpenedFile, offset: int, target: memoryview) -> int:
+        """As `Using.read_into`."""
+        if not file.readable or file.closed:
+            raise bad_handle(file.node.name, "reading")
+        return await self._using.read_into(file.used, offset, target)
+
     async def write(self, file: OpenedFile, offset: int, data: bytes | memoryview) -> int:
         """Where it went."""
         if not file.writable or file.closed:

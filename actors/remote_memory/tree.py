@@ -15,10 +15,11 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from everram.actors.remote_memory.buffers import Buffers
 from everram.actors.remote_memory.files import Files, OpenedFile
 from everram.actors.remote_memory.regions import GUEST, REGION, REGIONS, Regions, RegionView
 from everram.runtime.contracts import remote_memory_pb2 as rm
@@ -28,6 +29,7 @@ from everram.runtime.errors import AlreadyExists, EverramError, ResourceExhauste
 from everram.runtime.fuse.errors import FuseError
 from everram.runtime.fuse.filesystem import (
     ROOT_KEY,
+    Answer,
     Attributes,
     Changes,
     Entry,
@@ -36,6 +38,7 @@ from everram.runtime.fuse.filesystem import (
     Opened,
     Space,
 )
+from everram.runtime.fuse.protocol import Buffer
 
 FILES = "files"
 TOP = {FILES: ROOT_ID, REGIONS: REGIONS}
@@ -43,6 +46,9 @@ TOP = {FILES: ROOT_ID, REGIONS: REGIONS}
 TOP_VALID_NS = 3_600_000_000_000
 FOLDER_VALID_NS = 1_000_000_000
 """The kernel asks for each folder at each step of a path; what it may be late to see is another host's chmod."""
+
+LARGE_BYTES = 32 << 10
+"""Reads from here on go into buffers that are kept. Below, a fresh object costs less than to ask for one."""
 
 
 @dataclass(slots=True, eq=False)
@@ -65,6 +71,7 @@ class Tree(FileSystem):
         spawn: Callable[[Coroutine[Any, Any, None]], object],
         held: Collection[str] = (),
     ) -> None:
+        self._buffers = Buffers()
         self._host, self._files, self._regions, self._mounts = host, files, regions, mounts
         self._space, self._spawn = space, spawn
         self._told_ns: dict[str, int] = {}
@@ -219,10 +226,17 @@ class Tree(FileSystem):
         self._told_ns.setdefault(node.id, self._mounts.modified_ns(memory))
         return Opened(file, self._mounts.descriptor(memory))
 
-    def read(self, file: OpenOnMount | RegionView, offset: int, size: int) -> Awaitable[bytes] | bytes:
+    def read(self, file: OpenOnMount | RegionView, offset: int, size: int) -> Answer[Buffer]:
         if isinstance(file, RegionView):
             return file.read(offset, size)
-        return self._files.read(file.opened, offset, size)
+        if size < LARGE_BYTES or file.memory is not None:
+            return self._files.read(file.opened, offset, size)
+        return self._read_large(file.opened, offset, size)
+
+    async def _read_large(self, file: OpenedFile, offset: int, size: int) -> memoryview:
+        """What lies elsewhere. The view goes to the kernel before anybody else can be lent its buffer."""
+        with self._buffers.lend(size) as buffer:
+            return buffer[: await self._files.read_into(file, offset, buffer)]
 
     async def write(self, file: OpenOnMount | RegionView, offset: int, data: memoryview) -> int:
         if isinstance(file, RegionView):

@@ -2,6 +2,7 @@
 
     file = await using.open(node)               # the owner is asked once; the queue pair to its host is shared
     data = await using.read(file, 0, 4096)      # no message to anybody's actor
+    count = await using.read_into(file, 0, to)  # the same without a copy, for much at once
     await using.write(file, 0, data)            # nor here, unless the file has to grow first
     using.close(file)
 
@@ -128,6 +129,25 @@ class Using:
         data = await self._one_sided(file, from_peer)
         self.counts.one_sided_reads += 1
         return data
+
+    async def read_into(self, file: UsedFile, offset: int, target: memoryview) -> int:
+        """How much of `target` was filled: all, but at the end of the file. After an error it must not be used again:
+        the channel may hold it still."""
+        if file.host == self._host:
+            data = await self.read(file, offset, len(target))
+            target[: len(data)] = data
+            return len(data)
+
+        async def from_peer(pair: QueuePair) -> int:
+            there = min(len(target), file.size_bytes - offset)
+            if there <= 0:
+                return 0
+            await pair.read_into(file.rkey, offset, target[:there])
+            return there
+
+        count = await self._one_sided(file, from_peer)
+        self.counts.one_sided_reads += 1
+        return count
 
     async def write(self, file: UsedFile, offset: int, data: bytes | memoryview) -> None:
         """Raises ResourceExhausted where the owner has no room for a longer file."""

@@ -365,7 +365,7 @@ class SharedMemoryPair:
                 if end - at == WORD_BYTES and not (start + at) & 7:
                     target[at:end] = remote.words[start + at >> 3].to_bytes(WORD_BYTES, "little")
                 else:
-                    target[at:end] = remote.view[start + at : start + end]
+                    remote.mapping.load_into(start + at, target[at:end])
                 if remote.table[remote.word] != remote.generation:
                     raise self._refused()
 

@@ -6,7 +6,8 @@
 
 A mapping of it would end this process at the first touch beyond the new end; a read that meets the end finds zeros
 instead, and whoever shortened it had revoked the region before, which the queue pair sees in the generation table after
-each access. It looks like `everram.runtime.memory.mapped.Mapped` to a queue pair: `view`, `words`, `load`, `close`.
+each access. It looks like `everram.runtime.memory.mapped.Mapped` to a queue pair: `view`, `words`, `load`,
+`load_into`, `close`.
 """
 
 from __future__ import annotations
@@ -77,6 +78,14 @@ class Unmapped:
 
     def load(self, offset: int, length: int) -> bytes:
         return self.view[offset : offset + length]
+
+    def load_into(self, offset: int, target: memoryview) -> None:
+        while target:
+            count = os.preadv(self._fd, [target], offset)
+            if not count:
+                target[:] = bytes(len(target))
+                return
+            offset, target = offset + count, target[count:]
 
     def close(self) -> None:
         """Idempotent."""

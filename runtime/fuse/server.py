@@ -182,13 +182,13 @@ class Session:
         if self._is_full():
             self._read_no_more()
 
-        def on_end(_: asyncio.Task[None]) -> None:
+        def on_end(ended: asyncio.Task[None]) -> None:
             del self._waiting[request.unique]
             self._waiting_bytes -= held_bytes
             if inspect.iscoroutine(answer):
                 answer.close()  # a task that is cancelled before its first step has not awaited it
-            if kept is not None:
-                self._put_back(kept)
+            if kept is not None and not ended.cancelling():
+                self._put_back(kept)  # whoever was cancelled may still be sending what lies in it
             if not self._left and not self._is_full():
                 self._read_more()
 

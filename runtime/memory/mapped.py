@@ -54,6 +54,13 @@ class Mapped(Mapping):
             raise IndexError(f"load of {length} bytes at {offset} in a mapping of {self.size_bytes}")
         return self._mmap[offset : offset + length]  # less than half the time of bytes(view[...])
 
+    def load_into(self, offset: int, target: memoryview) -> None:
+        """As `load`, into writable bytes."""
+        end = offset + len(target)
+        if offset < 0 or end > self.size_bytes:
+            raise IndexError(f"load of {len(target)} bytes at {offset} in a mapping of {self.size_bytes}")
+        target[:] = self._bytes[offset:end]
+
     def load_u64(self, offset: int) -> int:
         if offset & 7 or offset < 0:
             raise IndexError(f"load of a word at {offset}")

@@ -349,6 +349,9 @@ def test_a_resizable_object_is_reached_as_long_as_it_is_now(run: Run) -> None:
         owner.memory.resize("file.1", 3 * CHUNK_BYTES)
         await pair.write(region.rkey, 5, b"x" * (2 * CHUNK_BYTES))
         assert await pair.read(region.rkey, 5, 2 * CHUNK_BYTES + 1) == b"x" * (2 * CHUNK_BYTES) + b"\0"
+        found = bytearray(b"?" * (2 * CHUNK_BYTES + 2))
+        await pair.read_into(region.rkey, 5, memoryview(found)[:-1])
+        assert found == b"x" * (2 * CHUNK_BYTES) + b"\0?"
         await fails(pair.write(region.rkey, 3 * CHUNK_BYTES, b"x"), Status.REM_ACCESS_ERR)
         assert memory.size_bytes == 3 * CHUNK_BYTES, "a peer does not lengthen it"
         pair = await peer.channel.connect("a", owner.channel.address)

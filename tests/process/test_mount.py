@@ -77,11 +77,12 @@ import sqlite3, sys
 with sqlite3.connect(sys.argv[1]) as connection:
     assert connection.execute(f"PRAGMA journal_mode={sys.argv[2]}").fetchone() == (sys.argv[2],)
     connection.execute("CREATE TABLE t (n INTEGER PRIMARY KEY, text TEXT)")
-    for n in range(100):
+    count = 100 if sys.argv[2] == "wal" else 30  # otherwise each makes and removes a journal
+    for n in range(count):
         with connection:
             connection.execute("INSERT INTO t VALUES (?, ?)", (n, str(n) * 100))
     assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-    assert connection.execute("SELECT COUNT(*) FROM t").fetchone() == (100,)
+    assert connection.execute("SELECT COUNT(*) FROM t").fetchone() == (count,)
 """
 REDIRECTED = """
 import json, os, pathlib, shutil, sys

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import socket
 import struct
 from collections.abc import AsyncIterator, Iterator
 from typing import Any, cast
@@ -15,11 +16,12 @@ from hypothesis import strategies as st
 
 from everram.runtime import errors
 from everram.runtime.errors import DataLoss
-from everram.runtime.fuse import protocol
+from everram.runtime.fuse import protocol, server
 from everram.runtime.fuse.book import BOOK_BYTES, MODE_FILE, MODE_FOLDER, Book
 from everram.runtime.fuse.errors import BY_ERROR, FuseError, errno_of
 from everram.runtime.fuse.filesystem import KEY_BYTES_MAX, ROOT_KEY
 from everram.runtime.fuse.in_memory import InMemory
+from everram.runtime.fuse.mount import Mounted
 from everram.runtime.fuse.operations import DONE, Operations, Reply, settled
 from everram.runtime.fuse.protocol import RESENT, ROOT_NODE, Init, Opcode, Request
 from everram.runtime.memory import memfd
@@ -112,8 +114,8 @@ async def running(kernel: Kernel) -> AsyncIterator[Kernel]:
     await kernel.scope.close()
 
 
-def packed(opcode: int, node: int, body: bytes) -> bytes:
-    return protocol.IN_HEADER.pack(protocol.IN_HEADER.size + len(body), opcode, 2, node, 0, 0, 0, 0, 0) + body
+def packed(opcode: int, node: int, body: bytes, unique: int = 2) -> bytes:
+    return protocol.IN_HEADER.pack(protocol.IN_HEADER.size + len(body), opcode, unique, node, 0, 0, 0, 0, 0) + body
 
 
 # -- the wire -----------------------------------------------------------------------------------------------------
@@ -164,6 +166,50 @@ def test_no_request_ends_the_server(asked: list[tuple[int, int, bytes]]) -> None
         kernel.close()
 
     asyncio.run(run())
+
+
+class Holding(InMemory):
+    """Holds what is written, as a queue pair does until its request has ended; and none ends."""
+
+    def __init__(self) -> None:
+        super().__init__(now_ns=lambda: 1)
+        self.held: list[memoryview] = []
+        self.begun = asyncio.Semaphore(0)
+
+    def write(self, file: Any, offset: int, data: memoryview) -> Any:
+        self.held.append(data)
+        self.begun.release()
+        return asyncio.get_running_loop().create_future()
+
+
+async def test_what_an_interrupted_write_may_still_send_is_not_overwritten(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(server, "INTERRUPT_GRACE_S", 0.0)
+    files = Holding()
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    book = memfd.create("book", BOOK_BYTES)
+    mapping = Mapped(book, BOOK_BYTES)
+    Book.format(mapping).agree(45, 0)
+    node = Book.open(mapping).know((await settled(files.create(ROOT_KEY, "f", 0o600, os.O_RDWR, True)))[0].key)
+    handle = Book.open(mapping).hold(node, os.O_RDWR, MODE_FILE)
+    serving = asyncio.ensure_future(server.Session(Mounted(theirs.fileno(), book), files).serve())
+    loop = asyncio.get_running_loop()
+    ours.setblocking(False)
+    size = server.COPIED_BYTES_MAX * 2
+    for unique, letter in ((2, b"a"), (4, b"b")):
+        body = HANDLE_OFFSET_SIZE.pack(handle.number, 0, size, 0, 0, 0, 0) + letter * size
+        await loop.sock_sendall(ours, packed(Opcode.WRITE, node.number, body, unique))
+        await files.begun.acquire()
+        await loop.sock_sendall(ours, packed(Opcode.INTERRUPT, 0, struct.pack("<Q", unique), unique + 1))
+        while struct.unpack_from("<iQ", await loop.sock_recv(ours, 1 << 16), 4) != (-errno.EINTR, unique):
+            pass  # what it says of itself when it begins
+    assert [bytes(data) for data in files.held] == [b"a" * size, b"b" * size]
+    serving.cancel()
+    await asyncio.wait([serving])
+    for one in (ours, theirs, mapping, files):
+        one.close()
+    os.close(book)
 
 
 def test_a_request_before_init_is_refused() -> None:

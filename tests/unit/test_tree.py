@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 from collections import Counter
@@ -14,7 +15,7 @@ import pytest
 from everram.actors.remote_memory import refusals
 from everram.actors.remote_memory.files import Files
 from everram.actors.remote_memory.regions import Regions
-from everram.actors.remote_memory.tree import REGIONS, Tree
+from everram.actors.remote_memory.tree import LARGE_BYTES, REGIONS, Tree
 from everram.runtime.contracts import common_pb2 as pb
 from everram.runtime.contracts import remote_memory_pb2 as rm
 from everram.runtime.coordination.file_directory import ROOT_ID
@@ -37,6 +38,11 @@ class FakeFiles:
         self.told: list[tuple[str, int]] = []
         self.asked_hosts: list[str] = []
         self.full: set[str] = set()
+        self.far = False
+        """Whether files are another host's."""
+        self.let_go = asyncio.Event()
+        """Before that no read into a buffer ends."""
+        self.let_go.set()
 
     async def node(self, node_id: str) -> rm.Node:
         if node_id not in self.nodes:
@@ -74,12 +80,20 @@ class FakeFiles:
         assert made, "the kernel has checked what is permitted"
         return SimpleNamespace(node=node, used=SimpleNamespace(size_bytes=0, written=False), append=request.append)
 
-    def memory(self, file: Any) -> MemoryObject:
+    def memory(self, file: Any) -> MemoryObject | None:
+        if self.far:
+            return None
         content = self.content[file.node.id]
         return cast(MemoryObject, SimpleNamespace(size_bytes=len(content), content=content))
 
     async def read(self, file: Any, offset: int, size: int) -> bytes:
         return bytes(self.content[file.node.id][offset : offset + size])
+
+    async def read_into(self, file: Any, offset: int, target: memoryview) -> int:
+        await self.let_go.wait()
+        data = self.content[file.node.id][offset : offset + len(target)]
+        target[: len(data)] = data
+        return len(data)
 
     async def write(self, file: Any, offset: int, data: memoryview) -> int:
         content = self.content[file.node.id]
@@ -217,6 +231,34 @@ async def test_a_file_is_made_here_and_elsewhere_only_without_room() -> None:
     world.files.asked_hosts.clear()
     await world.tree.create(ROOT_ID, "b", 0o640, os.O_RDWR, True)
     assert world.files.asked_hosts == [HOST, ""]
+
+
+async def test_large_reads_of_others_files_share_buffers_but_not_bytes() -> None:
+    world = World()
+    world.files.far = True
+    _, opened = await world.tree.create(ROOT_ID, "a", 0o640, os.O_RDWR, True)
+    assert opened.backing is None
+    content = os.urandom(3 * LARGE_BYTES)
+    await world.tree.write(opened.file, 0, memoryview(content))
+
+    async def read(offset: int, size: int) -> memoryview:
+        return cast(memoryview, await cast(Any, world.tree.read(opened.file, offset, size)))
+
+    first = await read(0, LARGE_BYTES)
+    assert first == content[:LARGE_BYTES]
+    second = await read(2 * LARGE_BYTES, 2 * LARGE_BYTES)
+    assert second == content[2 * LARGE_BYTES :]
+    assert second.obj is first.obj, "the first has gone to the kernel by now"
+    world.files.let_go.clear()
+    reading = [asyncio.ensure_future(read(n * LARGE_BYTES, LARGE_BYTES)) for n in range(3)]
+    await asyncio.sleep(0)
+    reading[0].cancel()
+    await asyncio.sleep(0)
+    world.files.let_go.set()
+    others = await asyncio.gather(*reading[1:])
+    assert others == [content[LARGE_BYTES : 2 * LARGE_BYTES], content[2 * LARGE_BYTES :]]
+    third = await read(0, LARGE_BYTES)
+    assert third.obj in [other.obj for other in others], "not what the one that was cancelled may still be read into"
 
 
 async def test_what_the_kernel_wrote_is_told_once_and_before_a_time_is_set() -> None:
