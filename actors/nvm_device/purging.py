@@ -50,7 +50,7 @@ class Intent(NamedTuple):
 
 
 def batches(snapshots: Snapshots, limit: int = BATCH_BLOCKS) -> Iterator[list[Candidate]]:
-    """Of all regions; found a chunk at a time when a batch is asked for. `Purge.begin` leaves out what is gone since."""
+    """Of all regions; found by chunks when a batch is asked for. `Purge.begin` leaves out what is gone since."""
     batch: list[Candidate] = []
     for region in list(snapshots.regions.values()):
         for candidates in _non_active(snapshots, region):
