@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from everram.actors.nvm_device import checking, deletion, purging, reverting
 from everram.actors.nvm_device.media import START_PAGES, Media
+from everram.actors.nvm_device.media import Space as SpaceContract
 from everram.actors.nvm_device.purging import Purge
 from everram.actors.nvm_device.records import Record
 from everram.actors.nvm_device.snapshots import Arena as ArenaContract
@@ -25,6 +26,7 @@ from everram.runtime.errors import NotFound, ResourceExhausted
 from everram.runtime.memory.contract import PAGE_BYTES
 from everram.runtime.memory.contract import Mapping as Memory
 from everram.runtime.memory.heap import HeapMapping
+from tests.loose_memory import LooseMemory
 
 BLOCKS = 4096
 """Of the store, and as many slots on storage."""
@@ -47,6 +49,24 @@ class Space:
         longer.store(0, self._mapping.load(0, self._mapping.size_bytes))
         self._mapping = longer
         return longer
+
+
+class MemfdSpace:
+    """Metadata on a memfd."""
+
+    def __init__(self, memory: LooseMemory) -> None:
+        self._memory = memory
+        self._kept = memory.make("nvm.snapshots", START_PAGES * PAGE_BYTES, resizable=True)
+        self._mapping = self._kept.map()
+
+    def map(self) -> Memory:
+        return self._mapping
+
+    def grow(self, size_bytes: int) -> Memory:
+        self._mapping.close()
+        self._memory.resize(self._kept.name, size_bytes)
+        self._mapping = self._kept.map()
+        return self._mapping
 
 
 class Arena:
@@ -93,7 +113,7 @@ class HeapBlocks:
 class Device:
     """See the module."""
 
-    def __init__(self, space: Space, arenas: Mapping[str, ArenaContract], blocks: Blocks) -> None:
+    def __init__(self, space: SpaceContract, arenas: Mapping[str, ArenaContract], blocks: Blocks) -> None:
         self.space = space
         self.arenas = arenas
         self.blocks = blocks

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,13 +11,12 @@ from everram.actors.nvm_device.block_store import GROW_BLOCKS, BlockStore
 from everram.actors.nvm_device.storage import HEADER_BYTES, PIECE_SLOTS, STRIDE_BYTES, StorageFile
 from everram.runtime.environment import Disk, Memory
 from everram.runtime.errors import DataLoss, FailedPrecondition, ResourceExhausted
-from everram.runtime.memory import memfd
 from everram.runtime.memory.contract import PAGE_BYTES
 from everram.runtime.production.disk import Folder
-from everram.runtime.production.memory import KeptObject
 from everram.runtime.simulation.disk import Media, SimulatedDisk
 from everram.runtime.simulation.entropy import Seeds
 from everram.runtime.simulation.objects import Objects, SimulatedMemory
+from tests.loose_memory import LooseMemory
 
 NAME = "nvm.storage"
 
@@ -148,30 +146,6 @@ async def test_what_was_synced_outlives_a_loss_of_power() -> None:
     storage = await StorageFile.open(SimulatedDisk(media), NAME)
     assert await storage.verify({slot: slot for slot in range(10)}) == []
     assert await storage.verify({slot: slot for slot in range(10, 40)})
-
-
-class LooseMemory(SimulatedMemory):
-    """Of memfds that nobody keeps."""
-
-    def __init__(self) -> None:
-        self.objects: dict[str, KeptObject] = {}
-
-    def names(self) -> list[str]:
-        return sorted(self.objects)
-
-    def open(self, name: str) -> KeptObject:
-        return self.objects[name]
-
-    async def create(self, name: str, size_bytes: int, *, resizable: bool = False) -> KeptObject:
-        self.objects[name] = KeptObject(name, memfd.create(name, size_bytes, resizable=resizable))
-        return self.objects[name]
-
-    def resize(self, name: str, size_bytes: int) -> None:
-        self.objects[name].resize(size_bytes)
-
-    def close(self) -> None:
-        for kept in self.objects.values():
-            os.close(kept.descriptor)
 
 
 @pytest.fixture(params=["real", "simulated"])
