@@ -56,7 +56,8 @@ class Bitmap:
         return number // 8 < len(self._bits) and bool(self._bits[number // 8] >> number % 8 & 1)
 
     def taken_numbers(self) -> Iterable[int]:
-        return (at * 8 + bit for at, byte in enumerate(self._bits) if byte for bit in range(8) if byte >> bit & 1)
+        bits = self._bits.rstrip(b"\0")
+        return (at * 8 + bit for at, byte in enumerate(bits) if byte for bit in range(8) if byte >> bit & 1)
 
     @property
     def free(self) -> int:
