@@ -76,7 +76,12 @@ def usage(snapshots: Snapshots, record: Record) -> Usage:
 def _dead(snapshots: Snapshots, records: Sequence[Record]) -> set[int]:
     """The virtblocks that only these snapshots name."""
     media = snapshots.media
-    kept = deletion.others(snapshots, *records)
+    if not records:
+        return set()
+    region = snapshots.region_of(records[0])
+    going = {record.sequence for record in records}
+    # What is being deleted already keeps nothing, though its table is still there.
+    kept = {region.record.root, *(one.root for one in snapshots.live(region) if one.sequence not in going)}
     chunks: defaultdict[int, set[int]] = defaultdict(set)
     for record in records:
         for first, leaf in tables.leaves(media, record.root, kept):

@@ -19,7 +19,7 @@ from everram.runtime.contracts import common_pb2 as pb
 from everram.runtime.contracts import nvm_device_pb2 as nvm
 from everram.runtime.contracts.nvm_device_contract import NvmDeviceActor
 from everram.runtime.environment import Memory
-from everram.runtime.errors import DataLoss, EverramError, InvalidArgument, NotFound
+from everram.runtime.errors import EverramError, InvalidArgument, NotFound
 from everram.runtime.formats.nvm import ANY, MEMORY_BYTES, MEMORY_NAME, OWN, Metadata
 from everram.runtime.formats.pages import PageTable, table_name
 from everram.runtime.formats.slots import SlotArea
@@ -29,7 +29,7 @@ from everram.runtime.memory.guard import PageGuard
 from everram.runtime.sizes import size_text
 
 READ_BYTES_MAX = 1 << 20
-PAGES_PER_TURN = 64
+SLOTS_PER_TURN = 1024
 
 
 class NvmDevice(NvmDeviceActor):
@@ -353,14 +353,12 @@ class NvmDevice(NvmDeviceActor):
     async def _check(self) -> nvm.Findings:
         findings, reached = await self._keeper.at_rest(lambda: checking.check(self._keeper.snapshots))
         answer = nvm.Findings(findings=findings, blocks=len(reached.named))
-        for number, (slot, virtblock) in enumerate(sorted(reached.slots.items())):
-            try:
-                await self._keeper.storage.read(slot, virtblock)
-            except DataLoss as error:
-                if self._keeper.snapshots.media.storage.is_taken(slot):
-                    answer.findings.append(error.message)
-            if number % PAGES_PER_TURN == 0:
-                await asyncio.sleep(0)
+        slots = sorted(reached.slots.items())
+        for first in range(0, len(slots), SLOTS_PER_TURN):
+            some = dict(slots[first : first + SLOTS_PER_TURN])
+            for slot, finding in (await (await self._keeper.storage()).verify(some)).items():
+                if self._keeper.snapshots.media.storage.is_taken(slot):  # still
+                    answer.findings.append(finding)
         return answer
 
     async def quiesce(self, request: nvm.QuiesceMoves) -> pb.Empty:

@@ -20,6 +20,7 @@ from everram.runtime.memory.contract import PAGE_BYTES
 
 BITS_PER_PAGE = PAGE_BYTES * 8
 _WORD_BITS = WORD_BYTES * 8
+_ALL_TAKEN = b"\xff" * WORD_BYTES
 
 
 class Bitmap:
@@ -32,7 +33,7 @@ class Bitmap:
         self._bits = bytearray()
         self._free: deque[int] = deque()
         self._scanned = 0
-        """In bytes: everything free before it is in `_free`, or was taken or released since."""
+        """Everything free before it is in `_free`, or was taken or released since."""
         self._reserved: set[int] = set()
         self._released: list[int] = []
         self.taken = 0
@@ -40,6 +41,11 @@ class Bitmap:
     @property
     def pages(self) -> int:
         return len(self._bits) // PAGE_BYTES
+
+    @property
+    def nameable(self) -> int:
+        """How many things the pages of bits can name."""
+        return len(self._bits) * 8
 
     def loaded(self, bits: bytes) -> None:
         """One more page of bits, as it is in the metadata."""
@@ -50,7 +56,8 @@ class Bitmap:
         return number // 8 < len(self._bits) and bool(self._bits[number // 8] >> number % 8 & 1)
 
     def taken_numbers(self) -> Iterable[int]:
-        return (at * 8 + bit for at, byte in enumerate(self._bits) if byte for bit in range(8) if byte >> bit & 1)
+        bits = self._bits.rstrip(b"\0")
+        return (at * 8 + bit for at, byte in enumerate(bits) if byte for bit in range(8) if byte >> bit & 1)
 
     @property
     def free(self) -> int:
@@ -58,9 +65,8 @@ class Bitmap:
 
     def take(self) -> int:
         """Reserve one. Raises ResourceExhausted."""
-        while not self._free:
-            if not self._scan():
-                raise ResourceExhausted(f"no {self.what} is free: all {self.limit} are taken")
+        if self.free <= 0 or not (self._free or self._scan()):
+            raise ResourceExhausted(f"no {self.what} is free: all {self.limit} are taken")
         number = self._free.popleft()
         self._reserved.add(number)
         return number
@@ -84,8 +90,8 @@ class Bitmap:
     def committed(self) -> None:
         """The changes so far are persistent: what they released may be taken again."""
         if self._released:
-            scanned = self._scanned * 8
-            self._free.extend(number for number in self._released if number < scanned)  # a scan will find the others
+            # A scan will find the others.
+            self._free.extend(number for number in self._released if number < self._scanned)
             self._released.clear()
 
     def _put(self, change: Change, number: int) -> None:
@@ -96,13 +102,13 @@ class Bitmap:
 
     def _scan(self) -> bool:
         """Find more that are free; False if there are none."""
-        bits, end = self._bits, min(len(self._bits), -(-self.limit // 8))
+        bits, end = self._bits, min(len(self._bits) * 8, self.limit)
         while self._scanned < end and not self._free:
-            at = self._scanned
-            self._scanned += WORD_BYTES
-            if bits[at : at + WORD_BYTES] == b"\xff" * WORD_BYTES:
+            first = self._scanned
+            self._scanned = min(end, (first // _WORD_BITS + 1) * _WORD_BITS)
+            if bits[first // 8 : self._scanned // 8] == _ALL_TAKEN:
                 continue
-            for number in range(at * 8, min(self._scanned * 8, self.limit)):
+            for number in range(first, self._scanned):
                 if not bits[number // 8] >> number % 8 & 1 and number not in self._reserved:
                     self._free.append(number)
         return bool(self._free)

@@ -1,21 +1,24 @@
-"""The store: blocks of old content, in one memory object of the machine that grows as blocks are taken.
+"""The store for old blocks: one memory object, kept by the machine, of which only what is taken takes memory.
 
-    blocks = await BlockStore.open(environment.memory)
-    blocks.persist(7, content)           # block 7
-    blocks.discard(7, 1)                 # its memory is the computer's again
+    store = await BlockStore.open(memory)
+    store.persist(block, data)              # in `Snapshots`, before a virtblock names it
+    store.load(block)
+    store.discard(first, count)             # the memory goes back, the object stays as long
 
-Read and written by descriptor, never mapped: a mapping would have to follow the growth, and a read of a hole through it
-would make a page.
+Which blocks are taken is for the metadata to know (`Media.store`). The object is read and written by its descriptor, a
+block at a time: a mapping would have to be made anew whenever it grows.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 from everram.runtime.environment import Memory, MemoryObject
 from everram.runtime.formats.nvm import STORE_NAME
 from everram.runtime.memory.contract import PAGE_BYTES
 
-STEP_BLOCKS = 256
-"""It grows by that many at once."""
+GROW_BLOCKS = 1024
+"""4 MiB: the object counts in full against the machine's memory, whatever of it is taken."""
 
 
 class BlockStore:
@@ -27,21 +30,46 @@ class BlockStore:
         self._blocks = kept.size_bytes // PAGE_BYTES
 
     @staticmethod
-    async def open(memory: Memory) -> BlockStore:
-        if STORE_NAME not in memory.names():
-            await memory.create(STORE_NAME, 0, resizable=True)
-        return BlockStore(memory, memory.open(STORE_NAME))
+    async def open(memory: Memory, name: str = STORE_NAME) -> BlockStore:
+        """As it was left, or a new one. Raises ResourceExhausted."""
+        if name in memory.names():
+            return BlockStore(memory, memory.open(name))
+        return BlockStore(memory, await memory.create(name, 0, resizable=True))
+
+    @property
+    def size_bytes(self) -> int:
+        """What it counts against the machine's memory."""
+        return self._blocks * PAGE_BYTES
 
     def load(self, number: int) -> bytes:
         return self._kept.read(number * PAGE_BYTES, PAGE_BYTES)
 
     def persist(self, number: int, data: bytes) -> None:
-        """Raises ResourceExhausted where the machine has no memory left."""
+        """Raises ResourceExhausted; then nothing has changed."""
         if number >= self._blocks:
-            blocks = (number // STEP_BLOCKS + 1) * STEP_BLOCKS
-            self._memory.resize(STORE_NAME, blocks * PAGE_BYTES)
-            self._blocks = blocks
+            self._resize((number // GROW_BLOCKS + 1) * GROW_BLOCKS)
         self._kept.write(number * PAGE_BYTES, data)
 
     def discard(self, first: int, count: int) -> None:
-        self._kept.punch(first * PAGE_BYTES, count * PAGE_BYTES)
+        last = min(first + count, self._blocks)  # what was never written may lie beyond the end
+        if first < last:
+            self._kept.punch(first * PAGE_BYTES, (last - first) * PAGE_BYTES)
+
+    def trim(self, is_taken: Callable[[int], bool]) -> int:
+        """Give back what a crash has left of blocks that are not taken, and what lies beyond the last that is. How many
+        blocks had been left."""
+        left, last = 0, -1
+        for offset, length in self._kept.extents():
+            for block in range(offset // PAGE_BYTES, -(-(offset + length) // PAGE_BYTES)):
+                if is_taken(block):
+                    last = block
+                else:
+                    self.discard(block, 1)
+                    left += 1
+        self._resize(-(-(last + 1) // GROW_BLOCKS) * GROW_BLOCKS)
+        return left
+
+    def _resize(self, blocks: int) -> None:
+        if blocks != self._blocks:
+            self._memory.resize(self._kept.name, blocks * PAGE_BYTES)
+            self._blocks = blocks

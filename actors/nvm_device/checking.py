@@ -3,7 +3,7 @@
     for finding in check(snapshots): ...         # plain sentences; none: all is as it has to be
 
 It reads all tables, arrays and bitmaps and changes nothing. What lies on storage is verified by whoever can read it
-(`Slots` are those that are referred to).
+(`Reached.slots` are those that are referred to).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from everram.actors.nvm_device import tables
+from everram.actors.nvm_device import purging, tables
 from everram.actors.nvm_device.bitmap import Bitmap
 from everram.actors.nvm_device.media import (
     FIRST,
@@ -22,7 +22,7 @@ from everram.actors.nvm_device.media import (
     WORDS_PER_PAGE,
 )
 from everram.actors.nvm_device.records import Record, State
-from everram.actors.nvm_device.snapshots import Snapshots
+from everram.actors.nvm_device.snapshots import Region, Snapshots
 from everram.actors.nvm_device.tables import LEAF
 from everram.actors.nvm_device.virtblocks import Place, chain, location
 from everram.runtime.errors import DataLoss
@@ -61,6 +61,14 @@ def check(snapshots: Snapshots) -> tuple[list[str], Reached]:
         except DataLoss as error:
             findings.append(f"{_described(record)}: {error.message}")
     media = snapshots.media
+    for intent in purging.under_way(media):
+        reached.blocks.setdefault(intent.block, intent.virtblock)
+        reached.slots.setdefault(intent.slot, intent.virtblock)
+    if unnamed := sorted(reached.in_arrays - reached.named.keys()):
+        findings.append(f"{len(unnamed)} times no table names a virtblock, such as {unnamed[0]}")
+    for region in snapshots.regions.values():
+        if region.record.state is State.LIVE:
+            findings += _running(snapshots, region)
     findings += _compared(media.pages, reached.pages, "page of the metadata")
     findings += _compared(media.store, set(reached.blocks), "block of the store")
     findings += _compared(media.storage, set(reached.slots), "slot of the storage file")
@@ -121,6 +129,25 @@ def _placed(snapshots: Snapshots, where: str, page: int, virtblock: int, reached
     for wanted, taken, what in ((Place.STORE, reached.blocks, "block"), (Place.STORAGE, reached.slots, "slot")):
         if place is wanted and taken.setdefault(number, virtblock) != virtblock:
             yield f"{where}: its {what} {number} has the content of another virtblock, too"
+
+
+def _running(snapshots: Snapshots, region: Region) -> Iterator[str]:
+    """What lies in the arena is what the running point names, for its snapshots, too."""
+    media = snapshots.media
+    for first, leaf in tables.leaves(media, region.record.root):
+        running = tables.entries(media, leaf)
+        for page, virtblock in enumerate(running, first):
+            if virtblock and location(media, virtblock) != (Place.ARENA, page):
+                yield f"region {region.record.name}, page {page}: its virtblock {virtblock} names another place"
+        for record in snapshots.live(region):
+            theirs = tables.leaf_of(media, record.root, first)
+            if not theirs:
+                yield f"{_described(record)}: it has no leaf for page {first}, its region has one"
+            if theirs in (0, leaf):
+                continue
+            for page, (virtblock, own) in enumerate(zip(tables.entries(media, theirs), running, strict=True), first):
+                if virtblock not in (0, own) and location(media, virtblock).place is Place.ARENA:
+                    yield f"{_described(record)}, page {page}: its content is not what lies in the arena"
 
 
 def _compared(bitmap: Bitmap, reached: set[int], what: str) -> Iterator[str]:

@@ -16,6 +16,7 @@ snapshot, as a record of their own (`retire`), and the running point begins with
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 
 from everram.actors.nvm_device import tables
@@ -24,13 +25,23 @@ from everram.actors.nvm_device.media import NEXT_SEQUENCE_AT
 from everram.actors.nvm_device.records import Kind, Record, State
 from everram.actors.nvm_device.redo import WORD_BYTES
 from everram.actors.nvm_device.snapshots import Region, Snapshots
-from everram.actors.nvm_device.tables import LEAF, entry_offset
+from everram.actors.nvm_device.tables import LEAF, LEVELS, entry_offset
 from everram.actors.nvm_device.virtblocks import Place, chain, location
+from everram.runtime.errors import FailedPrecondition
 from everram.runtime.memory.contract import PAGE_BYTES
+
+PIECE = 256
+"""So many nodes, pages or records in one change of the metadata."""
 
 
 def begin(snapshots: Snapshots, records: Sequence[Record]) -> list[Record]:
-    """Nobody sees them any more, at once and durably. All that `steps` has to be run for."""
+    """Nobody sees them any more, at once and durably. All that `steps` has to be run for. Raises FailedPrecondition."""
+    for record in records:
+        running = snapshots.region_of(record).record
+        if running.state is State.REVERTING and running.target == record.sequence:
+            raise FailedPrecondition(
+                f"the region is being reverted to snapshot {record.name!r}: wait until that has ended"
+            )
     doomed = [dataclasses.replace(record, state=State.DELETING) for record in records]
     sequences = {record.sequence for record in records}
     bared = [
@@ -39,7 +50,7 @@ def begin(snapshots: Snapshots, records: Sequence[Record]) -> list[Record]:
         if (live := snapshots.live(region)) and all(record.sequence in sequences for record in live)
     ]
     numbers = snapshots.next_numbers(len(bared))
-    with Draft(snapshots.media) as draft:
+    with Draft(snapshots.media, spare=True) as draft:
         for record in doomed:
             draft.record(record)
         retired = [
@@ -86,16 +97,15 @@ def unfinished(snapshots: Snapshots) -> list[Record]:
 
 
 def steps(snapshots: Snapshots, record: Record) -> Iterator[None]:
-    """One change each; between two of them anything else may happen to the region."""
-    found = True
-    while found:  # a running point that copies a node leaves the old one to the snapshots alone
-        found = False
-        for page, leaf in tables.leaves(snapshots.media, record.root, others(snapshots, record)):
-            if _free_leaf(snapshots, record, page, leaf):
-                found = True
+    """One change each; between two of them anything else may happen to the region, other deletions among it."""
+    changed = True
+    while changed:  # what others did meanwhile may have left more to this snapshot alone
+        changed = False
+        for kind in (_free_leaves, _free_nodes, _free_array_pages, _bequeath_array, _bequeath_children):
+            for _ in kind(snapshots, record):
+                changed = True
                 yield
-    yield from _drop_empty_pages(snapshots, record)
-    _finish(snapshots, record)
+    _erase(snapshots, record)
 
 
 def others(snapshots: Snapshots, *excepted: Record) -> list[int]:
@@ -123,6 +133,13 @@ def dead_virtblocks(snapshots: Snapshots, page: int, leaves: Iterable[int], kept
     return dead
 
 
+def _free_leaves(snapshots: Snapshots, record: Record) -> Iterator[None]:
+    """Of its table: the leaves that are its alone, and what no other leaf names."""
+    for page, leaf in list(tables.leaves(snapshots.media, record.root, others(snapshots, record))):
+        if _free_leaf(snapshots, record, page, leaf):
+            yield
+
+
 def _free_leaf(snapshots: Snapshots, record: Record, page: int, leaf: int) -> bool:
     """False if another table has come by it since it was found."""
     media, kept = snapshots.media, others(snapshots, record)
@@ -148,59 +165,95 @@ def _free_leaf(snapshots: Snapshots, record: Record, page: int, leaf: int) -> bo
     return True
 
 
-def _drop_empty_pages(snapshots: Snapshots, record: Record) -> Iterator[None]:
+def _free_nodes(snapshots: Snapshots, record: Record) -> Iterator[None]:
+    """Of its table: the nodes between root and leaves that are its alone, when none of their leaves is."""
+    media = snapshots.media
+    while True:
+        nodes = tables.nodes(media, record.root, others(snapshots, record))
+        piece = list(itertools.islice((one for one in nodes if LEAF < one[0] < LEVELS), PIECE))
+        if not piece:
+            return
+        with Draft(media) as draft:
+            for level, page, node in piece:
+                above = tables.node_at(media, record.root, page, level + 1)
+                draft.word(entry_offset(above, page, level + 1), 0)
+                draft.free_page(node)
+            draft.commit()
+        yield
+
+
+def _free_array_pages(snapshots: Snapshots, record: Record) -> Iterator[None]:
     """Of its array: those in which nothing is left."""
     media = snapshots.media
-    pages = list(chain(media, record.array))
-    at, kept_last = 0, 0
-    while at < len(pages):
-        changed = dataclasses.replace(record)
+    while True:
+        pages = list(chain(media, record.array))
+        kept = [(page, words[0]) for page, words in pages if any(words[1:])]
+        empty = [page for page, words in pages if not any(words[1:])][:PIECE]
+        if not empty:
+            return
+        links = [page for page, _ in pages if page not in set(empty)]
+        changed = dataclasses.replace(record, array=links[0] if links else 0)
         with Draft(media) as draft:
-            while at < len(pages) and draft.size_bytes < media.change_bytes_max // 2:
-                page, words = pages[at]
-                at += 1
-                if any(words[1:]):
-                    kept_last = page
-                    continue
+            for (page, next_page), wanted in zip(kept, [*links[1:], 0], strict=False):
+                if next_page != wanted:
+                    draft.word(page * PAGE_BYTES, wanted)
+            for page in empty:
                 draft.free_page(page)
-                if kept_last:
-                    draft.word(kept_last * PAGE_BYTES, words[0])
-                else:
-                    changed.array = words[0]
-                    draft.record(changed)
+            draft.record(changed)
             draft.commit()
         record.array = changed.array
         yield
 
 
-def _finish(snapshots: Snapshots, record: Record) -> None:
-    """The nodes that are its alone, its array to its heir, its children to its parent, and the record itself."""
-    media, kept = snapshots.media, others(snapshots, record)
-    region = snapshots.region_of(record)
-    children = [child for child in snapshots.records.values() if child.parent == record.sequence]
-    children = [child for child in children if child.region == record.region]
-    heir = children[0] if children else region.record
-    changes = {id(one): dataclasses.replace(one) for one in (*children, heir)}
-    if region.record.parent == record.sequence:
-        changes[id(region.record)] = dataclasses.replace(region.record)
+def _bequeath_array(snapshots: Snapshots, record: Record) -> Iterator[None]:
+    """What is left of its array is named by others."""
+    if not record.array:
+        return
+    media, heir = snapshots.media, _heir(snapshots, record)
+    *_, (last, _) = chain(media, record.array)
     with Draft(media) as draft:
-        for level, page, node in tables.nodes(media, record.root):
-            if not any(tables.node_at(media, root, page, level) == node for root in kept):
-                draft.free_page(node)
-        if record.array:
-            last = [page for page, _ in chain(media, record.array)][-1]
-            draft.word(last * PAGE_BYTES, heir.array)
-            changes[id(heir)].array = record.array
-        for changed in changes.values():
-            if changed.parent == record.sequence:
-                changed.parent = record.parent
-            draft.record(changed)
+        draft.word(last * PAGE_BYTES, heir.array)
+        draft.record(dataclasses.replace(heir, array=record.array))
+        draft.record(dataclasses.replace(record, array=0))
+        draft.commit()
+    heir.array, record.array = record.array, 0
+    snapshots.array_changed(heir)
+    yield
+
+
+def _heir(snapshots: Snapshots, record: Record) -> Record:
+    """Who went on from it; but a running point that has no snapshots needs no array and gets none."""
+    region = snapshots.region_of(record)
+    records = [one for one in snapshots.records.values() if one.region == record.region and one is not record]
+    if children := [one for one in records if one.parent == record.sequence]:
+        return children[0]
+    return region.record if snapshots.live(region) or not records else records[-1]
+
+
+def _bequeath_children(snapshots: Snapshots, record: Record) -> Iterator[None]:
+    """To its parent."""
+    while True:
+        region = snapshots.region_of(record).record
+        family = [region, *(one for one in snapshots.records.values() if one.region == record.region)]
+        children = [one for one in family if one.parent == record.sequence][:PIECE]
+        if not children:
+            return
+        with Draft(snapshots.media) as draft:
+            for child in children:
+                draft.record(dataclasses.replace(child, parent=record.parent))
+            draft.commit()
+        for child in children:
+            child.parent = record.parent
+        yield
+
+
+def _erase(snapshots: Snapshots, record: Record) -> None:
+    """What is left of it is a root and the record itself."""
+    with Draft(snapshots.media) as draft:
+        if record.root not in others(snapshots, record):
+            draft.free_page(record.root)
         draft.record(record, erase=True)
         draft.commit()
-    for one in (*children, region.record):
-        if changed_ := changes.get(id(one)):
-            one.array, one.parent = changed_.array, changed_.parent
-            snapshots.array_changed(one)
     snapshots.erased(record)
 
 

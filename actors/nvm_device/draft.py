@@ -17,7 +17,8 @@ from types import TracebackType
 
 from everram.actors.nvm_device.media import RECORDS_DIRECTORY, Media
 from everram.actors.nvm_device.records import RECORD_BYTES, Record
-from everram.actors.nvm_device.redo import WORD_BYTES, Change
+from everram.actors.nvm_device.redo import RANGE_OF_ONE_WORD_BYTES, WORD_BYTES, Change
+from everram.runtime.errors import ResourceExhausted
 from everram.runtime.memory.contract import PAGE_BYTES
 
 RECORDS_PER_PAGE = PAGE_BYTES // RECORD_BYTES
@@ -26,9 +27,12 @@ RECORDS_PER_PAGE = PAGE_BYTES // RECORD_BYTES
 class Draft:
     """See the module. Raises ResourceExhausted where nothing is left to take; then nothing has changed."""
 
-    def __init__(self, media: Media) -> None:
+    def __init__(self, media: Media, *, spare: bool = False) -> None:
+        """`spare`: it may take the pages that are kept for this."""
         self._media = media
+        self._spare = spare
         self._change = Change()
+        self._records: dict[int, bytes] = {}
         self._pages: dict[int, bytearray] = {}
         self._blocks: list[int] = []
         self._slots: list[int] = []
@@ -50,7 +54,7 @@ class Draft:
     # -- what it takes and gives back
 
     def new_page(self, content: bytes = bytes(PAGE_BYTES)) -> int:
-        page = self._media.take_page()
+        page = self._media.take_page(spare=self._spare)
         self._pages[page] = bytearray(content)
         return page
 
@@ -88,30 +92,38 @@ class Draft:
         self._change.put(offset, data)
 
     def record(self, record: Record, *, erase: bool = False) -> None:
-        self._change.put(record_offset(self._media, record.number), bytes(RECORD_BYTES) if erase else record.pack())
-
-    @property
-    def size_bytes(self) -> int:
-        """That it takes in the redo log so far, and may yet for the bits of what it frees and takes."""
-        bits = len(self._pages) + len(self._blocks) + len(self._slots)
-        bits += len(self._freed_pages) + len(self._freed_blocks) + len(self._freed_slots)
-        return self._change.size_bytes + bits * 3 * WORD_BYTES
+        self._records[record.number] = bytes(RECORD_BYTES) if erase else record.pack()
 
     def commit(self) -> None:
+        """Raises ResourceExhausted for more than one change can hold; then nothing has changed."""
         media, change = self._media, self._change
-        for page, content in self._pages.items():
-            media.write_page(page, bytes(content))
-        for bitmap, taken, freed in (
+        for number, record in self._records.items():
+            _put_difference(media, change, record_offset(media, number), record)
+        things = (
             (media.pages, list(self._pages), self._freed_pages),
             (media.store, self._blocks, self._freed_blocks),
             (media.storage, self._slots, self._freed_slots),
-        ):
+        )
+        words = sum(len(taken) + len(freed) for _, taken, freed in things)  # of bits, and at most
+        if change.size_bytes + words * RANGE_OF_ONE_WORD_BYTES > media.change_bytes_max:
+            raise ResourceExhausted("this is too much to be done at once: do it in several parts")
+        for page, content in self._pages.items():
+            media.write_page(page, bytes(content))
+        for bitmap, taken, freed in things:
             for number in taken:
                 bitmap.mark(change, number)
             for number in freed:
                 bitmap.release(change, number)
         self._pages, self._blocks, self._slots = {}, [], []
         media.commit(change)
+
+
+def _put_difference(media: Media, change: Change, offset: int, data: bytes) -> None:
+    """The words of a record that are others than before: so one change has room for many records."""
+    for at in range(0, len(data), WORD_BYTES):
+        word = int.from_bytes(data[at : at + WORD_BYTES], "little")
+        if word != media.word(offset + at):
+            change.word(offset + at, word)
 
 
 def record_offset(media: Media, number: int) -> int:

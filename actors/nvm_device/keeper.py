@@ -48,6 +48,9 @@ T = TypeVar("T")
 STORAGE_NAME = "nvm/purged"
 FREEZE_REASON = "snapshot"
 PAGES_PER_TURN = 64
+TRIM_BLOCKS_MAX = 1 << 17
+"""Where there are more, looking for what a crash left of freed blocks would take a host too long at its start: such
+blocks keep their memory until they are taken again."""
 BUSY_TRIES = 200
 BUSY_WAIT_S = 0.0005
 """A guest that was stopped in the midst of a commit gets that long to come to its end."""
@@ -87,14 +90,12 @@ class SnapshotKeeper:
         self,
         context: ActorContext,
         snapshots: Snapshots,
-        storage: StorageFile,
         arenas: Arenas,
         guard: PageGuard,
         writers: Writers | None,
         budget: Budget,
     ) -> None:
         self.snapshots = snapshots
-        self.storage = storage
         self._context, self._environment = context, context.environment
         self._memory = context.environment.memory
         self._arenas = arenas
@@ -102,6 +103,9 @@ class SnapshotKeeper:
         self._guard = guard
         self._writers = writers
         self._budget = budget
+        self._storage: StorageFile | None = None
+        """Opened when it is first needed."""
+        self._opening = asyncio.Lock()
         self._moving = asyncio.Lock()
         """Held during each step of a deletion or reversion, and during each batch of a purge."""
         self._deletions: dict[int, asyncio.Task[None]] = {}
@@ -109,7 +113,7 @@ class SnapshotKeeper:
         self._taking = asyncio.Lock()
         """The machine's reason to freeze is one for all."""
         self._quiet = False
-        self.purger = Purger(context, snapshots, storage, self._moving, budget, self.room_again)
+        self.purger = Purger(context, snapshots, self.storage, self._moving, budget, self.room_again)
 
     @staticmethod
     async def open(
@@ -138,8 +142,9 @@ class SnapshotKeeper:
         budget.use(media)
         if settled := purging.recover(snapshots):
             context.log.info("a purge of %d blocks was cut off; it is settled", settled)
-        storage = StorageFile(environment.disk, STORAGE_NAME, fresh=not media.storage.taken)
-        keeper = SnapshotKeeper(context, snapshots, storage, arenas, guard, writers, budget)
+        if media.store.taken <= TRIM_BLOCKS_MAX:
+            blocks.trim(media.store.is_taken)
+        keeper = SnapshotKeeper(context, snapshots, arenas, guard, writers, budget)
         guard.keeper = keeper
         await keeper._go_on()
         return keeper
@@ -154,7 +159,18 @@ class SnapshotKeeper:
         self._context.spawn(self.purger.run(), name="purge")
 
     async def close(self) -> None:
-        await self.storage.close()
+        if self._storage is not None:
+            await self._storage.close()
+
+    async def storage(self) -> StorageFile:
+        """Raises DataLoss, FailedPrecondition for a file of a later version, ResourceExhausted."""
+        async with self._opening:
+            if self._storage is None:
+                disk = self._environment.disk
+                if not self.snapshots.media.storage.taken:
+                    await disk.remove(STORAGE_NAME)  # what an earlier memory of this machine purged
+                self._storage = await StorageFile.open(disk, STORAGE_NAME)
+        return self._storage
 
     async def quiesce(self, on: bool) -> None:
         """Neither take snapshots nor move anything from now on (`on`), or do again."""
@@ -356,7 +372,7 @@ class SnapshotKeeper:
             if place is Place.STORE:
                 return self.snapshots.blocks.load(number)
             try:
-                return await self.storage.read(number, virtblock)
+                return await (await self.storage()).read(number, virtblock)
             except DataLoss:
                 if self.snapshots.virtblock_of(record, page) == (virtblock, (place, number)):
                     raise  # and not because it was brought back in the meantime

@@ -42,6 +42,8 @@ WORDS_PER_PAGE = PAGE_BYTES // WORD_BYTES
 START_PAGES = 64
 GROW_PAGES_MIN = 64
 """And at least an eighth of what there is."""
+SPARE_PAGES = 8
+"""For deletions alone, which give many back, but take one first: so that they can be made where nothing else can."""
 STORE_BLOCKS_MAX = WORDS_PER_PAGE * BITS_PER_PAGE
 """64 GiB of old blocks, and as many of purged ones: what one directory page can name."""
 INTENT_ENTRIES_MAX = INTENT_PAGES * PAGE_BYTES // 24
@@ -71,7 +73,7 @@ class Media:
 
     @staticmethod
     def format(space: Space) -> Media:
-        """Fresh metadata in zeroed memory; the superblock goes in last."""
+        """Fresh metadata in zeroed memory, or in what a crash has left of this; the magic goes in last."""
         mapping = space.map()
         if mapping.size_bytes < START_PAGES * PAGE_BYTES:
             mapping = space.grow(START_PAGES * PAGE_BYTES)
@@ -80,13 +82,14 @@ class Media:
         mapping.publish_u64(PAGES_DIRECTORY * PAGE_BYTES, FIRST)
         mapping.publish_u64(NEXT_SEQUENCE_AT, 1)
         static = _STATIC.pack(MAGIC, MAJOR, MINOR, PAGE_BYTES, 0)
-        mapping.persist(0, static + zlib.crc32(static).to_bytes(8, "little"))
+        mapping.persist(WORD_BYTES, static[WORD_BYTES:] + zlib.crc32(static).to_bytes(WORD_BYTES, "little"))
+        mapping.publish_u64(0, int.from_bytes(MAGIC, "little"))
         return Media.open(space)
 
     @staticmethod
     def is_blank(mapping: Mapping) -> bool:
-        """Whether nothing was ever formatted here."""
-        return mapping.size_bytes < START_PAGES * PAGE_BYTES or not any(mapping.load(0, _STATIC.size + WORD_BYTES))
+        """Whether nothing was ever formatted here to the end."""
+        return mapping.size_bytes < START_PAGES * PAGE_BYTES or not mapping.load_u64(0)
 
     @staticmethod
     def open(space: Space) -> Media:
@@ -102,7 +105,7 @@ class Media:
         ):
             for page in media.directory(directory):
                 bitmap.loaded(media.load_page(page))
-        media.pages.limit = mapping.size_bytes // PAGE_BYTES
+        media._limit_pages()
         return media
 
     # -- words and pages
@@ -131,10 +134,10 @@ class Media:
 
     # -- taking
 
-    def take_page(self) -> int:
-        """A page, reserved. Raises ResourceExhausted."""
-        if self.pages.free < 2:  # a further page of bits takes one itself
-            self._grow()
+    def take_page(self, *, spare: bool = False) -> int:
+        """A page, reserved; a `spare` one where there is no other. Raises ResourceExhausted."""
+        if self.pages.free < 2 + SPARE_PAGES * (not spare):  # a further page of bits takes one itself
+            self._add_pages()
         return self.pages.take()
 
     def take_block(self) -> int:
@@ -149,18 +152,25 @@ class Media:
         try:
             return bitmap.take()
         except ResourceExhausted:
-            if bitmap.pages * BITS_PER_PAGE >= bitmap.limit:
+            if bitmap.nameable >= bitmap.limit:
                 raise
             self._add_bits(bitmap, directory)
             return bitmap.take()
 
-    def _grow(self) -> None:
-        now = self.mapping.size_bytes // PAGE_BYTES
-        self.mapping = self._space.grow((now + max(GROW_PAGES_MIN, now // 8)) * PAGE_BYTES)
-        self._redo.moved(self.mapping)
-        self.pages.limit = self.mapping.size_bytes // PAGE_BYTES
-        while self.pages.pages * BITS_PER_PAGE < self.pages.limit:
+    def _add_pages(self) -> None:
+        """Those that are there and have no bits yet; else more memory."""
+        if self.mapping.size_bytes // PAGE_BYTES <= self.pages.nameable:
+            now = self.mapping.size_bytes // PAGE_BYTES
+            self.mapping = self._space.grow((now + max(GROW_PAGES_MIN, now // 8)) * PAGE_BYTES)
+            self._redo.moved(self.mapping)
+        if self.mapping.size_bytes // PAGE_BYTES > self.pages.nameable:
+            self._limit_pages()  # one of the others is needed for the bits
             self._add_bits(self.pages, PAGES_DIRECTORY)
+        self._limit_pages()
+
+    def _limit_pages(self) -> None:
+        """To those that have bits: nothing else can be marked as taken."""
+        self.pages.limit = min(self.mapping.size_bytes // PAGE_BYTES, self.pages.nameable)
 
     def _add_bits(self, bitmap: Bitmap, directory: int) -> None:
         """One more page of bits. Raises ResourceExhausted."""

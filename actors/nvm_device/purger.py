@@ -12,7 +12,7 @@ refer to. On demand: by `purge`. A pause stops all of them, writers that wait in
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 
 from everram.actors.nvm_device import purging
 from everram.actors.nvm_device.budget import Budget
@@ -41,13 +41,13 @@ def everything(record: Record) -> bool:
 
 
 class Purger:
-    """See the module. `moving`: held during each batch; `room_again`: told after each."""
+    """See the module. `storage` opens the storage file; `moving`: held during each batch; `room_again`: told after."""
 
     def __init__(
         self,
         context: ActorContext,
         snapshots: Snapshots,
-        storage: StorageFile,
+        storage: Callable[[], Awaitable[StorageFile]],
         moving: asyncio.Lock,
         budget: Budget,
         room_again: Callable[[], None],
@@ -182,11 +182,12 @@ class Purger:
 
     async def _move(self, batch: list[Candidate]) -> None:
         """Copy, flush, one update each, free. Raises ResourceExhausted, DataLoss; then all is as before."""
-        purge = Purge.begin(self._snapshots, purging.still_there(self._snapshots, batch))
+        storage = await self._storage()
+        purge = Purge.begin(self._snapshots, batch)
         try:
             for first in range(0, len(purge.slots), PIECE_BLOCKS):
-                await self._storage.write(purge.contents(first, PIECE_BLOCKS))
-            await self._storage.sync()
+                await storage.write(purge.contents(first, PIECE_BLOCKS))
+            await storage.sync()
         except BaseException:
             purge.end()
             raise

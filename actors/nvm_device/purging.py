@@ -29,7 +29,7 @@ from everram.actors.nvm_device.media import INTENT_ENTRIES_MAX, INTENTS, INTENTS
 from everram.actors.nvm_device.records import Record
 from everram.actors.nvm_device.snapshots import Region, Snapshots
 from everram.actors.nvm_device.virtblocks import Place, location, publish
-from everram.runtime.errors import DataLoss
+from everram.runtime.errors import DataLoss, FailedPrecondition
 from everram.runtime.memory.contract import PAGE_BYTES
 
 _INTENT = struct.Struct("<QQQ")
@@ -44,7 +44,7 @@ class Candidate(NamedTuple):
     block: int
 
 
-class _Intent(NamedTuple):
+class Intent(NamedTuple):
     virtblock: int
     block: int
     slot: int
@@ -53,7 +53,8 @@ class _Intent(NamedTuple):
 def batches(
     snapshots: Snapshots, limit: int = BATCH_BLOCKS, wanted: Callable[[Record], bool] = lambda _: True
 ) -> Iterator[list[Candidate]]:
-    """What these snapshots of all regions refer to; each batch is found when it is asked for."""
+    """What these snapshots of all regions refer to; found by chunks when a batch is asked for. `Purge.begin` leaves
+    out what is gone since."""
     batch: list[Candidate] = []
     for region in list(snapshots.regions.values()):
         for candidates in _non_active(snapshots, region, wanted):
@@ -65,12 +66,6 @@ def batches(
         yield batch
 
 
-def still_there(snapshots: Snapshots, batch: Sequence[Candidate]) -> list[Candidate]:
-    """Of what was found a while ago: what neither was purged nor went since."""
-    media = snapshots.media
-    return [one for one in batch if location(media, one.virtblock) == (Place.STORE, one.block)]
-
-
 def _non_active(snapshots: Snapshots, region: Region, wanted: Callable[[Record], bool]) -> Iterator[list[Candidate]]:
     """For each chunk of a region, the blocks of the store that its running point does not refer to."""
     media = snapshots.media
@@ -80,9 +75,9 @@ def _non_active(snapshots: Snapshots, region: Region, wanted: Callable[[Record],
             chunks[first].add(leaf)
     for first in sorted(chunks):
         virtblocks: set[int] = set()
-        for leaf in chunks[first]:
-            if any(tables.leaf_of(media, record.root, first) == leaf for record in snapshots.live(region)):
-                virtblocks.update(tables.entries(media, leaf))  # it was not deleted since
+        present = {tables.leaf_of(media, record.root, first) for record in snapshots.live(region)}
+        for leaf in chunks[first] & present:  # it was not deleted since
+            virtblocks.update(tables.entries(media, leaf))
         running = tables.leaf_of(media, region.record.root, first)
         virtblocks.difference_update(tables.entries(media, running) if running else (), (0,))
         found = []
@@ -96,22 +91,28 @@ def _non_active(snapshots: Snapshots, region: Region, wanted: Callable[[Record],
 class Purge:
     """One batch on its way."""
 
-    def __init__(self, snapshots: Snapshots, intents: Sequence[_Intent]) -> None:
+    def __init__(self, snapshots: Snapshots, intents: Sequence[Intent]) -> None:
         self._snapshots = snapshots
         self._intents = intents
         self.slots = [intent.slot for intent in intents]
 
     @staticmethod
     def begin(snapshots: Snapshots, batch: Sequence[Candidate]) -> Purge:
-        """Raises ResourceExhausted where the storage has no room; then nothing has changed."""
+        """Raises FailedPrecondition while another is under way, ResourceExhausted where the storage has no room; then
+        nothing has changed."""
         media = snapshots.media
-        intents: list[_Intent] = []
+        if len(batch) > BATCH_BLOCKS:
+            raise ValueError(f"a batch of {len(batch)} blocks, at most {BATCH_BLOCKS} fit")
+        if media.word(INTENTS_AT):
+            raise FailedPrecondition("a purge is under way: wait until that has ended")
+        batch = [one for one in batch if location(media, one.virtblock) == (Place.STORE, one.block)]
+        intents: list[Intent] = []
         try:
             for first in range(0, len(batch), PIECE_BLOCKS):
                 piece = batch[first : first + PIECE_BLOCKS]
                 with Draft(media) as draft:
                     slots = sorted(draft.new_slot() for _ in piece)  # neighbours are written in one go
-                    added = [_Intent(*candidate, slot) for candidate, slot in zip(piece, slots, strict=True)]
+                    added = [Intent(*candidate, slot) for candidate, slot in zip(piece, slots, strict=True)]
                     packed = b"".join(_INTENT.pack(*intent) for intent in added)
                     media.mapping.persist(INTENTS * PAGE_BYTES + first * _INTENT.size, packed)
                     draft.word(INTENTS_AT, first + len(added))
@@ -142,18 +143,23 @@ class Purge:
         _settle(self._snapshots, self._intents)
 
 
-def recover(snapshots: Snapshots) -> int:
-    """Settle what a crash has left of a purge; the number of blocks."""
-    media = snapshots.media
+def under_way(media: Media) -> list[Intent]:
+    """What is being purged now, or was when a crash came. Raises DataLoss."""
     count = media.word(INTENTS_AT)
     if count > INTENT_ENTRIES_MAX:
         raise DataLoss(f"snapshots: a purge of {count} blocks cannot be under way, {INTENT_ENTRIES_MAX} at most")
     packed = media.mapping.load(INTENTS * PAGE_BYTES, count * _INTENT.size)
-    _settle(snapshots, [_Intent(*intent) for intent in _INTENT.iter_unpack(packed)])
-    return count
+    return [Intent(*intent) for intent in _INTENT.iter_unpack(packed)]
 
 
-def _settle(snapshots: Snapshots, intents: Sequence[_Intent]) -> None:
+def recover(snapshots: Snapshots) -> int:
+    """Settle what a crash has left of a purge; the number of blocks."""
+    intents = under_way(snapshots.media)
+    _settle(snapshots, intents)
+    return len(intents)
+
+
+def _settle(snapshots: Snapshots, intents: Sequence[Intent]) -> None:
     """From the last to the first, so that those whose turn has not come still stand in the intent pages."""
     media: Media = snapshots.media
     left = len(intents)

@@ -24,6 +24,7 @@ _HEADER = struct.Struct("<QIIII")
 _HEADER_BYTES = 24
 _RANGE = struct.Struct("<QQ")
 """Offset, length in bytes; the data follows."""
+RANGE_OF_ONE_WORD_BYTES = _RANGE.size + WORD_BYTES
 
 
 class Change:

@@ -20,14 +20,20 @@ from everram.actors.nvm_device import deletion, tables
 from everram.actors.nvm_device.draft import Draft
 from everram.actors.nvm_device.records import Record, State
 from everram.actors.nvm_device.redo import WORD_BYTES
-from everram.actors.nvm_device.snapshots import Region, Snapshots
+from everram.actors.nvm_device.snapshots import Region, Snapshots, check_not_reverting
 from everram.actors.nvm_device.tables import LEAF, entry_offset
 from everram.actors.nvm_device.virtblocks import Place, location, pack_location
+from everram.runtime.errors import FailedPrecondition
 from everram.runtime.memory.contract import PAGE_BYTES
 
 
 def begin(snapshots: Snapshots, record: Record) -> None:
+    """Or begin again. Raises FailedPrecondition."""
     region = snapshots.region_of(record)
+    if record.state is not State.LIVE:
+        raise FailedPrecondition(f"snapshot {record.name!r} is being deleted")
+    if region.record.target != record.sequence:
+        check_not_reverting(region)
     changed = dataclasses.replace(region.record, state=State.REVERTING, target=record.sequence)
     with Draft(snapshots.media) as draft:
         draft.record(changed)

@@ -24,11 +24,18 @@ from typing import Protocol
 from everram.actors.nvm_device import tables
 from everram.actors.nvm_device.draft import RECORDS_PER_PAGE, Draft
 from everram.actors.nvm_device.media import NEXT_SEQUENCE_AT, RECORDS_DIRECTORY, WORDS_PER_PAGE, Media
-from everram.actors.nvm_device.records import RECORD_BYTES, Kind, Record, State
+from everram.actors.nvm_device.records import NAME_BYTES_MAX, RECORD_BYTES, Kind, Record, State
 from everram.actors.nvm_device.redo import WORD_BYTES
 from everram.actors.nvm_device.tables import CHUNK_PAGES, LEAF, LEVELS, entry_offset
 from everram.actors.nvm_device.virtblocks import Array, Location, Place, location, pack_location
-from everram.runtime.errors import AlreadyExists, DataLoss, FailedPrecondition, NotFound, ResourceExhausted
+from everram.runtime.errors import (
+    AlreadyExists,
+    DataLoss,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    ResourceExhausted,
+)
 from everram.runtime.memory.contract import PAGE_BYTES
 
 
@@ -78,6 +85,15 @@ class Region:
 
 
 HOLE = Location(Place.FREE, 0)
+SNAPSHOTS_MAX = 1000
+"""Of a region. Each has a table, and where the first page of an extent is written to, one change reaches all of them;
+so does the change that deletes all of them at once."""
+
+
+def check_not_reverting(region: Region) -> None:
+    """Raises FailedPrecondition."""
+    if region.record.state is State.REVERTING:
+        raise FailedPrecondition("this region is being reverted: wait until that has ended")
 
 
 class Snapshots:
@@ -192,7 +208,9 @@ class Snapshots:
 
     def take(self, takings: Sequence[Taking], created_ns: int) -> list[Record]:
         """All of them at this instant, or none. Every page of their regions has to be write-protected before its
-        guests go on. Raises AlreadyExists, FailedPrecondition, ResourceExhausted."""
+        guests go on. Raises InvalidArgument, AlreadyExists, FailedPrecondition, ResourceExhausted."""
+        if len({taking.arena for taking in takings}) != len(takings):
+            raise InvalidArgument("a region is named twice: one instant makes one snapshot of each")
         for taking in takings:
             self._check(taking)
         for taking in takings:
@@ -237,9 +255,13 @@ class Snapshots:
             raise AlreadyExists(
                 f"there is a snapshot {taking.name!r} of this region: choose another name, or remove it"
             )
+        if len(taking.name.encode()) > NAME_BYTES_MAX:
+            raise InvalidArgument(f"a snapshot's name has {NAME_BYTES_MAX} bytes at most")
+        if len(self.of(taking.arena)) >= SNAPSHOTS_MAX:
+            raise ResourceExhausted(f"this region has {SNAPSHOTS_MAX} snapshots, which is the most: remove some")
         region = self.regions.get(taking.arena)
-        if region is not None and region.record.state is State.REVERTING:
-            raise FailedPrecondition("this region is being reverted: wait until that has ended")
+        if region is not None:
+            check_not_reverting(region)
 
     def region(self, arena: str) -> Region:
         """Known from now on, if it was not yet. Raises ResourceExhausted."""
@@ -272,7 +294,7 @@ class Snapshots:
 
     def next_numbers(self, count: int) -> list[int]:
         """Places for so many records more. Raises ResourceExhausted."""
-        self._make_places(count)
+        self._make_places(count, spare=True)
         return self._free_numbers[-count:] if count else []
 
     def make_record(self, record: Record) -> None:
@@ -303,12 +325,12 @@ class Snapshots:
         region.array = Array(self.media, record.array)
         region.owned.clear()
 
-    def _make_places(self, count: int) -> None:
+    def _make_places(self, count: int, *, spare: bool = False) -> None:
         while len(self._free_numbers) < count:
             pages = len(self.media.directory(RECORDS_DIRECTORY))
             if pages == WORDS_PER_PAGE:
                 raise ResourceExhausted("no more snapshots can be recorded: remove some")
-            with Draft(self.media) as draft:
+            with Draft(self.media, spare=spare) as draft:
                 page = draft.new_page()
                 draft.word(RECORDS_DIRECTORY * PAGE_BYTES + pages * WORD_BYTES, page)
                 draft.commit()
@@ -319,10 +341,12 @@ class Snapshots:
 
     def before_write(self, arena: str, page: int) -> bool:
         """Keep what a page holds for the snapshots that need it. The page may be stored to when this returns. True if
-        its content was copied. Raises ResourceExhausted; then nothing has changed and the store has to wait."""
+        its content was copied. Raises ResourceExhausted; then nothing has changed and the store has to wait. Raises
+        FailedPrecondition for a region that is being reverted."""
         region = self.regions.get(arena)
         if region is None or not self.live(region):
             return False
+        check_not_reverting(region)
         leaf = tables.leaf_of(self.media, region.record.root, page)
         if not leaf:
             self._break_extent(region, page)

@@ -1,143 +1,181 @@
-"""The storage file: purged blocks, each in a slot of its own with what proves that it is the right one.
+"""The mass-storage file: slots for purged blocks, each with a trailer that proves its content.
 
-    storage = StorageFile(environment.disk, "nvm/purged", fresh=False)
-    await storage.write([(slot, virtblock, content), ...])      # neighbouring slots in one go
-    await storage.sync()                                         # durable when this returns
-    content = await storage.read(slot, virtblock)                # verified; raises DataLoss
+    storage = await StorageFile.open(disk, "nvm.storage")        # made if there is none
+    await storage.write([(slot, virtblock, data), ...])          # neighbours go to the disk in one piece
+    await storage.sync()                                         # and only now may a virtblock name a slot
+    data = await storage.read(slot, virtblock)                   # raises DataLoss where it is not what was written
 
-A slot is the content and a trailer: the virtblock that it belongs to and a CRC-32 over both and the slot's number. So
-a bit that has rotted, a write that went elsewhere, and what an earlier memory of this machine left are all told from
-what was purged. Which slots are taken is known by the metadata alone. docs/formats.md, "Snapshots".
+Which slots are taken is for the metadata to know (`Media.storage`); a slot that is free holds anything. The trailer
+names the virtblock, and the checksum covers content, virtblock and slot: so a block that the disk has put in another's
+place is found, too. docs/formats.md, "The storage file", describes every field.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import struct
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 
 from everram.runtime.environment import Disk, DiskFile
-from everram.runtime.errors import DataLoss, FailedPrecondition
+from everram.runtime.errors import DataLoss, FailedPrecondition, NotFound
 from everram.runtime.memory.contract import PAGE_BYTES
 
-MAGIC = b"EVRPURGE"
-VERSION = (1, 0)
-_HEADER = struct.Struct("<8sHHI")
+MAGIC = b"EVRSTORE"
+MAJOR, MINOR = 1, 0
+_HEADER = struct.Struct("<8sHHII")
+"""Magic, major, minor, bytes of a block, bytes from one slot to the next; its CRC-32 follows."""
 _CHECKSUM = struct.Struct("<I")
+HEADER_BYTES = 4096
 _TRAILER = struct.Struct("<QII")
-"""Virtblock, CRC-32, reserved."""
-_CHECKED = struct.Struct("<QQ")
-SLOTS_OFFSET = PAGE_BYTES
-SLOT_BYTES = PAGE_BYTES + _TRAILER.size
+"""Virtblock, CRC-32 of the content and `_PROVEN`, reserved."""
+_PROVEN = struct.Struct("<QQ")
+"""Virtblock, slot."""
+STRIDE_BYTES = PAGE_BYTES + _TRAILER.size
+PIECE_SLOTS = 256
+"""1 MiB: enough for a disk at its full speed, and prepared in a few milliseconds, for which the loop is not served."""
 
-SlotContent = tuple[int, int, bytes]
+Content = tuple[int, int, bytes]
 """Slot, virtblock, content."""
 
 
 class StorageFile:
-    """See the module. Opened when it is first needed. `fresh`: nothing was purged yet, so what is there is of an
-    earlier memory of this machine."""
+    """See the module. One writer at a time; whoever shares a slot's number shares its content."""
 
-    def __init__(self, disk: Disk, name: str, *, fresh: bool) -> None:
-        self._disk = disk
-        self._name = name
-        self._fresh = fresh
-        self._file: DiskFile | None = None
-        self._opening = asyncio.Lock()
+    def __init__(self, file: DiskFile, name: str) -> None:
+        self._file = file
+        self.name = name
 
-    async def _opened(self) -> DiskFile:
-        """Raises FailedPrecondition for a file of a later version, DataLoss for what is none, ResourceExhausted."""
-        async with self._opening:
-            if self._file is None:
-                self._file = await self._open()
-        return self._file
-
-    async def _open(self) -> DiskFile:
-        if self._fresh:
-            await self._disk.remove(self._name)
-        file = await self._disk.open(self._name, create=True)
+    @staticmethod
+    async def open(disk: Disk, name: str) -> StorageFile:
+        """Raises DataLoss for a damaged header, FailedPrecondition for the file of a later everram."""
         try:
-            if await file.size() < SLOTS_OFFSET:
-                header = _HEADER.pack(MAGIC, *VERSION, SLOT_BYTES)
-                await file.pwrite(0, (header + _CHECKSUM.pack(zlib.crc32(header))).ljust(SLOTS_OFFSET, b"\0"))
-                await file.sync()
-            _check_header(self._name, await file.pread(0, _HEADER.size + _CHECKSUM.size))
+            file = await disk.open(name)
+        except NotFound:
+            await disk.replace(name, _header())
+            file = await disk.open(name)
+        try:
+            _check_header(name, await file.pread(0, HEADER_BYTES))
         except BaseException:
             await file.close()
             raise
-        return file
-
-    async def write(self, contents: Sequence[SlotContent]) -> None:
-        """By ascending slots. Raises ResourceExhausted on a full disk, DataLoss."""
-        file = await self._opened()
-        writing: asyncio.Future[None] | None = None
-        for run in _runs(contents):
-            data = _packed(run)  # while the one before is being written
-            if writing is not None:
-                await writing
-            writing = asyncio.ensure_future(file.pwrite(_offset(run[0][0]), data))
-        if writing is not None:
-            await writing
-
-    async def sync(self) -> None:
-        await (await self._opened()).sync()
-
-    async def read(self, slot: int, virtblock: int) -> bytes:
-        """Raises DataLoss if the slot does not hold what was purged of this virtblock."""
-        data = await (await self._opened()).pread(_offset(slot), SLOT_BYTES)
-        if len(data) < SLOT_BYTES:
-            raise DataLoss(f"{self._name} ends before slot {slot} (offset {_offset(slot)}): a purged block is lost")
-        content, (owner, checksum, _) = data[:PAGE_BYTES], _TRAILER.unpack_from(data, PAGE_BYTES)
-        if owner != virtblock or checksum != _crc(slot, virtblock, content):
-            raise DataLoss(
-                f"{self._name}: slot {slot} (offset {_offset(slot)}) does not hold what was purged to it: the disk has "
-                "changed it, and a purged block is lost"
-            )
-        return content
+        return StorageFile(file, name)
 
     async def close(self) -> None:
-        if self._file is not None:
-            await self._file.close()
+        await self._file.close()
+
+    async def size_bytes(self) -> int:
+        return await self._file.size()
+
+    async def write(self, contents: Sequence[Content]) -> None:
+        """Durable after the next `sync`. Raises ResourceExhausted on a full disk, DataLoss."""
+        pieces = _pieces(sorted(contents))
+        packed = _packed(next(pieces, ()))
+        while packed is not None:
+            writing = asyncio.create_task(self._file.pwrite(*packed))
+            try:
+                await asyncio.sleep(0)  # it begins, and goes on while the next piece is prepared
+                packed = _packed(next(pieces, ()))
+            finally:
+                await writing
+
+    async def sync(self) -> None:
+        """All that was written is durable when this returns. Raises DataLoss."""
+        await self._file.sync()
+
+    async def read(self, slot: int, virtblock: int) -> bytes:
+        """Raises DataLoss."""
+        data = await self._file.pread(_offset(slot), STRIDE_BYTES)
+        if wrong := _wrong(data, slot, virtblock):
+            raise DataLoss(f"{self.name}: {wrong}")
+        return data[:PAGE_BYTES]
+
+    async def read_all(self, wanted: Sequence[tuple[int, int]]) -> list[bytes]:
+        """Those of many (slot, virtblock), in their order; neighbours come in one piece. Raises DataLoss."""
+        found: dict[int, bytes] = {}
+        async for slot, virtblock, data in self._slots(wanted):
+            if wrong := _wrong(data, slot, virtblock):
+                raise DataLoss(f"{self.name}: {wrong}")
+            found[slot] = data[:PAGE_BYTES]
+        return [found[slot] for slot, _ in wanted]
+
+    async def verify(self, slots: Mapping[int, int]) -> dict[int, str]:
+        """What is wrong with the slots of these virtblocks (slot -> virtblock), in a plain sentence each."""
+        findings: dict[int, str] = {}
+        async for slot, virtblock, data in self._slots(list(slots.items())):
+            if wrong := _wrong(data, slot, virtblock):
+                findings[slot] = f"{self.name}: {wrong}"
+        return findings
+
+    async def _slots(self, wanted: Sequence[tuple[int, int]]) -> AsyncIterator[Content]:
+        for piece in _pieces([(slot, virtblock, b"") for slot, virtblock in sorted(set(wanted))]):
+            first = piece[0][0]
+            data = await self._file.pread(_offset(first), len(piece) * STRIDE_BYTES)
+            for slot, virtblock, _ in piece:
+                at = (slot - first) * STRIDE_BYTES
+                yield slot, virtblock, data[at : at + STRIDE_BYTES]
+
+
+def _header() -> bytes:
+    fields = _HEADER.pack(MAGIC, MAJOR, MINOR, PAGE_BYTES, STRIDE_BYTES)
+    return (fields + _CHECKSUM.pack(zlib.crc32(fields))).ljust(HEADER_BYTES, b"\0")
+
+
+def _check_header(name: str, header: bytes) -> None:
+    if len(header) < HEADER_BYTES:
+        raise DataLoss(f"{name}: {len(header)} bytes are too few for its header")
+    magic, major, minor, block_bytes, stride_bytes = _HEADER.unpack_from(header)
+    if magic != MAGIC:
+        raise DataLoss(f"{name}: {magic!r} at offset 0 is not its magic {MAGIC!r}")
+    if _CHECKSUM.unpack_from(header, _HEADER.size) != (zlib.crc32(header[: _HEADER.size]),):
+        raise DataLoss(f"{name}: the header at offset 0 does not match its checksum")
+    if major > MAJOR:
+        raise FailedPrecondition(
+            f"{name}: written in version {major}.{minor}, this everram reads {MAJOR}.x: use the later one"
+        )
+    if (block_bytes, stride_bytes) != (PAGE_BYTES, STRIDE_BYTES):
+        raise DataLoss(f"{name}: blocks of {block_bytes} bytes every {stride_bytes} bytes cannot be")
 
 
 def _offset(slot: int) -> int:
-    return SLOTS_OFFSET + slot * SLOT_BYTES
+    return HEADER_BYTES + slot * STRIDE_BYTES
 
 
-def _crc(slot: int, virtblock: int, content: bytes) -> int:
-    return zlib.crc32(_CHECKED.pack(slot, virtblock), zlib.crc32(content))
+def _checksum(data: bytes, virtblock: int, slot: int) -> int:
+    return zlib.crc32(_PROVEN.pack(virtblock, slot), zlib.crc32(data))
 
 
-def _packed(run: Iterable[SlotContent]) -> bytes:
-    parts = []
-    for slot, virtblock, content in run:
-        parts.append(content)
-        parts.append(_TRAILER.pack(virtblock, _crc(slot, virtblock, content), 0))
-    return b"".join(parts)
+def _pieces(contents: Sequence[Content]) -> Iterator[list[Content]]:
+    """Runs of neighbouring slots, each as long as one write may be."""
+    runs = itertools.groupby(enumerate(contents), key=lambda one: one[1][0] - one[0])
+    for _, run in runs:
+        neighbours = [content for _, content in run]
+        for first in range(0, len(neighbours), PIECE_SLOTS):
+            yield neighbours[first : first + PIECE_SLOTS]
 
 
-def _runs(contents: Sequence[SlotContent]) -> list[list[SlotContent]]:
-    """Of neighbouring slots."""
-    runs: list[list[SlotContent]] = []
-    for one in contents:
-        if runs and runs[-1][-1][0] + 1 == one[0]:
-            runs[-1].append(one)
-        else:
-            runs.append([one])
-    return runs
+def _packed(piece: Sequence[Content]) -> tuple[int, bytes] | None:
+    """Where it goes, and the bytes; None after the last piece."""
+    if not piece:
+        return None
+    parts: list[bytes] = []
+    for slot, virtblock, data in piece:
+        if len(data) != PAGE_BYTES:
+            raise ValueError(f"a block of {len(data)} bytes for slot {slot}, not {PAGE_BYTES}")
+        parts += (data, _TRAILER.pack(virtblock, _checksum(data, virtblock, slot), 0))
+    return _offset(piece[0][0]), b"".join(parts)
 
 
-def _check_header(name: str, data: bytes) -> None:
-    header = data[: _HEADER.size]
-    if len(data) < _HEADER.size + _CHECKSUM.size or not header.startswith(MAGIC):
-        raise DataLoss(f"{name} is not a storage file of purged blocks: move it away, if nothing was ever purged here")
-    if _CHECKSUM.unpack_from(data, _HEADER.size) != (zlib.crc32(header),):
-        raise DataLoss(f"{name}: its header at offset 0 does not match its checksum")
-    _, major, minor, slot_bytes = _HEADER.unpack(header)
-    if major > VERSION[0]:
-        raise FailedPrecondition(
-            f"{name}: written in version {major}.{minor}, this everram reads {VERSION[0]}.x: use the later one"
-        )
-    if slot_bytes != SLOT_BYTES:
-        raise DataLoss(f"{name}: slots of {slot_bytes} bytes, not {SLOT_BYTES}")
+def _wrong(data: bytes, slot: int, virtblock: int) -> str:
+    """What is wrong with a slot as it was read; empty if nothing is."""
+    where = f"slot {slot} at offset {_offset(slot)}"
+    if len(data) < STRIDE_BYTES:
+        return f"the file ends before {where} does"
+    content = data[:PAGE_BYTES]
+    found, checksum, _ = _TRAILER.unpack_from(data, PAGE_BYTES)
+    if checksum != _checksum(content, found, slot):
+        return f"{where} does not match its checksum"
+    if found != virtblock:
+        return f"{where} holds the content of virtblock {found}, not of {virtblock}"
+    return ""

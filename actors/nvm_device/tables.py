@@ -62,38 +62,29 @@ def entries(media: Media, node: int) -> tuple[int, ...]:
 
 
 def leaves(media: Media, root: int, skip: Iterable[int] = ()) -> Iterator[tuple[int, int]]:
-    """(first page, leaf) of each chunk of a table that is no extent, ascending by address.
+    """(first page, leaf) of each chunk of a table that is no extent, ascending by address. `skip`: see `nodes`."""
+    return ((first, node) for level, first, node in nodes(media, root, skip) if level == LEAF)
+
+
+def nodes(media: Media, root: int, skip: Iterable[int] = ()) -> Iterator[tuple[int, int, int]]:
+    """(level, first page, node) of every node of a table, those below before those above.
 
     `skip`: roots of other tables; what is the same node in one of these, with all that lies below, is passed over.
     """
-    if root and root not in set(skip):
-        yield from _below(media, root, 0, LEVELS, set(skip))
+    others = set(skip)
+    if root and root not in others:
+        yield from _nodes_below(media, root, 0, LEVELS, others)
 
 
-def _below(media: Media, node: int, first_page: int, level: int, skip: set[int]) -> Iterator[tuple[int, int]]:
-    others = [entries(media, other) for other in sorted(skip)]
-    for at, child in enumerate(entries(media, node)):
-        if not child:
-            continue
-        theirs = {other[at] for other in others} - {0}
-        if child in theirs:
-            continue
-        page = first_page + (at << _BITS * (level - 1))
-        if level - 1 == LEAF:
-            yield page, child
-        else:
-            yield from _below(media, child, page, level - 1, theirs)
-
-
-def nodes(media: Media, root: int) -> Iterator[tuple[int, int, int]]:
-    """(level, first page, node) of every node of a table, those below before those above."""
-    if root:
-        yield from _nodes_below(media, root, 0, LEVELS)
-
-
-def _nodes_below(media: Media, node: int, first_page: int, level: int) -> Iterator[tuple[int, int, int]]:
+def _nodes_below(
+    media: Media, node: int, first_page: int, level: int, skip: set[int]
+) -> Iterator[tuple[int, int, int]]:
     if level > LEAF:
         for at, child in enumerate(entries(media, node)):
-            if child:
-                yield from _nodes_below(media, child, first_page + (at << _BITS * (level - 1)), level - 1)
+            if not child:
+                continue
+            theirs = {media.word(other * PAGE_BYTES + at * WORD_BYTES) for other in skip} - {0}
+            if child not in theirs:
+                first = first_page + (at << _BITS * (level - 1))
+                yield from _nodes_below(media, child, first, level - 1, theirs)
     yield level, first_page, node

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import sys
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 
@@ -136,8 +137,9 @@ class SimMapping(Mapping):
         return self._check(offset, WORD_BYTES)
 
 
-def process_crashes(recording: Recording) -> Iterator[CrashState]:
-    """Every state that the death of the storing process can leave: before all stores, and after each word of each."""
+def process_crashes(recording: Recording, *, cuts_max: int = sys.maxsize) -> Iterator[CrashState]:
+    """Every state that the death of the storing process can leave: before all stores, and after each word of each; of
+    a store with more words than `cuts_max`, after so many of them, evenly spread, the last among them."""
     contents = [bytearray(content) for content in recording.initial]
     marks: list[Hashable] = []
     yield _state(contents, marks)
@@ -146,9 +148,11 @@ def process_crashes(recording: Recording) -> Iterator[CrashState]:
             marks.append(event.what)
             yield _state(contents, marks)
         elif isinstance(event, _Store):
-            for piece in _cut(event, WORD_BYTES):
+            pieces = list(_cut(event, WORD_BYTES))
+            for left, piece in zip(reversed(range(len(pieces))), pieces, strict=True):
                 contents[piece.memory][piece.offset : piece.offset + len(piece.data)] = piece.data
-                yield _state(contents, marks)
+                if left % -(-len(pieces) // cuts_max) == 0:
+                    yield _state(contents, marks)
 
 
 def power_losses(recording: Recording, *, states_max: int, stream: Stream) -> Iterator[CrashState]:
