@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import TypeVar
 
 from everram.actors.nvm_device import accounting, checking
 from everram.actors.nvm_device.budget import Budget
@@ -14,12 +15,13 @@ from everram.actors.nvm_device.device import Device, Plan, check_filter, check_s
 from everram.actors.nvm_device.keeper import SnapshotKeeper
 from everram.actors.nvm_device.purger import everything
 from everram.actors.nvm_device.records import Record
+from everram.actors.nvm_device.turns import in_turns, standing
 from everram.actors.nvm_device.writers import Writers
 from everram.runtime.contracts import common_pb2 as pb
 from everram.runtime.contracts import nvm_device_pb2 as nvm
 from everram.runtime.contracts.nvm_device_contract import NvmDeviceActor
 from everram.runtime.environment import Memory
-from everram.runtime.errors import EverramError, InvalidArgument, NotFound
+from everram.runtime.errors import DataLoss, EverramError, FailedPrecondition, InvalidArgument, NotFound
 from everram.runtime.formats.nvm import ANY, MEMORY_BYTES, MEMORY_NAME, OWN, Metadata
 from everram.runtime.formats.pages import PageTable, table_name
 from everram.runtime.formats.slots import SlotArea
@@ -28,8 +30,10 @@ from everram.runtime.memory.contract import PAGE_BYTES
 from everram.runtime.memory.guard import PageGuard
 from everram.runtime.sizes import size_text
 
+T = TypeVar("T")
+RequestT = TypeVar("RequestT")
+
 READ_BYTES_MAX = 1 << 20
-SLOTS_PER_TURN = 1024
 
 
 class NvmDevice(NvmDeviceActor):
@@ -47,6 +51,9 @@ class NvmDevice(NvmDeviceActor):
         self._capacity_bytes, self._storage_bytes = capacity_bytes, storage_bytes
         self._guard = guard if guard is not None else PageGuard()
         self._writers = writers
+        self._changing = asyncio.Lock()
+        """Regions are made and removed one after the other, in the order in which it was asked; beside the mailbox,
+        because a removal has to wait while moves are quiet, and whoever makes them go on must be heard."""
 
     async def on_start(self) -> None:
         self._memory = self.context.environment.memory
@@ -83,11 +90,24 @@ class NvmDevice(NvmDeviceActor):
         """Snapshots of regions that the host before this one was removing."""
         known = {origin_of(region) for region in self._device.metadata.regions(copy_id=ANY)}
         for origin in sorted(self._keeper.snapshots.regions.keys() - known):
-            self.context.spawn(self._keeper.forget_origin(origin), name=f"forget {origin}")
+            self.context.spawn(self._forget(origin), name=f"forget {origin}")
+
+    async def _forget(self, origin: str) -> None:
+        try:
+            await self._keeper.forget_origin(origin)
+        except EverramError as error:
+            self.context.log.error("the snapshots of %s, which is gone, are not removed: %s", origin, error.message)
 
     # -- regions
 
-    async def create_regions(self, request: nvm.CreateRegionsRequest) -> nvm.RegionSet:
+    def create_regions(self, request: nvm.CreateRegionsRequest) -> Awaitable[nvm.RegionSet]:
+        return self.context.later(self._in_order(self._create_regions, request))
+
+    async def _in_order(self, act: Callable[[RequestT], Awaitable[T]], request: RequestT) -> T:
+        async with self._changing:
+            return await act(request)
+
+    async def _create_regions(self, request: nvm.CreateRegionsRequest) -> nvm.RegionSet:
         plan = self._device.plan(request)
         await self._make(plan, lambda: self._device.metadata.add(plan.regions, plan.log))
         found = self._found(request.guest_id, request.copy_id)
@@ -95,7 +115,10 @@ class NvmDevice(NvmDeviceActor):
             found.log = plan.log.memory
         return found
 
-    async def adopt_copy(self, request: nvm.AdoptRequest) -> nvm.RegionSet:
+    def adopt_copy(self, request: nvm.AdoptRequest) -> Awaitable[nvm.RegionSet]:
+        return self.context.later(self._in_order(self._adopt_copy, request))
+
+    async def _adopt_copy(self, request: nvm.AdoptRequest) -> nvm.RegionSet:
         """One commit makes the copy's regions the guest's own, beside a log that goes on where the copy ends.
 
         What the guest had here of its own before goes first: it would have the same names, and whoever has a copy
@@ -117,11 +140,14 @@ class NvmDevice(NvmDeviceActor):
         check_filter(request)
         return self._found(request.guest_id, request.copy_id, request.log_id)
 
-    async def remove_regions(self, request: nvm.RegionFilter) -> pb.Empty:
+    def remove_regions(self, request: nvm.RegionFilter) -> Awaitable[pb.Empty]:
         """What the filter names, of one guest, snapshots included; nothing to do where there is nothing."""
         if not request.guest_id:
             raise InvalidArgument("whose regions are to be removed? give a guest_id")
         check_filter(request)
+        return self.context.later(self._in_order(self._remove_regions, request))
+
+    async def _remove_regions(self, request: nvm.RegionFilter) -> pb.Empty:
         if not request.log_id:
             await self._remove(request.guest_id, request.copy_id)
         elif log := self._device.metadata.log(request.guest_id, request.copy_id, request.log_id):
@@ -148,6 +174,8 @@ class NvmDevice(NvmDeviceActor):
                 f"writers of {status.waiting_writers} pages wait until there is room for what snapshots need of them: "
                 "remove snapshots (`everram region rm REGION@SNAP`), or start the machine with more --nvm"
             )
+        elif self._keeper.trouble:
+            status.warning = f"a reversion does not go on: {self._keeper.trouble}"
         elif purging.trouble:
             status.warning = f"old blocks are not purged: {purging.trouble}"
         elif self._budget.free_part < purging.low_mark:
@@ -181,13 +209,21 @@ class NvmDevice(NvmDeviceActor):
 
     def _found(self, guest_id: str, copy_id: str, log_id: str = "") -> nvm.RegionSet:
         metadata = self._device.metadata
-        regions = [] if log_id else metadata.regions(guest_id, copy_id)
+        regions = [] if log_id else [self._seen(region) for region in metadata.regions(guest_id, copy_id)]
         logs = metadata.logs(guest_id, copy_id, log_id)
         if not guest_id:
             guest_ids = {region.guest_id for region in regions} | {log.guest_id for log in logs}
             return nvm.RegionSet(regions=regions, guest_ids=sorted(guest_ids), logs=logs)
         log = metadata.log(guest_id) if copy_id in (OWN, ANY) else (logs[0] if len(logs) == 1 else None)
         return nvm.RegionSet(regions=regions, log=log.memory if log else "", logs=logs)
+
+    def _seen(self, region: pb.Region) -> pb.Region:
+        if not self._keeper.is_reverting(region):
+            return region
+        seen = pb.Region()
+        seen.CopyFrom(region)
+        seen.reverting = True
+        return seen
 
     # -- snapshots
 
@@ -207,35 +243,36 @@ class NvmDevice(NvmDeviceActor):
 
     async def _snapshots(self, request: nvm.SnapshotFilter) -> nvm.SnapshotList:
         answer = nvm.SnapshotList()
+        now = standing(self._keeper.snapshots) if request.usage else self._keeper.snapshots
         for region in self._device.metadata.regions(request.guest_id):
             if request.region not in ("", region.name):
                 continue
-            for record in reversed(self._keeper.snapshots.of(origin_of(region))):
+            for record in reversed(now.of(origin_of(region))):
                 told = answer.snapshots.add()
                 told.CopyFrom(_told(region, record))
                 if request.usage:
-                    await asyncio.sleep(0)
-                    _count(told, accounting.usage(self._keeper.snapshots, record))
+                    _count(told, await in_turns(accounting.usage_in_turns(now, record)))
         return answer
 
     def remove_snapshots(self, request: nvm.SnapshotNames) -> Awaitable[nvm.Freed]:
         return self.context.later(self._remove_snapshots(self._records(request)))
 
     async def _remove_snapshots(self, records: Sequence[Record]) -> nvm.Freed:
-        freed = self._preview(records)
+        freed = await self._preview(records)
         await self._keeper.remove(records)
         return freed
 
-    def preview_removal(self, request: nvm.SnapshotNames) -> nvm.Freed:
-        return self._preview(self._records(request))
+    def preview_removal(self, request: nvm.SnapshotNames) -> Awaitable[nvm.Freed]:
+        return self.context.later(self._preview(self._records(request)))
 
-    def _preview(self, records: Iterable[Record]) -> nvm.Freed:
+    async def _preview(self, records: Iterable[Record]) -> nvm.Freed:
+        now = standing(self._keeper.snapshots)
         by_region: dict[int, list[Record]] = {}
         for record in records:
-            by_region.setdefault(record.region, []).append(record)
+            by_region.setdefault(record.region, []).append(now.records[record.sequence])
         freed = nvm.Freed()
         for some in by_region.values():
-            found = accounting.preview(self._keeper.snapshots, some)
+            found = await in_turns(accounting.preview_in_turns(now, some))
             freed.memory_bytes += found.memory_bytes
             freed.storage_bytes += found.storage_bytes
         return freed
@@ -284,9 +321,14 @@ class NvmDevice(NvmDeviceActor):
         self._budget.promise(self._device.promised_bytes())
         return plan.regions[0]
 
-    async def grow_region(self, request: nvm.GrowRequest) -> pb.Region:
+    def grow_region(self, request: nvm.GrowRequest) -> Awaitable[pb.Region]:
+        return self.context.later(self._in_order(self._grow_region, request))
+
+    async def _grow_region(self, request: nvm.GrowRequest) -> pb.Region:
         """A longer memory object with the same content takes the place of the old one, for snapshots too."""
         old = self._region(request.region.guest_id, request.region.region)
+        if self._keeper.is_reverting(old):
+            raise FailedPrecondition(f"region {old.name} is being reverted: wait until that has ended")
         new = self._device.plan_growth(old, request.size_bytes)
         target = await self._memory.create(new.arena, new.size_bytes)
         try:
@@ -295,15 +337,18 @@ class NvmDevice(NvmDeviceActor):
                 for at in range(offset, offset + length, READ_BYTES_MAX):
                     target.write(at, source.read(at, min(READ_BYTES_MAX, offset + length - at)))
                     await asyncio.sleep(0)
+            if (
+                old.tracked
+            ):  # before it is too short: a host that dies meanwhile leaves its successor none, or the right one
+                await self._memory.remove(table_name(old.guest_id, old.name))
             self._device.metadata.add((new,), None)
         except EverramError:
+            await self._make_tables((old,))
             await self._memory.remove(new.arena)
             raise
         self._keeper.lies_in(new)
         await self._memory.remove(old.arena)
-        if new.tracked:
-            await self._memory.remove(table_name(new.guest_id, new.name))
-            await self._make_tables((new,))
+        await self._make_tables((new,))
         self._budget.promise(self._device.promised_bytes())
         return new
 
@@ -316,7 +361,10 @@ class NvmDevice(NvmDeviceActor):
                 PageTable.format(mapping, pages_of(region))
                 mapping.close()
 
-    async def remove_region(self, request: nvm.RegionName) -> pb.Empty:
+    def remove_region(self, request: nvm.RegionName) -> Awaitable[pb.Empty]:
+        return self.context.later(self._in_order(self._remove_region, request))
+
+    async def _remove_region(self, request: nvm.RegionName) -> pb.Empty:
         for region in self._device.metadata.regions(request.guest_id):
             if region.name == request.region:
                 names = [name for name, _ in Plan((region,), None).objects()]
@@ -351,17 +399,17 @@ class NvmDevice(NvmDeviceActor):
         return self.context.later(self._check())
 
     async def _check(self) -> nvm.Findings:
-        findings, reached = await self._keeper.at_rest(lambda: checking.check(self._keeper.snapshots))
-        answer = nvm.Findings(findings=findings, blocks=len(reached.named))
-        slots = sorted(reached.slots.items())
-        for first in range(0, len(slots), SLOTS_PER_TURN):
-            some = dict(slots[first : first + SLOTS_PER_TURN])
-            for slot, finding in (await (await self._keeper.storage()).verify(some)).items():
-                if self._keeper.snapshots.media.storage.is_taken(slot):  # still
-                    answer.findings.append(finding)
-        return answer
+        try:
+            findings, reached = await in_turns(checking.check_in_turns(standing(self._keeper.snapshots)))
+        except DataLoss as error:
+            return nvm.Findings(findings=[error.message])
+        findings += await self._keeper.verify(reached.slots)
+        return nvm.Findings(findings=findings, blocks=len(reached.named))
 
-    async def quiesce(self, request: nvm.QuiesceMoves) -> pb.Empty:
+    def quiesce(self, request: nvm.QuiesceMoves) -> Awaitable[pb.Empty]:
+        return self.context.later(self._quiesce(request))
+
+    async def _quiesce(self, request: nvm.QuiesceMoves) -> pb.Empty:
         await self._keeper.quiesce(request.on)
         return pb.Empty()
 

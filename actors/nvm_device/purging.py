@@ -55,10 +55,19 @@ def batches(
 ) -> Iterator[list[Candidate]]:
     """What these snapshots of all regions refer to; found by chunks when a batch is asked for. `Purge.begin` leaves
     out what is gone since."""
+    return filter(None, search(snapshots, limit, wanted))
+
+
+def search(
+    snapshots: Snapshots, limit: int = BATCH_BLOCKS, wanted: Callable[[Record], bool] = lambda _: True
+) -> Iterator[list[Candidate]]:
+    """The same, and for each chunk in which nothing was found an empty batch: others may come in between."""
     batch: list[Candidate] = []
     for region in list(snapshots.regions.values()):
         for candidates in _non_active(snapshots, region, wanted):
             batch += candidates
+            if len(batch) < limit:
+                yield []
             while len(batch) >= limit:
                 yield batch[:limit]
                 batch = batch[limit:]
@@ -76,6 +85,8 @@ def _non_active(snapshots: Snapshots, region: Region, wanted: Callable[[Record],
     for first in sorted(chunks):
         virtblocks: set[int] = set()
         present = {tables.leaf_of(media, record.root, first) for record in snapshots.live(region)}
+        if not present:
+            return  # of a region that is gone since
         for leaf in chunks[first] & present:  # it was not deleted since
             virtblocks.update(tables.entries(media, leaf))
         running = tables.leaf_of(media, region.record.root, first)
