@@ -23,7 +23,7 @@ from everram.runtime.contracts.nvm_device_contract import NvmDeviceActor
 from everram.runtime.environment import Memory
 from everram.runtime.errors import DataLoss, EverramError, FailedPrecondition, InvalidArgument, NotFound
 from everram.runtime.formats.nvm import ANY, MEMORY_BYTES, MEMORY_NAME, OWN, Metadata
-from everram.runtime.formats.pages import PageTable, table_name
+from everram.runtime.formats.pages import STATES_OFFSET, PageTable, table_name
 from everram.runtime.formats.slots import SlotArea
 from everram.runtime.log.ring import Ring
 from everram.runtime.memory.contract import PAGE_BYTES
@@ -54,6 +54,8 @@ class NvmDevice(NvmDeviceActor):
         self._changing = asyncio.Lock()
         """Regions are made and removed one after the other, in the order in which it was asked; beside the mailbox,
         because a removal has to wait while moves are quiet, and whoever makes them go on must be heard."""
+        self._growing: set[str] = set()
+        """Arenas that are being copied into longer ones: nobody may change what they hold."""
 
     async def on_start(self) -> None:
         self._memory = self.context.environment.memory
@@ -232,11 +234,16 @@ class NvmDevice(NvmDeviceActor):
         named = {(one.guest_id, one.region) for one in request.regions}
         if not named:
             raise InvalidArgument("a snapshot of which regions?")
-        return self.context.later(self._snapshot([self._region(*one) for one in sorted(named)], request.name))
+        return self.context.later(self._snapshot(sorted(named), request.name))
 
-    async def _snapshot(self, regions: Sequence[pb.Region], name: str) -> nvm.SnapshotList:
-        records = await self._keeper.take(regions, name)
-        return nvm.SnapshotList(snapshots=map(_told, regions, records))
+    async def _snapshot(self, named: Sequence[tuple[str, str]], name: str) -> nvm.SnapshotList:
+        def find() -> list[pb.Region]:
+            return [self._region(*one) for one in named]
+
+        records = await self._keeper.take(find, name)
+        return nvm.SnapshotList(
+            snapshots=[_told(guest_id, region, one) for (guest_id, region), one in zip(named, records, strict=True)]
+        )
 
     def snapshots(self, request: nvm.SnapshotFilter) -> Awaitable[nvm.SnapshotList]:
         return self.context.later(self._snapshots(request))
@@ -249,7 +256,7 @@ class NvmDevice(NvmDeviceActor):
                 continue
             for record in reversed(now.of(origin_of(region))):
                 told = answer.snapshots.add()
-                told.CopyFrom(_told(region, record))
+                told.CopyFrom(_told(region.guest_id, region.name, record))
                 if request.usage:
                     _count(told, await in_turns(accounting.usage_in_turns(now, record)))
         return answer
@@ -286,13 +293,19 @@ class NvmDevice(NvmDeviceActor):
         return nvm.SnapshotData(data=await self._keeper.read(record, offset, length))
 
     def check_snapshot(self, request: nvm.SnapshotName) -> nvm.SnapshotRecord:
-        return _told(self._region(request.guest_id, request.region), self._record(request))
+        return _told(request.guest_id, request.region, self._record(request))
 
     def revert(self, request: nvm.SnapshotName) -> Awaitable[pb.Empty]:
-        return self.context.later(self._revert(self._region(request.guest_id, request.region), self._record(request)))
+        return self.context.later(self._revert(request, self._record(request)))
 
-    async def _revert(self, region: pb.Region, record: Record) -> pb.Empty:
-        await self._keeper.revert(region, record)
+    async def _revert(self, request: nvm.SnapshotName, record: Record) -> pb.Empty:
+        def find() -> pb.Region:
+            region = self._region(request.guest_id, request.region)
+            if region.arena in self._growing:
+                raise FailedPrecondition(f"region {region.name} is being made longer: wait until that has ended")
+            return region
+
+        await self._keeper.revert(find, record)
         return pb.Empty()
 
     def clone_snapshot(self, request: nvm.CloneRequest) -> Awaitable[pb.Region]:
@@ -331,6 +344,7 @@ class NvmDevice(NvmDeviceActor):
             raise FailedPrecondition(f"region {old.name} is being reverted: wait until that has ended")
         new = self._device.plan_growth(old, request.size_bytes)
         target = await self._memory.create(new.arena, new.size_bytes)
+        self._growing.add(old.arena)
         try:
             source = self._memory.open(old.arena)
             for offset, length in source.extents():
@@ -346,6 +360,8 @@ class NvmDevice(NvmDeviceActor):
             await self._make_tables((old,))
             await self._memory.remove(new.arena)
             raise
+        finally:
+            self._growing.discard(old.arena)
         self._keeper.lies_in(new)
         await self._memory.remove(old.arena)
         await self._make_tables((new,))
@@ -353,13 +369,16 @@ class NvmDevice(NvmDeviceActor):
         return new
 
     async def _make_tables(self, regions: Iterable[pb.Region]) -> None:
-        """Page tables of tracked regions that have none: nobody has touched any page since tracking began."""
+        """Page tables of tracked regions that have none that fits: nobody has touched any page since tracking began."""
         for region in regions:
-            name = table_name(region.guest_id, region.name)
-            if region.tracked and name not in self._memory.names():
-                mapping = (await self._memory.create(name, PageTable.total_bytes(pages_of(region)))).map()
-                PageTable.format(mapping, pages_of(region))
-                mapping.close()
+            name, pages = table_name(region.guest_id, region.name), pages_of(region)
+            if not region.tracked or _is_table(self._memory, name, pages):
+                continue
+            if name in self._memory.names():
+                await self._memory.remove(name)
+            mapping = (await self._memory.create(name, PageTable.total_bytes(pages))).map()
+            PageTable.format(mapping, pages)
+            mapping.close()
 
     def remove_region(self, request: nvm.RegionName) -> Awaitable[pb.Empty]:
         return self.context.later(self._in_order(self._remove_region, request))
@@ -432,10 +451,10 @@ class NvmDevice(NvmDeviceActor):
         return list({id(record): record for record in map(self._record, request.snapshots)}.values())
 
 
-def _told(region: pb.Region, record: Record) -> nvm.SnapshotRecord:
+def _told(guest_id: str, region: str, record: Record) -> nvm.SnapshotRecord:
     return nvm.SnapshotRecord(
-        guest_id=region.guest_id,
-        region=region.name,
+        guest_id=guest_id,
+        region=region,
         name=record.name,
         sequence=record.sequence,
         parent=record.parent,
@@ -449,6 +468,19 @@ def _told(region: pb.Region, record: Record) -> nvm.SnapshotRecord:
 def _count(told: nvm.SnapshotRecord, usage: accounting.Usage) -> None:
     told.named_bytes, told.owned_bytes = usage.named_bytes, usage.owned_bytes
     told.shared_bytes, told.purged_bytes = usage.shared_bytes, usage.purged_bytes
+
+
+def _is_table(memory: Memory, name: str, pages: int) -> bool:
+    """Not what a host has left that died as it made it, or before it made the longer one."""
+    if name not in memory.names():
+        return False
+    mapping = memory.open(name).map()
+    try:
+        return PageTable.open(mapping).pages == pages
+    except DataLoss:
+        return bool(mapping.load(STATES_OFFSET, mapping.size_bytes - STATES_OFFSET).strip(b"\0"))
+    finally:
+        mapping.close()
 
 
 def _format(plan: Plan, memory: Memory) -> None:

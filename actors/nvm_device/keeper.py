@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -247,15 +247,14 @@ class SnapshotKeeper:
 
     # -- taking
 
-    async def take(self, regions: Sequence[pb.Region], name: str) -> list[Record]:
-        """Of all of them at one instant, or of none. Raises AlreadyExists, FailedPrecondition, ResourceExhausted,
-        Unavailable."""
+    async def take(self, find: Callable[[], Sequence[pb.Region]], name: str) -> list[Record]:
+        """Of all regions that `find` finds at one instant, or of none; it is asked again at that instant. Raises
+        AlreadyExists, FailedPrecondition, ResourceExhausted, Unavailable, and what `find` raises."""
         self._budget.check_above_reserve()
-        guest_ids = sorted({region.guest_id for region in regions})
         async with self._taking:
             for _ in range(BUSY_TRIES):
-                async with self._frozen(guest_ids) as still:
-                    records = await self._try_to_take(regions, name, still)
+                async with self._frozen(sorted({region.guest_id for region in find()})) as still:
+                    records = await self._try_to_take(find, name, still)
                 if records is not None:
                     return records
                 await asyncio.sleep(BUSY_WAIT_S)
@@ -286,16 +285,19 @@ class SnapshotKeeper:
         with contextlib.suppress(NotFound, FailedPrecondition):
             await self._environment.machine.thaw(guest_id, FREEZE_REASON)
 
-    async def _try_to_take(self, regions: Sequence[pb.Region], name: str, still: Still) -> list[Record] | None:
+    async def _try_to_take(
+        self, find: Callable[[], Sequence[pb.Region]], name: str, still: Still
+    ) -> list[Record] | None:
         """None where a guest is not as it has to be for this: it commits, or begins, or has just ended."""
-        logged = {region.guest_id for region in regions if region.kind == pb.LOGGED}
-        numbered = {guest_id: await self._numbered(guest_id) for guest_id in sorted(logged - still.alive)}
-        unseen = [region for region in regions if not self._is_trapped(region, still.alive)]
+        numbered = {guest_id: await self._numbered(guest_id) for guest_id in sorted(still.epochs.keys() - still.alive)}
         # From here on nothing is awaited until the snapshot is recorded: no guest can be begun in between.
+        regions = find()
+        logged = {region.guest_id for region in regions if region.kind == pb.LOGGED}
         if not all(self._stands_still(guest_id, still, guest_id in logged) for guest_id in sorted(still.epochs)):
             return None
-        for guest_id in numbered:
+        for guest_id in sorted(logged - still.alive):
             self._settle(guest_id, numbered[guest_id])
+        unseen = [region for region in regions if not self._is_trapped(region, still.alive)]
         for region in unseen:
             self.snapshots.catch_up(origin_of(region))
         try:
@@ -494,13 +496,16 @@ class SnapshotKeeper:
         self.room_again()
         return None
 
-    async def revert(self, region: pb.Region, record: Record) -> None:
-        """The running point of its region is the snapshot's when this returns. Raises FailedPrecondition while its
-        guest has a process, DataLoss and ResourceExhausted where it cannot be done; then nothing has changed."""
+    async def revert(self, find: Callable[[], pb.Region], record: Record) -> None:
+        """The running point of its region is the snapshot's when this returns; `find` finds it, now and when it begins.
+        Raises FailedPrecondition while its guest has a process, DataLoss and ResourceExhausted where it cannot be done,
+        and what `find` raises; then nothing has changed."""
         async with self._taking:
             await self._check_reversion(record)
-            async with self._frozen([region.guest_id]) as still:
-                numbered = await self._numbered(region.guest_id)
+            guest_id = find().guest_id
+            async with self._frozen([guest_id]) as still:
+                numbered = await self._numbered(guest_id)
+                region = find()
                 if still.alive or not self._stands_still(region.guest_id, still, True):
                     raise FailedPrecondition(f"a process uses region {region.name}: stop its guest first")
                 # What the log has beyond what is applied would come back over the snapshot's content.
