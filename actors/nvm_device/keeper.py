@@ -42,12 +42,13 @@ from everram.runtime.contracts.nvm_device_pb2 import LogOperation
 from everram.runtime.contracts.vmemfs_contract import VMemFSRef
 from everram.runtime.environment import Memory, MemoryObject
 from everram.runtime.errors import DataLoss, EverramError, FailedPrecondition, NotFound, ResourceExhausted, Unavailable
+from everram.runtime.formats.nvm import PURGED_FILE, PURGED_FOLDER
 from everram.runtime.log.record import RecordType
 from everram.runtime.memory.contract import PAGE_BYTES
 from everram.runtime.memory.contract import Mapping as MappedMemory
 from everram.runtime.memory.guard import GuardedMapping, PageGuard
 
-STORAGE_NAME = "nvm/purged"
+STORAGE_NAME = f"{PURGED_FOLDER}/{PURGED_FILE}"
 FREEZE_REASON = "snapshot"
 PAGES_PER_TURN = 64
 TRIM_BLOCKS_MAX = 1 << 17
