@@ -27,7 +27,7 @@ from everram.actors.nvm_device.deletion import runs
 from everram.actors.nvm_device.draft import Draft
 from everram.actors.nvm_device.media import INTENT_ENTRIES_MAX, INTENTS, INTENTS_AT, Media
 from everram.actors.nvm_device.snapshots import Region, Snapshots
-from everram.actors.nvm_device.virtblocks import Place, location, publish
+from everram.actors.nvm_device.virtblocks import Place, is_at, location, publish
 from everram.runtime.errors import DataLoss, FailedPrecondition
 from everram.runtime.memory.contract import PAGE_BYTES
 
@@ -101,7 +101,7 @@ class Purge:
             raise ValueError(f"a batch of {len(batch)} blocks, at most {BATCH_BLOCKS} fit")
         if media.word(INTENTS_AT):
             raise FailedPrecondition("a purge is under way: wait until that has ended")
-        batch = [one for one in batch if location(media, one.virtblock) == (Place.STORE, one.block)]
+        batch = [one for one in batch if is_at(media, one.virtblock, Place.STORE, one.block)]
         intents: list[Intent] = []
         try:
             for first in range(0, len(batch), PIECE_BLOCKS):
@@ -164,7 +164,7 @@ def _settle(snapshots: Snapshots, intents: Sequence[Intent]) -> None:
         blocks: list[int] = []
         with Draft(media) as draft:
             for virtblock, block, slot in intents[start:left]:
-                if location(media, virtblock) == (Place.STORAGE, slot):
+                if is_at(media, virtblock, Place.STORAGE, slot):
                     draft.free_block(block)
                     blocks.append(block)
                 else:
