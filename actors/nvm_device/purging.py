@@ -119,10 +119,10 @@ class Purge:
             raise
         return Purge(snapshots, intents)
 
-    def contents(self, first: int, count: int) -> list[tuple[int, int, bytes]]:
-        """(slot, virtblock, content) of some of the blocks."""
+    def contents(self, first: int = 0, count: int = BATCH_BLOCKS) -> Iterator[tuple[int, int, bytes]]:
+        """(slot, virtblock, content) of some of the blocks, each loaded when it is asked for."""
         load = self._snapshots.blocks.load
-        return [(one.slot, one.virtblock, load(one.block)) for one in self._intents[first : first + count]]
+        return ((one.slot, one.virtblock, load(one.block)) for one in self._intents[first : first + count])
 
     def publish(self) -> None:
         """They are on storage, durably: point each virtblock there."""

@@ -185,11 +185,15 @@ class Snapshots:
 
     def locate(self, record: Record, page: int) -> Location:
         """Where a snapshot's content of a page lies; HOLE if it is zeros. To be read before anything is awaited."""
-        leaf = tables.leaf_of(self.media, record.root, page)
-        if not leaf:
+        if not tables.leaf_of(self.media, record.root, page):
             return Location(Place.ARENA, page)
-        virtblock = self.media.word(entry_offset(leaf, page, LEAF))
+        virtblock = self.virtblock(record, page)
         return location(self.media, virtblock) if virtblock else HOLE
+
+    def virtblock(self, record: Record, page: int) -> int:
+        """Which a snapshot names for a page; also what proves a slot on storage. 0: an extent of the arena, or a hole."""
+        leaf = tables.leaf_of(self.media, record.root, page)
+        return self.media.word(entry_offset(leaf, page, LEAF)) if leaf else 0
 
     def is_settled(self, arena: str, page: int) -> bool:
         """Whether the page may be written to without more ado: no snapshot needs what is there."""
