@@ -191,7 +191,7 @@ class Snapshots:
         return location(self.media, virtblock) if virtblock else HOLE
 
     def virtblock(self, record: Record, page: int) -> int:
-        """Which a snapshot names for a page; also what proves a slot on storage. 0: an extent of the arena, or a hole."""
+        """Which a snapshot names for a page, and what proves a slot on storage; 0: an extent of the arena, or a hole."""
         leaf = tables.leaf_of(self.media, record.root, page)
         return self.media.word(entry_offset(leaf, page, LEAF)) if leaf else 0
 
