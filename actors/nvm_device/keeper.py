@@ -393,7 +393,8 @@ class SnapshotKeeper:
         while True:
             if record.sequence not in self.snapshots.records:
                 raise NotFound(f"snapshot {record.name!r} was removed meanwhile")
-            virtblock, (place, number) = self.snapshots.virtblock_of(record, page)
+            virtblock = self.snapshots.virtblock(record, page)
+            place, number = self.snapshots.locate(record, page)
             if place is Place.FREE:
                 return None
             if place is Place.ARENA:
@@ -404,7 +405,10 @@ class SnapshotKeeper:
             try:
                 return await (await self.storage()).read(number, virtblock)
             except DataLoss:
-                if self.snapshots.virtblock_of(record, page) == (virtblock, (place, number)):
+                if (self.snapshots.virtblock(record, page), self.snapshots.locate(record, page)) == (
+                    virtblock,
+                    (place, number),
+                ):
                     raise  # and not because it was brought back in the meantime
 
     # -- removing and reverting
