@@ -167,7 +167,7 @@ class KeptBlocks:
     """Punches holes as late as its memory ends, so that two can purge the same blocks; both are spared that work."""
 
     def __init__(self, blocks: Blocks) -> None:
-        self.load, self.persist = blocks.load, blocks.persist
+        self.load, self.load_run, self.persist = blocks.load, blocks.load_run, blocks.persist
 
     def discard(self, first: int, count: int) -> None:
         pass
@@ -321,6 +321,9 @@ class OnePage:
 
     def load(self, number: int) -> bytes:
         return self.content
+
+    def load_run(self, first: int, count: int) -> bytes:
+        return self.content * count
 
     def persist(self, number: int, data: bytes) -> None:
         pass

@@ -61,9 +61,9 @@ def check(snapshots: Snapshots) -> tuple[list[str], Reached]:
         except DataLoss as error:
             findings.append(f"{_described(record)}: {error.message}")
     media = snapshots.media
-    for intent in purging.under_way(media):
-        reached.blocks.setdefault(intent.block, intent.virtblock)
-        reached.slots.setdefault(intent.slot, intent.virtblock)
+    for virtblock, block, slot in purging.under_way(media):
+        reached.blocks.setdefault(block, virtblock)
+        reached.slots.setdefault(slot, virtblock)
     if unnamed := sorted(reached.in_arrays - reached.named.keys()):
         findings.append(f"{len(unnamed)} times no table names a virtblock, such as {unnamed[0]}")
     for region in snapshots.regions.values():

@@ -13,6 +13,7 @@ redo log, all or none; new pages need no log, because nobody can reach them befo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import TracebackType
 
 from everram.actors.nvm_device.media import RECORDS_DIRECTORY, Media
@@ -63,10 +64,10 @@ class Draft:
         self._blocks.append(block)
         return block
 
-    def new_slot(self) -> int:
-        slot = self._media.take_slot()
-        self._slots.append(slot)
-        return slot
+    def new_slots(self, count: int) -> list[int]:
+        slots = self._media.take_slots(count)
+        self._slots += slots
+        return slots
 
     def free_page(self, page: int) -> None:
         self._freed_pages.append(page)
@@ -74,8 +75,14 @@ class Draft:
     def free_block(self, block: int) -> None:
         self._freed_blocks.append(block)
 
+    def free_blocks(self, blocks: Sequence[int]) -> None:
+        self._freed_blocks += blocks
+
     def free_slot(self, slot: int) -> None:
         self._freed_slots.append(slot)
+
+    def free_slots(self, slots: Sequence[int]) -> None:
+        self._freed_slots += slots
 
     # -- what it stores
 

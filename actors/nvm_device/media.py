@@ -142,20 +142,16 @@ class Media:
 
     def take_block(self) -> int:
         """A block of the store, reserved. Raises ResourceExhausted."""
-        return self._take(self.store, STORE_DIRECTORY)
+        return self._take(self.store, STORE_DIRECTORY, 1)[0]
 
-    def take_slot(self) -> int:
-        """A slot of the storage file, reserved. Raises ResourceExhausted."""
-        return self._take(self.storage, STORAGE_DIRECTORY)
+    def take_slots(self, count: int) -> list[int]:
+        """Slots of the storage file, reserved. Raises ResourceExhausted."""
+        return self._take(self.storage, STORAGE_DIRECTORY, count)
 
-    def _take(self, bitmap: Bitmap, directory: int) -> int:
-        try:
-            return bitmap.take()
-        except ResourceExhausted:
-            if bitmap.nameable >= bitmap.limit:
-                raise
+    def _take(self, bitmap: Bitmap, directory: int, count: int) -> list[int]:
+        while bitmap.nameable < bitmap.limit and bitmap.free_now < count:
             self._add_bits(bitmap, directory)
-            return bitmap.take()
+        return bitmap.take_many(count)
 
     def _add_pages(self) -> None:
         """Those that are there and have no bits yet; else more memory."""

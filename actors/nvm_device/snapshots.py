@@ -56,6 +56,9 @@ class Blocks(Protocol):
 
     def load(self, number: int) -> bytes: ...
 
+    def load_run(self, first: int, count: int) -> bytes:
+        """So many neighbours at once."""
+
     def persist(self, number: int, data: bytes) -> None:
         """Persistent when this returns. Raises ResourceExhausted where the machine has no memory left."""
 
@@ -191,7 +194,7 @@ class Snapshots:
         return location(self.media, virtblock) if virtblock else HOLE
 
     def virtblock(self, record: Record, page: int) -> int:
-        """Which a snapshot names for a page, and what proves a slot on storage; 0: an extent of the arena, or a hole."""
+        """Which a snapshot names for a page, and a slot on storage is proven by; 0: an extent of the arena, a hole."""
         leaf = tables.leaf_of(self.media, record.root, page)
         return self.media.word(entry_offset(leaf, page, LEAF)) if leaf else 0
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import enum
 import struct
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from everram.actors.nvm_device.draft import Draft
@@ -60,13 +60,24 @@ def location(media: Media, virtblock: int) -> Location:
     return unpack_location(media.word(virtblock * WORD_BYTES))
 
 
-def is_at(media: Media, virtblock: int, place: Place, number: int) -> bool:
-    return media.word(virtblock * WORD_BYTES) == pack_location(place, number)
+def words_of(media: Media, virtblocks: Iterable[int]) -> list[int]:
+    """What many say, packed; quick where they are neighbours."""
+    found = []
+    page = -1
+    words: tuple[int, ...] = ()
+    for virtblock in virtblocks:
+        if virtblock // WORDS_PER_PAGE != page:
+            page = virtblock // WORDS_PER_PAGE
+            words = WORDS.unpack(media.load_page(page))
+        found.append(words[virtblock % WORDS_PER_PAGE])
+    return found
 
 
-def publish(media: Media, virtblock: int, place: Place, number: int) -> None:
-    """The content of a block has moved: one store of one word."""
-    media.mapping.publish_u64(virtblock * WORD_BYTES, pack_location(place, number))
+def publish(media: Media, places: Iterable[tuple[int, int]], place: Place) -> None:
+    """The content of blocks has moved: for each (virtblock, number) one store of one word, durable for itself."""
+    store, tag = media.mapping.publish_u64, pack_location(place, 0)
+    for virtblock, number in places:
+        store(virtblock * WORD_BYTES, tag | number)
 
 
 class Array:
