@@ -61,16 +61,9 @@ def location(media: Media, virtblock: int) -> Location:
 
 
 def words_of(media: Media, virtblocks: Iterable[int]) -> list[int]:
-    """What many say, packed; quick where they are neighbours."""
-    found = []
-    page = -1
-    words: tuple[int, ...] = ()
-    for virtblock in virtblocks:
-        if virtblock // WORDS_PER_PAGE != page:
-            page = virtblock // WORDS_PER_PAGE
-            words = WORDS.unpack(media.load_page(page))
-        found.append(words[virtblock % WORDS_PER_PAGE])
-    return found
+    """What many say, packed."""
+    load = media.mapping.load_u64
+    return [load(virtblock * WORD_BYTES) for virtblock in virtblocks]
 
 
 def publish(media: Media, places: Iterable[tuple[int, int]], place: Place) -> None:
