@@ -23,8 +23,9 @@ from everram.actors.nvm_device.redo import WORD_BYTES
 from everram.runtime.errors import DataLoss
 from everram.runtime.memory.contract import PAGE_BYTES
 
-_KIND_SHIFT = 62
-_NUMBER_MASK = (1 << _KIND_SHIFT) - 1
+KIND_SHIFT = 62
+"""Of the tag in a word; the number fills the bits below."""
+_NUMBER_MASK = (1 << KIND_SHIFT) - 1
 WORDS = struct.Struct(f"<{WORDS_PER_PAGE}Q")
 
 
@@ -46,11 +47,11 @@ class Location(NamedTuple):
 
 
 def pack_location(place: Place, number: int) -> int:
-    return place << _KIND_SHIFT | number
+    return place << KIND_SHIFT | number
 
 
 def unpack_location(word: int) -> Location:
-    return Location(Place(word >> _KIND_SHIFT), word & _NUMBER_MASK)
+    return Location(Place(word >> KIND_SHIFT), word & _NUMBER_MASK)
 
 
 def location(media: Media, virtblock: int) -> Location:
