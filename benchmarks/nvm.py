@@ -266,6 +266,7 @@ def writes() -> dict[str, float]:
                 / pages
             )
     return {
+        "first_write_vs_bare_copy": round(median(first[1:]) / median(bare[1:]), 1),
         "first_write_us": round(median(first[1:]) * 1e6, 1),
         "first_write_bare_copy_us": round(median(bare[1:]) * 1e6, 1),
         "private_write_us": round(median(private[1:]) * 1e6, 2),
