@@ -174,7 +174,7 @@ class Device:
 
     def store(self, purge: Purge) -> None:
         """What a purge moves, on storage."""
-        for slot, virtblock, data in purge.contents(0, len(purge.slots)):
+        for slot, virtblock, data in purge.contents():
             self.storage[slot] = virtblock, data
 
     def revert(self, record: Record) -> None:

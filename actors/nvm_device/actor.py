@@ -23,6 +23,7 @@ from everram.runtime.errors import EverramError, InvalidArgument, NotFound
 from everram.runtime.formats.nvm import ANY, MEMORY_BYTES, MEMORY_NAME, OWN, Metadata
 from everram.runtime.formats.pages import PageTable, table_name
 from everram.runtime.formats.slots import SlotArea
+from everram.runtime.log.record import RecordType
 from everram.runtime.log.ring import Ring
 from everram.runtime.memory.contract import PAGE_BYTES
 from everram.runtime.memory.guard import PageGuard
@@ -218,11 +219,36 @@ class NvmDevice(NvmDeviceActor):
                     _count(told, accounting.usage(self._keeper.snapshots, record))
         return answer
 
+    def follow_operation(self, request: nvm.CopyOperation) -> Awaitable[pb.Empty]:
+        return self.context.later(self._follow_operation(request))
+
+    async def _follow_operation(self, request: nvm.CopyOperation) -> pb.Empty:
+        """What was done before is no error: the host may have died just after it."""
+        named = set(request.what.regions)
+        regions = [one for one in self._device.metadata.regions(request.guest_id, request.copy_id) if one.name in named]
+        if len(regions) != len(named) or not named:
+            raise NotFound(f"copy {request.copy_id} of guest {request.guest_id} has not all of {', '.join(named)}")
+        known = {
+            region.name: record
+            for region in regions
+            for record in self._keeper.snapshots.of(origin_of(region))
+            if record.name == request.what.name
+        }
+        if request.type == RecordType.DELETE:
+            if known:
+                await self._keeper.remove(list(known.values()))
+        elif missing := [region for region in regions if region.name not in known]:
+            self._keeper.take_copy(missing, request.what, request.epoch, request.lsn)
+        return pb.Empty()
+
     def remove_snapshots(self, request: nvm.SnapshotNames) -> Awaitable[nvm.Freed]:
         return self.context.later(self._remove_snapshots(self._records(request)))
 
     async def _remove_snapshots(self, records: Sequence[Record]) -> nvm.Freed:
         freed = self._preview(records)
+        by_origin = {origin_of(region): region for region in self._device.metadata.regions()}
+        named = [(by_origin[self._keeper.snapshots.region_of(record).record.name], record) for record in records]
+        await self._keeper.tell_removal(named)
         await self._keeper.remove(records)
         return freed
 

@@ -16,7 +16,6 @@ snapshot, as a record of their own (`retire`), and the running point begins with
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Iterable, Iterator, Sequence
 
 from everram.actors.nvm_device import tables
@@ -166,12 +165,12 @@ def _free_leaf(snapshots: Snapshots, record: Record, page: int, leaf: int) -> bo
 
 
 def _free_nodes(snapshots: Snapshots, record: Record) -> Iterator[None]:
-    """Of its table: the nodes between root and leaves that are its alone, when none of their leaves is."""
+    """Of its table: the nodes between root and leaves that are its alone, when none of the leaves is."""
     media = snapshots.media
     while True:
-        nodes = tables.nodes(media, record.root, others(snapshots, record))
-        piece = list(itertools.islice((one for one in nodes if LEAF < one[0] < LEVELS), PIECE))
-        if not piece:
+        own = list(tables.nodes(media, record.root, others(snapshots, record)))
+        piece = [one for one in own if one[0] < LEVELS][:PIECE]
+        if not piece or any(level == LEAF for level, _, _ in own):  # one that another deletion has left to it since
             return
         with Draft(media) as draft:
             for level, page, node in piece:

@@ -110,10 +110,10 @@ class Draft:
         for page, content in self._pages.items():
             media.write_page(page, bytes(content))
         for bitmap, taken, freed in things:
-            for number in taken:
-                bitmap.mark(change, number)
-            for number in freed:
-                bitmap.release(change, number)
+            if taken:
+                bitmap.mark(change, taken)
+            if freed:
+                bitmap.release(change, freed)
         self._pages, self._blocks, self._slots = {}, [], []
         media.commit(change)
 

@@ -214,13 +214,43 @@ class SnapshotKeeper:
         """Of all of them at one instant, or of none. Raises AlreadyExists, FailedPrecondition, ResourceExhausted,
         Unavailable."""
         self._budget.check_above_reserve()
+        async with self._taking, self._still(regions) as alive:
+            return await self._take(regions, name, alive)
+
+    def take_copy(self, regions: Sequence[pb.Region], operation: LogOperation, epoch: int, lsn: int) -> None:
+        """Of a copy that nobody but this host stores to, and which is just where its guest was. Raises
+        ResourceExhausted."""
+        self._budget.check_above_reserve()
+        takings = [Taking(origin_of(one), operation.name, one.size_bytes, epoch, lsn) for one in regions]
+        self.snapshots.take(takings, operation.created_ns)
+
+    async def tell_removal(self, named: Sequence[tuple[pb.Region, Record]]) -> None:
+        """To the copies on other hosts, by the guests' logs."""
+        logged = [(region, record) for region, record in named if region.kind == pb.LOGGED]
+        operations: dict[tuple[str, str], LogOperation] = {}
+        for region, record in logged:
+            key = region.guest_id, record.name
+            operations.setdefault(key, LogOperation(name=record.name)).regions.append(region.name)
+        if not operations:
+            return
+        regions = [region for region, _ in logged]
+        async with self._taking, self._still(regions) as alive:
+            await self._settle(regions, alive)
+            for (guest_id, _), operation in sorted(operations.items(), key=lambda one: one[0]):
+                with GuestLog.open(self._memory, guest_id) as log:
+                    log.append(RecordType.DELETE, operation)
+                    log.publish()
+
+    @contextlib.asynccontextmanager
+    async def _still(self, regions: Sequence[pb.Region]) -> AsyncIterator[set[str]]:
+        """Their guests stand still, each between two commits; those that have a process. Raises Unavailable."""
         guest_ids = sorted({region.guest_id for region in regions})
-        async with self._taking:
-            for _ in range(BUSY_TRIES):
-                async with self._frozen(guest_ids) as alive:
-                    if self._are_still(regions, alive):
-                        return await self._take(regions, name, alive)
-                await asyncio.sleep(BUSY_WAIT_S)
+        for _ in range(BUSY_TRIES):
+            async with self._frozen(guest_ids) as alive:
+                if self._are_still(regions, alive):
+                    yield alive
+                    return
+            await asyncio.sleep(BUSY_WAIT_S)
         raise Unavailable("the guest was in the midst of a commit each time it was stopped: try again")
 
     @contextlib.asynccontextmanager
@@ -363,7 +393,8 @@ class SnapshotKeeper:
         while True:
             if record.sequence not in self.snapshots.records:
                 raise NotFound(f"snapshot {record.name!r} was removed meanwhile")
-            virtblock, (place, number) = self.snapshots.virtblock_of(record, page)
+            virtblock = self.snapshots.virtblock(record, page)
+            place, number = self.snapshots.locate(record, page)
             if place is Place.FREE:
                 return None
             if place is Place.ARENA:
@@ -374,7 +405,10 @@ class SnapshotKeeper:
             try:
                 return await (await self.storage()).read(number, virtblock)
             except DataLoss:
-                if self.snapshots.virtblock_of(record, page) == (virtblock, (place, number)):
+                if (self.snapshots.virtblock(record, page), self.snapshots.locate(record, page)) == (
+                    virtblock,
+                    (place, number),
+                ):
                     raise  # and not because it was brought back in the meantime
 
     # -- removing and reverting

@@ -2,7 +2,7 @@
 
     media = Media.format(space)             # or Media.open(space): finishes what a crash left
     page = media.pages.take()               # reserved; write_page(page, ...) before anything refers to it
-    change = Change(); media.pages.mark(change, page); change.word(...)
+    change = Change(); media.pages.mark(change, [page]); change.word(...)
     media.commit(change)
 
 Everything else (page tables, virtblock arrays, records) lies in pages that are taken here. Three bitmaps say which
@@ -179,7 +179,7 @@ class Media:
         page = self.pages.take() if bitmap is self.pages else self.take_page()
         self.write_page(page, bytes(PAGE_BYTES))
         change = Change()
-        self.pages.mark(change, page)
+        self.pages.mark(change, [page])
         change.word(directory * PAGE_BYTES + bitmap.pages * WORD_BYTES, page)
         self.commit(change)
         bitmap.loaded(bytes(PAGE_BYTES))

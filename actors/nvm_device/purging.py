@@ -28,7 +28,7 @@ from everram.actors.nvm_device.draft import Draft
 from everram.actors.nvm_device.media import INTENT_ENTRIES_MAX, INTENTS, INTENTS_AT, Media
 from everram.actors.nvm_device.records import Record
 from everram.actors.nvm_device.snapshots import Region, Snapshots
-from everram.actors.nvm_device.virtblocks import Place, location, publish
+from everram.actors.nvm_device.virtblocks import Place, is_at, location, publish
 from everram.runtime.errors import DataLoss, FailedPrecondition
 from everram.runtime.memory.contract import PAGE_BYTES
 
@@ -105,7 +105,7 @@ class Purge:
             raise ValueError(f"a batch of {len(batch)} blocks, at most {BATCH_BLOCKS} fit")
         if media.word(INTENTS_AT):
             raise FailedPrecondition("a purge is under way: wait until that has ended")
-        batch = [one for one in batch if location(media, one.virtblock) == (Place.STORE, one.block)]
+        batch = [one for one in batch if is_at(media, one.virtblock, Place.STORE, one.block)]
         intents: list[Intent] = []
         try:
             for first in range(0, len(batch), PIECE_BLOCKS):
@@ -123,10 +123,10 @@ class Purge:
             raise
         return Purge(snapshots, intents)
 
-    def contents(self, first: int, count: int) -> list[tuple[int, int, bytes]]:
-        """(slot, virtblock, content) of some of the blocks."""
+    def contents(self, first: int = 0, count: int = BATCH_BLOCKS) -> Iterator[tuple[int, int, bytes]]:
+        """(slot, virtblock, content) of some of the blocks, each loaded when it is asked for."""
         load = self._snapshots.blocks.load
-        return [(one.slot, one.virtblock, load(one.block)) for one in self._intents[first : first + count]]
+        return ((one.slot, one.virtblock, load(one.block)) for one in self._intents[first : first + count])
 
     def publish(self) -> None:
         """They are on storage, durably: point each virtblock there."""
@@ -168,7 +168,7 @@ def _settle(snapshots: Snapshots, intents: Sequence[Intent]) -> None:
         blocks: list[int] = []
         with Draft(media) as draft:
             for virtblock, block, slot in intents[start:left]:
-                if location(media, virtblock) == (Place.STORAGE, slot):
+                if is_at(media, virtblock, Place.STORAGE, slot):
                     draft.free_block(block)
                     blocks.append(block)
                 else:

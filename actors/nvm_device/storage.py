@@ -13,10 +13,9 @@ place is found, too. docs/formats.md, "The storage file", describes every field.
 from __future__ import annotations
 
 import asyncio
-import itertools
 import struct
 import zlib
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 
 from everram.runtime.environment import Disk, DiskFile
 from everram.runtime.errors import DataLoss, FailedPrecondition, NotFound
@@ -68,9 +67,10 @@ class StorageFile:
     async def size_bytes(self) -> int:
         return await self._file.size()
 
-    async def write(self, contents: Sequence[Content]) -> None:
-        """Durable after the next `sync`. Raises ResourceExhausted on a full disk, DataLoss."""
-        pieces = _pieces(sorted(contents))
+    async def write(self, contents: Iterable[Content]) -> None:
+        """Durable after the next `sync`; those that follow each other in slots that do go to the disk together. Raises
+        ResourceExhausted on a full disk, DataLoss."""
+        pieces = _pieces(contents)
         packed = _packed(next(pieces, ()))
         while packed is not None:
             writing = asyncio.create_task(self._file.pwrite(*packed))
@@ -146,13 +146,16 @@ def _checksum(data: bytes, virtblock: int, slot: int) -> int:
     return zlib.crc32(_PROVEN.pack(virtblock, slot), zlib.crc32(data))
 
 
-def _pieces(contents: Sequence[Content]) -> Iterator[list[Content]]:
-    """Runs of neighbouring slots, each as long as one write may be."""
-    runs = itertools.groupby(enumerate(contents), key=lambda one: one[1][0] - one[0])
-    for _, run in runs:
-        neighbours = [content for _, content in run]
-        for first in range(0, len(neighbours), PIECE_SLOTS):
-            yield neighbours[first : first + PIECE_SLOTS]
+def _pieces(contents: Iterable[Content]) -> Iterator[list[Content]]:
+    """Neighbours, as many as one write may have."""
+    piece: list[Content] = []
+    for content in contents:
+        if piece and (content[0] != piece[-1][0] + 1 or len(piece) == PIECE_SLOTS):
+            yield piece
+            piece = []
+        piece.append(content)
+    if piece:
+        yield piece
 
 
 def _packed(piece: Sequence[Content]) -> tuple[int, bytes] | None:

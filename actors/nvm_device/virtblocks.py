@@ -60,6 +60,10 @@ def location(media: Media, virtblock: int) -> Location:
     return unpack_location(media.word(virtblock * WORD_BYTES))
 
 
+def is_at(media: Media, virtblock: int, place: Place, number: int) -> bool:
+    return media.word(virtblock * WORD_BYTES) == pack_location(place, number)
+
+
 def publish(media: Media, virtblock: int, place: Place, number: int) -> None:
     """The content of a block has moved: one store of one word."""
     media.mapping.publish_u64(virtblock * WORD_BYTES, pack_location(place, number))

@@ -123,7 +123,7 @@ class RecordedDevice(Device):
         self.sync_storage()
 
     def write_storage(self, purge: Purge) -> None:
-        for slot, virtblock, data in purge.contents(0, len(purge.slots)):
+        for slot, virtblock, data in purge.contents():
             self.file.store(slot * STRIDE_BYTES, data + TRAILER.pack(virtblock, zlib.crc32(data)))
 
     def sync_storage(self) -> None:

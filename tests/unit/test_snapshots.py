@@ -152,6 +152,21 @@ def test_two_deletions_in_turns(first: int) -> None:
     device.check_empty()
 
 
+def test_what_two_deleted_snapshots_share_goes_with_the_second() -> None:
+    """Which had passed it over, because the first one still had it."""
+    device = new_device(pages=2000)
+    records = []
+    for name, pages in (("one", (0, 512)), ("two", (512,)), ("three", (0, 512))):
+        for page in pages:
+            device.write("a", page, name.encode())
+        records.append(take(device, name))
+    first, second = (deletion.steps(device.snapshots, one) for one in deletion.begin(device.snapshots, records[:2]))
+    next(first)
+    run(second)
+    run(first)
+    device.check()
+
+
 def test_deletion_needs_no_memory() -> None:
     """Also that of a region's last snapshot."""
     device = new_device(pages_max=64)
