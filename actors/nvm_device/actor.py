@@ -402,7 +402,10 @@ class NvmDevice(NvmDeviceActor):
 
     def _record(self, named: nvm.SnapshotName) -> Record:
         """Raises NotFound."""
-        return self._keeper.snapshots.find(origin_of(self._region(named.guest_id, named.region)), named.name)
+        record = self._keeper.snapshots.find(origin_of(self._region(named.guest_id, named.region)), named.name)
+        if named.sequence not in (0, record.sequence):
+            raise NotFound(f"snapshot {named.name!r} of {named.region} was removed, and another has its name now")
+        return record
 
     def _records(self, request: nvm.SnapshotNames) -> list[Record]:
         if not request.snapshots:

@@ -11,6 +11,7 @@ Nothing here waits: between `is_still` and the last call the guest must not run.
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator, Sequence
 
 from everram.runtime.contracts.nvm_device_pb2 import LogOperation
@@ -18,7 +19,7 @@ from everram.runtime.environment import Memory
 from everram.runtime.errors import DataLoss, FailedPrecondition, ResourceExhausted
 from everram.runtime.log.record import HEADER_BYTES, RecordFlags, RecordType, padded
 from everram.runtime.log.replay import replay
-from everram.runtime.log.ring import COMMITTING, IDLE, UNSAID, Ring, RingCorrupt, log_name
+from everram.runtime.log.ring import COMMITTING, IDLE, PASSED_OVER, UNSAID, Ring, RingCorrupt, log_name
 from everram.runtime.log.writer import LogWriter, RingFull
 from everram.runtime.memory.contract import Mapping
 
@@ -55,9 +56,17 @@ class GuestLog:
         """Whether a guest that does not run now was stopped between two commits. Raises FailedPrecondition for one that
         never says."""
         committing = self._ring.mapping.load_u64(COMMITTING)
-        if committing == UNSAID and self._ring.tail > self._ring.epoch_start:
+        if committing == UNSAID and self._has_committed():
             raise FailedPrecondition("the guest's everram does not say when it commits: restart the guest first")
         return committing in (IDLE, UNSAID) and self._ring.applied == self._ring.tail
+
+    def _has_committed(self) -> bool:
+        """Whether the guest has, in this epoch; what its host appended is none of its own."""
+        ring = self._ring
+        if ring.freed > ring.epoch_start:
+            return True
+        records = itertools.takewhile(lambda record: record.lsn < ring.tail, ring.chain(ring.epoch_start))
+        return any(record.type not in PASSED_OVER for record in records)
 
     def settle(self, regions: Sequence[Mapping | None]) -> None:
         """Of a guest without a process: bring its regions to the end of what it has committed."""

@@ -38,7 +38,7 @@ from everram.runtime.contracts import common_pb2 as pb
 from everram.runtime.contracts.nvm_device_pb2 import LogOperation
 from everram.runtime.contracts.vmemfs_contract import VMemFSRef
 from everram.runtime.environment import Memory, MemoryObject
-from everram.runtime.errors import DataLoss, EverramError, FailedPrecondition, NotFound, ResourceExhausted, Unavailable
+from everram.runtime.errors import DataLoss, FailedPrecondition, NotFound, ResourceExhausted, Unavailable
 from everram.runtime.log.record import RecordType
 from everram.runtime.memory.contract import PAGE_BYTES, Mapping
 from everram.runtime.memory.guard import GuardedMapping, PageGuard
@@ -226,20 +226,24 @@ class SnapshotKeeper:
 
     async def tell_removal(self, named: Sequence[tuple[pb.Region, Record]]) -> None:
         """To the copies on other hosts, by the guests' logs."""
-        logged = [(region, record) for region, record in named if region.kind == pb.LOGGED]
-        operations: dict[tuple[str, str], LogOperation] = {}
-        for region, record in logged:
-            key = region.guest_id, record.name
-            operations.setdefault(key, LogOperation(name=record.name)).regions.append(region.name)
-        if not operations:
+        regions = [region for region, _ in named if region.kind == pb.LOGGED]
+        if not regions:
             return
-        regions = [region for region, _ in logged]
         async with self._taking, self._still(regions) as alive:
             await self._settle(regions, alive)
-            for (guest_id, _), operation in sorted(operations.items(), key=lambda one: one[0]):
-                with GuestLog.open(self._memory, guest_id) as log:
-                    log.append(RecordType.DELETE, operation)
-                    log.publish()
+            self._log_removal(named)
+
+    def _log_removal(self, named: Sequence[tuple[pb.Region, Record]]) -> None:
+        """Raises ResourceExhausted."""
+        operations: dict[tuple[str, str], LogOperation] = {}
+        for region, record in named:
+            if region.kind == pb.LOGGED:
+                key = region.guest_id, record.name
+                operations.setdefault(key, LogOperation(name=record.name)).regions.append(region.name)
+        for (guest_id, _), operation in sorted(operations.items(), key=lambda one: one[0]):
+            with GuestLog.open(self._memory, guest_id) as log:
+                log.append(RecordType.DELETE, operation)
+                log.publish()
 
     @contextlib.asynccontextmanager
     async def _still(self, regions: Sequence[pb.Region]) -> AsyncIterator[set[str]]:
@@ -285,9 +289,23 @@ class SnapshotKeeper:
         for region in unseen:
             self.snapshots.catch_up(origin_of(region))
         records = self._take_now(regions, name, alive)
-        for region in unseen:
-            await self._copy_out(region.arena)
+        try:
+            for region in unseen:
+                await self._copy_out(region.arena)
+        except BaseException:
+            # What is not copied by now changes with the guest's next store, and nobody would see it.
+            await self._take_back(list(zip(regions, records, strict=True)))
+            raise
         return records
+
+    async def _take_back(self, taken: Sequence[tuple[pb.Region, Record]]) -> None:
+        """While the guests still stand."""
+        async with self._moving:
+            doomed = deletion.begin(self.snapshots, [record for _, record in taken])
+        for record in doomed:
+            self._begin_delete(record)
+        with contextlib.suppress(ResourceExhausted):  # copies then hold one more, which is right where it is
+            self._log_removal(taken)
 
     async def _settle(self, regions: Iterable[pb.Region], alive: set[str]) -> None:
         """Of guests without a process: what they have committed is in their regions."""
@@ -318,8 +336,8 @@ class SnapshotKeeper:
     def _take_now(self, regions: Sequence[pb.Region], name: str, alive: set[str]) -> list[Record]:
         """One instant: nothing is awaited."""
         created_ns = self._environment.clock.wall_ns()
-        with contextlib.ExitStack() as opened:
-            logs = self._logs(regions, name, created_ns, alive, opened)
+        with contextlib.ExitStack() as opened, contextlib.ExitStack() as unless_taken:
+            logs = self._logs(regions, name, created_ns, opened, unless_taken)
             takings = []
             for region in regions:
                 log = logs.get(region.guest_id) if region.kind == pb.LOGGED else None
@@ -327,12 +345,8 @@ class SnapshotKeeper:
                 takings.append(Taking(origin_of(region), name, region.size_bytes, epoch, lsn))
                 if self._writers is not None:
                     self._writers.protect(region.guest_id, region.name)
-            try:
-                records = self.snapshots.take(takings, created_ns)
-            except EverramError:
-                for log_, _ in logs.values():
-                    log_.withdraw()
-                raise
+            records = self.snapshots.take(takings, created_ns)
+            unless_taken.pop_all()
             for log_, _ in logs.values():
                 log_.publish()
         return records
@@ -342,8 +356,8 @@ class SnapshotKeeper:
         regions: Sequence[pb.Region],
         name: str,
         created_ns: int,
-        alive: set[str],
         opened: contextlib.ExitStack,
+        unless_taken: contextlib.ExitStack,
     ) -> dict[str, tuple[GuestLog, LogOperation]]:
         """By guest_id: its log with a record of this snapshot, not yet published, and what that says."""
         logs: dict[str, tuple[GuestLog, LogOperation]] = {}
@@ -356,6 +370,7 @@ class SnapshotKeeper:
             logs[region.guest_id][1].regions.append(region.name)
         for log, operation in logs.values():
             log.append(RecordType.SNAPSHOT, operation)
+            unless_taken.callback(log.withdraw)
         return logs
 
     async def _copy_out(self, arena: str) -> None:

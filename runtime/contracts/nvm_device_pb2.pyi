@@ -112,14 +112,16 @@ class SnapshotFilter(_message.Message):
     def __init__(self, guest_id: _Optional[str] = ..., region: _Optional[str] = ..., usage: _Optional[bool] = ...) -> None: ...
 
 class SnapshotName(_message.Message):
-    __slots__ = ("guest_id", "region", "name")
+    __slots__ = ("guest_id", "region", "name", "sequence")
     GUEST_ID_FIELD_NUMBER: _ClassVar[int]
     REGION_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     guest_id: str
     region: str
     name: str
-    def __init__(self, guest_id: _Optional[str] = ..., region: _Optional[str] = ..., name: _Optional[str] = ...) -> None: ...
+    sequence: int
+    def __init__(self, guest_id: _Optional[str] = ..., region: _Optional[str] = ..., name: _Optional[str] = ..., sequence: _Optional[int] = ...) -> None: ...
 
 class SnapshotNames(_message.Message):
     __slots__ = ("snapshots",)
