@@ -39,7 +39,7 @@ from everram.runtime.production.disk import Folder
 from tests.loose_memory import LooseMemory
 from tests.snapshot_device import Device, MemfdSpace
 
-ROUNDS = 3
+ROUNDS = 5
 STORE_BLOCKS = 1 << 21
 KS = (1, 8, 64)
 SHARED_CHUNKS = 8
