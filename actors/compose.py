@@ -49,7 +49,7 @@ async def compose(
     node.add(VMemFS)
     node.add(lambda: NvmDevice(config.nvm_bytes, storage_bytes, guard=guard, writers=faults), after=(VMEMFS,))
     node.add(PowerMonitor, after=(VMEMFS,))
-    node.add(lambda: Replicator(config), after=(NVM_DEVICE,))
+    node.add(lambda: Replicator(config, guard), after=(NVM_DEVICE,))
     node.add(lambda: Availability(config), after=(VMEMFS,))
     node.add(RemoteMemory, after=(AVAILABILITY,))
     node.add(lambda: MemoryAgent(config), after=(NVM_DEVICE, REMOTE_MEMORY))

@@ -102,6 +102,9 @@ class HeapBlocks:
     def load(self, number: int) -> bytes:
         return self.content[number]
 
+    def load_run(self, first: int, count: int) -> bytes:
+        return b"".join(self.content[number] for number in range(first, first + count))
+
     def persist(self, number: int, data: bytes) -> None:
         self.content[number] = bytes(data)
 
@@ -174,7 +177,7 @@ class Device:
 
     def store(self, purge: Purge) -> None:
         """What a purge moves, on storage."""
-        for slot, virtblock, data in purge.contents(0, len(purge.slots)):
+        for slot, virtblock, data in purge.contents():
             self.storage[slot] = virtblock, data
 
     def revert(self, record: Record) -> None:

@@ -9,7 +9,7 @@ each other alone belongs to none of them and comes back only when all of them go
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ from everram.actors.nvm_device.records import Record
 from everram.actors.nvm_device.snapshots import Snapshots
 from everram.actors.nvm_device.tables import CHUNK_PAGES
 from everram.actors.nvm_device.turns import Walk, at_once
-from everram.actors.nvm_device.virtblocks import Place, location
+from everram.actors.nvm_device.virtblocks import KIND_SHIFT, Place, words_of
 from everram.runtime.memory.contract import PAGE_BYTES
 
 
@@ -52,14 +52,8 @@ def preview(snapshots: Snapshots, records: Sequence[Record]) -> Freed:
 
 
 def preview_in_turns(snapshots: Snapshots, records: Sequence[Record]) -> Walk[Freed]:
-    freed = Freed()
-    for number, virtblock in enumerate((yield from _dead(snapshots, records))):
-        if number % CHUNK_PAGES == 0:
-            yield
-        place, _ = location(snapshots.media, virtblock)
-        freed.memory_bytes += PAGE_BYTES * (place is Place.STORE)
-        freed.storage_bytes += PAGE_BYTES * (place is Place.STORAGE)
-    return freed
+    places = Counter(word >> KIND_SHIFT for word in words_of(snapshots.media, (yield from _dead(snapshots, records))))
+    return Freed(places[Place.STORE] * PAGE_BYTES, places[Place.STORAGE] * PAGE_BYTES)
 
 
 def usage(snapshots: Snapshots, record: Record) -> Usage:
@@ -73,10 +67,9 @@ def usage_in_turns(snapshots: Snapshots, record: Record) -> Walk[Usage]:
     for first, leaf in tables.leaves(media, record.root):
         yield
         broken_up.add(first // CHUNK_PAGES)
-        for virtblock in tables.entries(media, leaf):
-            if virtblock:
-                found.named_bytes += PAGE_BYTES
-                found.purged_bytes += PAGE_BYTES * (location(media, virtblock).place is Place.STORAGE)
+        words = words_of(media, filter(None, tables.entries(media, leaf)))
+        found.named_bytes += PAGE_BYTES * len(words)
+        found.purged_bytes += PAGE_BYTES * sum(word >> KIND_SHIFT == Place.STORAGE for word in words)
     for offset, length in snapshots.arena_of(region.record.name).extents(0, record.size_bytes):
         for page in range(offset // PAGE_BYTES, -(-(offset + length) // PAGE_BYTES)):
             if page % CHUNK_PAGES == 0:

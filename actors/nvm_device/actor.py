@@ -13,8 +13,8 @@ from everram.actors.nvm_device import accounting, checking
 from everram.actors.nvm_device.budget import Budget
 from everram.actors.nvm_device.device import Device, Plan, check_filter, check_snapshot_name, origin_of, pages_of
 from everram.actors.nvm_device.keeper import SnapshotKeeper
-from everram.actors.nvm_device.purger import everything
-from everram.actors.nvm_device.records import Record
+from everram.actors.nvm_device.purging import everything
+from everram.actors.nvm_device.records import Record, State
 from everram.actors.nvm_device.turns import in_turns, standing
 from everram.actors.nvm_device.writers import Writers
 from everram.runtime.contracts import common_pb2 as pb
@@ -25,6 +25,7 @@ from everram.runtime.errors import DataLoss, EverramError, FailedPrecondition, I
 from everram.runtime.formats.nvm import ANY, MEMORY_BYTES, MEMORY_NAME, OWN, Metadata
 from everram.runtime.formats.pages import STATES_OFFSET, PageTable, table_name
 from everram.runtime.formats.slots import SlotArea
+from everram.runtime.log.record import RecordType
 from everram.runtime.log.ring import Ring
 from everram.runtime.memory.contract import PAGE_BYTES
 from everram.runtime.memory.guard import PageGuard
@@ -261,11 +262,51 @@ class NvmDevice(NvmDeviceActor):
                     _count(told, await in_turns(accounting.usage_in_turns(now, record)))
         return answer
 
+    def follow_operation(self, request: nvm.CopyOperation) -> Awaitable[pb.Empty]:
+        return self.context.later(self._follow_operation(request))
+
+    async def _follow_operation(self, request: nvm.CopyOperation) -> pb.Empty:
+        """What was done before is no error: the host may have died just after it."""
+        regions = self._copied(request)
+        of_that_name = [
+            (region, record)
+            for region in regions
+            for record in self._keeper.snapshots.of(origin_of(region))
+            if record.name == request.what.name
+        ]
+        if request.type == RecordType.DELETE:
+            gone = [record for _, record in of_that_name]
+        else:  # of a snapshot that was taken back, before its removal could be told, another has the name now
+            gone = [one for _, one in of_that_name if (one.epoch, one.lsn) != (request.epoch, request.lsn)]
+        if gone:
+            await self._keeper.remove(gone)
+        known = {region.name for region, record in of_that_name if record.state is not State.DELETING}
+        missing = [region for region in self._copied(request) if region.name not in known]
+        if missing and request.type != RecordType.DELETE:
+            self._keeper.take_copy(missing, request.what, request.epoch, request.lsn)
+        return pb.Empty()
+
+    def _copied(self, request: nvm.CopyOperation) -> list[pb.Region]:
+        """The regions of a copy that an operation names. Raises NotFound."""
+        named = set(request.what.regions)
+        regions = [one for one in self._device.metadata.regions(request.guest_id, request.copy_id) if one.name in named]
+        if len(regions) != len(named) or not named:
+            raise NotFound(f"copy {request.copy_id} of guest {request.guest_id} has not all of {', '.join(named)}")
+        return regions
+
     def remove_snapshots(self, request: nvm.SnapshotNames) -> Awaitable[nvm.Freed]:
         return self.context.later(self._remove_snapshots(self._records(request)))
 
     async def _remove_snapshots(self, records: Sequence[Record]) -> nvm.Freed:
         freed = await self._preview(records)
+
+        def find() -> list[tuple[pb.Region, Record]]:
+            by_origin = {origin_of(region): region for region in self._device.metadata.regions()}
+            live = [record for record in records if record.state is not State.DELETING]
+            named = [(by_origin.get(self._keeper.snapshots.region_of(one).record.name), one) for one in live]
+            return [(region, record) for region, record in named if region is not None]
+
+        await self._keeper.tell_removal(find)
         await self._keeper.remove(records)
         return freed
 
@@ -443,7 +484,10 @@ class NvmDevice(NvmDeviceActor):
 
     def _record(self, named: nvm.SnapshotName) -> Record:
         """Raises NotFound."""
-        return self._keeper.snapshots.find(origin_of(self._region(named.guest_id, named.region)), named.name)
+        record = self._keeper.snapshots.find(origin_of(self._region(named.guest_id, named.region)), named.name)
+        if named.sequence not in (0, record.sequence):
+            raise NotFound(f"snapshot {named.name!r} of {named.region} was removed, and another has its name now")
+        return record
 
     def _records(self, request: nvm.SnapshotNames) -> list[Record]:
         if not request.snapshots:

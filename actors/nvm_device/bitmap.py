@@ -1,8 +1,8 @@
 """Which of many equal things are taken: one bit each, in metadata pages that are made as they are needed.
 
     number = bitmap.take()                  # reserved in this process alone
-    bitmap.mark(change, number)             # and persistently, with the change that first refers to it
-    bitmap.release(change, number)          # free again once the change is committed
+    bitmap.mark(change, [number])           # and persistently, with the change that first refers to it
+    bitmap.release(change, [number])        # free again once the change is committed
     bitmap.unreserve(number)                # it is not needed after all: nothing ever referred to it
 
 A thing is reserved before anything is written into it and marked in the very change that makes it reachable, so a
@@ -12,7 +12,7 @@ crash in between leaves it free. What is released can be taken again only after 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from everram.actors.nvm_device.redo import WORD_BYTES, Change
 from everram.runtime.errors import ResourceExhausted
@@ -63,6 +63,11 @@ class Bitmap:
     def free(self) -> int:
         return self.limit - self.taken - len(self._reserved)
 
+    @property
+    def free_now(self) -> int:
+        """Without those that have no bits yet."""
+        return min(self.limit, self.nameable) - self.taken - len(self._reserved)
+
     def take(self) -> int:
         """Reserve one. Raises ResourceExhausted."""
         if self.free <= 0 or not (self._free or self._scan()):
@@ -71,21 +76,40 @@ class Bitmap:
         self._reserved.add(number)
         return number
 
+    def take_many(self, count: int) -> list[int]:
+        """All of them, or none. Raises ResourceExhausted."""
+        taken: list[int] = []
+        try:
+            while len(taken) < count:
+                taken.append(self.take())
+                more = min(count - len(taken), len(self._free), max(0, self.free))
+                taken += [self._free.popleft() for _ in range(more)]
+                self._reserved.update(taken[len(taken) - more :])
+        except ResourceExhausted:
+            for number in reversed(taken):
+                self.unreserve(number)
+            raise
+        return taken
+
     def unreserve(self, number: int) -> None:
         self._reserved.discard(number)
         self._free.appendleft(number)
 
-    def mark(self, change: Change, number: int) -> None:
-        self._reserved.discard(number)
-        self._bits[number // 8] |= 1 << number % 8
-        self.taken += 1
-        self._put(change, number)
+    def mark(self, change: Change, numbers: Sequence[int]) -> None:
+        self._reserved.difference_update(numbers)
+        bits = self._bits
+        for number in numbers:
+            bits[number >> 3] |= 1 << (number & 7)
+        self.taken += len(numbers)
+        self._put(change, numbers)
 
-    def release(self, change: Change, number: int) -> None:
-        self._bits[number // 8] &= ~(1 << number % 8)
-        self.taken -= 1
-        self._released.append(number)
-        self._put(change, number)
+    def release(self, change: Change, numbers: Sequence[int]) -> None:
+        bits = self._bits
+        for number in numbers:
+            bits[number >> 3] &= ~(1 << (number & 7))
+        self.taken -= len(numbers)
+        self._released += numbers
+        self._put(change, numbers)
 
     def committed(self) -> None:
         """The changes so far are persistent: what they released may be taken again."""
@@ -94,11 +118,12 @@ class Bitmap:
             self._free.extend(number for number in self._released if number < self._scanned)
             self._released.clear()
 
-    def _put(self, change: Change, number: int) -> None:
-        word = number // _WORD_BITS
-        data = bytes(self._bits[word * WORD_BYTES : (word + 1) * WORD_BYTES])
-        page, within = divmod(word * WORD_BYTES, PAGE_BYTES)
-        change.put(self._page_at(page) + within, data)
+    def _put(self, change: Change, numbers: Sequence[int]) -> None:
+        """The words of these bits, each once."""
+        for word in {number // _WORD_BITS for number in numbers}:
+            at = word * WORD_BYTES
+            page, within = divmod(at, PAGE_BYTES)
+            change.put(self._page_at(page) + within, bytes(self._bits[at : at + WORD_BYTES]))
 
     def _scan(self) -> bool:
         """Find more that are free; False if there are none."""

@@ -16,7 +16,6 @@ snapshot, as a record of their own (`retire`), and the running point begins with
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Iterable, Iterator, Sequence
 
 from everram.actors.nvm_device import tables
@@ -26,7 +25,7 @@ from everram.actors.nvm_device.records import Kind, Record, State
 from everram.actors.nvm_device.redo import WORD_BYTES
 from everram.actors.nvm_device.snapshots import Region, Snapshots
 from everram.actors.nvm_device.tables import LEAF, LEVELS, entry_offset
-from everram.actors.nvm_device.virtblocks import Place, chain, location
+from everram.actors.nvm_device.virtblocks import Place, chain, unpack_location, words_of
 from everram.runtime.errors import FailedPrecondition
 from everram.runtime.memory.contract import PAGE_BYTES
 
@@ -146,15 +145,11 @@ def _free_leaf(snapshots: Snapshots, record: Record, page: int, leaf: int) -> bo
     if any(tables.leaf_of(media, root, page) == leaf for root in kept):
         return False
     dead = sorted(dead_virtblocks(snapshots, page, (leaf,), kept))
-    blocks: list[int] = []
+    places = [unpack_location(word) for word in words_of(media, dead)]
+    blocks = [number for place, number in places if place is Place.STORE]
     with Draft(media) as draft:
-        for virtblock in dead:
-            place, number = location(media, virtblock)
-            if place is Place.STORE:
-                draft.free_block(number)
-                blocks.append(number)
-            elif place is Place.STORAGE:
-                draft.free_slot(number)
+        draft.free_blocks(blocks)
+        draft.free_slots([number for place, number in places if place is Place.STORAGE])
         for first, count in runs(dead):
             draft.put(first * WORD_BYTES, bytes(count * WORD_BYTES))
         draft.word(entry_offset(tables.node_at(media, record.root, page, LEAF + 1), page, LEAF + 1), 0)
@@ -166,12 +161,12 @@ def _free_leaf(snapshots: Snapshots, record: Record, page: int, leaf: int) -> bo
 
 
 def _free_nodes(snapshots: Snapshots, record: Record) -> Iterator[None]:
-    """Of its table: the nodes between root and leaves that are its alone, when none of their leaves is."""
+    """Of its table: the nodes between root and leaves that are its alone, when none of the leaves is."""
     media = snapshots.media
     while True:
-        nodes = tables.nodes(media, record.root, others(snapshots, record))
-        piece = list(itertools.islice((one for one in nodes if LEAF < one[0] < LEVELS), PIECE))
-        if not piece:
+        own = list(tables.nodes(media, record.root, others(snapshots, record)))
+        piece = [one for one in own if one[0] < LEVELS][:PIECE]
+        if not piece or any(level == LEAF for level, _, _ in own):  # one that another deletion has left to it since
             return
         with Draft(media) as draft:
             for level, page, node in piece:

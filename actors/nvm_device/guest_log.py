@@ -11,6 +11,7 @@ Nothing here waits: between `is_still` and the last call the guest must not run.
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator, Sequence
 
 from everram.runtime.contracts.nvm_device_pb2 import LogOperation
@@ -18,7 +19,7 @@ from everram.runtime.environment import Memory
 from everram.runtime.errors import DataLoss, FailedPrecondition, ResourceExhausted
 from everram.runtime.log.record import HEADER_BYTES, RecordFlags, RecordType, padded
 from everram.runtime.log.replay import replay
-from everram.runtime.log.ring import BUSY, COMMITTING, UNSAID, Ring, RingCorrupt, log_name
+from everram.runtime.log.ring import BUSY, COMMITTING, PASSED_OVER, UNSAID, Ring, RingCorrupt, log_name
 from everram.runtime.log.writer import LogWriter, RingFull
 from everram.runtime.memory.contract import Mapping
 
@@ -56,7 +57,7 @@ class GuestLog:
         """Whether a guest that does not run now was stopped between two commits. Raises FailedPrecondition for one that
         never says."""
         committing = self._committing
-        if committing == UNSAID and self._ring.tail > self._ring.epoch_start:
+        if committing == UNSAID and self._has_committed():
             raise FailedPrecondition("the guest's everram does not say when it commits: restart the guest first")
         return committing != BUSY and self._ring.applied == self._ring.tail
 
@@ -67,6 +68,14 @@ class GuestLog:
     @property
     def _committing(self) -> int:
         return self._ring.mapping.load_u64(COMMITTING)
+
+    def _has_committed(self) -> bool:
+        """Whether the guest has, in this epoch; what its host appended is none of its own."""
+        ring = self._ring
+        if ring.freed > ring.epoch_start:
+            return True
+        records = itertools.takewhile(lambda record: record.lsn < ring.tail, ring.chain(ring.epoch_start))
+        return any(record.type not in PASSED_OVER for record in records)
 
     def settle(self, regions: Sequence[Mapping | None]) -> None:
         """Of a guest without a process: bring its regions to the end of what it has committed."""

@@ -60,6 +60,8 @@ RETRY_S = 1.0
 BUSY_TRIES = 200
 BUSY_WAIT_S = 0.0005
 """A guest that was stopped in the midst of a commit gets that long to come to its end."""
+Find = Callable[[], Sequence[pb.Region]]
+"""Regions as they are now. Raises NotFound."""
 NOBODY = -1
 """The epoch of nobody."""
 DONE: Final = object()
@@ -248,17 +250,68 @@ class SnapshotKeeper:
 
     # -- taking
 
-    async def take(self, find: Callable[[], Sequence[pb.Region]], name: str) -> list[Record]:
+    async def take(self, find: Find, name: str) -> list[Record]:
         """Of all regions that `find` finds at one instant, or of none; it is asked again at that instant. Raises
         AlreadyExists, FailedPrecondition, ResourceExhausted, Unavailable, and what `find` raises."""
         self._budget.check_above_reserve()
-        async with self._taking:
-            for _ in range(BUSY_TRIES):
-                async with self._frozen(sorted({region.guest_id for region in find()})) as still:
-                    records = await self._try_to_take(find, name, still)
-                if records is not None:
-                    return records
-                await asyncio.sleep(BUSY_WAIT_S)
+        for _ in range(BUSY_TRIES):
+            with contextlib.suppress(Unprotected):
+                async with self._taking, self._standing(find) as (regions, still):
+                    return await self._take(regions, name, still)
+            await asyncio.sleep(BUSY_WAIT_S)
+        raise Unavailable("the guest was ending each time it was stopped: try again")
+
+    def take_copy(self, regions: Sequence[pb.Region], operation: LogOperation, epoch: int, lsn: int) -> None:
+        """Of a copy that nobody but this host stores to, and which is just where its guest was. Raises
+        ResourceExhausted."""
+        self._budget.check_above_reserve()
+        takings = [Taking(origin_of(one), operation.name, one.size_bytes, epoch, lsn) for one in regions]
+        self.snapshots.take(takings, operation.created_ns)
+
+    async def tell_removal(self, find: Callable[[], Sequence[tuple[pb.Region, Record]]]) -> None:
+        """To the copies on other hosts, by the guests' logs; not where that cannot be done now. Copies then hold one
+        more, which is right where it is: a guest that waits in a commit for room must not keep anybody from making it.
+        """
+
+        def regions() -> list[pb.Region]:
+            return [region for region, _ in find() if region.kind == pb.LOGGED]
+
+        if not regions():
+            return
+        try:
+            async with self._taking, self._standing(regions):
+                self._log_removal(find())
+        except (Unavailable, ResourceExhausted, FailedPrecondition) as error:
+            self._context.log.warning("copies on other hosts keep what is removed here: %s", error.message)
+
+    def _log_removal(self, named: Sequence[tuple[pb.Region, Record]]) -> None:
+        """Raises ResourceExhausted."""
+        operations: dict[tuple[str, str], LogOperation] = {}
+        for region, record in named:
+            if region.kind == pb.LOGGED:
+                key = region.guest_id, record.name
+                operations.setdefault(key, LogOperation(name=record.name)).regions.append(region.name)
+        for (guest_id, _), operation in sorted(operations.items(), key=lambda one: one[0]):
+            with GuestLog.open(self._memory, guest_id) as log:
+                log.append(RecordType.DELETE, operation)
+                log.publish()
+
+    @contextlib.asynccontextmanager
+    async def _standing(self, find: Find) -> AsyncIterator[tuple[Sequence[pb.Region], Still]]:
+        """The regions that `find` finds, while their guests stand still: each between two commits, with all of them in
+        its regions. Until something is awaited no guest can be begun, either. Raises Unavailable."""
+        for _ in range(BUSY_TRIES):
+            async with self._frozen(sorted({region.guest_id for region in find()})) as still:
+                ended = sorted(still.epochs.keys() - still.alive)
+                numbered = {guest_id: await self._numbered(guest_id) for guest_id in ended}
+                regions = find()
+                logged = {region.guest_id for region in regions if region.kind == pb.LOGGED}
+                if all(self._stands_still(guest_id, still, guest_id in logged) for guest_id in sorted(still.epochs)):
+                    for guest_id in sorted(logged - still.alive):
+                        self._settle(guest_id, numbered[guest_id])
+                    yield regions, still
+                    return
+            await asyncio.sleep(BUSY_WAIT_S)
         raise Unavailable("the guest was starting, or in the midst of a commit, each time it was stopped: try again")
 
     @contextlib.asynccontextmanager
@@ -286,28 +339,6 @@ class SnapshotKeeper:
         with contextlib.suppress(NotFound, FailedPrecondition):
             await self._environment.machine.thaw(guest_id, FREEZE_REASON)
 
-    async def _try_to_take(
-        self, find: Callable[[], Sequence[pb.Region]], name: str, still: Still
-    ) -> list[Record] | None:
-        """None where a guest is not as it has to be for this: it commits, or begins, or has just ended."""
-        numbered = {guest_id: await self._numbered(guest_id) for guest_id in sorted(still.epochs.keys() - still.alive)}
-        # From here on nothing is awaited until the snapshot is recorded: no guest can be begun in between.
-        regions = find()
-        logged = {region.guest_id for region in regions if region.kind == pb.LOGGED}
-        if not all(self._stands_still(guest_id, still, guest_id in logged) for guest_id in sorted(still.epochs)):
-            return None
-        for guest_id in sorted(logged - still.alive):
-            self._settle(guest_id, numbered[guest_id])
-        unseen = [region for region in regions if not self._is_trapped(region, still.alive)]
-        for region in unseen:
-            self.snapshots.catch_up(origin_of(region))
-        try:
-            records = self._take_now(regions, name, {origin_of(region) for region in unseen})
-        except Unprotected:
-            return None
-        await self._take_out(records, unseen)
-        return records
-
     def _stands_still(self, guest_id: str, still: Still, logged: bool) -> bool:
         """Whether it is who it was when the machine was asked, does not run, and is not in the midst of a commit."""
         with GuestLog.open(self._memory, guest_id) as log:
@@ -322,6 +353,31 @@ class SnapshotKeeper:
         with contextlib.ExitStack() as opened:
             log = opened.enter_context(GuestLog.open(self._memory, guest_id))
             log.settle([self._mapped(region, opened) for region in regions])
+
+    async def _take(self, regions: Sequence[pb.Region], name: str, still: Still) -> list[Record]:
+        """Raises Unprotected where a guest ends just now."""
+        unseen = [region for region in regions if not self._is_trapped(region, still.alive)]
+        for region in unseen:
+            self.snapshots.catch_up(origin_of(region))
+        records = self._take_now(regions, name, {origin_of(region) for region in unseen})
+        if unseen:
+            try:
+                for region in unseen:
+                    await self._copy_out(region.arena)
+                self.snapshots.took(records)
+            except EverramError:
+                await self._take_back(list(zip(regions, records, strict=True)))
+                raise
+        return records
+
+    async def _take_back(self, taken: Sequence[tuple[pb.Region, Record]]) -> None:
+        """While the guests still stand: what is not copied changes with their next store, and nobody would see it."""
+        async with self._moving:
+            doomed = deletion.begin(self.snapshots, [one for _, one in taken if one.state is not State.DELETING])
+        for record in doomed:
+            self._begin_delete(record)
+        with contextlib.suppress(ResourceExhausted):  # copies then hold one more, which is right where it is
+            self._log_removal(taken)
 
     async def _numbered(self, guest_id: str) -> Sequence[pb.Region]:
         """A guest's regions by their numbers in its log."""
@@ -395,20 +451,9 @@ class SnapshotKeeper:
             except Unavailable as error:
                 raise Unprotected(error.message) from error
 
-    async def _take_out(self, records: Sequence[Record], regions: Sequence[pb.Region]) -> None:
-        """Everything that these hold goes to the store now: nobody will see the stores that change it. Raises
-        ResourceExhausted; then the snapshots are not taken."""
-        if not regions:
-            return
-        try:
-            for region in regions:
-                await self._copy_out(region.arena)
-            self.snapshots.took(records)
-        except EverramError:
-            await self.remove(records)
-            raise
-
     async def _copy_out(self, arena: str) -> None:
+        """Everything that a region holds goes to the store now: nobody will see the stores that change it. Raises
+        ResourceExhausted."""
         pages = (
             page
             for offset, length in self._memory.open(arena).extents()
@@ -442,7 +487,8 @@ class SnapshotKeeper:
         while True:
             if record.state is State.DELETING:
                 raise NotFound(f"snapshot {record.name!r} was removed meanwhile")
-            virtblock, (place, number) = self.snapshots.virtblock_of(record, page)
+            virtblock = self.snapshots.virtblock(record, page)
+            place, number = self.snapshots.locate(record, page)
             if place is Place.FREE:
                 return None
             if place is Place.ARENA:
@@ -453,7 +499,10 @@ class SnapshotKeeper:
             try:
                 return await (await self.storage()).read(number, virtblock)
             except DataLoss:
-                if self.snapshots.virtblock_of(record, page) == (virtblock, (place, number)):
+                if (self.snapshots.virtblock(record, page), self.snapshots.locate(record, page)) == (
+                    virtblock,
+                    (place, number),
+                ):
                     raise  # and not because it was brought back in the meantime
 
     # -- removing and reverting

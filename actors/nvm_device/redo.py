@@ -19,9 +19,11 @@ from everram.runtime.errors import DataLoss
 from everram.runtime.memory.contract import Mapping
 
 WORD_BYTES = 8
-_HEADER = struct.Struct("<QIIII")
-"""Sequence number, length of the body in bytes, its CRC-32, number of ranges, CRC-32 of the header before it."""
-_HEADER_BYTES = 24
+_FIELDS = struct.Struct("<QIII")
+"""Sequence number, length of the body in bytes, its CRC-32, number of ranges."""
+_CHECKSUM = struct.Struct("<I")
+"""CRC-32 of the fields, which it follows."""
+_HEADER_BYTES = _FIELDS.size + _CHECKSUM.size
 _RANGE = struct.Struct("<QQ")
 """Offset, length in bytes; the data follows."""
 RANGE_OF_ONE_WORD_BYTES = _RANGE.size + WORD_BYTES
@@ -42,7 +44,7 @@ class Change:
     @property
     def size_bytes(self) -> int:
         """That it takes in the log."""
-        return _HEADER_BYTES + sum(_RANGE.size + len(data) for data in self.ranges.values())
+        return _HEADER_BYTES + len(self.ranges) * _RANGE.size + sum(map(len, self.ranges.values()))
 
 
 class RedoLog:
@@ -59,9 +61,10 @@ class RedoLog:
     def open(cls, mapping: Mapping, offset: int, size_bytes: int, applied_at: int) -> RedoLog:
         """Apply what a crash has left unapplied. Raises DataLoss for a record that no crash can leave."""
         log = cls(mapping, offset, size_bytes, applied_at)
-        sequence, length, checksum, count, header_checksum = _HEADER.unpack(mapping.load(offset, _HEADER_BYTES))
-        header = mapping.load(offset, _HEADER_BYTES - 4)
-        if sequence != log._sequence + 1 or header_checksum != zlib.crc32(header) or length > size_bytes:
+        header = mapping.load(offset, _HEADER_BYTES)
+        sequence, length, checksum, count = _FIELDS.unpack_from(header)
+        is_whole = _CHECKSUM.unpack_from(header, _FIELDS.size) == (zlib.crc32(header[: _FIELDS.size]),)
+        if sequence != log._sequence + 1 or not is_whole or length > size_bytes - _HEADER_BYTES:
             return log  # none, or one that was not whole: nothing of it was stored in place
         body = mapping.load(offset + _HEADER_BYTES, length)
         if zlib.crc32(body) != checksum:
@@ -84,14 +87,11 @@ class RedoLog:
 
     def commit(self, change: Change) -> None:
         """Persistent and in place when this returns. Raises ValueError for more than the log holds."""
-        if change.size_bytes > self.size_bytes:
-            raise ValueError(f"a change of {change.size_bytes} bytes does not fit into a log of {self.size_bytes}")
-        parts = []
-        for offset, data in change.ranges.items():
-            parts.append(_RANGE.pack(offset, len(data)))
-            parts.append(data)
-        body = b"".join(parts)
-        header = _HEADER.pack(self._sequence + 1, len(body), zlib.crc32(body), len(change.ranges), 0)[:-4]
+        pack = _RANGE.pack
+        body = b"".join([pack(offset, len(data)) + data for offset, data in change.ranges.items()])
+        if _HEADER_BYTES + len(body) > self.size_bytes:
+            raise ValueError(f"a change of {len(body)} bytes does not fit into a log of {self.size_bytes}")
+        header = _FIELDS.pack(self._sequence + 1, len(body), zlib.crc32(body), len(change.ranges))
         self._mapping.persist(self._offset, header + zlib.crc32(header).to_bytes(4, "little") + body)
         self._apply(change)
 

@@ -85,10 +85,10 @@ def demand(snapshots: Snapshots, record: Record) -> Walk[Demand]:
         for page in chunk:
             free -= bool(_is_needed(snapshots, region, page))
             found.blocks = max(found.blocks, -free)
-            virtblock, (place, number) = snapshots.virtblock_of(record, page)
+            place, number = snapshots.locate(record, page)
             free += place is Place.STORE
             if place is Place.STORAGE:
-                found.slots[number] = virtblock
+                found.slots[number] = snapshots.virtblock(record, page)
     return found
 
 

@@ -56,6 +56,9 @@ class Blocks(Protocol):
 
     def load(self, number: int) -> bytes: ...
 
+    def load_run(self, first: int, count: int) -> bytes:
+        """So many neighbours at once."""
+
     def persist(self, number: int, data: bytes) -> None:
         """Persistent when this returns. Raises ResourceExhausted where the machine has no memory left."""
 
@@ -84,6 +87,16 @@ class Region:
     array: Array
     owned: set[int] = field(default_factory=set)
     """Nodes of its page table that are known to be its alone."""
+    leaves: dict[int, int] = field(default_factory=dict)
+    """By chunk: the leaves among them."""
+    near: Sequence[Record] | None = None
+    """The snapshots that its running point may share something with that it shares with no other; None: to be found."""
+
+    def forget(self) -> None:
+        """Its snapshots, or its table, are others from now on."""
+        self.owned.clear()
+        self.leaves.clear()
+        self.near = None
 
 
 HOLE = Location(Place.FREE, 0)
@@ -177,15 +190,15 @@ class Snapshots:
 
     def locate(self, record: Record, page: int) -> Location:
         """Where a snapshot's content of a page lies; HOLE if it is zeros. To be read before anything is awaited."""
-        return self.virtblock_of(record, page)[1]
+        if not tables.leaf_of(self.media, record.root, page):
+            return Location(Place.ARENA, page)
+        virtblock = self.virtblock(record, page)
+        return location(self.media, virtblock) if virtblock else HOLE
 
-    def virtblock_of(self, record: Record, page: int) -> tuple[int, Location]:
-        """And the virtblock that says so; 0 for a hole and for what is an extent of the arena."""
+    def virtblock(self, record: Record, page: int) -> int:
+        """Which a table names for a page, and what proves a slot on storage; 0: an extent of the arena, or a hole."""
         leaf = tables.leaf_of(self.media, record.root, page)
-        if not leaf:
-            return 0, Location(Place.ARENA, page)
-        virtblock = self.media.word(entry_offset(leaf, page, LEAF))
-        return virtblock, location(self.media, virtblock) if virtblock else HOLE
+        return self.media.word(entry_offset(leaf, page, LEAF)) if leaf else 0
 
     def is_settled(self, arena: str, page: int) -> bool:
         """Whether the page may be written to without more ado: no snapshot needs what is there."""
@@ -199,12 +212,32 @@ class Snapshots:
         return bool(virtblock) and not self.is_shared(region, page, virtblock)
 
     def is_shared(self, region: Region, page: int, virtblock: int) -> bool:
-        """Whether a snapshot of the region names this virtblock for this page."""
-        for record in self.live(region):
+        """Whether a snapshot of the region names this virtblock for this page. The running point does."""
+        for record in self._near(region):
             leaf = tables.leaf_of(self.media, record.root, page)
             if leaf and self.media.word(entry_offset(leaf, page, LEAF)) == virtblock:
                 return True
         return False
+
+    def _near(self, region: Region) -> Sequence[Record]:
+        """Those that have to be asked, of any number.
+
+        Who names a virtblock (or has a node) is connected in the tree of who went on from whom, for it is inherited
+        until it is replaced. So if anybody shares it with the running point, then so does whoever comes first on the
+        way there: the nearest snapshot above that was not deleted, or below one that was, on the way down.
+        """
+        if region.near is None:
+            above = self._live_above(region.record)
+            region.near = [
+                record for record in self.live(region) if above in (record.sequence, self._live_above(record))
+            ]
+        return region.near
+
+    def _live_above(self, record: Record) -> int:
+        """The nearest snapshot above that is not being deleted; 0: none."""
+        while record.parent and self.records[record.parent].state is State.DELETING:
+            record = self.records[record.parent]
+        return record.parent
 
     # -- taking
 
@@ -249,7 +282,7 @@ class Snapshots:
             region_.record.array, region_.record.parent = 0, record.sequence
             self._arrays[record.sequence] = region_.array
             region_.array = Array(self.media, 0)
-            region_.owned.clear()
+            region_.forget()
             self._add_snapshot(record)
         return taken
 
@@ -322,6 +355,7 @@ class Snapshots:
     def dropped(self, record: Record) -> None:
         """It is being deleted: nobody sees it any more."""
         self._live[record.region] = [one for one in self._live[record.region] if one is not record]
+        self.region_of(record).forget()
 
     def erased(self, record: Record) -> None:
         """There is nothing left of it."""
@@ -340,7 +374,7 @@ class Snapshots:
         """The running point has another table."""
         region.record = record
         region.array = Array(self.media, record.array)
-        region.owned.clear()
+        region.forget()
 
     def _make_places(self, count: int, *, spare: bool = False) -> None:
         while len(self._free_numbers) < count:
@@ -364,13 +398,12 @@ class Snapshots:
         if region is None or not self.live(region):
             return False
         check_not_reverting(region)
-        leaf = tables.leaf_of(self.media, region.record.root, page)
+        leaf = region.leaves.get(page // CHUNK_PAGES) or tables.leaf_of(self.media, region.record.root, page)
         if not leaf:
             self._break_extent(region, page)
             leaf = tables.leaf_of(self.media, region.record.root, page)
         virtblock = self.media.word(entry_offset(leaf, page, LEAF))
-        shared = bool(virtblock) and self.is_shared(region, page, virtblock)
-        if virtblock and not shared:
+        if virtblock and not self.is_shared(region, page, virtblock):
             return False
         try:
             return self._make_private(region, page, virtblock)
@@ -384,56 +417,62 @@ class Snapshots:
         region = self.regions.get(arena)
         if region is None:
             return
-        for first, _ in list(tables.leaves(self.media, region.record.root)):
-            for page in self._present(region, first):
-                leaf = tables.leaf_of(self.media, region.record.root, page)
-                if not self.media.word(entry_offset(leaf, page, LEAF)):
-                    self._make_private(region, page, 0)
+        try:
+            for first, _ in list(tables.leaves(self.media, region.record.root)):
+                for page in self._present(region, first):
+                    if not self.virtblock(region.record, page):
+                        self._make_private(region, page, 0)
+        except BaseException:
+            region.array.reset(region.record.array)
+            raise
 
     def _make_private(self, region: Region, page: int, virtblock: int) -> bool:
         """`virtblock`: which snapshots name for what the page holds; 0 if it is a hole."""
-        media = self.media
+        media, record = self.media, region.record
         copied = bool(virtblock) and location(media, virtblock).place is Place.ARENA
         with Draft(media) as draft:
             if copied:
                 block = draft.new_block()
-                self.blocks.persist(block, self.arena_of(region.record.name).read(page * PAGE_BYTES, PAGE_BYTES))
+                self.blocks.persist(block, self.arena_of(record.name).read(page * PAGE_BYTES, PAGE_BYTES))
                 draft.word(virtblock * WORD_BYTES, pack_location(Place.STORE, block))
             (own,) = region.array.take(draft, 1)
             draft.word(own * WORD_BYTES, pack_location(Place.ARENA, page))
-            root, made = self._set_entry(draft, region, page, own)
-            changed = dataclasses.replace(region.record, root=root, array=region.array.head)
-            if changed != region.record:
-                draft.record(changed)
+            leaf = region.leaves.get(page // CHUNK_PAGES)
+            if leaf is None:
+                nodes = self._own_path(draft, region, page)
+                leaf = nodes[-1]
+                record = dataclasses.replace(record, root=nodes[0])
+            draft.word(entry_offset(leaf, page, LEAF), own)
+            if region.array.head != record.array:
+                record = dataclasses.replace(record, array=region.array.head)
+            if record is not region.record:
+                draft.record(record)
             draft.commit()
-        region.record = changed
-        region.owned.update(made)
+        if record is not region.record:
+            region.record = record
+        if page // CHUNK_PAGES not in region.leaves:
+            region.owned.update(nodes)
+            region.leaves[page // CHUNK_PAGES] = leaf
         self.blocks_copied += copied
         self.entry_updates += copied
         return copied
 
-    def _set_entry(self, draft: Draft, region: Region, page: int, value: int) -> tuple[int, list[int]]:
-        """Into the leaf of the running point, copying what it shares with snapshots on the way there. The root, and the
-        nodes that were made."""
+    def _own_path(self, draft: Draft, region: Region, page: int) -> list[int]:
+        """The nodes from the root to a page's leaf as they are when those that snapshots share are copied."""
         nodes = tables.path(self.media, region.record.root, page)
         shared_from = next((at for at, node in enumerate(nodes) if not self._owns(region, node, page, at)), len(nodes))
-        made: list[int] = []
-        for at in reversed(range(shared_from, len(nodes))):
-            copy = draft.new_page(self.media.load_page(nodes[at]))
-            draft.word(entry_offset(copy, page, LEVELS - at), value)
-            made.append(copy)
-            value = copy
-        if shared_from == 0:
-            return value, made
-        draft.word(entry_offset(nodes[shared_from - 1], page, LEVELS - shared_from + 1), value)
-        return nodes[0], made
+        for at in range(shared_from, len(nodes)):
+            nodes[at] = draft.new_page(self.media.load_page(nodes[at]))
+            if at > 0:
+                draft.word(entry_offset(nodes[at - 1], page, LEVELS - at + 1), nodes[at])
+        return nodes
 
     def _owns(self, region: Region, node: int, page: int, depth: int) -> bool:
         """Whether no snapshot has this node of the running point's table."""
         if node in region.owned:
             return True
         level = LEVELS - depth
-        if any(tables.node_at(self.media, record.root, page, level) == node for record in self.live(region)):
+        if any(tables.node_at(self.media, record.root, page, level) == node for record in self._near(region)):
             return False
         region.owned.add(node)
         return True

@@ -16,12 +16,15 @@ from everram.actors.remote_memory.asking import Manager
 from everram.actors.remote_memory.files import Files, OpenedFile
 from everram.actors.remote_memory.lifetimes import CLIENT, Lifetimes
 from everram.actors.remote_memory.owned import FILES_MAX, OwnedFiles
-from everram.actors.remote_memory.regions import Regions
+from everram.actors.remote_memory.regions import REGIONS, Regions
+from everram.actors.remote_memory.snapshot_files import SNAPSHOTS, SnapshotFiles
 from everram.actors.remote_memory.tree import Tree
 from everram.actors.remote_memory.using import Using
+from everram.actors.remote_memory.views import Guests
 from everram.runtime.contracts import common_pb2 as pb
 from everram.runtime.contracts import remote_memory_pb2 as rm
 from everram.runtime.contracts.hypervisor_contract import HypervisorRef
+from everram.runtime.contracts.nvm_device_contract import NvmDeviceRef
 from everram.runtime.contracts.remote_memory_contract import MemoryAgentActor, MemoryAgentRef, RemoteMemoryRef
 from everram.runtime.contracts.vmemfs_contract import VMemFSRef
 from everram.runtime.coordination.api import Delete, Range, WatchBatch, prefix
@@ -77,7 +80,11 @@ class MemoryAgent(MemoryAgentActor):
         self.files = Files(
             context.host, self._manager, self._using, self._lifetimes, environment.entropy, environment.clock
         )
-        self._regions = Regions(lambda: context.ref(HypervisorRef), environment.memory)
+        guests = Guests(lambda: context.ref(HypervisorRef))
+        self._views = {
+            REGIONS: Regions(guests, environment.memory),
+            SNAPSHOTS: SnapshotFiles(guests, lambda: context.ref(NvmDeviceRef)),
+        }
         self._mounts: list[Mount] = []
         for mount in environment.mounts.found():
             self._begin_serving(mount)
@@ -301,7 +308,7 @@ class MemoryAgent(MemoryAgentActor):
         tree = Tree(
             self.context.host,
             self.files,
-            self._regions,
+            self._views,
             self.context.environment.mounts,
             self._space,
             lambda work: self.context.spawn(work, name="forgotten"),

@@ -1,10 +1,10 @@
-"""What programs find on a mount: `/files`, the cluster's files through this host's agent, and `/regions`.
+"""What programs find on a mount: `/files`, the cluster's files through this host's agent, and what is only shown.
 
-    tree = Tree(files, regions, environment.mounts, space, spawn, held=mount.held())
+    tree = Tree(host, files, {"regions": regions, "snapshots": snapshots}, environment.mounts, space, spawn, held)
     await mount.serve(tree)
 
-`/regions/GUEST/NAME` are the regions of the guests that this host has now, to be read only; those of other hosts are
-not there. New files lie on this host if it has room, because here the kernel itself may read and write them
+What is shown, and cannot be changed there, are views (`views`): the top itself, `/regions` and `/snapshots`. All else
+is `/files`. New files lie on this host if it has room, because here the kernel itself may read and write them
 (passthrough): it asks nobody then, and the agent learns what it has done at the next flush or stat.
 
 A node of `/files` has its inode's id as its key. Permissions are checked by the kernel, as on any file system: root
@@ -15,38 +15,22 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Collection, Coroutine, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 from everram.actors.remote_memory.buffers import Buffers
 from everram.actors.remote_memory.files import Files, OpenedFile
-from everram.actors.remote_memory.regions import GUEST, REGION, REGIONS, Regions, RegionView
+from everram.actors.remote_memory.views import FOLDER_VALID_NS, Top, View, ViewedFile
 from everram.runtime.contracts import remote_memory_pb2 as rm
 from everram.runtime.coordination.file_directory import ROOT_ID
 from everram.runtime.environment import MemoryObject, Mounts
 from everram.runtime.errors import AlreadyExists, EverramError, ResourceExhausted
 from everram.runtime.fuse.errors import FuseError
-from everram.runtime.fuse.filesystem import (
-    ROOT_KEY,
-    Answer,
-    Attributes,
-    Changes,
-    Entry,
-    FileSystem,
-    Kind,
-    Opened,
-    Space,
-)
+from everram.runtime.fuse.filesystem import Answer, Attributes, Changes, Entry, FileSystem, Kind, Opened, Space
 from everram.runtime.fuse.protocol import Buffer
 
 FILES = "files"
-TOP = {FILES: ROOT_ID, REGIONS: REGIONS}
-"""What is at the top, and its keys. The key of a guest is `guest:ID`, that of a region `region:ID/NAME`."""
-TOP_VALID_NS = 3_600_000_000_000
-FOLDER_VALID_NS = 1_000_000_000
-"""The kernel asks for each folder at each step of a path; what it may be late to see is another host's chmod."""
-
 LARGE_BYTES = 32 << 10
 """Reads from here on go into buffers that are kept. Below, a fresh object costs less than to ask for one."""
 
@@ -58,21 +42,27 @@ class OpenOnMount:
     """Where this host is the owner."""
 
 
+AnyFile: TypeAlias = OpenOnMount | ViewedFile
+
+
 class Tree(FileSystem):
-    """See the module. `spawn` runs a task of the agent; `held`: keys that a predecessor's programs have open."""
+    """See the module. `views`: by their names, which are their keys; `spawn` runs a task of the agent; `held`: keys
+    that a predecessor's programs have open."""
 
     def __init__(
         self,
         host: str,
         files: Files,
-        regions: Regions,
+        views: Mapping[str, View],
         mounts: Mounts,
         space: Callable[[], Space],
         spawn: Callable[[Coroutine[Any, Any, None]], object],
         held: Collection[str] = (),
     ) -> None:
         self._buffers = Buffers()
-        self._host, self._files, self._regions, self._mounts = host, files, regions, mounts
+        self._host, self._files, self._mounts = host, files, mounts
+        top = Top({FILES: ROOT_ID} | {name: name for name in views}, lambda key: self.getattr(key, None))
+        self._views = (top, *views.values())
         self._space, self._spawn = space, spawn
         self._told_ns: dict[str, int] = {}
         """Of files of this host that are open: when their memory had been written last as their size was told."""
@@ -80,29 +70,31 @@ class Tree(FileSystem):
         """By key: files as they were looked up. Where one lies never changes, so opening it asks its owner alone."""
         self._opened: dict[str, list[OpenOnMount]] = {}
         """By key."""
-        self._held = {key for key in held if not _is_fixed(key)}
+        self._held = {key for key in held if self._view(key) is None}
         files.pinned.update(self._held)
 
     def close(self) -> None:
         """When it is not served any more."""
         self._files.pinned.subtract(self._held)
 
+    def _view(self, key: str) -> View | None:
+        """None: the node is one of `/files`."""
+        return next((view for view in self._views if view.has(key)), None)
+
+    def _check_writable(self, key: str) -> None:
+        if self._view(key) is not None:
+            raise FuseError(errno.EROFS)
+
     # -- nodes
 
     async def lookup(self, parent: str, name: str) -> Attributes:
-        if parent == ROOT_KEY:
-            if name not in TOP:
-                raise FuseError(errno.ENOENT)
-            return replace(await self.getattr(TOP[name], None), name_valid_ns=TOP_VALID_NS)
-        if _is_fixed(parent):
-            return await self.getattr(await self._regions.key(parent, name), None)
+        if view := self._view(parent):
+            return await view.lookup(parent, name)
         return self._attributes(await self._files.child(parent, name))
 
     async def getattr(self, key: str, file: Any | None) -> Attributes:
-        if key in (ROOT_KEY, REGIONS):
-            return Attributes(key, Kind.FOLDER, 0o555, valid_ns=FOLDER_VALID_NS)
-        if _is_fixed(key):
-            return await self._regions.attributes(key)
+        if view := self._view(key):
+            return await view.attributes(key)
         return self._attributes(await self._files.node(key))
 
     def _attributes(self, node: rm.Node) -> Attributes:
@@ -122,7 +114,7 @@ class Tree(FileSystem):
         )
 
     async def setattr(self, key: str, file: Any | None, changes: Changes) -> Attributes:
-        _check_writable(key)
+        self._check_writable(key)
         for wanted, own in ((changes.uid, os.getuid()), (changes.gid, os.getgid())):
             if wanted not in (None, own):
                 raise FuseError(errno.EPERM)
@@ -158,37 +150,35 @@ class Tree(FileSystem):
     # -- names
 
     async def readdir(self, key: str) -> Sequence[Entry]:
-        if key == ROOT_KEY:
-            return [Entry(name, Kind.FOLDER, found) for name, found in TOP.items()]
-        if _is_fixed(key):
-            return await self._regions.entries(key)
+        if view := self._view(key):
+            return await view.entries(key)
         nodes = (await self._files.children(key)).nodes
         return [Entry(node.name, Kind.FOLDER if node.folder else Kind.FILE, node.id) for node in nodes]
 
     async def mkdir(self, parent: str, name: str, mode: int) -> Attributes:
-        _check_writable(parent)
+        self._check_writable(parent)
         return self._attributes(await self._files.make_child_folder(parent, name, mode & 0o7777))
 
     async def rmdir(self, parent: str, name: str) -> None:
-        _check_writable(parent)
+        self._check_writable(parent)
         node = await self._files.child(parent, name)
         await self._files.remove_folder_node(node)
 
     async def unlink(self, parent: str, name: str) -> None:
-        _check_writable(parent)
+        self._check_writable(parent)
         node = await self._files.child(parent, name)
         await self._files.unlink_node(node)
 
     async def rename(self, parent: str, name: str, new_parent: str, new_name: str, replace: bool) -> None:
-        _check_writable(parent)
-        _check_writable(new_parent)
+        self._check_writable(parent)
+        self._check_writable(new_parent)
         node = await self._files.child(parent, name)
         await self._files.rename_node(node, new_parent, new_name, exclusive=not replace)
 
     # -- open files
 
     async def create(self, parent: str, name: str, mode: int, flags: int, exclusive: bool) -> tuple[Attributes, Opened]:
-        _check_writable(parent)
+        self._check_writable(parent)
         request = rm.OpenFileRequest(mode=mode & 0o7777, host=self._host)
         try:
             node = await self._create(parent, name, request)
@@ -208,10 +198,10 @@ class Tree(FileSystem):
             return await self._files.create(parent, name, request)
 
     async def open(self, key: str, flags: int) -> Opened:
-        if key.startswith(REGION):
+        if view := self._view(key):
             if flags & os.O_ACCMODE != os.O_RDONLY:
                 raise FuseError(errno.EROFS)
-            return Opened(await self._regions.open(key))
+            return Opened(await view.open(key))
         return await self._open(self._known.get(key) or await self._files.node(key), flags)
 
     async def _open(self, node: rm.Node, flags: int) -> Opened:
@@ -226,8 +216,8 @@ class Tree(FileSystem):
         self._told_ns.setdefault(node.id, self._mounts.modified_ns(memory))
         return Opened(file, self._mounts.descriptor(memory))
 
-    def read(self, file: OpenOnMount | RegionView, offset: int, size: int) -> Answer[Buffer]:
-        if isinstance(file, RegionView):
+    def read(self, file: AnyFile, offset: int, size: int) -> Answer[Buffer]:
+        if not isinstance(file, OpenOnMount):
             return file.read(offset, size)
         if size < LARGE_BYTES or file.memory is not None:
             return self._files.read(file.opened, offset, size)
@@ -238,14 +228,14 @@ class Tree(FileSystem):
         with self._buffers.lend(size) as buffer:
             return buffer[: await self._files.read_into(file, offset, buffer)]
 
-    async def write(self, file: OpenOnMount | RegionView, offset: int, data: memoryview) -> int:
-        if isinstance(file, RegionView):
+    async def write(self, file: AnyFile, offset: int, data: memoryview) -> int:
+        if not isinstance(file, OpenOnMount):
             raise FuseError(errno.EROFS)
         await self._files.write(file.opened, offset, data)
         return len(data)
 
-    async def flush(self, file: OpenOnMount | RegionView) -> None:
-        if isinstance(file, RegionView):
+    async def flush(self, file: AnyFile) -> None:
+        if not isinstance(file, OpenOnMount):
             return
         key, memory, now_ns = file.opened.node.id, file.memory, 0
         if memory is not None:
@@ -257,7 +247,7 @@ class Tree(FileSystem):
         if memory is not None:
             self._told_ns[key] = now_ns
 
-    async def release(self, file: OpenOnMount | RegionView) -> None:
+    async def release(self, file: AnyFile) -> None:
         if isinstance(file, OpenOnMount):
             key = file.opened.node.id
             self._opened[key].remove(file)
@@ -265,22 +255,12 @@ class Tree(FileSystem):
                 del self._opened[key]
             await self._files.close(file.opened)
 
-    async def fallocate(self, file: OpenOnMount | RegionView, offset: int, length: int, mode: int) -> None:
+    async def fallocate(self, file: AnyFile, offset: int, length: int, mode: int) -> None:
         if mode:
             raise FuseError(errno.EOPNOTSUPP)
-        if isinstance(file, RegionView):
+        if not isinstance(file, OpenOnMount):
             raise FuseError(errno.EROFS)
         await self._files.lengthen(file.opened, offset + length)
 
     def statfs(self) -> Space:
         return self._space()
-
-
-def _is_fixed(key: str) -> bool:
-    """Whether it is no node of the cluster's files."""
-    return key in (ROOT_KEY, REGIONS) or key.startswith((GUEST, REGION))
-
-
-def _check_writable(key: str) -> None:
-    if _is_fixed(key):
-        raise FuseError(errno.EROFS)

@@ -15,19 +15,21 @@ from everram.runtime.coordination.resolver import HostResolver
 from everram.runtime.errors import DataLoss, NotFound
 from everram.runtime.formats.config import HostConfig
 from everram.runtime.log.ring import RingCorrupt, log_name
+from everram.runtime.memory.guard import PageGuard
 
 
 class Replicator(ReplicatorActor):
     """Logs followed and copies kept by one host."""
 
-    def __init__(self, config: HostConfig) -> None:
+    def __init__(self, config: HostConfig, guard: PageGuard | None = None) -> None:
         self._config = config
+        self._guard = guard if guard is not None else PageGuard()
         self._logs: dict[str, GuestLog] = {}  # by guest_id: the guests that this host has
         self._quiet = False
 
     async def on_start(self) -> None:
         self._resolver = HostResolver(self.context.environment.coordination)
-        self._keeper = CopyKeeper(self.context, self._config, self._resolver)
+        self._keeper = CopyKeeper(self.context, self._config, self._resolver, self._guard)
         self.context.resources.callback(self._let_go)
         await self._keeper.start()
         await self._follow_again()

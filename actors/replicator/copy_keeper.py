@@ -9,27 +9,32 @@ from __future__ import annotations
 import asyncio
 from weakref import WeakValueDictionary
 
-from everram.actors.replicator.kept_copy import KeptCopy, Session
+from everram.actors.replicator.kept_copy import KeptCopy, Operation, Run, Session
 from everram.runtime.actor import ActorContext
 from everram.runtime.channel.contract import Access, ChannelError
 from everram.runtime.contracts import common_pb2 as pb
 from everram.runtime.contracts import replicator_pb2 as rp
 from everram.runtime.contracts.nvm_device_contract import NvmDeviceRef
-from everram.runtime.contracts.nvm_device_pb2 import CreateRegionsRequest, RegionFilter
+from everram.runtime.contracts.nvm_device_pb2 import CopyOperation, CreateRegionsRequest, RegionFilter
 from everram.runtime.contracts.vmemfs_contract import VMemFSRef
 from everram.runtime.coordination.resolver import HostResolver
-from everram.runtime.errors import EverramError, FailedPrecondition, NotFound, Unavailable
+from everram.runtime.errors import EverramError, FailedPrecondition, NotFound, ResourceExhausted, Unavailable
 from everram.runtime.formats.config import HostConfig
 from everram.runtime.log.ring import DATA_OFFSET, EPOCH_START, RingCorrupt
+from everram.runtime.memory.guard import PageGuard
+
+ROOM_RETRY_S = 0.2
+"""Between attempts to apply what there is no room for: the primary waits meanwhile, as for a slow copy."""
 
 
 class CopyKeeper:
     """See the module. `start` comes first."""
 
-    def __init__(self, context: ActorContext, config: HostConfig, resolver: HostResolver) -> None:
+    def __init__(self, context: ActorContext, config: HostConfig, resolver: HostResolver, guard: PageGuard) -> None:
         self._context, self._environment = context, context.environment
         self._config = config
         self._resolver = resolver
+        self._guard = guard
         self._vmemfs = context.ref(VMemFSRef)
         self._nvm = context.ref(NvmDeviceRef)
         self._copies: dict[str, list[KeptCopy]] = {}  # by guest_id: at most one complete and one being built
@@ -45,7 +50,9 @@ class CopyKeeper:
         known: dict[tuple[str, str], str] = {}  # the current log region, by guest_id and copy_id
         for record in (await self._vmemfs.copies(pb.Empty())).copies:
             try:
-                copy = KeptCopy(_own(record), self._environment.memory)
+                copy = KeptCopy(_own(record), self._environment.memory, self._guard)
+                if copy.ring is not None:
+                    await self._catch_up(copy)
             except (NotFound, RingCorrupt) as error:
                 self._context.log.error("a copy of %s is lost: %s", record.guest.name, error)
                 await self._vmemfs.remove_copy(rp.GuestCopy(guest_id=record.guest.guest_id, copy_id=record.copy_id))
@@ -143,7 +150,7 @@ class CopyKeeper:
         record.epoch = guest.epoch
         del record.guest.regions[:]
         record.guest.regions.extend(arenas[region.name] for region in guest.regions)
-        kept = KeptCopy(record, self._environment.memory)
+        kept = KeptCopy(record, self._environment.memory, self._guard)
         self._copies.setdefault(guest.guest_id, []).append(kept)
         await self._store(kept)
         return kept
@@ -211,15 +218,55 @@ class CopyKeeper:
 
     async def _take(self, kept: KeptCopy, session: Session) -> bool:
         """One run: verified, acknowledged, applied. Whether there was one."""
-        run = kept.verify()
-        if run is None:
+        await self._catch_up(kept)
+        if kept.verify() is None:
             return False
-        try:
-            if not kept.fenced:
-                await session.pair.write(session.ack_rkey, 0, kept.held.to_bytes(8, "little"))
-        finally:
-            kept.apply(run)
+        if not kept.fenced:
+            await session.pair.write(session.ack_rkey, 0, kept.held.to_bytes(8, "little"))
+        await self._catch_up(kept)
         return True
+
+    async def _catch_up(self, kept: KeptCopy) -> None:
+        """Apply what is held."""
+        while run := kept.unapplied():
+            await self._apply(kept, run)
+
+    async def _apply(self, kept: KeptCopy, run: Run) -> None:
+        if run.operation is not None:
+            await self._carry_out(kept, run.operation)
+        told = False
+        while True:
+            try:
+                kept.apply(run)
+                return
+            except ResourceExhausted as error:
+                if not told:
+                    self._context.log.warning("copy of %s waits: %s", kept.record.guest.name, error.message)
+                told = True
+            await asyncio.sleep(ROOM_RETRY_S)  # until this host has purged something, or a person has
+
+    async def _carry_out(self, kept: KeptCopy, operation: Operation) -> None:
+        """At its place among the records: what the primary did to its regions is done to the copy's. A copy that is
+        being built is not exact yet, and holds no snapshots."""
+        if not kept.record.complete:
+            return
+        request = CopyOperation(
+            guest_id=kept.record.guest.guest_id,
+            copy_id=kept.record.copy_id,
+            type=operation.type,
+            what=operation.what,
+            epoch=operation.epoch,
+            lsn=operation.lsn,
+        )
+        try:
+            await self._nvm.follow_operation(request)
+        except EverramError as error:
+            self._context.log.warning(
+                "the copy of %s does not hold snapshot %s: %s",
+                kept.record.guest.name,
+                operation.what.name,
+                error.message,
+            )
 
     async def complete(self, request: rp.CompleteRequest) -> pb.Empty:
         """The copy is exact, and replaces the guest's other one. Raises NotFound, FailedPrecondition."""
@@ -305,7 +352,7 @@ class CopyKeeper:
         """End its session and its log region; `record` says what it holds. Asking again changes nothing."""
         kept.end_session()
         log = kept.record.log
-        if complaint := kept.settle():
+        if complaint := await kept.settle(lambda run: self._apply(kept, run)):
             self._context.log.error("copy of %s: what follows is not taken: %s", kept.record.guest.name, complaint)
         kept.record.log = ""
         await self._store(kept)

@@ -1,6 +1,7 @@
 """One copy of a guest, kept for another host: verify what was written into its log region, acknowledge, apply.
 
     written by the primary -> valid? -> flushed, `tail` -> acknowledged -> stored in the regions, `applied`
+                                                                         or carried out, if it is an operation
 
 The log region is written one-sidedly by whoever opened it, so nothing in it is believed but records whose position,
 epoch and checksum hold and which can be applied, and each is copied out before it is looked at. Once the copy has
@@ -11,17 +12,22 @@ has applied what was valid by then, and whatever a fenced primary still writes l
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
+from google.protobuf.message import DecodeError
+
 from everram.runtime.channel.contract import MemoryRegion, QueuePair
 from everram.runtime.contracts import common_pb2 as pb
+from everram.runtime.contracts.nvm_device_pb2 import LogOperation
 from everram.runtime.contracts.replicator_pb2 import Copy
 from everram.runtime.environment import Memory
-from everram.runtime.log.replay import Target, replay, store_all, targets
-from everram.runtime.log.ring import Ring, RingCorrupt
+from everram.runtime.log.record import OPERATIONS, Record
+from everram.runtime.log.replay import Target, store_all, targets
+from everram.runtime.log.ring import WORD_MASK, Ring, RingCorrupt
 from everram.runtime.memory.contract import Mapping
+from everram.runtime.memory.guard import GuardedMapping, PageGuard
 
 RUN_BYTES = 256 * 1024
 """Verified in one go, about a millisecond of checksums: the loop stays live for everything else."""
@@ -59,11 +65,22 @@ class Session:
 
 
 @dataclass(frozen=True, slots=True)
+class Operation:
+    """On the guest's regions, as the primary carried it out at (epoch, lsn)."""
+
+    type: int
+    epoch: int
+    lsn: int
+    what: LogOperation
+
+
+@dataclass(frozen=True, slots=True)
 class Run:
-    """Verified records up to `end`, and what they store."""
+    """Verified records up to `end`, and what they store; or one operation, which is a run of its own."""
 
     end: int
     targets: list[Target]
+    operation: Operation | None = None
 
 
 @dataclass(slots=True)
@@ -72,6 +89,8 @@ class KeptCopy:
 
     record: Copy
     memory: Memory
+    guard: PageGuard = field(default_factory=PageGuard)
+    """Asked before anything is stored into the copy's regions: they may have snapshots."""
     session: Session | None = None
     ring: Ring | None = None
     """The current log region; None when there is none."""
@@ -83,23 +102,27 @@ class KeptCopy:
             undo.callback(self.close)
             for region in self.record.guest.regions:
                 logged = region.kind == pb.LOGGED
-                self._regions.append(self.memory.open(region.arena).map() if logged else None)
+                self._regions.append(self._map(region.arena) if logged else None)
             if self.record.log:
                 self.open_log()
             undo.pop_all()
 
+    def _map(self, arena: str) -> Mapping:
+        return GuardedMapping(self.memory.open(arena).map(), self.guard, arena)
+
     def open_log(self) -> None:
-        """Go on with the log region that `record` names: apply what was acknowledged and not yet applied.
+        """Go on with the log region that `record` names; what was acknowledged may have to be applied still.
 
         Raises NotFound, RingCorrupt; then the copy is less than what it acknowledged, and good for nothing.
         """
         mapping = self.memory.open(self.record.log).map()
         try:
-            ring = self.ring = Ring.open(mapping)
+            self.ring = Ring.open(mapping)
+            self.unapplied()
         except RingCorrupt:
+            self.ring = None
             mapping.close()
             raise
-        replay(ring, self._regions)
 
     def close_log(self) -> None:
         if self.ring is not None:
@@ -136,29 +159,56 @@ class KeptCopy:
         """
         ring = self.ring
         assert ring is not None
-        start = end = ring.tail
+        run = self._run(ring.tail, WORD_MASK)
+        if run is None:
+            return None
+        for record in ring.chain(ring.tail):
+            if record.end > run.end:
+                break
+            ring.mapping.flush(ring.offset(record.lsn), record.end - record.lsn)
+        ring.mapping.drain()
+        ring.set_tail(run.end)
+        return run
+
+    def unapplied(self) -> Run | None:
+        """The next run that is held and not yet applied; None if there are none. Raises RingCorrupt."""
+        ring = self.ring
+        assert ring is not None
+        start, tail = ring.surely_applied, ring.tail
+        if start < tail:
+            run = self._run(start, tail)
+            if run is None:
+                raise RingCorrupt(f"records between {start} and {tail} are damaged: the copy was held up to {tail}")
+            return run
+        if ring.applied != tail:
+            ring.set_applied(tail)  # one of the two words had not been stored
+        return None
+
+    def _run(self, start: int, stop: int) -> Run | None:
+        """Of the records from `start` on that begin before `stop`. Raises RingCorrupt."""
+        ring = self.ring
+        assert ring is not None
+        end = start
         limit = min(RUN_BYTES, ring.capacity_bytes // RUN_PART)
         found: list[Target] = []
         for record in ring.chain(start):
-            after = record.end
-            if end > start and after - start > limit:
+            if record.lsn >= stop or (end > start and record.end - start > limit):
                 break
             try:
+                if record.type in OPERATIONS:
+                    operation = _operation(record)
+                    return Run(record.end, [], operation) if end == start else Run(end, found)
                 found.extend(targets(record, self._regions))
             except RingCorrupt:
                 if end > start:
                     break  # those before it are good; it is found again
                 raise
-            ring.mapping.flush(ring.offset(record.lsn), after - record.lsn)
-            end = after
-        if end == start:
-            return None
-        ring.mapping.drain()
-        ring.set_tail(end)
-        return Run(end, found)
+            end = record.end
+        return Run(end, found) if end > start else None
 
     def apply(self, run: Run) -> None:
-        """Store it in the regions."""
+        """Store it in the regions; an operation was carried out already. Raises ResourceExhausted where a snapshot
+        needs what is there and there is no room for it; then it is still to be applied."""
         assert self.ring is not None
         store_all(run.targets, self._regions)
         self.ring.set_applied(run.end)
@@ -170,14 +220,22 @@ class KeptCopy:
                 mapping.flush(0, mapping.size_bytes)
                 mapping.drain()
 
-    def settle(self) -> str:
-        """Take everything valid that lies in the log region; `record` then says what the copy holds. Returns what was
-        found there that could not be taken, in a sentence."""
+    async def settle(self, apply: Callable[[Run], Awaitable[None]]) -> str:
+        """Take everything valid that lies in the log region, each run by `apply`; `record` then says what the copy
+        holds. Returns what was found there that could not be taken, in a sentence."""
         complaint = ""
         try:
-            while self.ring is not None and (run := self.verify()):
-                self.apply(run)
+            while self.ring is not None and (run := self.unapplied() or self.verify()):
+                await apply(run)
         except RingCorrupt as error:
             complaint = str(error)
         self.record.lsn = self.held
         return complaint
+
+
+def _operation(record: Record) -> Operation:
+    """Raises RingCorrupt."""
+    try:
+        return Operation(record.type, record.epoch, record.lsn, LogOperation.FromString(record.payload))
+    except DecodeError as error:
+        raise RingCorrupt(f"the record at {record.lsn} is an operation that cannot be read: {error}") from error

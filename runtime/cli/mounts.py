@@ -37,7 +37,10 @@ async def _mount(args: argparse.Namespace) -> int:
     if args.json:
         emit({"folder": folder, "host": host, "passthrough": request.passthrough})
     else:
-        say(f"{folder} is mounted: files/ are the cluster's files, regions/ the memory of the guests on {host}")
+        say(
+            f"{folder} is mounted: files/ are the cluster's files, regions/ the memory of the guests on {host}, "
+            "snapshots/ what it was"
+        )
     return 0
 
 

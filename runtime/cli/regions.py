@@ -338,6 +338,7 @@ async def _export(args: argparse.Namespace, cluster: Cluster) -> int:
 
     host, snapshot, text = await _named(cluster, args.snapshots)
     record = await host.nvm_device.check_snapshot(snapshot)
+    snapshot.sequence = record.sequence  # another that is given its name meanwhile is not taken for it
     target = Path(args.target)
     aside = target.with_name(target.name + ".part")
     try:

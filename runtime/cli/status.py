@@ -110,7 +110,16 @@ async def _host(host: Host) -> dict[str, Any]:
         "memory_id": own.memory_id,
         "uptime_s": round(own.uptime_s, 3),
         "memory": {"capacity_bytes": own.memory_capacity_bytes, "allocated_bytes": own.memory_allocated_bytes},
-        "nvm": {"capacity_bytes": nvm.capacity_bytes, "allocated_bytes": nvm.allocated_bytes, "regions": nvm.regions},
+        "nvm": {
+            "capacity_bytes": nvm.capacity_bytes,
+            "allocated_bytes": nvm.allocated_bytes,
+            "regions": nvm.regions,
+            "snapshots": nvm.snapshots,
+            "store_bytes": nvm.store_bytes,
+            "storage_bytes": nvm.storage_bytes,
+            "waiting_writers": nvm.waiting_writers,
+            "warning": nvm.warning,
+        },
         "guests": len(guests.guests),
         "lease": {
             "held": lease.held,
@@ -142,7 +151,7 @@ def _show(seen: dict[str, Any], as_json: bool) -> None:
         behind = f"epoch {port['epoch']}" if port["backend_port"] else "nobody serves now"
         say(f"port {port['port']}: guest {port['guest']}, {behind}, {plural(port['connections'], 'connection')}")
     for host in seen["hosts"]:
-        if note := host["reason"] or host.get("error", ""):
+        if note := host["reason"] or host.get("error", "") or host.get("nvm", {}).get("warning", ""):
             say(f"{host['name']}: {note}")
     for host in seen["hosts"]:
         if channels := host.get("channels"):

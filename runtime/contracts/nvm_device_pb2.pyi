@@ -112,14 +112,16 @@ class SnapshotFilter(_message.Message):
     def __init__(self, guest_id: _Optional[str] = ..., region: _Optional[str] = ..., usage: _Optional[bool] = ...) -> None: ...
 
 class SnapshotName(_message.Message):
-    __slots__ = ("guest_id", "region", "name")
+    __slots__ = ("guest_id", "region", "name", "sequence")
     GUEST_ID_FIELD_NUMBER: _ClassVar[int]
     REGION_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     guest_id: str
     region: str
     name: str
-    def __init__(self, guest_id: _Optional[str] = ..., region: _Optional[str] = ..., name: _Optional[str] = ...) -> None: ...
+    sequence: int
+    def __init__(self, guest_id: _Optional[str] = ..., region: _Optional[str] = ..., name: _Optional[str] = ..., sequence: _Optional[int] = ...) -> None: ...
 
 class SnapshotNames(_message.Message):
     __slots__ = ("snapshots",)
@@ -264,6 +266,22 @@ class Findings(_message.Message):
     findings: _containers.RepeatedScalarFieldContainer[str]
     blocks: int
     def __init__(self, findings: _Optional[_Iterable[str]] = ..., blocks: _Optional[int] = ...) -> None: ...
+
+class CopyOperation(_message.Message):
+    __slots__ = ("guest_id", "copy_id", "type", "what", "epoch", "lsn")
+    GUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    COPY_ID_FIELD_NUMBER: _ClassVar[int]
+    TYPE_FIELD_NUMBER: _ClassVar[int]
+    WHAT_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    LSN_FIELD_NUMBER: _ClassVar[int]
+    guest_id: str
+    copy_id: str
+    type: int
+    what: LogOperation
+    epoch: int
+    lsn: int
+    def __init__(self, guest_id: _Optional[str] = ..., copy_id: _Optional[str] = ..., type: _Optional[int] = ..., what: _Optional[_Union[LogOperation, _Mapping]] = ..., epoch: _Optional[int] = ..., lsn: _Optional[int] = ...) -> None: ...
 
 class LogOperation(_message.Message):
     __slots__ = ("name", "regions", "created_ns")

@@ -50,8 +50,9 @@ class RecordType(enum.IntEnum):
     DELETE = 20
 
 
-OPERATIONS = frozenset({RecordType.SNAPSHOT, RecordType.REVERT, RecordType.CLONE, RecordType.GROW, RecordType.DELETE})
-"""On regions; their payload is a LogOperation (proto/nvm_device.proto)."""
+OPERATIONS = frozenset({RecordType.SNAPSHOT, RecordType.DELETE})
+"""Those that hosts append: a snapshot was taken, and one was removed. Their payload is a LogOperation
+(proto/nvm_device.proto). The others are made while the guest is stopped, and have its copies built anew."""
 
 
 class RecordFlags(enum.IntFlag):

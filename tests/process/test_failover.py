@@ -258,6 +258,12 @@ class Cluster:
                 self.run("fault", "heal", host["name"])
         until(lambda: all(f"hosts/{name}" in self.directory() for name in HOSTS), "every host is in the directory")
 
+    def exported(self, snapshot: str) -> bytes:
+        """What a snapshot holds."""
+        target = self.dir / "exported"
+        self.run("region", "export", snapshot, str(target))
+        return target.read_bytes()
+
     def ended(self) -> None:
         """Nothing of it is left: no lock held, no socket."""
         assert not is_locked(self.dir / "supervisor.lock")
@@ -391,14 +397,18 @@ def cluster(whole: Cluster) -> Iterator[Cluster]:
 
 def test_two_machines_are_lost_one_after_the_other(cluster: Cluster) -> None:
     guest = Guest(cluster, "twice", copies=1)
-    for _ in range(2):
+    for number in range(2):
         guest.wait_in_sync()
         guest.goes_on()
+        cluster.run("region", "snapshot", "twice/ledger", "--name", f"n{number}")
+        kept = cluster.exported(f"twice/ledger@n{number}")
+        guest.goes_on()  # what is answered now the copy has, and so the snapshot before it
         host = guest.host
         memory_id = cluster.memory_id(host)
         cluster.run("fault", host, "machine-kill")
         guest.goes_on()
         assert guest.host != host
+        assert cluster.exported(f"twice/ledger@n{number}") == kept
         cluster.run("fault", "heal", host)
         until(lambda host=host: cluster.memory_id(host) != "", "it is back")  # type: ignore[misc]
         # Back under its old name, and empty: what is counted on is another memory, or this one's new identity.

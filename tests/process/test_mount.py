@@ -7,11 +7,13 @@ import asyncio
 import contextlib
 import errno
 import json
+import mmap
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +67,19 @@ print("begun", flush=True)
 sys.stdin.read()
 assert os.pread(fd, 9000, 0) == b"unlinked" * 1000
 assert os.pwrite(fd, b"still", 0) == 5
+"""
+STORING = """
+import os, sys, time
+from everram.runtime import guest
+me = guest.attach()
+data = me.region("data")
+for text in (b"before" * 1000, b"after" * 1000):
+    with me.transaction() as tx:
+        tx.store(data, 4000, text)
+    print("stored", flush=True)
+    while not os.path.exists(sys.argv[1]):
+        time.sleep(0.01)
+time.sleep(1000)
 """
 READER = """
 import sys
@@ -317,6 +332,59 @@ def test_regions_of_this_hosts_guests_are_shown(mounts: Mounts) -> None:
         assert caught.value.errno in (errno.EROFS, errno.EACCES)
     mounts.run("stop", "shown")
     mounts.run("rm", "--regions", "shown")
+
+
+def test_snapshots_are_files_that_never_change(mounts: Mounts, tmp_path: Path) -> None:
+    go_on, exported = tmp_path / "go on", tmp_path / "exported"
+    program = (sys.executable, "-c", STORING, go_on)
+    mounts.run("run", "-d", "--name", "storing", "--region", "data=1MiB", "--copies", "0", "--", *program)
+    (guest,) = json.loads(mounts.run("guests", "--json"))["guests"]
+    region = mounts.point(guest["host"]) / "regions" / "storing" / "data"
+    snapshots = mounts.point(guest["host"]) / "snapshots" / "storing" / "data"
+    wait_for(lambda: b"before" in region.read_bytes())
+    taken = json.loads(mounts.run("region", "snapshot", "data", "--name", "first", "--json"))["snapshots"][0]
+    go_on.touch()
+    wait_for(lambda: b"after" in region.read_bytes())
+    assert [path.name for path in snapshots.iterdir()] == ["first"]
+    first = snapshots / "first"
+    seen = first.stat()
+    assert (seen.st_size, seen.st_mode & 0o777, seen.st_mtime_ns) == (1 << 20, 0o444, taken["created_ns"])
+    content = first.read_bytes()
+    assert content == bytes(4000) + b"before" * 1000 + bytes((1 << 20) - 10_000)
+    mounts.run("region", "export", "data@first", exported)
+    mounts.do("cmp", first, exported)
+    for wrong, number in (
+        (lambda: os.open(first, os.O_RDWR), errno.EROFS),
+        (first.unlink, errno.EROFS),
+        ((snapshots / "second").touch, errno.EROFS),
+    ):
+        with pytest.raises(OSError) as caught:
+            wrong()
+        assert caught.value.errno == number
+    purged = json.loads(mounts.run("region", "purge", "data", "--json"))["hosts"][guest["host"]]
+    assert purged["purged_bytes"] > 0
+    with first.open("rb", buffering=0) as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
+        assert file.read() == mapped[:] == content, "from the disk"
+        mounts.run("fault", guest["host"], "host-kill")
+        assert os.pread(file.fileno(), 20, 4000) == content[4000:4020]
+        mounts.run("region", "rm", "data@first")
+        mounts.run("region", "snapshot", "data", "--name", "first")
+        with pytest.raises(OSError) as caught:
+            os.pread(file.fileno(), 20, 4000)
+        assert caught.value.errno == errno.ESTALE
+    assert b"after" in first.read_bytes()
+    mounts.run("region", "rm", "data@first")
+    assert not first.exists()
+    mounts.run("stop", "storing")
+    mounts.run("rm", "--regions", "storing")
+    assert not snapshots.exists()
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    until = time.monotonic() + COMMAND_TIMEOUT_S
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.01)
 
 
 def test_a_killed_host_costs_its_programs_nothing(mounts: Mounts) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
 from typing import cast
 
 import pytest
 
-from everram.actors.replicator.kept_copy import KeptCopy
+from everram.actors.replicator.kept_copy import KeptCopy, Run
 from everram.runtime.contracts import common_pb2 as pb
+from everram.runtime.contracts.nvm_device_pb2 import LogOperation
 from everram.runtime.contracts.replicator_pb2 import Copy
 from everram.runtime.environment import Memory, MemoryObject
 from everram.runtime.errors import NotFound
@@ -75,6 +77,11 @@ class Primary:
         self.writer.publish_applied()
         return end
 
+    def operate(self, record_type: RecordType, operation: LogOperation) -> None:
+        self.writer.append(record_type, RecordFlags.REQUIRED, operation.SerializeToString())
+        self.writer.publish()
+        self.writer.publish_applied()
+
     def ship(self, log: Mapping, limit: int | None = None) -> None:
         """One-sidedly, in two parts where it wraps."""
         limit = self.ring.tail if limit is None else limit
@@ -104,13 +111,27 @@ class Kept:
         return runs
 
 
+def catch_up(copy: KeptCopy) -> KeptCopy:
+    """As the keeper does before anything else."""
+    while run := copy.unapplied():
+        copy.apply(run)
+    return copy
+
+
+def settle(copy: KeptCopy) -> str:
+    async def apply(run: Run) -> None:
+        copy.apply(run)
+
+    return asyncio.run(copy.settle(apply))
+
+
 def regions_of(recording: Recording) -> tuple[bytes, bytes]:
     return bytes(recording.contents[FIRST]), bytes(recording.contents[SECOND])
 
 
 def again(recording: Recording, *, start: int = START) -> KeptCopy:
     """What the host's successor makes of the memory."""
-    return KeptCopy(record_of(start=start), cast("Memory", RecordedMemory(recording)))
+    return catch_up(KeptCopy(record_of(start=start), cast("Memory", RecordedMemory(recording))))
 
 
 def losses(recording: Recording) -> Iterator[CrashState]:
@@ -154,7 +175,7 @@ def test_wherever_its_host_dies_the_next_has_what_was_acknowledged(
         acknowledged = max((mark for mark in state.marks if isinstance(mark, int)), default=START)
         assert copy.held >= acknowledged
         assert regions_of(recording) == contents[copy.held], "applied up to what is held, and not a byte beyond"
-        assert copy.settle() == ""
+        assert settle(copy) == ""
         assert regions_of(recording) == contents[copy.record.lsn]
         assert copy.record.lsn >= acknowledged
     assert states > 50
@@ -206,7 +227,7 @@ def test_what_is_no_record_of_this_log_is_not_taken(found: bytes) -> None:
     kept = Kept()
     kept.log.persist(DATA_OFFSET + START % CAPACITY, found)
     assert kept.take() == 0
-    assert (kept.copy.held, kept.copy.settle()) == (START, "")
+    assert (kept.copy.held, settle(kept.copy)) == (START, "")
     assert regions_of(kept.recording) == (bytes(REGION_BYTES), bytes(REGION_BYTES))
 
 
@@ -240,7 +261,7 @@ def test_a_valid_record_that_makes_no_sense_is_not_acknowledged(found: bytes, co
         kept.copy.verify()
     assert kept.copy.held == START
     assert regions_of(kept.recording) == (bytes(REGION_BYTES), bytes(REGION_BYTES))
-    assert complaint in kept.copy.settle()
+    assert complaint in settle(kept.copy)
     assert again(kept.recording).held == START, "and the host's successor starts with the copy as it was"
 
 
@@ -253,7 +274,7 @@ def test_what_lies_before_a_record_that_makes_no_sense_is_taken() -> None:
     assert run is not None
     assert run.end == kept.copy.held == end
     kept.copy.apply(run)
-    assert "outside region 0" in kept.copy.settle()
+    assert "outside region 0" in settle(kept.copy)
     assert kept.copy.record.lsn == end
 
 
@@ -335,3 +356,54 @@ def test_a_lost_region_is_told() -> None:
     record.guest.regions[0].arena = "gone"
     with pytest.raises(NotFound):
         KeptCopy(record, cast("Memory", RecordedMemory(kept.recording)))
+
+
+# -- operations -------------------------------------------------------------------------------------------------------
+
+
+def test_an_operation_is_carried_out_between_what_was_before_it_and_what_came_after() -> None:
+    primary, kept = Primary(), Kept()
+    primary.commit(Store(0, 0, b"before"))
+    primary.operate(RecordType.SNAPSHOT, LogOperation(name="s", regions=["first"]))
+    primary.commit(Store(0, 0, b"after!"))
+    primary.ship(kept.log)
+    seen: list[tuple[str, bytes]] = []
+    while run := kept.copy.verify():
+        if run.operation is not None:
+            assert run.targets == []
+            assert (run.operation.epoch, run.operation.type) == (EPOCH, RecordType.SNAPSHOT)
+            seen.append((run.operation.what.name, regions_of(kept.recording)[0][:6]))
+        kept.copy.apply(run)
+    assert seen == [("s", b"before")]
+    assert regions_of(kept.recording)[0][:6] == b"after!"
+
+
+def test_an_operation_that_was_held_and_not_carried_out_is_found_by_the_next_host() -> None:
+    primary, kept = Primary(), Kept()
+    primary.commit(Store(0, 0, b"before"))
+    primary.operate(RecordType.SNAPSHOT, LogOperation(name="s", regions=["first"]))
+    primary.commit(Store(0, 0, b"after!"))
+    primary.ship(kept.log)
+    while kept.copy.verify():
+        pass  # its host dies after it has acknowledged all, before it applies any of it
+    successor = KeptCopy(record_of(), cast("Memory", RecordedMemory(kept.recording)))
+    assert successor.held == primary.ring.tail
+    runs: list[str] = []
+    while run := successor.unapplied():
+        runs.append(run.operation.what.name if run.operation else "stores")
+        successor.apply(run)
+    assert runs == ["stores", "s", "stores"]
+
+
+def test_an_operation_that_cannot_be_read_is_not_acknowledged() -> None:
+    primary, kept = Primary(), Kept()
+    held = primary.commit(Store(0, 0, b"before"))
+    primary.writer.append(RecordType.SNAPSHOT, RecordFlags.REQUIRED, b"\xff\xff")
+    primary.writer.publish()
+    primary.ship(kept.log)
+    run = kept.copy.verify()
+    assert run is not None
+    kept.copy.apply(run)
+    assert kept.copy.held == held
+    with pytest.raises(RingCorrupt, match="an operation that cannot be read"):
+        kept.copy.verify()

@@ -14,13 +14,16 @@ import pytest
 
 from everram.actors.remote_memory import refusals
 from everram.actors.remote_memory.files import Files
-from everram.actors.remote_memory.regions import Regions
-from everram.actors.remote_memory.tree import LARGE_BYTES, REGIONS, Tree
+from everram.actors.remote_memory.regions import REGIONS, Regions
+from everram.actors.remote_memory.snapshot_files import SNAPSHOTS, SnapshotFiles
+from everram.actors.remote_memory.tree import LARGE_BYTES, Tree
+from everram.actors.remote_memory.views import Guests
 from everram.runtime.contracts import common_pb2 as pb
+from everram.runtime.contracts import nvm_device_pb2 as nvm
 from everram.runtime.contracts import remote_memory_pb2 as rm
 from everram.runtime.coordination.file_directory import ROOT_ID
 from everram.runtime.environment import Memory, MemoryObject, NoMounts
-from everram.runtime.errors import AlreadyExists, DeadlineExceeded, ResourceExhausted
+from everram.runtime.errors import AlreadyExists, DataLoss, DeadlineExceeded, NotFound, ResourceExhausted
 from everram.runtime.fuse.errors import errno_of
 from everram.runtime.fuse.filesystem import ROOT_KEY, Changes, Kind, Space
 
@@ -168,14 +171,61 @@ class Arena:
         return SimpleNamespace(read=lambda offset, length: b"bytes and padding"[offset : offset + length])
 
 
+class FakeDevice:
+    """What `SnapshotFiles` asks of the NVM device, of region `data` of guest g1."""
+
+    def __init__(self) -> None:
+        self.taken: dict[str, tuple[nvm.SnapshotRecord, bytes]] = {}
+        self.sequence = 0
+        self.lost: set[str] = set()
+        """Names of those whose bytes storage has lost."""
+
+    def take(self, name: str, content: bytes, created_ns: int = 0) -> None:
+        self.sequence += 1
+        record = nvm.SnapshotRecord(
+            guest_id="g1",
+            region="data",
+            name=name,
+            sequence=self.sequence,
+            size_bytes=len(content),
+            created_ns=created_ns,
+        )
+        self.taken[name] = record, content
+
+    async def snapshots(self, request: nvm.SnapshotFilter) -> nvm.SnapshotList:
+        assert (request.guest_id, request.region, request.usage) == ("g1", "data", False)
+        return nvm.SnapshotList(snapshots=[record for record, _ in self.taken.values()])
+
+    async def check_snapshot(self, request: nvm.SnapshotName) -> nvm.SnapshotRecord:
+        return self._find(request)[0]
+
+    async def read_snapshot(self, request: nvm.ReadSnapshotRequest, *, timeout_s: float) -> nvm.SnapshotData:
+        _, content = self._find(request.snapshot)
+        if request.snapshot.name in self.lost:
+            raise DataLoss("nvm/purged: slot 3 at offset 16432 does not match its checksum")
+        return nvm.SnapshotData(data=content[request.offset : request.offset + request.length])
+
+    def _find(self, named: nvm.SnapshotName) -> tuple[nvm.SnapshotRecord, bytes]:
+        found = self.taken.get(named.name)
+        if (named.guest_id, named.region) != ("g1", "data") or found is None:
+            raise NotFound("there is no such snapshot")
+        if named.sequence not in (0, found[0].sequence):
+            raise NotFound("another has its name now")
+        return found
+
+
 class World:
     def __init__(self, held: tuple[str, ...] = ()) -> None:
-        self.files = FakeFiles()
+        self.files, self.device = FakeFiles(), FakeDevice()
         self.later: list[Coroutine[Any, Any, None]] = []
         hypervisor = cast(Any, FakeHypervisor())
-        regions = Regions(lambda: hypervisor, cast(Memory, Arena()))
+        guests = Guests(lambda: hypervisor)
+        views = {
+            REGIONS: Regions(guests, cast(Memory, Arena())),
+            SNAPSHOTS: SnapshotFiles(guests, lambda: cast(Any, self.device)),
+        }
         self.tree = Tree(
-            HOST, cast(Files, self.files), regions, Stamped(), lambda: Space(100, 50), self.later.append, held
+            HOST, cast(Files, self.files), views, Stamped(), lambda: Space(100, 50), self.later.append, held
         )
 
 
@@ -187,12 +237,13 @@ async def refused(work: Any) -> int:
     return errno_of(caught.value)
 
 
-async def test_the_top_has_files_and_regions_and_takes_nothing() -> None:
+async def test_the_top_has_files_regions_and_snapshots_and_takes_nothing() -> None:
     tree = World().tree
-    assert [entry.name for entry in await tree.readdir(ROOT_KEY)] == ["files", "regions"]
+    assert [entry.name for entry in await tree.readdir(ROOT_KEY)] == ["files", "regions", "snapshots"]
     assert (await tree.lookup(ROOT_KEY, "files")).key == ROOT_ID
     assert await refused(lambda: tree.lookup(ROOT_KEY, "other")) == errno.ENOENT
-    for parent in (ROOT_KEY, REGIONS, "guest:g1"):
+    assert await refused(lambda: tree.open(ROOT_KEY, os.O_RDONLY)) == errno.EISDIR
+    for parent in (ROOT_KEY, REGIONS, "guest:g1", SNAPSHOTS, "snapshots:g1", "snapshots:g1/data"):
         assert await refused(lambda: tree.mkdir(parent, "x", 0o755)) == errno.EROFS  # noqa: B023
         assert await refused(lambda: tree.create(parent, "x", 0o644, os.O_RDWR, False)) == errno.EROFS  # noqa: B023
         assert await refused(lambda: tree.unlink(parent, "x")) == errno.EROFS  # noqa: B023
@@ -216,6 +267,57 @@ async def test_regions_are_read_only_and_end_where_they_end() -> None:
     await tree.release(opened.file)
     assert await refused(lambda: tree.lookup(REGIONS, "nobody")) == errno.ENOENT
     assert await refused(lambda: tree.lookup(guest.key, "nothing")) == errno.ENOENT
+
+
+async def test_snapshots_are_found_by_guest_and_region_and_never_change() -> None:
+    world = World()
+    tree = world.tree
+    world.device.take("before", b"content", created_ns=17)
+    guest = await tree.lookup(SNAPSHOTS, "bank")
+    region = await tree.lookup(guest.key, "data")
+    taken = await tree.lookup(region.key, "before")
+    assert [entry.name for entry in await tree.readdir(SNAPSHOTS)] == ["bank"]
+    assert [entry.name for entry in await tree.readdir(guest.key)] == ["data"]
+    assert [(entry.name, entry.key) for entry in await tree.readdir(region.key)] == [("before", taken.key)]
+    assert (guest.kind, region.kind, taken.kind, taken.mode) == (Kind.FOLDER, Kind.FOLDER, Kind.FILE, 0o444)
+    assert (taken.size_bytes, taken.modified_ns) == (7, 17)
+    assert taken.valid_ns > 0, "the kernel need not ask again"
+    assert taken.name_valid_ns == 0, "it may be removed"
+    assert await tree.getattr(taken.key, None) == taken
+    assert await tree.getattr(region.key, None) == region
+    assert await refused(lambda: tree.open(taken.key, os.O_RDWR)) == errno.EROFS
+    opened = (await tree.open(taken.key, os.O_RDONLY)).file
+    assert await cast(Any, tree.read(opened, 3, 100)) == b"tent"
+    assert await cast(Any, tree.read(opened, 7, 100)) == b""
+    assert await refused(lambda: tree.write(opened, 0, memoryview(b"x"))) == errno.EROFS
+    await tree.flush(opened)
+    await tree.release(opened)
+    for parent in (SNAPSHOTS, guest.key, region.key):
+        assert await refused(lambda: tree.lookup(parent, "nothing")) == errno.ENOENT  # noqa: B023
+    for key in ("snapshots:g2", "snapshots:g1/other"):
+        assert await refused(lambda: tree.getattr(key, None)) == errno.ENOENT  # noqa: B023
+        assert await refused(lambda: tree.readdir(key)) == errno.ENOENT  # noqa: B023
+
+
+async def test_a_snapshot_that_was_removed_is_stale_whatever_has_its_name_since() -> None:
+    world = World()
+    tree = world.tree
+    world.device.take("before", b"first")
+    taken = await tree.lookup("snapshots:g1/data", "before")
+    opened = (await tree.open(taken.key, os.O_RDONLY)).file
+    world.device.lost.add("before")
+    assert await refused(lambda: tree.read(opened, 0, 5)) == errno.EIO
+    world.device.lost.clear()
+    for again in (False, True):
+        if again:
+            world.device.take("before", b"second")
+        else:
+            del world.device.taken["before"]
+        assert await refused(lambda: tree.read(opened, 0, 5)) == errno.ESTALE
+        assert await refused(lambda: tree.getattr(taken.key, None)) == errno.ESTALE
+        assert await refused(lambda: tree.open(taken.key, os.O_RDONLY)) == errno.ESTALE
+    other = await tree.lookup("snapshots:g1/data", "before")
+    assert (other.key == taken.key, other.size_bytes) == (False, 6)
 
 
 async def test_a_file_is_made_here_and_elsewhere_only_without_room() -> None:
@@ -315,7 +417,7 @@ async def test_an_unlinked_file_goes_when_the_kernel_forgets_it() -> None:
 
 
 async def test_what_a_predecessor_had_open_is_pinned_until_it_is_forgotten() -> None:
-    world = World(held=("0123", "region:g1/data", ROOT_KEY))
+    world = World(held=("0123", "region:g1/data", "snapshot:g1/data/before/1", ROOT_KEY))
     assert world.files.pinned == Counter({"0123": 1})
     world.tree.forget("0123")
     world.tree.forget("0123")
