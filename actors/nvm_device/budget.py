@@ -29,9 +29,11 @@ class Budget:
         self.capacity_bytes = capacity_bytes
         self._promised_bytes = 0
         self._media: Media | None = None
+        self._mapped_bytes = 0
+        """Of the metadata's memory object."""
 
     def use(self, media: Media) -> None:
-        self._media = media
+        self._media, self._mapped_bytes = media, media.mapping.size_bytes
         self._limit()
 
     def promise(self, size_bytes: int) -> None:
@@ -48,7 +50,7 @@ class Budget:
 
     @property
     def _metadata_bytes(self) -> int:
-        return 0 if self._media is None else self._media.mapping.size_bytes - START_PAGES * PAGE_BYTES
+        return 0 if self._media is None else self._mapped_bytes - START_PAGES * PAGE_BYTES
 
     @property
     def free_bytes(self) -> int:
@@ -68,12 +70,13 @@ class Budget:
 
     def check_metadata(self, size_bytes: int) -> None:
         """Whether the metadata may be so long. Raises ResourceExhausted."""
-        assert self._media is not None
-        more_bytes = size_bytes - self._media.mapping.size_bytes
+        more_bytes = size_bytes - self._mapped_bytes
         if more_bytes > self.free_bytes:
             raise ResourceExhausted(f"the metadata of snapshots wants {size_text(more_bytes)} more than there is free")
 
-    def grown(self) -> None:
+    def grown(self, size_bytes: int) -> None:
+        """The metadata is so long now: there are fewer blocks."""
+        self._mapped_bytes = size_bytes
         self._limit()
 
     def _limit(self) -> None:
@@ -106,6 +109,7 @@ class MetadataSpace:
         self._memory.resize(SNAPSHOTS_NAME, size_bytes)
         self._mapping.close()
         self._mapping = self._memory.open(SNAPSHOTS_NAME).map()
+        self._budget.grown(size_bytes)
         return self._mapping
 
     def close(self) -> None:

@@ -96,9 +96,10 @@ class Purger:
         self._woken.set()
 
     def room_made(self) -> None:
-        """By a deletion: perhaps nothing has to be purged any more."""
-        if self._starved or self._policy.trouble:
-            self._woken.set()
+        """Writers are about to ask again: whoever still has to wait says so anew."""
+        self._starved = False
+        if self._policy.trouble:
+            self._woken.set()  # perhaps nothing has to be purged any more
 
     def written(self) -> None:
         """One more block was taken."""
@@ -123,8 +124,7 @@ class Purger:
             if self._starved or self._budget.free_part < self._policy.low_mark:
                 async for batch in self._batches(everything):
                     await self._purge(batch)
-                    self._starved = False
-                    if self._budget.free_part >= self._policy.high_mark:
+                    if self._budget.free_part >= self._policy.high_mark and not self._starved:
                         break
             if age_s := self._policy.age_s:
                 await self.purge(self.older_than(age_s))
@@ -168,7 +168,7 @@ class Purger:
         batch = await self._first_batch()
         if batch is None:
             raise FailedPrecondition("nothing can be purged to make room: remove snapshots")
-        await self._move(batch)
+        await self._move(batch[: self._places])
 
     async def _first_batch(self) -> list[Candidate] | None:
         async for batch in self._batches(everything):
@@ -182,7 +182,19 @@ class Purger:
             else:
                 await asyncio.sleep(0)
 
+    @property
+    def _places(self) -> int:
+        """So many storage takes at once; where it takes none, one, to say so."""
+        return max(1, self._snapshots.media.storage.free)
+
     async def _purge(self, batch: list[Candidate]) -> None:
+        """Raises ResourceExhausted where storage does not take all of it, after it has taken what it can."""
+        while batch:
+            places = self._places
+            await self._purge_some(batch[:places])
+            batch = batch[places:]
+
+    async def _purge_some(self, batch: list[Candidate]) -> None:
         await self._going.wait()
         began_ns = self._clock.now_ns()
         self._running += 1
