@@ -33,8 +33,6 @@ from everram.runtime.errors import (
     Unavailable,
 )
 
-SNAPSHOT_REASON = "snapshot"
-
 
 class Hypervisor(HypervisorActor):
     """Guests of one host. `faults` serves the page faults of tracked regions; None where this computer cannot."""
@@ -58,7 +56,6 @@ class Hypervisor(HypervisorActor):
         processes = {process.guest_id: process for process in await house.machine.guests()}
         for guest in stored.guests:
             await self._adopt(guest, processes.pop(guest.guest_id, None))
-        await self._thaw_after_snapshots()
         for stranger in processes:
             # Recorded before it was started, so a process without a record is the rest of a removal.
             await house.machine.kill(stranger)
@@ -83,12 +80,6 @@ class Hypervisor(HypervisorActor):
             self.context.spawn(self._after_end(resident, record.epoch), name=f"end of {record.name}")
         else:
             self.context.spawn(self._house.begin_again(resident, record.epoch), name=f"begin {record.name} again")
-
-    async def _thaw_after_snapshots(self) -> None:
-        """A host that died while it took a snapshot left guests stopped; what they store is trapped again by now."""
-        for process in await self._house.machine.guests():
-            if process.pid and SNAPSHOT_REASON in process.freeze_reasons:
-                await self._house.machine.thaw(process.guest_id, SNAPSHOT_REASON)
 
     async def _go_on(self, resident: Resident, epoch: int) -> None:
         """Register an incarnation that outlived this host's predecessor; it serves meanwhile, until its lease ends."""

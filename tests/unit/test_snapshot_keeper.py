@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import dataclasses
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -347,6 +348,16 @@ async def test_what_keeps_a_snapshot_from_being_taken_leaves_the_log_as_it_was(b
     assert (box.ring().committed_end(), box.computer.standing) == (tail, set())
     store(core, 1, 2)
     assert [record.type for record in box.ring().chain(tail)] == [RecordType.STORES]
+
+
+async def test_a_guest_that_a_dead_host_left_stopped_goes_on(box: Box) -> None:
+    store(box.begin(), 1, 1)
+    process = box.computer.processes[GUEST_ID]
+    box.computer.processes[GUEST_ID] = dataclasses.replace(process, freeze_reasons=("down", "snapshot"))
+    box.computer.standing.add(GUEST_ID)
+    await box.node.stop()
+    await box.host()
+    assert box.computer.standing == set()
 
 
 async def test_several_snapshots_of_one_guest_come_one_after_the_other(box: Box) -> None:
