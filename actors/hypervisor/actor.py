@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable
 from everram.actors.hypervisor import admission, output
 from everram.actors.hypervisor.faults import FaultService
 from everram.actors.hypervisor.handover import Handover
-from everram.actors.hypervisor.household import GRACE_S, REGISTER_TIMEOUT_S, Household
+from everram.actors.hypervisor.household import GRACE_S, REGISTER_TIMEOUT_S, REMOVE_TIMEOUT_S, Household
 from everram.actors.hypervisor.life import ENDED, Restart, word
 from everram.actors.hypervisor.regions import RegionChanges
 from everram.actors.hypervisor.resident import Resident
@@ -102,7 +102,13 @@ class Hypervisor(HypervisorActor):
         """What belongs to a guest without a record: the host died between making its regions and recording it."""
         known = (await self._house.nvm.list_regions(RegionFilter())).guest_ids
         for guest_id in sorted(set(known) - self._house.residents.keys()):
-            await self._house.nvm.remove_regions(RegionFilter(guest_id=guest_id))
+            self.context.spawn(self._remove_regions(guest_id), name=f"remove regions of {guest_id}")
+
+    async def _remove_regions(self, guest_id: str) -> None:
+        try:
+            await self._house.nvm.remove_regions(RegionFilter(guest_id=guest_id), timeout_s=REMOVE_TIMEOUT_S)
+        except EverramError as error:
+            self.context.log.error("regions of %s, whom nobody knows, are not removed: %s", guest_id, error.message)
 
     # -- the machine's events
 

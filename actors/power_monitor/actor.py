@@ -17,6 +17,8 @@ from everram.runtime.errors import FailedPrecondition
 from everram.runtime.formats.image import examine, mark_opened
 
 FREEZE_REASON = "down"
+QUIESCE_TIMEOUT_S = 60.0
+"""Of the NVM device: a batch of a purge comes to its end first, at the speed of the disk."""
 
 
 class PowerMonitor(PowerMonitorActor):
@@ -42,7 +44,7 @@ class PowerMonitor(PowerMonitorActor):
         try:
             await environment.machine.freeze("", FREEZE_REASON)
             await self._replicator.quiesce(QuiesceRequest(on=True))
-            await self._nvm.quiesce(QuiesceMoves(on=True))
+            await self._nvm.quiesce(QuiesceMoves(on=True), timeout_s=QUIESCE_TIMEOUT_S)
             host = await self.context.ref(VMemFSRef).get_host(pb.Empty())
             report = await save(environment, cause, host.memory_id)
         except BaseException:
@@ -65,7 +67,7 @@ class PowerMonitor(PowerMonitorActor):
             host = await self.context.ref(VMemFSRef).get_host(pb.Empty())
             await mark_opened(environment.disk, survey, survey.marker.generation, host.memory_id)
         await self._replicator.quiesce(QuiesceRequest(on=False))
-        await self._nvm.quiesce(QuiesceMoves(on=False))
+        await self._nvm.quiesce(QuiesceMoves(on=False), timeout_s=QUIESCE_TIMEOUT_S)
         await environment.machine.thaw("", FREEZE_REASON)
         return pb.Empty()
 
