@@ -223,21 +223,28 @@ class NvmDevice(NvmDeviceActor):
         return self.context.later(self._follow_operation(request))
 
     async def _follow_operation(self, request: nvm.CopyOperation) -> pb.Empty:
-        """What was done before is no error: the host may have died just after it."""
-        named = set(request.what.regions)
-        regions = [one for one in self._device.metadata.regions(request.guest_id, request.copy_id) if one.name in named]
-        if len(regions) != len(named) or not named:
-            raise NotFound(f"copy {request.copy_id} of guest {request.guest_id} has not all of {', '.join(named)}")
-        known = {
-            region.name: record
+        """What was done before is no error: the host may have died just after it. A name can be given again, so what a
+        record means is the snapshot of that time."""
+        wanted = set(request.what.regions)
+        regions = [
+            one for one in self._device.metadata.regions(request.guest_id, request.copy_id) if one.name in wanted
+        ]
+        if len(regions) != len(wanted) or not wanted:
+            raise NotFound(f"copy {request.copy_id} of guest {request.guest_id} has not all of {', '.join(wanted)}")
+        named = [
+            (region.name, record)
             for region in regions
             for record in self._keeper.snapshots.of(origin_of(region))
             if record.name == request.what.name
-        }
+        ]
+        known = {name: record for name, record in named if record.created_ns == request.what.created_ns}
         if request.type == RecordType.DELETE:
             if known:
                 await self._keeper.remove(list(known.values()))
-        elif missing := [region for region in regions if region.name not in known]:
+            return pb.Empty()
+        if outlived := [record for name, record in named if name not in known]:  # nobody had told of their removal
+            await self._keeper.remove(outlived)
+        if missing := [region for region in regions if region.name not in known]:
             self._keeper.take_copy(missing, request.what, request.epoch, request.lsn)
         return pb.Empty()
 
@@ -248,8 +255,7 @@ class NvmDevice(NvmDeviceActor):
         freed = self._preview(records)
         by_origin = {origin_of(region): region for region in self._device.metadata.regions()}
         named = [(by_origin[self._keeper.snapshots.region_of(record).record.name], record) for record in records]
-        await self._keeper.tell_removal(named)
-        await self._keeper.remove(records)
+        await self._keeper.remove_everywhere(named)
         return freed
 
     def preview_removal(self, request: nvm.SnapshotNames) -> nvm.Freed:

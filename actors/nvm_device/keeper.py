@@ -38,7 +38,7 @@ from everram.runtime.contracts import common_pb2 as pb
 from everram.runtime.contracts.nvm_device_pb2 import LogOperation
 from everram.runtime.contracts.vmemfs_contract import VMemFSRef
 from everram.runtime.environment import Memory, MemoryObject
-from everram.runtime.errors import DataLoss, FailedPrecondition, NotFound, ResourceExhausted, Unavailable
+from everram.runtime.errors import DataLoss, EverramError, FailedPrecondition, NotFound, ResourceExhausted, Unavailable
 from everram.runtime.log.record import RecordType
 from everram.runtime.memory.contract import PAGE_BYTES, Mapping
 from everram.runtime.memory.guard import GuardedMapping, PageGuard
@@ -224,8 +224,18 @@ class SnapshotKeeper:
         takings = [Taking(origin_of(one), operation.name, one.size_bytes, epoch, lsn) for one in regions]
         self.snapshots.take(takings, operation.created_ns)
 
-    async def tell_removal(self, named: Sequence[tuple[pb.Region, Record]]) -> None:
-        """To the copies on other hosts, by the guests' logs."""
+    async def remove_everywhere(self, named: Sequence[tuple[pb.Region, Record]]) -> None:
+        """From copies on other hosts, too, and from those last: a guest may wait in the midst of a commit for the very
+        room that this makes."""
+        await self.remove([record for _, record in named])
+        try:
+            await self._tell_removal(named)
+        except EverramError as error:
+            names = ", ".join(sorted({record.name for _, record in named}))
+            self._context.log.warning("copies on other hosts keep snapshot %s: %s", names, error.message)
+
+    async def _tell_removal(self, named: Sequence[tuple[pb.Region, Record]]) -> None:
+        """By the guests' logs."""
         regions = [region for region, _ in named if region.kind == pb.LOGGED]
         if not regions:
             return
@@ -235,12 +245,13 @@ class SnapshotKeeper:
 
     def _log_removal(self, named: Sequence[tuple[pb.Region, Record]]) -> None:
         """Raises ResourceExhausted."""
-        operations: dict[tuple[str, str], LogOperation] = {}
+        operations: dict[tuple[str, str, int], LogOperation] = {}
         for region, record in named:
             if region.kind == pb.LOGGED:
-                key = region.guest_id, record.name
-                operations.setdefault(key, LogOperation(name=record.name)).regions.append(region.name)
-        for (guest_id, _), operation in sorted(operations.items(), key=lambda one: one[0]):
+                operation = LogOperation(name=record.name, created_ns=record.created_ns)
+                key = region.guest_id, record.name, record.created_ns
+                operations.setdefault(key, operation).regions.append(region.name)
+        for (guest_id, *_), operation in sorted(operations.items(), key=lambda one: one[0]):
             with GuestLog.open(self._memory, guest_id) as log:
                 log.append(RecordType.DELETE, operation)
                 log.publish()

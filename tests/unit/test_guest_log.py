@@ -21,7 +21,7 @@ from everram.runtime.contracts import common_pb2 as pb
 from everram.runtime.contracts.nvm_device_pb2 import LogOperation
 from everram.runtime.errors import FailedPrecondition, ResourceExhausted, Unavailable
 from everram.runtime.log.record import RecordFlags, RecordType, pack_stores
-from everram.runtime.log.ring import COMMITTING, IDLE, MIN_CAPACITY_BYTES, Ring, log_name
+from everram.runtime.log.ring import BUSY, COMMITTING, IDLE, MIN_CAPACITY_BYTES, Ring, log_name
 from everram.runtime.log.writer import LogWriter
 from everram.runtime.memory.contract import PAGE_BYTES
 from everram.runtime.memory.guard import PageGuard
@@ -56,21 +56,28 @@ def test_what_a_host_appended_is_no_commit_of_the_guest() -> None:
         log.is_still()
 
 
-class TrappedUnlessEnding:
-    """`Writers` of guests of which one is ending."""
+class Trapped:
+    """`Writers` of guests that can be trapped."""
 
     def is_served(self, guest_id: str, region: str) -> bool:
         return True
 
     def protect(self, guest_id: str, region: str) -> None:
-        if guest_id == "g2":
-            raise Unavailable("its guest is ending")
+        pass
 
     def retry_all(self) -> None:
         pass
 
     def waiting_pages(self) -> int:
         return 0
+
+
+class TrappedUnlessEnding(Trapped):
+    """And of which one is ending."""
+
+    def protect(self, guest_id: str, region: str) -> None:
+        if guest_id == "g2":
+            raise Unavailable("its guest is ending")
 
 
 class FullBlocks(HeapBlocks):
@@ -152,3 +159,17 @@ async def test_what_cannot_be_copied_whole_is_taken_back(memory: LooseMemory) ->
             await world.keeper.take(world.regions, "s")
         assert [list(world.snapshots.of(region.arena)) for region in world.regions] == [[], []]
         assert world.logged() == [[RecordType.SNAPSHOT, RecordType.DELETE]] * 2
+
+
+async def test_a_snapshot_is_removed_while_its_guest_waits_for_the_room(memory: LooseMemory) -> None:
+    """It does so in the midst of a commit, where nothing can be written into its log."""
+    with contextlib.closing(World(memory, Trapped())) as world:
+        taken = await world.keeper.take(world.regions, "s")
+        world.rings[0].publish(COMMITTING, BUSY)
+        await world.keeper.remove_everywhere(list(zip(world.regions, taken, strict=True)))
+        assert not world.snapshots.records
+        assert world.logged() == [[RecordType.SNAPSHOT]] * 2
+        world.rings[0].publish(COMMITTING, IDLE)
+        again = await world.keeper.take(world.regions, "s")
+        await world.keeper.remove_everywhere(list(zip(world.regions, again, strict=True)))
+        assert world.logged() == [[RecordType.SNAPSHOT, RecordType.SNAPSHOT, RecordType.DELETE]] * 2
