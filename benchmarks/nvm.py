@@ -39,7 +39,7 @@ from everram.runtime.production.disk import Folder
 from tests.loose_memory import LooseMemory
 from tests.snapshot_device import Device, MemfdSpace
 
-ROUNDS = 3
+ROUNDS = 5
 STORE_BLOCKS = 1 << 21
 KS = (1, 8, 64)
 SHARED_CHUNKS = 8
@@ -167,7 +167,7 @@ class KeptBlocks:
     """Punches holes as late as its memory ends, so that two can purge the same blocks; both are spared that work."""
 
     def __init__(self, blocks: Blocks) -> None:
-        self.load, self.persist = blocks.load, blocks.persist
+        self.load, self.load_run, self.persist = blocks.load, blocks.load_run, blocks.persist
 
     def discard(self, first: int, count: int) -> None:
         pass
@@ -266,6 +266,7 @@ def writes() -> dict[str, float]:
                 / pages
             )
     return {
+        "first_write_vs_bare_copy": round(median(first[1:]) / median(bare[1:]), 1),
         "first_write_us": round(median(first[1:]) * 1e6, 1),
         "first_write_bare_copy_us": round(median(bare[1:]) * 1e6, 1),
         "private_write_us": round(median(private[1:]) * 1e6, 2),
@@ -321,6 +322,9 @@ class OnePage:
 
     def load(self, number: int) -> bytes:
         return self.content
+
+    def load_run(self, first: int, count: int) -> bytes:
+        return self.content * count
 
     def persist(self, number: int, data: bytes) -> None:
         pass

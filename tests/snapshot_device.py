@@ -102,6 +102,9 @@ class HeapBlocks:
     def load(self, number: int) -> bytes:
         return self.content[number]
 
+    def load_run(self, first: int, count: int) -> bytes:
+        return b"".join(self.content[number] for number in range(first, first + count))
+
     def persist(self, number: int, data: bytes) -> None:
         self.content[number] = bytes(data)
 

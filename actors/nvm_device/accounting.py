@@ -9,7 +9,7 @@ each other alone belongs to none of them and comes back only when all of them go
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ from everram.actors.nvm_device import deletion, tables
 from everram.actors.nvm_device.records import Record
 from everram.actors.nvm_device.snapshots import Snapshots
 from everram.actors.nvm_device.tables import CHUNK_PAGES
-from everram.actors.nvm_device.virtblocks import Place, location
+from everram.actors.nvm_device.virtblocks import KIND_SHIFT, Place, words_of
 from everram.runtime.memory.contract import PAGE_BYTES
 
 
@@ -47,12 +47,8 @@ class Usage:
 
 def preview(snapshots: Snapshots, records: Sequence[Record]) -> Freed:
     """Of one region's snapshots."""
-    freed = Freed()
-    for virtblock in _dead(snapshots, records):
-        place, _ = location(snapshots.media, virtblock)
-        freed.memory_bytes += PAGE_BYTES * (place is Place.STORE)
-        freed.storage_bytes += PAGE_BYTES * (place is Place.STORAGE)
-    return freed
+    places = Counter(word >> KIND_SHIFT for word in words_of(snapshots.media, _dead(snapshots, records)))
+    return Freed(places[Place.STORE] * PAGE_BYTES, places[Place.STORAGE] * PAGE_BYTES)
 
 
 def usage(snapshots: Snapshots, record: Record) -> Usage:
@@ -61,10 +57,9 @@ def usage(snapshots: Snapshots, record: Record) -> Usage:
     broken_up = set()
     for first, leaf in tables.leaves(media, record.root):
         broken_up.add(first // CHUNK_PAGES)
-        for virtblock in tables.entries(media, leaf):
-            if virtblock:
-                found.named_bytes += PAGE_BYTES
-                found.purged_bytes += PAGE_BYTES * (location(media, virtblock).place is Place.STORAGE)
+        words = words_of(media, filter(None, tables.entries(media, leaf)))
+        found.named_bytes += PAGE_BYTES * len(words)
+        found.purged_bytes += PAGE_BYTES * sum(word >> KIND_SHIFT == Place.STORAGE for word in words)
     for offset, length in snapshots.arena_of(region.record.name).extents(0, record.size_bytes):
         for page in range(offset // PAGE_BYTES, -(-(offset + length) // PAGE_BYTES)):
             found.named_bytes += PAGE_BYTES * (page // CHUNK_PAGES not in broken_up)

@@ -12,7 +12,7 @@ from everram.actors.nvm_device import accounting, checking
 from everram.actors.nvm_device.budget import Budget
 from everram.actors.nvm_device.device import Device, Plan, check_filter, check_snapshot_name, origin_of, pages_of
 from everram.actors.nvm_device.keeper import SnapshotKeeper
-from everram.actors.nvm_device.purger import everything
+from everram.actors.nvm_device.purging import everything
 from everram.actors.nvm_device.records import Record
 from everram.actors.nvm_device.writers import Writers
 from everram.runtime.contracts import common_pb2 as pb

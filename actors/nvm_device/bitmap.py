@@ -63,6 +63,11 @@ class Bitmap:
     def free(self) -> int:
         return self.limit - self.taken - len(self._reserved)
 
+    @property
+    def free_now(self) -> int:
+        """Without those that have no bits yet."""
+        return min(self.limit, self.nameable) - self.taken - len(self._reserved)
+
     def take(self) -> int:
         """Reserve one. Raises ResourceExhausted."""
         if self.free <= 0 or not (self._free or self._scan()):
@@ -70,6 +75,21 @@ class Bitmap:
         number = self._free.popleft()
         self._reserved.add(number)
         return number
+
+    def take_many(self, count: int) -> list[int]:
+        """All of them, or none. Raises ResourceExhausted."""
+        taken: list[int] = []
+        try:
+            while len(taken) < count:
+                taken.append(self.take())
+                more = min(count - len(taken), len(self._free), max(0, self.free))
+                taken += [self._free.popleft() for _ in range(more)]
+                self._reserved.update(taken[len(taken) - more :])
+        except ResourceExhausted:
+            for number in reversed(taken):
+                self.unreserve(number)
+            raise
+        return taken
 
     def unreserve(self, number: int) -> None:
         self._reserved.discard(number)

@@ -44,6 +44,9 @@ class BlockStore:
     def load(self, number: int) -> bytes:
         return self._kept.read(number * PAGE_BYTES, PAGE_BYTES)
 
+    def load_run(self, first: int, count: int) -> bytes:
+        return self._kept.read(first * PAGE_BYTES, count * PAGE_BYTES)
+
     def persist(self, number: int, data: bytes) -> None:
         """Raises ResourceExhausted; then nothing has changed."""
         if number >= self._blocks:

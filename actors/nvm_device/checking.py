@@ -22,9 +22,10 @@ from everram.actors.nvm_device.media import (
     WORDS_PER_PAGE,
 )
 from everram.actors.nvm_device.records import Record, State
+from everram.actors.nvm_device.redo import WORD_BYTES
 from everram.actors.nvm_device.snapshots import Region, Snapshots
 from everram.actors.nvm_device.tables import LEAF
-from everram.actors.nvm_device.virtblocks import Place, chain, location
+from everram.actors.nvm_device.virtblocks import Place, chain, location, pack_location
 from everram.runtime.errors import DataLoss
 
 
@@ -61,9 +62,9 @@ def check(snapshots: Snapshots) -> tuple[list[str], Reached]:
         except DataLoss as error:
             findings.append(f"{_described(record)}: {error.message}")
     media = snapshots.media
-    for intent in purging.under_way(media):
-        reached.blocks.setdefault(intent.block, intent.virtblock)
-        reached.slots.setdefault(intent.slot, intent.virtblock)
+    for virtblock, block, slot in purging.under_way(media):
+        reached.blocks.setdefault(block, virtblock)
+        reached.slots.setdefault(slot, virtblock)
     if unnamed := sorted(reached.in_arrays - reached.named.keys()):
         findings.append(f"{len(unnamed)} times no table names a virtblock, such as {unnamed[0]}")
     for region in snapshots.regions.values():
@@ -109,26 +110,28 @@ def _tables(snapshots: Snapshots, record: Record, reached: Reached, seen: set[tu
 
 def _leaf(snapshots: Snapshots, record: Record, first: int, leaf: int, reached: Reached) -> Iterator[str]:
     region = record.region if record.sequence else record.number
-    for at, virtblock in enumerate(tables.entries(snapshots.media, leaf)):
-        if not virtblock:
-            continue
-        page = first + at
-        where = f"{_described(record)}, page {page}"
+    for page, virtblock in enumerate(tables.entries(snapshots.media, leaf), first):
+        if not virtblock or reached.named.get(virtblock) == (region, page):
+            continue  # a hole, or seen in another leaf
         if virtblock not in reached.in_arrays:
-            yield f"{where}: its virtblock {virtblock} is in no array"
-            continue
-        if reached.named.setdefault(virtblock, (region, page)) != (region, page):
-            yield f"{where}: its virtblock {virtblock} is named for another page, too"
-        yield from _placed(snapshots, where, page, virtblock, reached)
+            yield f"{_described(record)}, page {page}: its virtblock {virtblock} is in no array"
+        elif virtblock in reached.named:
+            yield f"{_described(record)}, page {page}: its virtblock {virtblock} is named for another page, too"
+        else:
+            reached.named[virtblock] = region, page
+            if wrong := _placed(snapshots, page, virtblock, reached):
+                yield f"{_described(record)}, page {page}: {wrong}"
 
 
-def _placed(snapshots: Snapshots, where: str, page: int, virtblock: int, reached: Reached) -> Iterator[str]:
+def _placed(snapshots: Snapshots, page: int, virtblock: int, reached: Reached) -> str:
+    """What is wrong with where a virtblock says that its content lies; empty if nothing is."""
     place, number = location(snapshots.media, virtblock)
-    if place is Place.ARENA and number != page:
-        yield f"{where}: its content is said to lie in page {number} of the arena"
-    for wanted, taken, what in ((Place.STORE, reached.blocks, "block"), (Place.STORAGE, reached.slots, "slot")):
-        if place is wanted and taken.setdefault(number, virtblock) != virtblock:
-            yield f"{where}: its {what} {number} has the content of another virtblock, too"
+    if place is Place.ARENA:
+        return "" if number == page else f"its content is said to lie in page {number} of the arena"
+    taken, what = (reached.blocks, "block") if place is Place.STORE else (reached.slots, "slot")
+    if taken.setdefault(number, virtblock) != virtblock:
+        return f"its {what} {number} has the content of another virtblock, too"
+    return ""
 
 
 def _running(snapshots: Snapshots, region: Region) -> Iterator[str]:
@@ -137,7 +140,7 @@ def _running(snapshots: Snapshots, region: Region) -> Iterator[str]:
     for first, leaf in tables.leaves(media, region.record.root):
         running = tables.entries(media, leaf)
         for page, virtblock in enumerate(running, first):
-            if virtblock and location(media, virtblock) != (Place.ARENA, page):
+            if virtblock and media.word(virtblock * WORD_BYTES) != pack_location(Place.ARENA, page):
                 yield f"region {region.record.name}, page {page}: its virtblock {virtblock} names another place"
         for record in snapshots.live(region):
             theirs = tables.leaf_of(media, record.root, first)

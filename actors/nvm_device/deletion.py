@@ -25,7 +25,7 @@ from everram.actors.nvm_device.records import Kind, Record, State
 from everram.actors.nvm_device.redo import WORD_BYTES
 from everram.actors.nvm_device.snapshots import Region, Snapshots
 from everram.actors.nvm_device.tables import LEAF, LEVELS, entry_offset
-from everram.actors.nvm_device.virtblocks import Place, chain, location
+from everram.actors.nvm_device.virtblocks import Place, chain, unpack_location, words_of
 from everram.runtime.errors import FailedPrecondition
 from everram.runtime.memory.contract import PAGE_BYTES
 
@@ -145,15 +145,11 @@ def _free_leaf(snapshots: Snapshots, record: Record, page: int, leaf: int) -> bo
     if any(tables.leaf_of(media, root, page) == leaf for root in kept):
         return False
     dead = sorted(dead_virtblocks(snapshots, page, (leaf,), kept))
-    blocks: list[int] = []
+    places = [unpack_location(word) for word in words_of(media, dead)]
+    blocks = [number for place, number in places if place is Place.STORE]
     with Draft(media) as draft:
-        for virtblock in dead:
-            place, number = location(media, virtblock)
-            if place is Place.STORE:
-                draft.free_block(number)
-                blocks.append(number)
-            elif place is Place.STORAGE:
-                draft.free_slot(number)
+        draft.free_blocks(blocks)
+        draft.free_slots([number for place, number in places if place is Place.STORAGE])
         for first, count in runs(dead):
             draft.put(first * WORD_BYTES, bytes(count * WORD_BYTES))
         draft.word(entry_offset(tables.node_at(media, record.root, page, LEAF + 1), page, LEAF + 1), 0)

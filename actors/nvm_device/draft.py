@@ -13,6 +13,7 @@ redo log, all or none; new pages need no log, because nobody can reach them befo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import TracebackType
 
 from everram.actors.nvm_device.media import RECORDS_DIRECTORY, Media
@@ -63,10 +64,10 @@ class Draft:
         self._blocks.append(block)
         return block
 
-    def new_slot(self) -> int:
-        slot = self._media.take_slot()
-        self._slots.append(slot)
-        return slot
+    def new_slots(self, count: int) -> list[int]:
+        slots = self._media.take_slots(count)
+        self._slots += slots
+        return slots
 
     def free_page(self, page: int) -> None:
         self._freed_pages.append(page)
@@ -74,8 +75,14 @@ class Draft:
     def free_block(self, block: int) -> None:
         self._freed_blocks.append(block)
 
+    def free_blocks(self, blocks: Sequence[int]) -> None:
+        self._freed_blocks += blocks
+
     def free_slot(self, slot: int) -> None:
         self._freed_slots.append(slot)
+
+    def free_slots(self, slots: Sequence[int]) -> None:
+        self._freed_slots += slots
 
     # -- what it stores
 
@@ -99,17 +106,17 @@ class Draft:
         media, change = self._media, self._change
         for number, record in self._records.items():
             _put_difference(media, change, record_offset(media, number), record)
-        things = (
-            (media.pages, list(self._pages), self._freed_pages),
-            (media.store, self._blocks, self._freed_blocks),
-            (media.storage, self._slots, self._freed_slots),
-        )
-        words = sum(len(taken) + len(freed) for _, taken, freed in things)  # of bits, and at most
-        if change.size_bytes + words * RANGE_OF_ONE_WORD_BYTES > media.change_bytes_max:
+        bits = len(self._pages) + len(self._blocks) + len(self._slots)
+        bits += len(self._freed_pages) + len(self._freed_blocks) + len(self._freed_slots)
+        if change.size_bytes + bits * RANGE_OF_ONE_WORD_BYTES > media.change_bytes_max:  # each in another word, at most
             raise ResourceExhausted("this is too much to be done at once: do it in several parts")
         for page, content in self._pages.items():
             media.write_page(page, bytes(content))
-        for bitmap, taken, freed in things:
+        for bitmap, taken, freed in (
+            (media.pages, list(self._pages), self._freed_pages),
+            (media.store, self._blocks, self._freed_blocks),
+            (media.storage, self._slots, self._freed_slots),
+        ):
             if taken:
                 bitmap.mark(change, taken)
             if freed:

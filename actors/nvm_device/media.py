@@ -142,20 +142,18 @@ class Media:
 
     def take_block(self) -> int:
         """A block of the store, reserved. Raises ResourceExhausted."""
-        return self._take(self.store, STORE_DIRECTORY)
+        if self.store.free_now < 1:
+            self._add_bits_for(self.store, STORE_DIRECTORY, 1)
+        return self.store.take()
 
-    def take_slot(self) -> int:
-        """A slot of the storage file, reserved. Raises ResourceExhausted."""
-        return self._take(self.storage, STORAGE_DIRECTORY)
+    def take_slots(self, count: int) -> list[int]:
+        """Slots of the storage file, reserved. Raises ResourceExhausted."""
+        self._add_bits_for(self.storage, STORAGE_DIRECTORY, count)
+        return self.storage.take_many(count)
 
-    def _take(self, bitmap: Bitmap, directory: int) -> int:
-        try:
-            return bitmap.take()
-        except ResourceExhausted:
-            if bitmap.nameable >= bitmap.limit:
-                raise
+    def _add_bits_for(self, bitmap: Bitmap, directory: int, count: int) -> None:
+        while bitmap.nameable < bitmap.limit and bitmap.free_now < count:
             self._add_bits(bitmap, directory)
-            return bitmap.take()
 
     def _add_pages(self) -> None:
         """Those that are there and have no bits yet; else more memory."""

@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Iterator
 
 from everram.actors.nvm_device import purging
 from everram.actors.nvm_device.budget import Budget
-from everram.actors.nvm_device.purging import Candidate, Purge
+from everram.actors.nvm_device.purging import Candidate, Purge, everything
 from everram.actors.nvm_device.records import Record
 from everram.actors.nvm_device.snapshots import Snapshots
 from everram.actors.nvm_device.storage import StorageFile
@@ -34,10 +34,6 @@ RETRY_S = 1.0
 """After storage did not take a batch, while writers wait for it."""
 PIECE_BLOCKS = 256
 """Handed to storage at once: other work of the loop comes between two of them."""
-
-
-def everything(record: Record) -> bool:
-    return True
 
 
 class Purger:

@@ -17,10 +17,11 @@ was not. Nothing is deleted or reverted between `begin` and `end`; writes and ne
 
 from __future__ import annotations
 
+import itertools
+import operator
 import struct
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
 
 from everram.actors.nvm_device import tables
 from everram.actors.nvm_device.deletion import runs
@@ -28,42 +29,56 @@ from everram.actors.nvm_device.draft import Draft
 from everram.actors.nvm_device.media import INTENT_ENTRIES_MAX, INTENTS, INTENTS_AT, Media
 from everram.actors.nvm_device.records import Record
 from everram.actors.nvm_device.snapshots import Region, Snapshots
-from everram.actors.nvm_device.virtblocks import Place, is_at, location, publish
+from everram.actors.nvm_device.virtblocks import Place, pack_location, publish, words_of
 from everram.runtime.errors import DataLoss, FailedPrecondition
 from everram.runtime.memory.contract import PAGE_BYTES
 
 _INTENT = struct.Struct("<QQQ")
 BATCH_BLOCKS = INTENT_ENTRIES_MAX
 """16 MiB: the disk is told to be durable once a batch."""
+LOOK_AHEAD_BLOCKS = 4 * BATCH_BLOCKS
+"""Found in one go, in some ten milliseconds."""
 PIECE_BLOCKS = 512
 """In one change of the metadata."""
+LOAD_BLOCKS_MAX = 64
+"""That are loaded at once, where they are neighbours."""
 
 
-class Candidate(NamedTuple):
-    virtblock: int
-    block: int
+IN_STORE, ON_STORAGE = pack_location(Place.STORE, 0), pack_location(Place.STORAGE, 0)
+
+Candidate = tuple[int, int]
+"""Virtblock, block of the store."""
+Intent = tuple[int, int, int]
+"""Virtblock, block of the store, slot of the storage file."""
 
 
-class Intent(NamedTuple):
-    virtblock: int
-    block: int
-    slot: int
+def everything(record: Record) -> bool:
+    return True
 
 
 def batches(
-    snapshots: Snapshots, limit: int = BATCH_BLOCKS, wanted: Callable[[Record], bool] = lambda _: True
+    snapshots: Snapshots, limit: int = BATCH_BLOCKS, wanted: Callable[[Record], bool] = everything
 ) -> Iterator[list[Candidate]]:
-    """What these snapshots of all regions refer to; found by chunks when a batch is asked for. `Purge.begin` leaves
-    out what is gone since."""
-    batch: list[Candidate] = []
+    """What these snapshots of all regions refer to; found some batches ahead. `Purge.begin` leaves out what is gone
+    since.
+
+    In the order of the blocks, not of the addresses: what was written at one time lies together in the store, however
+    scattered it is in the region, so it is loaded and given back in long runs.
+    """
+    found: list[Candidate] = []
     for region in list(snapshots.regions.values()):
         for candidates in _non_active(snapshots, region, wanted):
-            batch += candidates
-            while len(batch) >= limit:
-                yield batch[:limit]
-                batch = batch[limit:]
-    if batch:
-        yield batch
+            found += candidates
+            if len(found) >= LOOK_AHEAD_BLOCKS:
+                yield from _in_batches(found, limit)
+                found = []
+    yield from _in_batches(found, limit)
+
+
+def _in_batches(found: list[Candidate], limit: int) -> Iterator[list[Candidate]]:
+    found.sort(key=operator.itemgetter(1))
+    for first in range(0, len(found), limit):
+        yield found[first : first + limit]
 
 
 def _non_active(snapshots: Snapshots, region: Region, wanted: Callable[[Record], bool]) -> Iterator[list[Candidate]]:
@@ -80,12 +95,9 @@ def _non_active(snapshots: Snapshots, region: Region, wanted: Callable[[Record],
             virtblocks.update(tables.entries(media, leaf))
         running = tables.leaf_of(media, region.record.root, first)
         virtblocks.difference_update(tables.entries(media, running) if running else (), (0,))
-        found = []
-        for virtblock in sorted(virtblocks):
-            place, number = location(media, virtblock)
-            if place is Place.STORE:
-                found.append(Candidate(virtblock, number))
-        yield found
+        ascending = sorted(virtblocks)
+        words = zip(ascending, words_of(media, ascending), strict=True)
+        yield [(virtblock, word ^ IN_STORE) for virtblock, word in words if IN_STORE <= word < ON_STORAGE]
 
 
 class Purge:
@@ -94,7 +106,7 @@ class Purge:
     def __init__(self, snapshots: Snapshots, intents: Sequence[Intent]) -> None:
         self._snapshots = snapshots
         self._intents = intents
-        self.slots = [intent.slot for intent in intents]
+        self.slots = [slot for _, _, slot in intents]
 
     @staticmethod
     def begin(snapshots: Snapshots, batch: Sequence[Candidate]) -> Purge:
@@ -105,15 +117,16 @@ class Purge:
             raise ValueError(f"a batch of {len(batch)} blocks, at most {BATCH_BLOCKS} fit")
         if media.word(INTENTS_AT):
             raise FailedPrecondition("a purge is under way: wait until that has ended")
-        batch = [one for one in batch if is_at(media, one.virtblock, Place.STORE, one.block)]
+        there = words_of(media, (virtblock for virtblock, _ in batch))
+        batch = [one for one, word in zip(batch, there, strict=True) if word == IN_STORE | one[1]]
         intents: list[Intent] = []
         try:
             for first in range(0, len(batch), PIECE_BLOCKS):
                 piece = batch[first : first + PIECE_BLOCKS]
                 with Draft(media) as draft:
-                    slots = sorted(draft.new_slot() for _ in piece)  # neighbours are written in one go
-                    added = [Intent(*candidate, slot) for candidate, slot in zip(piece, slots, strict=True)]
-                    packed = b"".join(_INTENT.pack(*intent) for intent in added)
+                    slots = sorted(draft.new_slots(len(piece)))  # neighbours are written in one go
+                    added = [(virtblock, block, slot) for (virtblock, block), slot in zip(piece, slots, strict=True)]
+                    packed = struct.pack(f"<{3 * len(added)}Q", *itertools.chain.from_iterable(added))
                     media.mapping.persist(INTENTS * PAGE_BYTES + first * _INTENT.size, packed)
                     draft.word(INTENTS_AT, first + len(added))
                     draft.commit()
@@ -125,14 +138,22 @@ class Purge:
 
     def contents(self, first: int = 0, count: int = BATCH_BLOCKS) -> Iterator[tuple[int, int, bytes]]:
         """(slot, virtblock, content) of some of the blocks, each loaded when it is asked for."""
-        load = self._snapshots.blocks.load
-        return ((one.slot, one.virtblock, load(one.block)) for one in self._intents[first : first + count])
+        load_run = self._snapshots.blocks.load_run
+        intents = self._intents[first : first + count]
+        at = 0
+        while at < len(intents):
+            block = intents[at][1]
+            end = min(len(intents), at + LOAD_BLOCKS_MAX)
+            stop = next((other for other in range(at + 1, end) if intents[other][1] != block + other - at), end)
+            data = load_run(block, stop - at)
+            for nth, (virtblock, _, slot) in enumerate(intents[at:stop]):
+                yield slot, virtblock, data[nth * PAGE_BYTES : (nth + 1) * PAGE_BYTES]
+            at = stop
 
     def publish(self) -> None:
         """They are on storage, durably: point each virtblock there."""
-        media = self._snapshots.media
-        for intent in self._intents:
-            publish(media, intent.virtblock, Place.STORAGE, intent.slot)
+        places = ((virtblock, slot) for virtblock, _, slot in self._intents)
+        publish(self._snapshots.media, places, Place.STORAGE)
         self._snapshots.entry_updates += len(self._intents)
 
     def end(self) -> None:
@@ -149,7 +170,7 @@ def under_way(media: Media) -> list[Intent]:
     if count > INTENT_ENTRIES_MAX:
         raise DataLoss(f"snapshots: a purge of {count} blocks cannot be under way, {INTENT_ENTRIES_MAX} at most")
     packed = media.mapping.load(INTENTS * PAGE_BYTES, count * _INTENT.size)
-    return [Intent(*intent) for intent in _INTENT.iter_unpack(packed)]
+    return [(virtblock, block, slot) for virtblock, block, slot in _INTENT.iter_unpack(packed)]
 
 
 def recover(snapshots: Snapshots) -> int:
@@ -165,14 +186,13 @@ def _settle(snapshots: Snapshots, intents: Sequence[Intent]) -> None:
     left = len(intents)
     while left:
         start = max(0, left - PIECE_BLOCKS)
-        blocks: list[int] = []
+        piece = intents[start:left]
+        there = words_of(media, (virtblock for virtblock, _, _ in piece))
+        moved = [word == ON_STORAGE | slot for word, (_, _, slot) in zip(there, piece, strict=True)]
+        blocks = [block for (_, block, _), is_moved in zip(piece, moved, strict=True) if is_moved]
         with Draft(media) as draft:
-            for virtblock, block, slot in intents[start:left]:
-                if is_at(media, virtblock, Place.STORAGE, slot):
-                    draft.free_block(block)
-                    blocks.append(block)
-                else:
-                    draft.free_slot(slot)
+            draft.free_blocks(blocks)
+            draft.free_slots([slot for (_, _, slot), is_moved in zip(piece, moved, strict=True) if not is_moved])
             draft.word(INTENTS_AT, start)
             draft.commit()
         for first, count in runs(sorted(blocks)):

@@ -44,7 +44,7 @@ class Change:
     @property
     def size_bytes(self) -> int:
         """That it takes in the log."""
-        return _HEADER_BYTES + sum(_RANGE.size + len(data) for data in self.ranges.values())
+        return _HEADER_BYTES + len(self.ranges) * _RANGE.size + sum(map(len, self.ranges.values()))
 
 
 class RedoLog:

@@ -56,6 +56,9 @@ class Blocks(Protocol):
 
     def load(self, number: int) -> bytes: ...
 
+    def load_run(self, first: int, count: int) -> bytes:
+        """So many neighbours at once."""
+
     def persist(self, number: int, data: bytes) -> None:
         """Persistent when this returns. Raises ResourceExhausted where the machine has no memory left."""
 

@@ -70,13 +70,13 @@ class StorageFile:
     async def write(self, contents: Iterable[Content]) -> None:
         """Durable after the next `sync`; those that follow each other in slots that do go to the disk together. Raises
         ResourceExhausted on a full disk, DataLoss."""
-        pieces = _pieces(contents)
-        packed = _packed(next(pieces, ()))
-        while packed is not None:
-            writing = asyncio.create_task(self._file.pwrite(*packed))
+        pieces = _packed(contents)
+        piece = next(pieces, None)
+        while piece is not None:
+            writing = asyncio.create_task(self._file.pwrite(*piece))
             try:
                 await asyncio.sleep(0)  # it begins, and goes on while the next piece is prepared
-                packed = _packed(next(pieces, ()))
+                piece = next(pieces, None)
             finally:
                 await writing
 
@@ -109,10 +109,10 @@ class StorageFile:
         return findings
 
     async def _slots(self, wanted: Sequence[tuple[int, int]]) -> AsyncIterator[Content]:
-        for piece in _pieces([(slot, virtblock, b"") for slot, virtblock in sorted(set(wanted))]):
-            first = piece[0][0]
-            data = await self._file.pread(_offset(first), len(piece) * STRIDE_BYTES)
-            for slot, virtblock, _ in piece:
+        for run in _runs(sorted(set(wanted))):
+            first = run[0][0]
+            data = await self._file.pread(_offset(first), len(run) * STRIDE_BYTES)
+            for slot, virtblock in run:
                 at = (slot - first) * STRIDE_BYTES
                 yield slot, virtblock, data[at : at + STRIDE_BYTES]
 
@@ -146,28 +146,33 @@ def _checksum(data: bytes, virtblock: int, slot: int) -> int:
     return zlib.crc32(_PROVEN.pack(virtblock, slot), zlib.crc32(data))
 
 
-def _pieces(contents: Iterable[Content]) -> Iterator[list[Content]]:
-    """Neighbours, as many as one write may have."""
-    piece: list[Content] = []
-    for content in contents:
-        if piece and (content[0] != piece[-1][0] + 1 or len(piece) == PIECE_SLOTS):
-            yield piece
-            piece = []
-        piece.append(content)
-    if piece:
-        yield piece
-
-
-def _packed(piece: Sequence[Content]) -> tuple[int, bytes] | None:
-    """Where it goes, and the bytes; None after the last piece."""
-    if not piece:
-        return None
+def _packed(contents: Iterable[Content]) -> Iterator[tuple[int, bytes]]:
+    """(offset, bytes) of neighbours, as many as one write may have."""
     parts: list[bytes] = []
-    for slot, virtblock, data in piece:
+    first = following = 0
+    for slot, virtblock, data in contents:
         if len(data) != PAGE_BYTES:
             raise ValueError(f"a block of {len(data)} bytes for slot {slot}, not {PAGE_BYTES}")
+        if slot != following or len(parts) == 2 * PIECE_SLOTS:
+            if parts:
+                yield _offset(first), b"".join(parts)
+            parts, first = [], slot
         parts += (data, _TRAILER.pack(virtblock, _checksum(data, virtblock, slot), 0))
-    return _offset(piece[0][0]), b"".join(parts)
+        following = slot + 1
+    if parts:
+        yield _offset(first), b"".join(parts)
+
+
+def _runs(wanted: Sequence[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
+    """Neighbours, as many as one read may have."""
+    run: list[tuple[int, int]] = []
+    for slot, virtblock in wanted:
+        if run and (slot != run[-1][0] + 1 or len(run) == PIECE_SLOTS):
+            yield run
+            run = []
+        run.append((slot, virtblock))
+    if run:
+        yield run
 
 
 def _wrong(data: bytes, slot: int, virtblock: int) -> str:

@@ -23,24 +23,22 @@ _BITS = 9
 CHUNK_PAGES = WORDS_PER_PAGE
 PAGES_MAX = 1 << _BITS * LEVELS
 LEAF = 1
-
-
-def index(page: int, level: int) -> int:
-    """Of a page's entry in the node at `level`; the root is at LEVELS."""
-    return page >> _BITS * (level - 1) & WORDS_PER_PAGE - 1
+_SHIFTS = tuple(_BITS * (level - 1) for level in range(LEVELS, LEAF, -1))
+"""From a page to its entry in a node, from the root down."""
 
 
 def entry_offset(node: int, page: int, level: int) -> int:
-    return node * PAGE_BYTES + index(page, level) * WORD_BYTES
+    """Of a page's entry in the node at `level`; the root is at LEVELS."""
+    return node * PAGE_BYTES + (page >> _BITS * (level - 1) & WORDS_PER_PAGE - 1) * WORD_BYTES
 
 
 def node_at(media: Media, root: int, page: int, level: int) -> int:
     """The node of a table that covers `page` at `level`; 0 if it has none."""
-    node = root
-    for above in range(LEVELS, level, -1):
+    node, load = root, media.mapping.load_u64
+    for shift in _SHIFTS[: LEVELS - level]:
         if not node:
             return 0
-        node = media.word(entry_offset(node, page, above))
+        node = load(node * PAGE_BYTES + (page >> shift & WORDS_PER_PAGE - 1) * WORD_BYTES)
     return node
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import enum
 import struct
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from everram.actors.nvm_device.draft import Draft
@@ -23,8 +23,9 @@ from everram.actors.nvm_device.redo import WORD_BYTES
 from everram.runtime.errors import DataLoss
 from everram.runtime.memory.contract import PAGE_BYTES
 
-_KIND_SHIFT = 62
-_NUMBER_MASK = (1 << _KIND_SHIFT) - 1
+KIND_SHIFT = 62
+"""Of the tag in a word; the number fills the bits below."""
+_NUMBER_MASK = (1 << KIND_SHIFT) - 1
 WORDS = struct.Struct(f"<{WORDS_PER_PAGE}Q")
 
 
@@ -46,11 +47,11 @@ class Location(NamedTuple):
 
 
 def pack_location(place: Place, number: int) -> int:
-    return place << _KIND_SHIFT | number
+    return place << KIND_SHIFT | number
 
 
 def unpack_location(word: int) -> Location:
-    return Location(Place(word >> _KIND_SHIFT), word & _NUMBER_MASK)
+    return Location(Place(word >> KIND_SHIFT), word & _NUMBER_MASK)
 
 
 def location(media: Media, virtblock: int) -> Location:
@@ -60,13 +61,17 @@ def location(media: Media, virtblock: int) -> Location:
     return unpack_location(media.word(virtblock * WORD_BYTES))
 
 
-def is_at(media: Media, virtblock: int, place: Place, number: int) -> bool:
-    return media.word(virtblock * WORD_BYTES) == pack_location(place, number)
+def words_of(media: Media, virtblocks: Iterable[int]) -> list[int]:
+    """What many say, packed."""
+    load = media.mapping.load_u64
+    return [load(virtblock * WORD_BYTES) for virtblock in virtblocks]
 
 
-def publish(media: Media, virtblock: int, place: Place, number: int) -> None:
-    """The content of a block has moved: one store of one word."""
-    media.mapping.publish_u64(virtblock * WORD_BYTES, pack_location(place, number))
+def publish(media: Media, places: Iterable[tuple[int, int]], place: Place) -> None:
+    """The content of blocks has moved: for each (virtblock, number) one store of one word, durable for itself."""
+    store, tag = media.mapping.publish_u64, pack_location(place, 0)
+    for virtblock, number in places:
+        store(virtblock * WORD_BYTES, tag | number)
 
 
 class Array:

@@ -95,7 +95,10 @@ class RecordedBlocks:
     mapping: Mapping
 
     def load(self, number: int) -> bytes:
-        return self.mapping.load(number * PAGE_BYTES, PAGE_BYTES)
+        return self.load_run(number, 1)
+
+    def load_run(self, first: int, count: int) -> bytes:
+        return self.mapping.load(first * PAGE_BYTES, count * PAGE_BYTES)
 
     def persist(self, number: int, data: bytes) -> None:
         self.mapping.persist(number * PAGE_BYTES, data)

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from benchmarks._pointer_elimination import PointerTables
 from everram.actors.nvm_device import accounting, deletion, purging, reverting
+from everram.actors.nvm_device.bitmap import Bitmap
 from everram.actors.nvm_device.block_store import BlockStore
 from everram.actors.nvm_device.budget import Budget, MetadataSpace
 from everram.actors.nvm_device.draft import Draft
 from everram.actors.nvm_device.media import START_PAGES, Media
 from everram.actors.nvm_device.purging import Purge
 from everram.actors.nvm_device.records import Record
-from everram.actors.nvm_device.snapshots import Taking
+from everram.actors.nvm_device.snapshots import Region, Taking
 from everram.runtime.errors import FailedPrecondition, InvalidArgument, ResourceExhausted
 from everram.runtime.memory.contract import PAGE_BYTES
+from everram.runtime.memory.heap import HeapMapping
 from tests.loose_memory import LooseMemory
 from tests.snapshot_device import Arena, Device, HeapBlocks, MemfdSpace, Space, content, run
 
@@ -246,6 +251,92 @@ def test_one_purge_at_a_time() -> None:
         Purge.begin(device.snapshots, batch * (purging.BATCH_BLOCKS + 1))
 
 
+@pytest.mark.parametrize("count", [1, 5])
+def test_one_update_for_a_block_that_many_share(count: int) -> None:
+    """Pointer elimination, on the same snapshots, needs one for each of their tables."""
+    device = new_device()
+    for page in range(4):
+        device.write("a", page, b"shared")
+    for number in range(count):
+        take(device, f"snapshot {number}")
+        device.write("a", 5, b"%d" % number)  # so the next one has a table of its own
+    for page in range(4):
+        device.write("a", page, b"now")
+    elimination = PointerTables.of(device.snapshots, lambda pages: HeapMapping(pages * PAGE_BYTES))
+    assert {data for batch in elimination.batches(3) for _, _, data in batch} >= {content(b"shared")}
+    device.restart()
+    device.blocks.content.update(dict.fromkeys(range(8), content(b"shared")))  # the baseline has discarded them
+    before = device.snapshots.entry_updates
+    others = count - 1  # old contents of page 5, of which each is one snapshot's own
+    assert device.purge() == elimination.slots == 4 + others
+    assert device.snapshots.entry_updates - before == 4 + others
+    assert elimination.entry_updates == 4 * count + others
+
+
+# -- full
+
+
+class Full:
+    """The n-th thing that is taken, of whatever kind, is one too many; `left` of them were not reached."""
+
+    def __init__(self, nth: int, device: Device, patch: pytest.MonkeyPatch) -> None:
+        self.left = nth
+        for owner, name in ((Bitmap, "take"), (Bitmap, "take_many"), (HeapBlocks, "persist"), (Space, "grow")):
+            patch.setattr(owner, name, self._counted(getattr(owner, name)))
+
+    def _counted(self, real: Callable[..., Any]) -> Callable[..., Any]:
+        def take(*arguments: Any) -> Any:
+            self.left -= 1
+            if self.left == 0:
+                raise ResourceExhausted("there is nothing left")
+            return real(*arguments)
+
+        return take
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        lambda device: device.take("a", "b", name="new"),
+        lambda device: device.write("a", 0, b"into a leaf that is shared"),
+        lambda device: device.write("a", 3, b"into a leaf of its own"),
+        lambda device: device.write("a", 550, b"breaks an extent up"),
+        lambda device: device.write("b", 1, b"breaks the first extent up"),
+        lambda device: device.purge(),
+        lambda device: device.revert(device.snapshots.find("a", "one")),
+        lambda device: device.delete(device.snapshots.find("a", "two")),
+        lambda device: device.delete(*device.snapshots.of("a")),
+    ],
+)
+def test_nothing_is_half_done_when_something_is_full(work: Callable[[Device], object]) -> None:
+    """Whatever it is that is full: all snapshots are as they were, and when there is room again it goes on."""
+    for nth in itertools.count(1):
+        device = new_device()
+        for name in ("one", "two", "three"):
+            for page in (0, 1, 2):
+                device.write("a", page, name.encode())
+            device.take("a", "b", name=name)
+        device.write("a", 1, b"now")
+        held = {record.name: device.content(record) for record in device.snapshots.of("a")}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(purging, "PIECE_BLOCKS", 2)
+            full = Full(nth, device, patch)
+            try:
+                work(device)
+            except ResourceExhausted:
+                assert full.left <= 0
+        device.check()
+        if full.left > 0:
+            break
+        assert {record.name: device.content(record) for record in device.snapshots.of("a")} == held
+        device.finish()
+        work(device)
+        device.check()
+        device.delete(*device.snapshots.of("a"))
+        device.delete(*device.snapshots.of("b"))
+        device.check_empty()
+
+
 # -- accounting
 
 
@@ -407,6 +498,18 @@ class Modelled(RuleBasedStateMachine):
             }
         for (arena, name), held in self.snapshots.items():
             assert device.content(device.snapshots.find(arena, name), PAGES) == held
+        for name, region in device.snapshots.regions.items():
+            for page in PAGES:
+                assert device.snapshots.is_settled(name, page) == self.is_settled_by_all(region, page)
+
+    def is_settled_by_all(self, region: Region, page: int) -> bool:
+        """Asking every snapshot, and not only those that are near."""
+        live = self.device.snapshots.live(region)
+        own = self.virtblock(region.record, page)
+        return not live or (own != 0 and own not in [self.virtblock(record, page) for record in live])
+
+    def virtblock(self, record: Record, page: int) -> int:
+        return self.device.snapshots.virtblock(record, page)
 
     def teardown(self) -> None:
         device = self.device
