@@ -486,9 +486,10 @@ class SnapshotKeeper:
         self._context.log.info("region %s of guest %s is as in %s", region.name, region.guest_id, record.name)
 
     async def fill(self, record: Record, arena: MemoryObject) -> None:
-        """With what a snapshot holds."""
+        """With what a snapshot holds. The arena is empty, and where an extent has zeros it stays so."""
         for number in range(-(-record.size_bytes // PAGE_BYTES)):
-            if content := await self.page(record, number):
+            content = await self.page(record, number)
+            if content and content.strip(b"\0"):
                 arena.write(number * PAGE_BYTES, content)
             if number % PAGES_PER_TURN == 0:
                 await asyncio.sleep(0)

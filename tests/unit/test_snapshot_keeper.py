@@ -1,4 +1,4 @@
-"""Snapshots in the logs of guests: recorded while a guest stands still, and only if they are taken."""
+"""The keeper of a host's snapshots: what it writes into the logs of guests, and what it does where there is no room."""
 
 from __future__ import annotations
 
@@ -173,3 +173,12 @@ async def test_a_snapshot_is_removed_while_its_guest_waits_for_the_room(memory: 
         again = await world.keeper.take(world.regions, "s")
         await world.keeper.remove_everywhere(list(zip(world.regions, again, strict=True)))
         assert world.logged() == [[RecordType.SNAPSHOT, RecordType.SNAPSHOT, RecordType.DELETE]] * 2
+
+
+async def test_a_clone_has_the_holes_of_its_snapshot(memory: LooseMemory) -> None:
+    with contextlib.closing(World(memory, Trapped())) as world:
+        (taken,) = await world.keeper.take(world.regions[:1], "s")
+        clone = memory.make("clone", 1 << 20)
+        await world.keeper.fill(taken, clone)
+        assert clone.read(0, 4 * PAGE_BYTES) == b"x" * 3 * PAGE_BYTES + bytes(PAGE_BYTES)
+        assert sum(length for _, length in clone.extents()) == 3 * PAGE_BYTES
