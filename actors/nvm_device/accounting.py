@@ -17,6 +17,7 @@ from everram.actors.nvm_device import deletion, tables
 from everram.actors.nvm_device.records import Record
 from everram.actors.nvm_device.snapshots import Snapshots
 from everram.actors.nvm_device.tables import CHUNK_PAGES
+from everram.actors.nvm_device.turns import Walk, at_once
 from everram.actors.nvm_device.virtblocks import KIND_SHIFT, Place, words_of
 from everram.runtime.memory.contract import PAGE_BYTES
 
@@ -47,28 +48,39 @@ class Usage:
 
 def preview(snapshots: Snapshots, records: Sequence[Record]) -> Freed:
     """Of one region's snapshots."""
-    places = Counter(word >> KIND_SHIFT for word in words_of(snapshots.media, _dead(snapshots, records)))
+    return at_once(preview_in_turns(snapshots, records))
+
+
+def preview_in_turns(snapshots: Snapshots, records: Sequence[Record]) -> Walk[Freed]:
+    places = Counter(word >> KIND_SHIFT for word in words_of(snapshots.media, (yield from _dead(snapshots, records))))
     return Freed(places[Place.STORE] * PAGE_BYTES, places[Place.STORAGE] * PAGE_BYTES)
 
 
 def usage(snapshots: Snapshots, record: Record) -> Usage:
+    return at_once(usage_in_turns(snapshots, record))
+
+
+def usage_in_turns(snapshots: Snapshots, record: Record) -> Walk[Usage]:
     media, region = snapshots.media, snapshots.region_of(record)
     found = Usage()
     broken_up = set()
     for first, leaf in tables.leaves(media, record.root):
+        yield
         broken_up.add(first // CHUNK_PAGES)
         words = words_of(media, filter(None, tables.entries(media, leaf)))
         found.named_bytes += PAGE_BYTES * len(words)
         found.purged_bytes += PAGE_BYTES * sum(word >> KIND_SHIFT == Place.STORAGE for word in words)
     for offset, length in snapshots.arena_of(region.record.name).extents(0, record.size_bytes):
         for page in range(offset // PAGE_BYTES, -(-(offset + length) // PAGE_BYTES)):
+            if page % CHUNK_PAGES == 0:
+                yield
             found.named_bytes += PAGE_BYTES * (page // CHUNK_PAGES not in broken_up)
-    found.owned_bytes = PAGE_BYTES * len(_dead(snapshots, [record]))
+    found.owned_bytes = PAGE_BYTES * len((yield from _dead(snapshots, [record])))
     found.shared_bytes = found.named_bytes - found.owned_bytes
     return found
 
 
-def _dead(snapshots: Snapshots, records: Sequence[Record]) -> set[int]:
+def _dead(snapshots: Snapshots, records: Sequence[Record]) -> Walk[set[int]]:
     """The virtblocks that only these snapshots name."""
     media = snapshots.media
     if not records:
@@ -83,5 +95,6 @@ def _dead(snapshots: Snapshots, records: Sequence[Record]) -> set[int]:
             chunks[first].add(leaf)
     dead: set[int] = set()
     for first, leaves in chunks.items():
+        yield
         dead |= deletion.dead_virtblocks(snapshots, first, leaves, kept)
     return dead

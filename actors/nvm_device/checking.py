@@ -25,6 +25,7 @@ from everram.actors.nvm_device.records import Record, State
 from everram.actors.nvm_device.redo import WORD_BYTES
 from everram.actors.nvm_device.snapshots import Region, Snapshots
 from everram.actors.nvm_device.tables import LEAF
+from everram.actors.nvm_device.turns import Walk, at_once
 from everram.actors.nvm_device.virtblocks import Place, chain, location, pack_location
 from everram.runtime.errors import DataLoss
 
@@ -44,21 +45,31 @@ class Reached:
     """Virtblocks of pages that an array has."""
 
 
+Finding = str | None
+"""None: nothing was found, but it took a while."""
+
+
 def check(snapshots: Snapshots) -> tuple[list[str], Reached]:
     """What is wrong, in sentences, and what was reached."""
+    return at_once(check_in_turns(snapshots))
+
+
+def check_in_turns(snapshots: Snapshots) -> Walk[tuple[list[str], Reached]]:
     findings: list[str] = []
     reached = Reached(pages=set(range(FIRST)))
     for directory in (PAGES_DIRECTORY, STORE_DIRECTORY, STORAGE_DIRECTORY, RECORDS_DIRECTORY):
         reached.pages.update(snapshots.media.directory(directory))
     for record in _owners(snapshots):
         try:
-            findings += _arrays(snapshots, record, reached)
+            for finding in _arrays(snapshots, record, reached):
+                yield from _noted(finding, findings)
         except DataLoss as error:
             findings.append(f"{_described(record)}: {error.message}")
     seen: set[tuple[int, int]] = set()
     for record in _owners(snapshots):
         try:
-            findings += _tables(snapshots, record, reached, seen)
+            for finding in _tables(snapshots, record, reached, seen):
+                yield from _noted(finding, findings)
         except DataLoss as error:
             findings.append(f"{_described(record)}: {error.message}")
     media = snapshots.media
@@ -69,11 +80,19 @@ def check(snapshots: Snapshots) -> tuple[list[str], Reached]:
         findings.append(f"{len(unnamed)} times no table names a virtblock, such as {unnamed[0]}")
     for region in snapshots.regions.values():
         if region.record.state is State.LIVE:
-            findings += _running(snapshots, region)
+            for finding in _running(snapshots, region):
+                yield from _noted(finding, findings)
     findings += _compared(media.pages, reached.pages, "page of the metadata")
     findings += _compared(media.store, set(reached.blocks), "block of the store")
     findings += _compared(media.storage, set(reached.slots), "slot of the storage file")
     return findings, reached
+
+
+def _noted(finding: Finding, findings: list[str]) -> Iterator[None]:
+    if finding is None:
+        yield
+    else:
+        findings.append(finding)
 
 
 def _owners(snapshots: Snapshots) -> Iterator[Record]:
@@ -87,17 +106,19 @@ def _described(record: Record) -> str:
     return f"region {record.name}"
 
 
-def _arrays(snapshots: Snapshots, record: Record, reached: Reached) -> Iterator[str]:
+def _arrays(snapshots: Snapshots, record: Record, reached: Reached) -> Iterator[Finding]:
     for page, words in chain(snapshots.media, record.array):
+        yield None
         if page in reached.pages:
             yield f"{_described(record)}: page {page} of its array is used for something else, too"
         reached.pages.add(page)
         reached.in_arrays.update(page * WORDS_PER_PAGE + at for at in range(1, WORDS_PER_PAGE) if words[at])
 
 
-def _tables(snapshots: Snapshots, record: Record, reached: Reached, seen: set[tuple[int, int]]) -> Iterator[str]:
+def _tables(snapshots: Snapshots, record: Record, reached: Reached, seen: set[tuple[int, int]]) -> Iterator[Finding]:
     """`seen`: (level, node) of tables that were looked at before, with what lies below."""
     for level, first, node in tables.nodes(snapshots.media, record.root):
+        yield None
         if (level, node) in seen:
             continue
         if node in reached.pages:
@@ -134,15 +155,17 @@ def _placed(snapshots: Snapshots, page: int, virtblock: int, reached: Reached) -
     return ""
 
 
-def _running(snapshots: Snapshots, region: Region) -> Iterator[str]:
+def _running(snapshots: Snapshots, region: Region) -> Iterator[Finding]:
     """What lies in the arena is what the running point names, for its snapshots, too."""
     media = snapshots.media
     for first, leaf in tables.leaves(media, region.record.root):
+        yield None
         running = tables.entries(media, leaf)
         for page, virtblock in enumerate(running, first):
             if virtblock and media.word(virtblock * WORD_BYTES) != pack_location(Place.ARENA, page):
                 yield f"region {region.record.name}, page {page}: its virtblock {virtblock} names another place"
         for record in snapshots.live(region):
+            yield None
             theirs = tables.leaf_of(media, record.root, first)
             if not theirs:
                 yield f"{_described(record)}: it has no leaf for page {first}, its region has one"

@@ -12,7 +12,7 @@ refer to. On demand: by `purge`. A pause stops all of them, writers that wait in
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 from everram.actors.nvm_device import purging
 from everram.actors.nvm_device.budget import Budget
@@ -95,6 +95,11 @@ class Purger:
         self._starved = True
         self._woken.set()
 
+    def room_made(self) -> None:
+        """By a deletion: perhaps nothing has to be purged any more."""
+        if self._starved or self._policy.trouble:
+            self._woken.set()
+
     def written(self) -> None:
         """One more block was taken."""
         if self._budget.free_part < self._policy.low_mark:
@@ -116,13 +121,14 @@ class Purger:
     async def _keep_to_policy(self) -> None:
         try:
             if self._starved or self._budget.free_part < self._policy.low_mark:
-                for batch in purging.batches(self._snapshots):
+                async for batch in self._batches(everything):
                     await self._purge(batch)
                     self._starved = False
                     if self._budget.free_part >= self._policy.high_mark:
                         break
             if age_s := self._policy.age_s:
                 await self.purge(self.older_than(age_s))
+            self._policy.trouble = ""
         except EverramError as error:
             if error.message != self._policy.trouble:
                 self._context.log.error("old blocks are not purged: %s", error.message)
@@ -139,28 +145,42 @@ class Purger:
 
     async def purge(self, wanted: Callable[[Record], bool] = everything) -> None:
         """All that these snapshots refer to and no running point does. Raises ResourceExhausted, DataLoss."""
-        for batch in self._batches(wanted):
+        async for batch in self._batches(wanted):
             await self._purge(batch)
 
     async def make_room(self) -> None:
         """Raises ResourceExhausted where nothing can be purged."""
-        batch = next(self._batches(everything), None)
+        batch = await self._first_batch()
         if batch is None:
             raise ResourceExhausted(
                 "there is no room for what snapshots need of pages that are written to, and nothing to purge: remove "
                 "snapshots, or start the machine with more --nvm"
             )
+        if self._policy.paused:
+            raise ResourceExhausted(
+                "there is no room for what snapshots need of pages that are written to, and purging is paused: "
+                "`everram region purge --resume`, or remove snapshots"
+            )
         await self._purge(batch)
 
     async def purge_batch(self) -> None:
         """As `make_room`, by whoever holds the lock."""
-        batch = next(self._batches(everything), None)
+        batch = await self._first_batch()
         if batch is None:
             raise FailedPrecondition("nothing can be purged to make room: remove snapshots")
         await self._move(batch)
 
-    def _batches(self, wanted: Callable[[Record], bool]) -> Iterator[list[Candidate]]:
-        return purging.batches(self._snapshots, wanted=wanted)
+    async def _first_batch(self) -> list[Candidate] | None:
+        async for batch in self._batches(everything):
+            return batch
+        return None
+
+    async def _batches(self, wanted: Callable[[Record], bool]) -> AsyncIterator[list[Candidate]]:
+        for batch in purging.search(self._snapshots, wanted=wanted):
+            if batch:
+                yield batch
+            else:
+                await asyncio.sleep(0)
 
     async def _purge(self, batch: list[Candidate]) -> None:
         await self._going.wait()

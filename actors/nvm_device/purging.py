@@ -65,10 +65,18 @@ def batches(
     In the order of the blocks, not of the addresses: what was written at one time lies together in the store, however
     scattered it is in the region, so it is loaded and given back in long runs.
     """
+    return filter(None, search(snapshots, limit, wanted))
+
+
+def search(
+    snapshots: Snapshots, limit: int = BATCH_BLOCKS, wanted: Callable[[Record], bool] = everything
+) -> Iterator[list[Candidate]]:
+    """The same, with an empty batch for each chunk that was looked through: others may come in between."""
     found: list[Candidate] = []
     for region in list(snapshots.regions.values()):
         for candidates in _non_active(snapshots, region, wanted):
             found += candidates
+            yield []
             if len(found) >= LOOK_AHEAD_BLOCKS:
                 yield from _in_batches(found, limit)
                 found = []
@@ -91,6 +99,8 @@ def _non_active(snapshots: Snapshots, region: Region, wanted: Callable[[Record],
     for first in sorted(chunks):
         virtblocks: set[int] = set()
         present = {tables.leaf_of(media, record.root, first) for record in snapshots.live(region)}
+        if not present:
+            return  # of a region that is gone since
         for leaf in chunks[first] & present:  # it was not deleted since
             virtblocks.update(tables.entries(media, leaf))
         running = tables.leaf_of(media, region.record.root, first)

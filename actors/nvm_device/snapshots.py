@@ -75,6 +75,8 @@ class Taking:
     size_bytes: int
     epoch: int = 0
     lsn: int = 0
+    whole: bool = True
+    """Otherwise it counts only after `took`: see State.TAKING."""
 
 
 @dataclass(slots=True)
@@ -162,14 +164,14 @@ class Snapshots:
 
     def _add_snapshot(self, record: Record) -> None:
         self.records[record.sequence] = record
-        if record.state is State.LIVE:
+        if record.state is not State.DELETING:
             self._live[record.region].insert(0, record)
 
     # -- looking
 
     def live(self, region: Region) -> Sequence[Record]:
-        """Its snapshots, latest first, without those that are being deleted."""
-        return self._live[region.record.number]
+        """Its snapshots, latest first, without those that are being deleted; none of a region that is forgotten."""
+        return self._live.get(region.record.number, ())
 
     def of(self, arena: str) -> Sequence[Record]:
         region = self.regions.get(arena)
@@ -233,7 +235,7 @@ class Snapshots:
 
     def _live_above(self, record: Record) -> int:
         """The nearest snapshot above that is not being deleted; 0: none."""
-        while record.parent and self.records[record.parent].state is not State.LIVE:
+        while record.parent and self.records[record.parent].state is State.DELETING:
             record = self.records[record.parent]
         return record.parent
 
@@ -260,6 +262,7 @@ class Snapshots:
                     name=taking.name,
                     root=region.root,
                     array=region.array,
+                    state=State.LIVE if taking.whole else State.TAKING,
                     region=region.number,
                     sequence=sequence + at,
                     parent=region.parent,
@@ -282,6 +285,20 @@ class Snapshots:
             region_.forget()
             self._add_snapshot(record)
         return taken
+
+    def took(self, records: Iterable[Record]) -> None:
+        """What they hold was copied out."""
+        whole = [record for record in records if record.state is State.TAKING]
+        with Draft(self.media) as draft:
+            for record in whole:
+                draft.record(dataclasses.replace(record, state=State.LIVE))
+            draft.commit()
+        for record in whole:
+            record.state = State.LIVE
+
+    def half_taken(self) -> list[Record]:
+        """What a host has left that died before `took`."""
+        return [record for _, record in sorted(self.records.items()) if record.state is State.TAKING]
 
     def _check(self, taking: Taking) -> None:
         if any(record.name == taking.name for record in self.of(taking.arena)):

@@ -1,6 +1,6 @@
 """The mass-storage file: slots for purged blocks, each with a trailer that proves its content.
 
-    storage = await StorageFile.open(disk, "nvm.storage")        # made if there is none
+    storage = await StorageFile.open(disk, "nvm/purged")         # made if there is none
     await storage.write([(slot, virtblock, data), ...])          # neighbours go to the disk in one piece
     await storage.sync()                                         # and only now may a virtblock name a slot
     data = await storage.read(slot, virtblock)                   # raises DataLoss where it is not what was written

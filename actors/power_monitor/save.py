@@ -230,10 +230,10 @@ class _Restorer:
         if marker is not None and marker.generation != generation:
             marker = None
         source = await Image.open(self._environment.disk, generation, marker)
-        # Old blocks that were not saved would read as zeros, and nothing would tell.
-        left_out = SNAPSHOTS if marker is None else ()
+        reason = await self._why_without_snapshots(whole=marker is not None)
+        left_out = SNAPSHOTS if reason else ()
         if any(saved.name in left_out for saved in source.objects):
-            source.lost.append("the snapshots of all regions: they were not saved to their end")
+            source.lost.append(f"the snapshots of all regions: {reason}")
         metadata = await self._fill(source, left_out)
         superblock = metadata.get(vmemfs.MEMORY_NAME)
         if superblock is None or SlotArea.is_blank(superblock) or SlotArea.is_blank(metadata[nvm.MEMORY_NAME]):
@@ -253,6 +253,14 @@ class _Restorer:
         for sentence in source.lost:
             log.warning("lost: %s", sentence)
         return RestoreOutcome("restored", generation, cause, tuple(source.lost))
+
+    async def _why_without_snapshots(self, *, whole: bool) -> str:
+        """Empty if they can be had: what nobody would notice must not be opened."""
+        if not whole:
+            return "they were not saved to their end"  # what is missing would read as zeros
+        if not self._silently and nvm.PURGED_FILE in await self._environment.disk.list(nvm.PURGED_FOLDER):
+            return "blocks were purged since, perhaps over those that they had purged"
+        return ""
 
     async def _fill(self, source: Image, left_out: Sequence[str]) -> dict[str, HeapMapping]:
         """Make every object but the superblock's; the metadata, which has to be looked into."""
