@@ -266,7 +266,8 @@ class NvmDevice(NvmDeviceActor):
         return self.context.later(self._follow_operation(request))
 
     async def _follow_operation(self, request: nvm.CopyOperation) -> pb.Empty:
-        """What was done before is no error: the host may have died just after it."""
+        """What was done before is no error: the host may have died just after it. A name can be given again, so what a
+        record means is the snapshot of that time."""
         regions = self._copied(request)
         of_that_name = [
             (region, record)
@@ -274,15 +275,16 @@ class NvmDevice(NvmDeviceActor):
             for record in self._keeper.snapshots.of(origin_of(region))
             if record.name == request.what.name
         ]
+        meant = [(region, one) for region, one in of_that_name if one.created_ns == request.what.created_ns]
         if request.type == RecordType.DELETE:
-            gone = [record for _, record in of_that_name]
-        else:  # of a snapshot that was taken back, before its removal could be told, another has the name now
-            gone = [one for _, one in of_that_name if (one.epoch, one.lsn) != (request.epoch, request.lsn)]
-        if gone:
-            await self._keeper.remove(gone)
-        known = {region.name for region, record in of_that_name if record.state is not State.DELETING}
-        missing = [region for region in self._copied(request) if region.name not in known]
-        if missing and request.type != RecordType.DELETE:
+            if meant:
+                await self._keeper.remove([record for _, record in meant])
+            return pb.Empty()
+        known = {region.name for region, _ in meant}
+        # Nobody had told of the removal of the others, but another has the name now.
+        if outlived := [record for region, record in of_that_name if region.name not in known]:
+            await self._keeper.remove(outlived)
+        if missing := [region for region in self._copied(request) if region.name not in known]:
             self._keeper.take_copy(missing, request.what, request.epoch, request.lsn)
         return pb.Empty()
 
@@ -299,15 +301,15 @@ class NvmDevice(NvmDeviceActor):
 
     async def _remove_snapshots(self, records: Sequence[Record]) -> nvm.Freed:
         freed = await self._preview(records)
+        live = [record for record in records if record.state is not State.DELETING]
+        of_origin = [(self._keeper.snapshots.region_of(record).record.name, record) for record in live]
 
         def find() -> list[tuple[pb.Region, Record]]:
+            """Those whose regions are still there."""
             by_origin = {origin_of(region): region for region in self._device.metadata.regions()}
-            live = [record for record in records if record.state is not State.DELETING]
-            named = [(by_origin.get(self._keeper.snapshots.region_of(one).record.name), one) for one in live]
-            return [(region, record) for region, record in named if region is not None]
+            return [(by_origin[origin], record) for origin, record in of_origin if origin in by_origin]
 
-        await self._keeper.tell_removal(find)
-        await self._keeper.remove(records)
+        await self._keeper.remove_everywhere(find, records)
         return freed
 
     def preview_removal(self, request: nvm.SnapshotNames) -> Awaitable[nvm.Freed]:

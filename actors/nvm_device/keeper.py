@@ -276,10 +276,16 @@ class SnapshotKeeper:
         takings = [Taking(origin_of(one), operation.name, one.size_bytes, epoch, lsn) for one in regions]
         self.snapshots.take(takings, operation.created_ns)
 
-    async def tell_removal(self, find: Callable[[], Sequence[tuple[pb.Region, Record]]]) -> None:
-        """To the copies on other hosts, by the guests' logs; not where that cannot be done now. Copies then hold one
-        more, which is right where it is: a guest that waits in a commit for room must not keep anybody from making it.
-        """
+    async def remove_everywhere(
+        self, find: Callable[[], Sequence[tuple[pb.Region, Record]]], records: Sequence[Record]
+    ) -> None:
+        """From copies on other hosts, too, and from those last: a guest may wait in the midst of a commit for the very
+        room that this makes. `find` finds what they are of."""
+        await self.remove(records)
+        await self._tell_removal(find)
+
+    async def _tell_removal(self, find: Callable[[], Sequence[tuple[pb.Region, Record]]]) -> None:
+        """To the copies, by the guests' logs. Where that cannot be done now they hold one more, which does no harm."""
 
         def regions() -> list[pb.Region]:
             return [region for region, _ in find() if region.kind == pb.LOGGED]
@@ -294,12 +300,13 @@ class SnapshotKeeper:
 
     def _log_removal(self, named: Sequence[tuple[pb.Region, Record]]) -> None:
         """Raises ResourceExhausted."""
-        operations: dict[tuple[str, str], LogOperation] = {}
+        operations: dict[tuple[str, str, int], LogOperation] = {}
         for region, record in named:
             if region.kind == pb.LOGGED:
-                key = region.guest_id, record.name
-                operations.setdefault(key, LogOperation(name=record.name)).regions.append(region.name)
-        for (guest_id, _), operation in sorted(operations.items(), key=lambda one: one[0]):
+                operation = LogOperation(name=record.name, created_ns=record.created_ns)
+                key = region.guest_id, record.name, record.created_ns
+                operations.setdefault(key, operation).regions.append(region.name)
+        for (guest_id, *_), operation in sorted(operations.items(), key=lambda one: one[0]):
             with GuestLog.open(self._memory, guest_id) as log:
                 log.append(RecordType.DELETE, operation)
                 log.publish()
@@ -652,9 +659,10 @@ class SnapshotKeeper:
                 await self.purger.purge_batch()
 
     async def fill(self, record: Record, arena: MemoryObject) -> None:
-        """With what a snapshot holds."""
+        """With what a snapshot holds. The arena is empty, and where an extent has zeros it stays so."""
         for number in range(-(-record.size_bytes // PAGE_BYTES)):
-            if content := await self.page(record, number):
+            content = await self.page(record, number)
+            if content and content.strip(b"\0"):
                 arena.write(number * PAGE_BYTES, content)
             if number % PAGES_PER_TURN == 0:
                 await asyncio.sleep(0)

@@ -17,6 +17,7 @@ import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from everram.actors.power_monitor.report import UNDER_WAY, give_up, read_report
 from everram.runtime.channel import generations
 from everram.runtime.contracts.power_monitor_pb2 import SaveReport
 from everram.runtime.contracts.vmemfs_pb2 import HostRecord
@@ -32,6 +33,8 @@ from everram.runtime.sizes import size_text
 log = logging.getLogger("everram.power_monitor")
 
 RESTORING = "restoring"
+EMPTY = "empty"
+"""The named choice of a machine whose memory was lost on battery: start without it."""
 _NOT_SAVED = (RESTORING, generations.MEMORY_NAME)
 """The generation table says what peers may touch of this memory, now; the next memory has its own."""
 _TOKEN_BYTES = 16
@@ -69,7 +72,7 @@ async def save(environment: Environment, cause: str, memory_id: str) -> SaveRepo
     started_ns = environment.clock.now_ns()
     memory = environment.memory
     # No await until the metadata is read: what it says must be of one moment.
-    objects = [memory.open(name) for name in sorted(memory.names(), key=_order) if _is_saved(name)]
+    objects = saved_objects(memory)
     metadata = {
         number: [(offset, saved.read(offset, length)) for offset, length in pieces_of(saved)]
         for number, saved in enumerate(objects)
@@ -98,6 +101,11 @@ async def save(environment: Environment, cause: str, memory_id: str) -> SaveRepo
         objects=len(objects),
         seconds=(environment.clock.now_ns() - started_ns) / 1e9,
     )
+
+
+def saved_objects(memory: Memory) -> list[MemoryObject]:
+    """What a save writes, in its order."""
+    return [memory.open(name) for name in sorted(memory.names(), key=_order) if _is_saved(name)]
 
 
 def _is_saved(name: str) -> bool:
@@ -135,7 +143,7 @@ def _order(name: str) -> tuple[int, str]:
 async def restore(environment: Environment, open_image: str = "") -> RestoreOutcome:
     """Make the machine's memory whole before any actor starts; harmless if the machine kept it.
 
-    `open_image`: the named choice, "incomplete" or "opened", for an image that must not be opened silently. Raises
+    `open_image`: the named choice, "incomplete", "opened" or "empty", where none must be made silently. Raises
     FailedPrecondition with the choices if one is needed, DataLoss if the image is damaged (with file and offset); the
     image is then as it was.
     """
@@ -148,6 +156,11 @@ async def restore(environment: Environment, open_image: str = "") -> RestoreOutc
     token = _token(memory)
     again = bool(token) and survey.marker is not None and survey.marker.opened_by == token
     await _clear(memory, keep=RESTORING if again else "")
+    if open_image == EMPTY and survey.state != "complete":
+        await give_up(environment.disk)
+        return RestoreOutcome("empty")
+    if survey.state != "complete" and not open_image:
+        await _check_not_lost(environment, survey)
     if survey.state == "none":
         return RestoreOutcome("empty")
     silently = again or survey.state == "complete"
@@ -159,6 +172,18 @@ async def restore(environment: Environment, open_image: str = "") -> RestoreOutc
     except BaseException:
         await _clear(memory, keep=RESTORING)
         raise
+
+
+async def _check_not_lost(environment: Environment, survey: Survey) -> None:
+    """Raises FailedPrecondition if the mains were lost and the battery did not last until anything was saved."""
+    report = await read_report(environment.disk)
+    if report is None or report.outcome != UNDER_WAY or survey.state == "incomplete":
+        return
+    older = "; `--open opened` takes the image from before" if survey.marker is not None else ""
+    raise FailedPrecondition(
+        "this machine lost its mains, and its battery did not last: nothing of its memory was saved. Choose: "
+        f"`everram power on HOST --open empty` starts it with empty memory{older}"
+    )
 
 
 async def _clear(memory: Memory, keep: str) -> None:

@@ -244,7 +244,7 @@ def test_two_clusters_side_by_side(everram: Everram, tmp_path: Path) -> None:
         (("fault", "nobody", "guest-kill"), 2, 'no guest "nobody"'),
         (("fault", "h9", "host-kill"), 2, 'no host "h9"'),
         (("fault", "h1", "frobnicate"), 2, '"frobnicate" is no fault'),
-        (("fault", "h1", "power-cut"), 2, "not built yet"),
+        (("fault", "h1", "power-cut"), 2, "write `everram power cut h1`"),
         (("fault", "heal", "h9"), 2, 'no host "h9": choose one of h1, h2'),
         (("fault", "h1", "heal"), 2, "write `everram fault heal h1`"),
         (("fault", "heal", "h1"), 1, "nothing of h1 is broken"),
@@ -263,10 +263,10 @@ def test_two_clusters_side_by_side(everram: Everram, tmp_path: Path) -> None:
         (("run", "-d", "--copies", "2", "--", "sleep", "9"), 2, "choose 0 to 1"),
         (("run", "-d", "--publish", "0", "--", "sleep", "9"), 2, "1 to 65535"),
         (("run", "-d", "--memory", "1GiB", "--", "sleep", "9"), 2, "not built yet"),
-        (("up", "--battery", "5ms"), 2, "not built yet"),
         (("up", "--coordination", "etcd://127.0.0.1:2379"), 2, "not built yet"),
         (("up", "-d"), 2, "already running"),
-        (("power", "cut", "h1"), 2, "not built yet"),
+        (("power", "cut"), 2, "name hosts, or give --all"),
+        (("power", "cut", "h9"), 2, 'no host "h9"'),
         (("status", "--cluster", "../x"), 2, "cannot be the name of a cluster"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
@@ -447,6 +447,9 @@ def test_a_killed_machine_is_dead_at_once_and_comes_back_empty(everram: Everram)
     assert (everram.dir / "machines" / host / "image.lost-1").is_dir()
     assert "image.lost-1" in (everram.dir / "supervisor.log").read_text()
     assert "nothing of" in everram.refused("fault", "heal", host, status=1)
+    everram.run("fault", host, "hang")
+    everram.run("fault", "heal", host)
+    assert host_of(everram, host)["host_state"] == "ready"
     everram.run("fault", host, "machine-kill")
     everram.run("fault", "heal", host)
     everram.run("down")
@@ -485,9 +488,6 @@ def test_a_cut_off_machine_serves_nobody_until_it_is_healed(everram: Everram, tm
     with Bank(port) as connection:
         assert connection.ask("LAST teller") in (teller.acknowledged, teller.acknowledged + 1)
     assert not host_of(everram, host)["cut"]
-    everram.run("fault", host, "hang")
-    everram.run("fault", "heal", host)
-    assert host_of(everram, host)["host_state"] == "ready"
 
 
 def runs(pid: int) -> bool:

@@ -33,7 +33,7 @@ from everram.runtime.formats.pages import PageTable, table_name
 from everram.runtime.guest.core import GuestCore
 from everram.runtime.guest.region import Region
 from everram.runtime.log.record import RecordType
-from everram.runtime.log.ring import MIN_CAPACITY_BYTES, Ring, log_name
+from everram.runtime.log.ring import BUSY, COMMITTING, IDLE, MIN_CAPACITY_BYTES, Ring, log_name
 from everram.runtime.memory.contract import PAGE_BYTES
 from everram.runtime.memory.guard import GuardedMapping, PageGuard
 from everram.runtime.node import Node
@@ -362,6 +362,32 @@ async def test_a_guest_that_a_dead_host_left_stopped_goes_on(box: Box) -> None:
     await box.node.stop()
     await box.host()
     assert box.computer.standing == set()
+
+
+async def test_a_snapshot_is_removed_while_its_guest_waits_for_the_room(box: Box) -> None:
+    """It does so in the midst of a commit, where nothing can be written into its log."""
+    box.begin()
+    await box.take("s")
+    box.ring().publish(COMMITTING, BUSY)
+    await box.remove("s")
+    assert await box.is_empty()
+    box.ring().publish(COMMITTING, IDLE)
+    await box.take("s")
+    await box.remove("s")
+    types = [record.type for record in box.ring().chain(0)]
+    assert types == [RecordType.SNAPSHOT, RecordType.SNAPSHOT, RecordType.DELETE], "the first is told by the second"
+
+
+async def test_a_clone_has_the_holes_of_its_snapshot(box: Box) -> None:
+    store(box.begin(), 3, 7)
+    await box.take("s")
+    await box.nvm.clone_snapshot(nvm.CloneRequest(snapshot=named("s"), name="clone"))
+    (clone,) = [
+        one for one in (await box.nvm.list_regions(nvm.RegionFilter(guest_id=GUEST_ID))).regions if one.name != "r"
+    ]
+    memory = box.memory.open(clone.arena)
+    assert memory.read(0, clone.size_bytes) == box.content()
+    assert memory.extents() == [(3 * PAGE_BYTES, PAGE_BYTES)]
 
 
 async def test_several_snapshots_of_one_guest_come_one_after_the_other(box: Box) -> None:

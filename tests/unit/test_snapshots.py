@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,8 +16,9 @@ from benchmarks._pointer_elimination import PointerTables
 from everram.actors.nvm_device import accounting, deletion, purging, reverting
 from everram.actors.nvm_device.bitmap import Bitmap
 from everram.actors.nvm_device.block_store import BlockStore
+from everram.actors.nvm_device.budget import Budget, MetadataSpace
 from everram.actors.nvm_device.draft import Draft
-from everram.actors.nvm_device.media import Media
+from everram.actors.nvm_device.media import START_PAGES, Media
 from everram.actors.nvm_device.purging import Purge
 from everram.actors.nvm_device.records import Record
 from everram.actors.nvm_device.snapshots import Region, Taking
@@ -543,3 +545,17 @@ TestModelled = Modelled.TestCase
 TestModelled.settings = FEW
 TestModelledOnMemfds = ModelledOnMemfds.TestCase
 TestModelledOnMemfds.settings = FEW
+
+
+async def test_what_the_metadata_has_grown_by_is_no_room_for_blocks() -> None:
+    with contextlib.closing(LooseMemory()) as memory:
+        budget = Budget(100 * PAGE_BYTES)
+        space = await MetadataSpace.open(memory, budget)
+        with contextlib.closing(space):
+            media = Media.format(space)
+            budget.use(media)
+            assert media.store.limit == 100
+            space.grow((START_PAGES + 64) * PAGE_BYTES)
+            assert (media.store.limit, budget.free_bytes) == (36, 36 * PAGE_BYTES)
+            with pytest.raises(ResourceExhausted, match="more than there is free"):
+                space.grow((START_PAGES + 128) * PAGE_BYTES)
