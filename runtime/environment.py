@@ -48,6 +48,9 @@ class DiskFile(Protocol):
     async def pwrite(self, offset: int, data: bytes | memoryview) -> None:
         """Raises ResourceExhausted on a full disk, DataLoss on an I/O error."""
 
+    async def pwrite_all(self, offset: int, pieces: Sequence[bytes | memoryview]) -> list[int]:
+        """One after the other from `offset`, as fast as the disk can; the CRC-32 of each. Raises like `pwrite`."""
+
     async def sync(self) -> None: ...
 
     async def size(self) -> int: ...

@@ -44,6 +44,8 @@ SNAPSHOTS = (nvm.SNAPSHOTS_NAME, nvm.STORE_NAME)
 """Metadata and old blocks of snapshots: whole or not at all. Both grow."""
 METADATA = (vmemfs.MEMORY_NAME, nvm.MEMORY_NAME)
 """Saved first and in one go: actors go on changing them while the rest is being saved."""
+PIECES_PER_TURN = 64
+"""Of scattered pages."""
 _ORDER = (*METADATA, "log", "pages", "region")
 """What an interrupted save should have got to first."""
 
@@ -87,10 +89,11 @@ async def save(environment: Environment, cause: str, memory_id: str) -> SaveRepo
                 for offset, data in metadata[number]:
                     await writer.write(number, offset, data)
                 continue
-            for offset, length in pieces_of(saved, listing[number].size_bytes):
+            for count, (offset, length) in enumerate(pieces_of(saved, listing[number].size_bytes)):
                 if offset + length <= saved.size_bytes:  # a file may have been shortened since: there is nothing then
                     await writer.write(number, offset, saved.read(offset, length))
-                await asyncio.sleep(0)
+                if length == PIECE_BYTES or count % PIECES_PER_TURN == 0:
+                    await asyncio.sleep(0)
         await writer.finish(environment.clock.wall_ns())
     except BaseException:
         await writer.abandon()

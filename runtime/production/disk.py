@@ -8,12 +8,12 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-from everram.runtime.errors import DataLoss
-from everram.runtime.production.files import errors_of, inside, make_folders, sync_folder
+from everram.runtime.production.direct import DirectWriter
+from everram.runtime.production.files import errors_of, inside, make_folders, sync_folder, write_all
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -56,12 +56,18 @@ class FolderFile:
     def __init__(self, path: Path, fd: int) -> None:
         self._path = path
         self._fd = fd
+        self._direct: DirectWriter | None = None
 
     async def pread(self, offset: int, length: int) -> bytes:
         return await _in_thread(self._path, _pread, self._descriptor(), offset, length)
 
     async def pwrite(self, offset: int, data: bytes | memoryview) -> None:
-        await _in_thread(self._path, _pwrite, self._path, self._descriptor(), offset, data)
+        await _in_thread(self._path, write_all, self._path, self._descriptor(), offset, data)
+
+    async def pwrite_all(self, offset: int, pieces: Sequence[bytes | memoryview]) -> list[int]:
+        if self._direct is None:
+            self._direct = DirectWriter(self._path, self._descriptor())
+        return await _in_thread(self._path, self._direct.write, offset, pieces)
 
     async def sync(self) -> None:
         await _in_thread(self._path, os.fdatasync, self._descriptor())
@@ -74,6 +80,9 @@ class FolderFile:
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
             os.close(fd)
+        if self._direct is not None:
+            self._direct.close()
+            self._direct = None
 
     def _descriptor(self) -> int:
         if self._fd < 0:
@@ -114,23 +123,13 @@ def _pread(fd: int, offset: int, length: int) -> bytes:
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
-def _pwrite(path: Path, fd: int, offset: int, data: bytes | memoryview) -> None:
-    view = memoryview(data).cast("B")
-    while view:
-        written = os.pwrite(fd, view, offset)
-        if written == 0:
-            raise DataLoss(f"{path} takes no more bytes")
-        offset += written
-        view = view[written:]
-
-
 def _replace(path: Path, data: bytes) -> None:
     make_folders(path.parent)
     aside = path.with_name(path.name + ASIDE)
     fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
         try:
-            _pwrite(aside, fd, 0, data)
+            write_all(aside, fd, 0, data)
             os.fsync(fd)
         finally:
             os.close(fd)

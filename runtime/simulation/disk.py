@@ -12,7 +12,8 @@ leaves either.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import zlib
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -174,6 +175,10 @@ class SimulatedFile:
         async with self._operation():
             self._media.demand(offset + len(data) - len(self._file.cached))
             self._file.write(offset, bytes(data))
+
+    async def pwrite_all(self, offset: int, pieces: Sequence[bytes | memoryview]) -> list[int]:
+        await self.pwrite(offset, b"".join(pieces))
+        return [zlib.crc32(piece) for piece in pieces]
 
     async def sync(self) -> None:
         async with self._operation():

@@ -447,9 +447,6 @@ def test_a_killed_machine_is_dead_at_once_and_comes_back_empty(everram: Everram)
     assert (everram.dir / "machines" / host / "image.lost-1").is_dir()
     assert "image.lost-1" in (everram.dir / "supervisor.log").read_text()
     assert "nothing of" in everram.refused("fault", "heal", host, status=1)
-    everram.run("fault", host, "hang")
-    everram.run("fault", "heal", host)
-    assert host_of(everram, host)["host_state"] == "ready"
     everram.run("fault", host, "machine-kill")
     everram.run("fault", "heal", host)
     everram.run("down")
@@ -488,6 +485,9 @@ def test_a_cut_off_machine_serves_nobody_until_it_is_healed(everram: Everram, tm
     with Bank(port) as connection:
         assert connection.ask("LAST teller") in (teller.acknowledged, teller.acknowledged + 1)
     assert not host_of(everram, host)["cut"]
+    everram.run("fault", host, "hang")
+    everram.run("fault", "heal", host)
+    assert host_of(everram, host)["host_state"] == "ready"
 
 
 def runs(pid: int) -> bool:
