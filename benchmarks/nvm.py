@@ -30,6 +30,7 @@ from benchmarks.log import folder_on_disk
 from everram.actors.nvm_device import accounting, purging, reverting
 from everram.actors.nvm_device.block_store import BlockStore
 from everram.actors.nvm_device.media import INTENT_ENTRIES_MAX
+from everram.actors.nvm_device.moving import move
 from everram.actors.nvm_device.purging import Purge
 from everram.actors.nvm_device.snapshots import Arena, Blocks
 from everram.actors.nvm_device.storage import StorageFile
@@ -103,20 +104,12 @@ def fill(arena: Arena, pages: int) -> None:
 
 async def purge(made: Device, storage: StorageFile) -> int:
     """As the device does it; how many blocks."""
-    moved = 0
-    for batch in purging.batches(made.snapshots):
-        one = Purge.begin(made.snapshots, batch)
-        await storage.write(one.contents())
-        await storage.sync()
-        one.publish()
-        one.end()
-        moved += len(batch)
-    return moved
+    return sum([moved async for moved in move(made.snapshots, storage, purging.batches(made.snapshots))])
 
 
 async def eliminate(pointers: PointerTables, storage: StorageFile) -> int:
     for batch in pointers.batches(INTENT_ENTRIES_MAX):
-        await storage.write(batch)
+        await storage.write(*batch)
         await storage.sync()
     return pointers.slots
 
@@ -167,7 +160,7 @@ class KeptBlocks:
     """Punches holes as late as its memory ends, so that two can purge the same blocks; both are spared that work."""
 
     def __init__(self, blocks: Blocks) -> None:
-        self.load, self.load_run, self.persist = blocks.load, blocks.load_run, blocks.persist
+        self.load, self.load_into, self.persist = blocks.load, blocks.load_into, blocks.persist
 
     def discard(self, first: int, count: int) -> None:
         pass
@@ -323,8 +316,8 @@ class OnePage:
     def load(self, number: int) -> bytes:
         return self.content
 
-    def load_run(self, first: int, count: int) -> bytes:
-        return self.content * count
+    def load_into(self, first: int, target: memoryview) -> None:
+        target[:] = self.content * (len(target) // PAGE_BYTES)
 
     def persist(self, number: int, data: bytes) -> None:
         pass

@@ -102,8 +102,8 @@ class HeapBlocks:
     def load(self, number: int) -> bytes:
         return self.content[number]
 
-    def load_run(self, first: int, count: int) -> bytes:
-        return b"".join(self.content[number] for number in range(first, first + count))
+    def load_into(self, first: int, target: memoryview) -> None:
+        target[:] = b"".join(self.content[first + nth] for nth in range(len(target) // PAGE_BYTES))
 
     def persist(self, number: int, data: bytes) -> None:
         self.content[number] = bytes(data)
@@ -177,7 +177,7 @@ class Device:
 
     def store(self, purge: Purge) -> None:
         """What a purge moves, on storage."""
-        for slot, virtblock, data in purge.contents():
+        for slot, virtblock, data in moved_by(purge):
             self.storage[slot] = virtblock, data
 
     def revert(self, record: Record) -> None:
@@ -222,6 +222,14 @@ class Device:
         self.check()
         assert not self.snapshots.records
         assert (self.media.store.taken, self.media.storage.taken) == (0, 0)
+
+
+def moved_by(purge: Purge) -> Iterator[tuple[int, int, bytes]]:
+    """(slot, virtblock, content)."""
+    target = memoryview(bytearray(PAGE_BYTES))
+    for nth, (slot, virtblock) in enumerate(zip(purge.slots, purge.virtblocks, strict=True)):
+        purge.load(nth, target)
+        yield slot, virtblock, bytes(target)
 
 
 def content(data: bytes) -> bytes:

@@ -44,8 +44,8 @@ class BlockStore:
     def load(self, number: int) -> bytes:
         return self._kept.read(number * PAGE_BYTES, PAGE_BYTES)
 
-    def load_run(self, first: int, count: int) -> bytes:
-        return self._kept.read(first * PAGE_BYTES, count * PAGE_BYTES)
+    def load_into(self, first: int, target: memoryview) -> None:
+        self._kept.read_into(first * PAGE_BYTES, target)
 
     def persist(self, number: int, data: bytes) -> None:
         """Raises ResourceExhausted; then nothing has changed."""

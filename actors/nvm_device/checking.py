@@ -62,7 +62,7 @@ def check(snapshots: Snapshots) -> tuple[list[str], Reached]:
         except DataLoss as error:
             findings.append(f"{_described(record)}: {error.message}")
     media = snapshots.media
-    for virtblock, block, slot in purging.under_way(media):
+    for virtblock, block, slot in zip(*purging.under_way(media), strict=True):
         reached.blocks.setdefault(block, virtblock)
         reached.slots.setdefault(slot, virtblock)
     if unnamed := sorted(reached.in_arrays - reached.named.keys()):

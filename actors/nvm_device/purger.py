@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Iterator
 
 from everram.actors.nvm_device import purging
 from everram.actors.nvm_device.budget import Budget
-from everram.actors.nvm_device.purging import Candidate, Purge, everything
+from everram.actors.nvm_device.purging import Batch, Purge, everything
 from everram.actors.nvm_device.records import Record
 from everram.actors.nvm_device.snapshots import Snapshots
 from everram.actors.nvm_device.storage import StorageFile
@@ -32,8 +32,6 @@ AGES_PER_LOOK = 4
 LOOK_S_MAX = 60.0
 RETRY_S = 1.0
 """After storage did not take a batch, while writers wait for it."""
-PIECE_BLOCKS = 256
-"""Handed to storage at once: other work of the loop comes between two of them."""
 
 
 class Purger:
@@ -159,10 +157,10 @@ class Purger:
             raise FailedPrecondition("nothing can be purged to make room: remove snapshots")
         await self._move(batch)
 
-    def _batches(self, wanted: Callable[[Record], bool]) -> Iterator[list[Candidate]]:
+    def _batches(self, wanted: Callable[[Record], bool]) -> Iterator[Batch]:
         return purging.batches(self._snapshots, wanted=wanted)
 
-    async def _purge(self, batch: list[Candidate]) -> None:
+    async def _purge(self, batch: Batch) -> None:
         await self._going.wait()
         began_ns = self._clock.now_ns()
         self._running += 1
@@ -176,16 +174,15 @@ class Purger:
             took_s = (self._clock.now_ns() - began_ns) / 1e9
             await asyncio.sleep(max(0.0, len(batch) * PAGE_BYTES / rate - took_s))
 
-    async def _move(self, batch: list[Candidate]) -> None:
+    async def _move(self, batch: Batch) -> None:
         """Copy, flush, one update each, free. Raises ResourceExhausted, DataLoss; then all is as before."""
         storage = await self._storage()
         purge = Purge.begin(self._snapshots, batch)
         try:
-            for first in range(0, len(purge.slots), PIECE_BLOCKS):
-                await storage.write(purge.contents(first, PIECE_BLOCKS))
+            await storage.write(purge.slots, purge.virtblocks, purge.load)
             await storage.sync()
         except BaseException:
-            purge.end()
+            purge.abandon()
             raise
         purge.publish()
         purge.end()

@@ -6,13 +6,15 @@ Every operation runs in a thread: a sync takes milliseconds to seconds, and the 
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from everram.runtime.errors import DataLoss
+from everram.runtime.memory.contract import PAGE_BYTES
 from everram.runtime.production.files import errors_of, inside, make_folders, sync_folder
 
 P = ParamSpec("P")
@@ -20,6 +22,8 @@ T = TypeVar("T")
 
 ASIDE = ".aside~"
 """Ends the name of a file that `replace` has not finished; such a file is nobody's."""
+DIRECT_BYTES_MIN = 64 << 10
+"""Fewer are written sooner through the system's cache, which gathers them for the next sync."""
 
 
 class Folder:
@@ -56,12 +60,24 @@ class FolderFile:
     def __init__(self, path: Path, fd: int) -> None:
         self._path = path
         self._fd = fd
+        self._direct_fd: int | None = None
+        """The same file, to be written past the system's cache. None: not yet opened; -1: that cannot be done."""
 
     async def pread(self, offset: int, length: int) -> bytes:
         return await _in_thread(self._path, _pread, self._descriptor(), offset, length)
 
+    async def pread_all(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        fd = self._descriptor()
+        return await _in_thread(self._path, lambda: [_pread(fd, offset, length) for offset, length in ranges])
+
     async def pwrite(self, offset: int, data: bytes | memoryview) -> None:
         await _in_thread(self._path, _pwrite, self._path, self._descriptor(), offset, data)
+
+    async def pwrite_all(self, pieces: Sequence[tuple[int, bytes | memoryview]]) -> None:
+        fd = self._descriptor()
+        if self._direct_fd is None:
+            self._direct_fd = _reopened_direct(fd)
+        await _in_thread(self._path, _pwrite_all, self._path, fd, self._direct_fd, pieces)
 
     async def sync(self) -> None:
         await _in_thread(self._path, os.fdatasync, self._descriptor())
@@ -73,6 +89,9 @@ class FolderFile:
     async def close(self) -> None:
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
+            os.close(fd)
+        if self._direct_fd is not None and self._direct_fd >= 0:
+            fd, self._direct_fd = self._direct_fd, None
             os.close(fd)
 
     def _descriptor(self) -> int:
@@ -122,6 +141,32 @@ def _pwrite(path: Path, fd: int, offset: int, data: bytes | memoryview) -> None:
             raise DataLoss(f"{path} takes no more bytes")
         offset += written
         view = view[written:]
+
+
+def _pwrite_all(path: Path, fd: int, direct_fd: int, pieces: Sequence[tuple[int, bytes | memoryview]]) -> None:
+    for offset, data in pieces:
+        if direct_fd >= 0 and len(data) >= DIRECT_BYTES_MIN and len(data) % PAGE_BYTES == offset % PAGE_BYTES == 0:
+            done = _pwrite_direct(direct_fd, offset, data)
+            offset, data = offset + done, memoryview(data)[done:]
+        _pwrite(path, fd, offset, data)
+
+
+def _reopened_direct(fd: int) -> int:
+    """The file that is open there, whatever has its name by now; -1 where its file system has no O_DIRECT."""
+    try:
+        return os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC)
+    except OSError:
+        return -1
+
+
+def _pwrite_direct(fd: int, offset: int, data: bytes | memoryview) -> int:
+    """How many bytes were written: none where the memory or the file would have to be aligned otherwise."""
+    try:
+        return os.pwrite(fd, data, offset)
+    except OSError as error:
+        if error.errno == errno.EINVAL:
+            return 0
+        raise
 
 
 def _replace(path: Path, data: bytes) -> None:

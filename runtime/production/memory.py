@@ -107,6 +107,13 @@ class KeptObject:
         self._check(offset, length)
         return os.pread(self._fd, length, offset)
 
+    def read_into(self, offset: int, target: memoryview) -> None:
+        self._check(offset, len(target))
+        while target:
+            read = os.preadv(self._fd, [target], offset)
+            offset += read
+            target = target[read:]
+
     def write(self, offset: int, data: bytes | memoryview) -> None:
         """Raises ResourceExhausted where the computer itself has no memory left."""
         view = memoryview(data).cast("B")

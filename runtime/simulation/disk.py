@@ -12,7 +12,7 @@ leaves either.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -170,10 +170,18 @@ class SimulatedFile:
         async with self._operation():
             return bytes(self._file.cached[offset : offset + length])
 
-    async def pwrite(self, offset: int, data: bytes | memoryview) -> None:
+    async def pread_all(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
         async with self._operation():
-            self._media.demand(offset + len(data) - len(self._file.cached))
-            self._file.write(offset, bytes(data))
+            return [bytes(self._file.cached[offset : offset + length]) for offset, length in ranges]
+
+    async def pwrite(self, offset: int, data: bytes | memoryview) -> None:
+        await self.pwrite_all([(offset, data)])
+
+    async def pwrite_all(self, pieces: Sequence[tuple[int, bytes | memoryview]]) -> None:
+        async with self._operation():
+            for offset, data in pieces:
+                self._media.demand(offset + len(data) - len(self._file.cached))
+                self._file.write(offset, bytes(data))
 
     async def sync(self) -> None:
         async with self._operation():

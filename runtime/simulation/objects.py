@@ -254,6 +254,9 @@ class SimulatedObject:
         self._bytes.check(offset, length)
         return bytes(self._bytes.content[offset : offset + length])
 
+    def read_into(self, offset: int, target: memoryview) -> None:
+        target[:] = self.read(offset, len(target))
+
     def write(self, offset: int, data: bytes | memoryview) -> None:
         if self._gate is not None:
             self._gate()
