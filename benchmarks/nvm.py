@@ -353,7 +353,7 @@ def million() -> dict[str, Any]:
 
 
 def purge_metadata(made: Device) -> None:
-    for batch in purging.batches(made.snapshots):
+    for batch in filter(None, purging.batches(made.snapshots)):
         one = Purge.begin(made.snapshots, batch)
         one.publish()
         one.end()

@@ -85,9 +85,9 @@ class Disk(Protocol):
 class MemoryObject(Protocol):
     """Memory that the machine keeps under a name; sparse, zero where never written.
 
-    `read`, `read_into` and `write` go by descriptor (a host's mmap read of a hole would silently create a page). A resizable object is
-    mapped by nobody but the host that shortens it, and unmaps it first: who touched a mapping of what another has
-    shortened would fault.
+    `read`, `read_into` and `write` go by descriptor (a host's mmap read of a hole would silently create a page). A
+    resizable object is mapped by nobody but the host that shortens it, and unmaps it first: who touched a mapping of
+    what another has shortened would fault.
     """
 
     name: str

@@ -167,7 +167,7 @@ class Device:
     def purge(self, limit: int = purging.BATCH_BLOCKS) -> int:
         """How many blocks."""
         moved = 0
-        for batch in purging.batches(self.snapshots, limit):
+        for batch in filter(None, purging.batches(self.snapshots, limit)):
             purge = Purge.begin(self.snapshots, batch)
             self.store(purge)
             purge.publish()

@@ -26,6 +26,9 @@ async def move(snapshots: Snapshots, storage: StorageFile, batches: Iterable[Bat
     moving: deque[asyncio.Task[int]] = deque()
     try:
         for batch in batches:
+            if not batch:
+                await asyncio.sleep(0)
+                continue
             moving.append(asyncio.create_task(_move(Purge.begin(snapshots, batch), storage)))
             await asyncio.sleep(0)
             if len(moving) == BATCHES_UNDER_WAY:

@@ -12,16 +12,17 @@ refer to. On demand: by `purge`. A pause stops all of them, writers that wait in
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 
-from everram.actors.nvm_device import purging
+from everram.actors.nvm_device import moving, purging
 from everram.actors.nvm_device.budget import Budget
-from everram.actors.nvm_device.purging import Batch, Purge, everything
+from everram.actors.nvm_device.purging import Batch, everything
 from everram.actors.nvm_device.records import Record
 from everram.actors.nvm_device.snapshots import Snapshots
 from everram.actors.nvm_device.storage import StorageFile
 from everram.runtime.actor import ActorContext
 from everram.runtime.contracts.nvm_device_pb2 import PurgeControl, PurgeStatus
+from everram.runtime.environment import Clock
 from everram.runtime.errors import EverramError, FailedPrecondition, InvalidArgument, ResourceExhausted
 from everram.runtime.memory.contract import PAGE_BYTES
 
@@ -30,6 +31,8 @@ LOW_MARK, HIGH_MARK = 0.1, 0.2
 AGES_PER_LOOK = 4
 """A block is purged at the latest a quarter of the age after it has reached it."""
 LOOK_S_MAX = 60.0
+TURN_S = 0.1
+"""For which deletions and reversions have to wait, and a little longer."""
 RETRY_S = 1.0
 """After storage did not take a batch, while writers wait for it."""
 
@@ -114,11 +117,7 @@ class Purger:
     async def _keep_to_policy(self) -> None:
         try:
             if self._starved or self._budget.free_part < self._policy.low_mark:
-                for batch in purging.batches(self._snapshots):
-                    await self._purge(batch)
-                    self._starved = False
-                    if self._budget.free_part >= self._policy.high_mark:
-                        break
+                await self._purge(self._until_high_mark())
             if age_s := self._policy.age_s:
                 await self.purge(self.older_than(age_s))
         except EverramError as error:
@@ -137,54 +136,82 @@ class Purger:
 
     async def purge(self, wanted: Callable[[Record], bool] = everything) -> None:
         """All that these snapshots refer to and no running point does. Raises ResourceExhausted, DataLoss."""
-        for batch in self._batches(wanted):
-            await self._purge(batch)
+        await self._purge(purging.batches(self._snapshots, wanted=wanted))
 
     async def make_room(self) -> None:
         """Raises ResourceExhausted where nothing can be purged."""
-        batch = next(self._batches(everything), None)
+        batch = await self._one()
         if batch is None:
             raise ResourceExhausted(
                 "there is no room for what snapshots need of pages that are written to, and nothing to purge: remove "
                 "snapshots, or start the machine with more --nvm"
             )
-        await self._purge(batch)
+        await self._purge(iter([batch]))
 
     async def purge_batch(self) -> None:
         """As `make_room`, by whoever holds the lock."""
-        batch = next(self._batches(everything), None)
+        batch = await self._one()
         if batch is None:
             raise FailedPrecondition("nothing can be purged to make room: remove snapshots")
-        await self._move(batch)
+        await self._move([batch])
 
-    def _batches(self, wanted: Callable[[Record], bool]) -> Iterator[Batch]:
-        return purging.batches(self._snapshots, wanted=wanted)
+    async def _one(self) -> Batch | None:
+        for batch in purging.batches(self._snapshots):
+            if batch:
+                return batch
+            await asyncio.sleep(0)
+        return None
 
-    async def _purge(self, batch: Batch) -> None:
-        await self._going.wait()
-        began_ns = self._clock.now_ns()
-        self._running += 1
-        try:
-            async with self._moving:
-                await self._move(batch)
-        finally:
-            self._running -= 1
-        self._room_again()
-        if rate := self._policy.rate_bytes_per_s:
-            took_s = (self._clock.now_ns() - began_ns) / 1e9
-            await asyncio.sleep(max(0.0, len(batch) * PAGE_BYTES / rate - took_s))
+    def _until_high_mark(self) -> Iterator[Batch]:
+        for batch in purging.batches(self._snapshots):
+            yield batch
+            if batch and self._budget.free_part >= self._policy.high_mark:
+                return
 
-    async def _move(self, batch: Batch) -> None:
-        """Copy, flush, one update each, free. Raises ResourceExhausted, DataLoss; then all is as before."""
-        storage = await self._storage()
-        purge = Purge.begin(self._snapshots, batch)
-        try:
-            await storage.write(purge.slots, purge.virtblocks, purge.load)
-            await storage.sync()
-        except BaseException:
-            purge.abandon()
-            raise
-        purge.publish()
-        purge.end()
-        self._policy.purged_bytes += len(purge.slots) * PAGE_BYTES
-        self._policy.trouble = ""
+    async def _purge(self, batches: Iterator[Batch]) -> None:
+        """A turn after the other, as the policy has it."""
+        ended = False
+        while not ended:
+            await self._going.wait()
+            turn = Turn(batches, self._clock, lambda: self._policy.paused or bool(self._policy.rate_bytes_per_s))
+            self._running += 1
+            try:
+                async with self._moving:
+                    moved_bytes = await self._move(turn)
+            finally:
+                self._running -= 1
+            ended = turn.is_last
+            if rate := self._policy.rate_bytes_per_s:
+                await asyncio.sleep(max(0.0, moved_bytes / rate - turn.took_s))
+
+    async def _move(self, batches: Iterable[Batch]) -> int:
+        """Copy, flush, one update each, free: how many bytes. Raises ResourceExhausted, DataLoss; then all is as
+        before."""
+        moved_bytes = 0
+        async for moved in moving.move(self._snapshots, await self._storage(), batches):
+            moved_bytes += moved * PAGE_BYTES
+            self._policy.purged_bytes += moved * PAGE_BYTES
+            self._policy.trouble = ""
+            self._starved = False
+            self._room_again()
+        return moved_bytes
+
+
+class Turn:
+    """As many batches as are moved before others, who wait to delete or revert something, have their turn."""
+
+    def __init__(self, batches: Iterator[Batch], clock: Clock, only_one: Callable[[], bool]) -> None:
+        self._batches, self._clock, self._only_one = batches, clock, only_one
+        self._began_ns = clock.now_ns()
+        self.is_last = False
+
+    @property
+    def took_s(self) -> float:
+        return (self._clock.now_ns() - self._began_ns) / 1e9
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self._batches:
+            yield batch
+            if batch and (self._only_one() or self.took_s >= TURN_S):
+                return
+        self.is_last = True

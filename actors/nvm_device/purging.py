@@ -28,7 +28,7 @@ from operator import or_
 from everram.actors.nvm_device import tables
 from everram.actors.nvm_device.draft import Draft
 from everram.actors.nvm_device.media import INTENT_ENTRIES_MAX, INTENTS, INTENTS_AT, Media
-from everram.actors.nvm_device.records import Record
+from everram.actors.nvm_device.records import Record, State
 from everram.actors.nvm_device.redo import WORD_BYTES
 from everram.actors.nvm_device.runs import runs
 from everram.actors.nvm_device.snapshots import Blocks, Region, Snapshots
@@ -39,7 +39,11 @@ from everram.runtime.memory.contract import PAGE_BYTES
 BATCH_BLOCKS = INTENT_ENTRIES_MAX
 """16 MiB: the disk is told to be durable once a batch."""
 LOOK_AHEAD_BLOCKS = 4 * BATCH_BLOCKS
-"""Found in one go, in some ten milliseconds."""
+"""Of which the neighbours are brought together, where they are not found together."""
+LONG_RUN_BLOCKS = 16
+"""Whoever is found in runs so long, on average, need not wait for others."""
+LEAVES_PER_TURN = 64
+"""Looked at in some five milliseconds, for which the loop is not served."""
 PIECE_BLOCKS = 2048
 """In one change of the metadata, which has room for so many even where each is in another word of a bitmap."""
 
@@ -57,35 +61,52 @@ def batches(
     snapshots: Snapshots, limit: int = BATCH_BLOCKS, wanted: Callable[[Record], bool] = everything
 ) -> Iterator[Batch]:
     """What these snapshots of all regions refer to; found some batches ahead. `Purge.begin` leaves out what is gone
-    since.
+    since. An empty one: the search goes on, and others may work meanwhile.
 
     In the order of the blocks, not of the addresses: what was written at one time lies together in the store, however
     scattered it is in the region, so it is loaded and given back in long runs.
     """
     found: Batch = {}
+    enough = BATCH_BLOCKS
     for region in list(snapshots.regions.values()):
         for some in _non_active(snapshots, region, wanted):
             found |= some
-            if len(found) >= LOOK_AHEAD_BLOCKS:
-                yield from _in_batches(found, limit)
-                found = {}
-    yield from _in_batches(found, limit)
+            if len(found) >= enough:
+                blocks = sorted(found)
+                if enough < LOOK_AHEAD_BLOCKS and len(runs(blocks)) * LONG_RUN_BLOCKS > len(blocks):
+                    enough += BATCH_BLOCKS
+                    continue
+                yield from _in_batches(found, blocks, limit)
+                found, enough = {}, BATCH_BLOCKS
+            elif not some:
+                yield {}
+    yield from _in_batches(found, sorted(found), limit)
 
 
-def _in_batches(found: Batch, limit: int) -> Iterator[Batch]:
-    blocks = sorted(found)
+def _in_batches(found: Batch, blocks: Sequence[int], limit: int) -> Iterator[Batch]:
     for first in range(0, len(blocks), limit):
         yield {block: found[block] for block in blocks[first : first + limit]}
 
 
 def _non_active(snapshots: Snapshots, region: Region, wanted: Callable[[Record], bool]) -> Iterator[Batch]:
-    """For each chunk of a region, the blocks of the store that its running point does not refer to."""
+    """For each chunk of a region, the blocks of the store that its running point does not refer to; an empty one after
+    so many leaves, too."""
     media = snapshots.media
     chunks: defaultdict[int, set[int]] = defaultdict(set)
-    for record in filter(wanted, snapshots.live(region)):
-        for first, leaf in tables.leaves(media, record.root, [region.record.root]):
+    looked_at = 0
+    for record in filter(wanted, list(snapshots.live(region))):
+        if record.state is not State.LIVE:
+            continue  # any more
+        for first, leaf in list(tables.leaves(media, record.root, [region.record.root])):
             chunks[first].add(leaf)
+        yield {}
     for first in sorted(chunks):
+        looked_at += len(chunks[first]) + 1
+        if looked_at >= LEAVES_PER_TURN:
+            looked_at = 0
+            yield {}
+        if snapshots.regions.get(region.record.name) is not region:
+            return  # it was removed since
         virtblocks: set[int] = set()
         present = {tables.leaf_of(media, record.root, first) for record in snapshots.live(region)}
         for leaf in chunks[first] & present:  # it was not deleted since

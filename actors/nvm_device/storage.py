@@ -219,11 +219,11 @@ def _pieces(
 def _runs(slots: Sequence[int]) -> Iterator[Run]:
     """Neighbours within a group."""
     for first, count in runs(slots):
-        end = first + count
-        while first < end:
-            within = min(end, (first // GROUP_SLOTS + 1) * GROUP_SLOTS) - first
-            yield first, within
-            first += within
+        at, end = first, first + count
+        while at < end:
+            until = min(end, (at // GROUP_SLOTS + 1) * GROUP_SLOTS)
+            yield at, until - at
+            at = until
 
 
 def _wrong(content: bytes, trailer: bytes, slot: int, virtblock: int) -> str:

@@ -145,10 +145,9 @@ def _pwrite(path: Path, fd: int, offset: int, data: bytes | memoryview) -> None:
 
 def _pwrite_all(path: Path, fd: int, direct_fd: int, pieces: Sequence[tuple[int, bytes | memoryview]]) -> None:
     for offset, data in pieces:
-        if direct_fd >= 0 and len(data) >= DIRECT_BYTES_MIN and len(data) % PAGE_BYTES == offset % PAGE_BYTES == 0:
-            done = _pwrite_direct(direct_fd, offset, data)
-            offset, data = offset + done, memoryview(data)[done:]
-        _pwrite(path, fd, offset, data)
+        is_direct = len(data) >= DIRECT_BYTES_MIN and len(data) % PAGE_BYTES == offset % PAGE_BYTES == 0
+        done = _pwrite_direct(direct_fd, offset, data) if is_direct and direct_fd >= 0 else 0
+        _pwrite(path, fd, offset + done, memoryview(data)[done:])
 
 
 def _reopened_direct(fd: int) -> int:

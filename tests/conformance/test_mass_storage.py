@@ -13,7 +13,6 @@ import pytest
 from everram.actors.nvm_device.block_store import GROW_BLOCKS, BlockStore
 from everram.actors.nvm_device.storage import (
     GROUP_SLOTS,
-    HEADER_BYTES,
     PIECE_SLOTS,
     StorageFile,
     content_offset,
