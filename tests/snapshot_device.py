@@ -21,6 +21,7 @@ from everram.actors.nvm_device.purging import Purge
 from everram.actors.nvm_device.records import Record
 from everram.actors.nvm_device.snapshots import Arena as ArenaContract
 from everram.actors.nvm_device.snapshots import Blocks, Snapshots, Taking
+from everram.actors.nvm_device.steps import finish
 from everram.actors.nvm_device.virtblocks import Location, Place
 from everram.runtime.errors import NotFound, ResourceExhausted
 from everram.runtime.memory.contract import PAGE_BYTES
@@ -212,7 +213,7 @@ class Device:
         return {page: data for page, data in found if any(data)}
 
     def findings(self) -> list[str]:
-        return checking.check(self.snapshots)[0]
+        return finish(checking.check(self.snapshots))[0]
 
     def check(self) -> None:
         assert not self.findings()

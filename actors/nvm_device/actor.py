@@ -14,6 +14,8 @@ from everram.actors.nvm_device.device import Device, Plan, check_filter, check_s
 from everram.actors.nvm_device.keeper import SnapshotKeeper
 from everram.actors.nvm_device.purging import everything
 from everram.actors.nvm_device.records import Record
+from everram.actors.nvm_device.steps import gradually
+from everram.actors.nvm_device.virtblocks import Place, location
 from everram.actors.nvm_device.writers import Writers
 from everram.runtime.contracts import common_pb2 as pb
 from everram.runtime.contracts import nvm_device_pb2 as nvm
@@ -208,15 +210,15 @@ class NvmDevice(NvmDeviceActor):
 
     async def _snapshots(self, request: nvm.SnapshotFilter) -> nvm.SnapshotList:
         answer = nvm.SnapshotList()
+        frozen = self._keeper.snapshots.frozen() if request.usage else None
         for region in self._device.metadata.regions(request.guest_id):
             if request.region not in ("", region.name):
                 continue
             for record in reversed(self._keeper.snapshots.of(origin_of(region))):
                 told = answer.snapshots.add()
                 told.CopyFrom(_told(region, record))
-                if request.usage:
-                    await asyncio.sleep(0)
-                    _count(told, accounting.usage(self._keeper.snapshots, record))
+                if frozen is not None and (kept := frozen.records.get(record.sequence)):
+                    _count(told, await gradually(accounting.usage(frozen, kept)))
         return answer
 
     def follow_operation(self, request: nvm.CopyOperation) -> Awaitable[pb.Empty]:
@@ -245,23 +247,25 @@ class NvmDevice(NvmDeviceActor):
         return self.context.later(self._remove_snapshots(self._records(request)))
 
     async def _remove_snapshots(self, records: Sequence[Record]) -> nvm.Freed:
-        freed = self._preview(records)
+        freed = await self._preview(records)
         by_origin = {origin_of(region): region for region in self._device.metadata.regions()}
         named = [(by_origin[self._keeper.snapshots.region_of(record).record.name], record) for record in records]
         await self._keeper.tell_removal(named)
         await self._keeper.remove(records)
         return freed
 
-    def preview_removal(self, request: nvm.SnapshotNames) -> nvm.Freed:
-        return self._preview(self._records(request))
+    def preview_removal(self, request: nvm.SnapshotNames) -> Awaitable[nvm.Freed]:
+        return self.context.later(self._preview(self._records(request)))
 
-    def _preview(self, records: Iterable[Record]) -> nvm.Freed:
+    async def _preview(self, records: Iterable[Record]) -> nvm.Freed:
+        frozen = self._keeper.snapshots.frozen()
         by_region: dict[int, list[Record]] = {}
         for record in records:
-            by_region.setdefault(record.region, []).append(record)
+            if kept := frozen.records.get(record.sequence):
+                by_region.setdefault(record.region, []).append(kept)
         freed = nvm.Freed()
         for some in by_region.values():
-            found = accounting.preview(self._keeper.snapshots, some)
+            found = await gradually(accounting.preview(frozen, some))
             freed.memory_bytes += found.memory_bytes
             freed.storage_bytes += found.storage_bytes
         return freed
@@ -377,14 +381,19 @@ class NvmDevice(NvmDeviceActor):
         return self.context.later(self._check())
 
     async def _check(self) -> nvm.Findings:
-        findings, reached = await self._keeper.at_rest(lambda: checking.check(self._keeper.snapshots))
+        frozen = await self._keeper.at_rest()
+        findings, reached = await gradually(checking.check(frozen))
         answer = nvm.Findings(findings=findings, blocks=len(reached.named))
-        slots = sorted(reached.slots.items())
-        for first in range(0, len(slots), SLOTS_PER_TURN):
-            some = dict(slots[first : first + SLOTS_PER_TURN])
-            for slot, finding in (await (await self._keeper.storage()).verify(some)).items():
-                if self._keeper.snapshots.media.storage.is_taken(slot):  # still
-                    answer.findings.append(finding)
+        for first in range(0, frozen.media.storage.nameable, SLOTS_PER_TURN):
+            slots = range(first, first + SLOTS_PER_TURN)
+            if some := {slot: reached.slots[slot] for slot in slots if slot in reached.slots}:
+                for slot, finding in (await (await self._keeper.storage()).verify(some)).items():
+                    # What was freed meanwhile may hold anything by now.
+                    place = location(self._keeper.snapshots.media, some[slot])
+                    if place == (Place.STORAGE, slot):
+                        answer.findings.append(finding)
+            else:
+                await asyncio.sleep(0)
         return answer
 
     async def quiesce(self, request: nvm.QuiesceMoves) -> pb.Empty:

@@ -15,7 +15,7 @@ moves lies side by side, and it moves a million.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from everram.actors.nvm_device.redo import WORD_BYTES, Change
 from everram.actors.nvm_device.runs import Run, runs
@@ -61,9 +61,9 @@ class Bitmap:
     def is_taken(self, number: int) -> bool:
         return number // 8 < len(self._bits) and bool(self._bits[number // 8] >> number % 8 & 1)
 
-    def taken_numbers(self) -> Iterable[int]:
-        bits = self._bits.rstrip(b"\0")
-        return (at * 8 + bit for at, byte in enumerate(bits) if byte for bit in range(8) if byte >> bit & 1)
+    def taken_of_page(self, page: int) -> int:
+        """The bits of a page, as one number."""
+        return int.from_bytes(self._bits[page * PAGE_BYTES : (page + 1) * PAGE_BYTES], "little")
 
     @property
     def free(self) -> int:
@@ -153,7 +153,7 @@ class Bitmap:
                 continue
             taken = int.from_bytes(bits[start : (self._scanned + 7) // 8], "little") >> (first & 7)
             free = _mask(0, self._scanned - first) & ~taken
-            self._free.extend((first + at, count) for at, count in _ones(free))
+            self._free.extend((first + at, count) for at, count in ones(free))
         return bool(self._free)
 
 
@@ -161,7 +161,7 @@ def _mask(first: int, count: int) -> int:
     return ((1 << count) - 1) << first
 
 
-def _ones(bits: int) -> Iterator[Run]:
+def ones(bits: int) -> Iterator[Run]:
     """The runs of ones in a number, the lowest first."""
     while bits:
         first = (bits & -bits).bit_length() - 1

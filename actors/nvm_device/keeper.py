@@ -18,8 +18,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from typing import Final, TypeVar
+from collections.abc import AsyncIterator, Iterable, Sequence
+from typing import Final
 
 from everram.actors.nvm_device import deletion, purging, reverting
 from everram.actors.nvm_device.block_store import BlockStore
@@ -30,6 +30,7 @@ from everram.actors.nvm_device.media import Media
 from everram.actors.nvm_device.purger import Purger
 from everram.actors.nvm_device.records import Record
 from everram.actors.nvm_device.snapshots import Snapshots, Taking
+from everram.actors.nvm_device.steps import gradually
 from everram.actors.nvm_device.storage import StorageFile
 from everram.actors.nvm_device.virtblocks import Place
 from everram.actors.nvm_device.writers import Writers
@@ -42,8 +43,6 @@ from everram.runtime.errors import DataLoss, FailedPrecondition, NotFound, Resou
 from everram.runtime.log.record import RecordType
 from everram.runtime.memory.contract import PAGE_BYTES, Mapping
 from everram.runtime.memory.guard import GuardedMapping, PageGuard
-
-T = TypeVar("T")
 
 STORAGE_NAME = "nvm/purged"
 FREEZE_REASON = "snapshot"
@@ -287,7 +286,7 @@ class SnapshotKeeper:
         unseen = [region for region in regions if not self._is_trapped(region, alive)]
         await self._settle(regions, alive)
         for region in unseen:
-            self.snapshots.catch_up(origin_of(region))
+            await gradually(self.snapshots.catch_up(origin_of(region)))
         records = self._take_now(regions, name, alive)
         try:
             for region in unseen:
@@ -467,7 +466,7 @@ class SnapshotKeeper:
             # What the log has beyond what is applied would come back over the snapshot's content.
             await self._settle([region], set())
             if self._writers is None:
-                self.snapshots.catch_up(origin_of(region))
+                await gradually(self.snapshots.catch_up(origin_of(region)))
             reverting.begin(self.snapshots, record)
             await self._revert(record)
             if self._writers is None:
@@ -484,23 +483,25 @@ class SnapshotKeeper:
 
     # -- looking
 
-    async def at_rest(self, look: Callable[[], T]) -> T:
-        """Between two moves."""
+    async def at_rest(self) -> Snapshots:
+        """As they are between two moves."""
         async with self._moving:
-            return look()
+            return self.snapshots.frozen()
 
     async def _revert(self, record: Record) -> None:
         async with self._moving:
-            for number, page in enumerate(list(reverting.pages(self.snapshots, record))):
-                data = await self.page(record, page)
-                while True:
-                    try:
-                        reverting.restore(self.snapshots, record, page, data)
-                        break
-                    except ResourceExhausted:
-                        await self.purger.purge_batch()
-                if number % PAGES_PER_TURN == 0:
-                    await asyncio.sleep(0)
+            for pages in reverting.chunks(self.snapshots, record):
+                await asyncio.sleep(0)
+                for number, page in enumerate(pages):
+                    data = await self.page(record, page)
+                    while True:
+                        try:
+                            reverting.restore(self.snapshots, record, page, data)
+                            break
+                        except ResourceExhausted:
+                            await self.purger.purge_batch()
+                    if number % PAGES_PER_TURN == 0:
+                        await asyncio.sleep(0)
             retired = reverting.end(self.snapshots, record)
         await self._deleted([retired])
 

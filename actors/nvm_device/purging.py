@@ -118,7 +118,7 @@ def _non_active(snapshots: Snapshots, region: Region, wanted: Callable[[Record],
 
 
 class Purge:
-    """One batch on its way: the n-th of `blocks` is named by the n-th of `virtblocks` and goes to the n-th of `slots`."""
+    """One batch on its way: the n-th of `blocks`, which the n-th of `virtblocks` names, goes to the n-th of `slots`."""
 
     def __init__(self, snapshots: Snapshots, blocks: list[int], virtblocks: list[int], slots: list[int]) -> None:
         self._snapshots = snapshots

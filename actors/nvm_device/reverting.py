@@ -14,6 +14,7 @@ off is found by the region's state and run again from the start, which changes n
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator
 
 from everram.actors.nvm_device import deletion, tables
@@ -49,12 +50,20 @@ def unfinished(snapshots: Snapshots) -> list[Record]:
 
 def pages(snapshots: Snapshots, record: Record) -> Iterator[int]:
     """Those whose content in the arena may not be the snapshot's, ascending."""
+    return itertools.chain.from_iterable(chunks(snapshots, record))
+
+
+def chunks(snapshots: Snapshots, record: Record) -> Iterator[list[int]]:
+    """The same by chunks, each looked at when it is its turn."""
     media, region = snapshots.media, snapshots.region_of(record)
     for first, leaf in tables.leaves(media, record.root, [region.record.root]):
         running = tables.entries(media, tables.leaf_of(media, region.record.root, first))
-        for at, (theirs, ours) in enumerate(zip(tables.entries(media, leaf), running, strict=True)):
-            if theirs != ours and not (theirs and location(media, theirs).place is Place.ARENA):
-                yield first + at
+        both = enumerate(zip(tables.entries(media, leaf), running, strict=True), first)
+        yield [
+            page
+            for page, (theirs, ours) in both
+            if theirs != ours and not (theirs and location(media, theirs).place is Place.ARENA)
+        ]
 
 
 def restore(snapshots: Snapshots, record: Record, page: int, data: bytes | None) -> None:

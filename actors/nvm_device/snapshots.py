@@ -26,6 +26,7 @@ from everram.actors.nvm_device.draft import RECORDS_PER_PAGE, Draft
 from everram.actors.nvm_device.media import NEXT_SEQUENCE_AT, RECORDS_DIRECTORY, WORDS_PER_PAGE, Media
 from everram.actors.nvm_device.records import NAME_BYTES_MAX, RECORD_BYTES, Kind, Record, State
 from everram.actors.nvm_device.redo import WORD_BYTES
+from everram.actors.nvm_device.steps import Steps
 from everram.actors.nvm_device.tables import CHUNK_PAGES, LEAF, LEVELS, entry_offset
 from everram.actors.nvm_device.virtblocks import Array, Location, Place, location, pack_location
 from everram.runtime.errors import (
@@ -36,7 +37,8 @@ from everram.runtime.errors import (
     NotFound,
     ResourceExhausted,
 )
-from everram.runtime.memory.contract import PAGE_BYTES
+from everram.runtime.memory.contract import PAGE_BYTES, Mapping
+from everram.runtime.memory.heap import HeapMapping
 
 
 class Arena(Protocol):
@@ -109,6 +111,19 @@ def check_not_reverting(region: Region) -> None:
         raise FailedPrecondition("this region is being reverted: wait until that has ended")
 
 
+class FrozenSpace:
+    """`media.Space` of a copy."""
+
+    def __init__(self, mapping: Mapping) -> None:
+        self._mapping = mapping
+
+    def map(self) -> Mapping:
+        return self._mapping
+
+    def grow(self, size_bytes: int) -> Mapping:
+        raise FailedPrecondition("this is a copy to look at, and stays as it is")
+
+
 class Snapshots:
     """See the module."""
 
@@ -138,6 +153,13 @@ class Snapshots:
         opened = Snapshots(media, arena_of, blocks)
         opened._load()
         return opened
+
+    def frozen(self) -> Snapshots:
+        """As they are at this instant: for whoever looks at them at leisure. Theirs are the metadata alone, a copy of a
+        few MiB for a million blocks; what lies in arenas and in the store goes on changing."""
+        mapping = self.media.mapping
+        copy = HeapMapping.of(mapping.load(0, mapping.size_bytes))
+        return Snapshots.open(Media.open(FrozenSpace(copy)), self.arena_of, self.blocks)
 
     def _load(self) -> None:
         snapshots: list[Record] = []
@@ -396,9 +418,9 @@ class Snapshots:
             region.array.reset(region.record.array)
             raise
 
-    def catch_up(self, arena: str) -> None:
+    def catch_up(self, arena: str) -> Steps[None]:
         """Of a region whose stores nobody sees: the running point gets virtblocks for pages that are holes no more.
-        Raises ResourceExhausted."""
+        Nobody may store to it before it has ended. Raises ResourceExhausted."""
         region = self.regions.get(arena)
         if region is None:
             return
@@ -407,6 +429,7 @@ class Snapshots:
                 for page in self._present(region, first):
                     if not self.virtblock(region.record, page):
                         self._make_private(region, page, 0)
+                yield
         except BaseException:
             region.array.reset(region.record.array)
             raise

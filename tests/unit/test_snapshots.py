@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from benchmarks._pointer_elimination import PointerTables
-from everram.actors.nvm_device import accounting, deletion, purging, reverting
+from everram.actors.nvm_device import accounting, checking, deletion, purging, reverting
 from everram.actors.nvm_device.bitmap import Bitmap
 from everram.actors.nvm_device.block_store import BlockStore
 from everram.actors.nvm_device.draft import Draft
@@ -20,6 +22,8 @@ from everram.actors.nvm_device.media import Media
 from everram.actors.nvm_device.purging import Purge
 from everram.actors.nvm_device.records import Record
 from everram.actors.nvm_device.snapshots import Region, Taking
+from everram.actors.nvm_device.steps import finish, gradually
+from everram.actors.nvm_device.tables import CHUNK_PAGES
 from everram.runtime.errors import FailedPrecondition, InvalidArgument, ResourceExhausted
 from everram.runtime.memory.contract import PAGE_BYTES
 from everram.runtime.memory.heap import HeapMapping
@@ -280,6 +284,65 @@ def test_one_update_for_a_block_that_many_share(count: int) -> None:
     assert elimination.entry_updates == 4 * count + others
 
 
+# -- large
+
+
+def large() -> tuple[Device, Record]:
+    """Some hundred chunks, written since the first of two snapshots."""
+    chunks = 100
+    device = Device(Space(), {"a": Arena(chunks * CHUNK_PAGES)}, HeapBlocks())
+    device.media.store.limit = device.media.storage.limit = chunks * CHUNK_PAGES
+    for page in range(0, chunks * CHUNK_PAGES, 4):
+        device.arenas["a"].write(page * PAGE_BYTES, bytes(PAGE_BYTES))
+    (record,) = device.take("a", name="first", pages=chunks * CHUNK_PAGES)
+    for page in range(0, chunks * CHUNK_PAGES, 4):
+        device.snapshots.before_write("a", page)
+    device.take("a", name="second", pages=chunks * CHUNK_PAGES)
+    return device, record
+
+
+def test_no_step_takes_long() -> None:
+    """In time of the processor: how busy the computer is does not matter."""
+    device, record = large()
+
+    def look() -> Iterator[object]:
+        frozen = device.snapshots.frozen()
+        yield
+        kept = [frozen.records[one.sequence] for one in device.snapshots.of("a")]
+        for steps in (checking.check(frozen), accounting.preview(frozen, kept), accounting.usage(frozen, kept[1])):
+            begun = list(took)
+            yield from steps
+            assert len(took) - len(begun) >= 100
+        yield from purging.batches(device.snapshots)
+        yield from reverting.chunks(device.snapshots, record)
+
+    took: list[float] = []
+    began = time.thread_time()
+    for _ in look():
+        ended = time.thread_time()
+        took.append(ended - began)
+        began = ended
+    assert max(took) < 0.1
+
+
+async def test_others_work_during_a_check() -> None:
+    device, record = large()
+    checked = asyncio.create_task(gradually(checking.check(device.snapshots.frozen())))
+    turns = 0
+    while not checked.done():
+        if turns < 50:
+            device.write("a", 4 * turns, b"meanwhile")
+        elif turns == 50:
+            device.delete(record)
+        turns += 1
+        await asyncio.sleep(0)
+    findings, reached = await checked
+    assert not findings
+    assert len(reached.blocks) == 100 * CHUNK_PAGES // 4
+    assert turns > 100
+    device.check()
+
+
 # -- full
 
 
@@ -355,8 +418,8 @@ def test_what_is_being_deleted_already_holds_nothing() -> None:
     two = take(device, "two")
     device.write("a", 1, b"two")
     (doomed,) = deletion.begin(device.snapshots, [one])
-    assert accounting.preview(device.snapshots, [two]).memory_bytes == PAGE_BYTES
-    assert accounting.usage(device.snapshots, two).owned_bytes == PAGE_BYTES
+    assert finish(accounting.preview(device.snapshots, [two])).memory_bytes == PAGE_BYTES
+    assert finish(accounting.usage(device.snapshots, two)).owned_bytes == PAGE_BYTES
     run(deletion.steps(device.snapshots, doomed))
     assert device.media.store.taken == 1
     device.delete(two)
@@ -421,7 +484,7 @@ class Modelled(RuleBasedStateMachine):
         names = [name for one, name in sorted(self.snapshots) if one == arena]
         doomed = [self.device.snapshots.find(arena, name) for name in names[nth % len(names) :][:count]]
         exact = not self.deleting
-        freed = accounting.preview(self.device.snapshots, doomed)
+        freed = finish(accounting.preview(self.device.snapshots, doomed))
         media = self.device.media
         blocks, slots = media.store.taken, media.storage.taken
         for record in doomed:
