@@ -93,8 +93,8 @@ class PointerTables:
     def _batch(
         self, pointers: list[tuple[int, int]], blocks: list[int]
     ) -> Iterator[tuple[Sequence[int], Sequence[int], Load]]:
-        def load(first: int, target: memoryview) -> None:
-            load_blocks(self.blocks, blocks[first : first + len(target) // PAGE_BYTES], target)
+        def load(first: int, target: memoryview) -> memoryview:
+            return load_blocks(self.blocks, blocks[first : first + len(target) // PAGE_BYTES], target)
 
         slots = range(self.slots, self.slots + len(blocks))
         self.slots += len(blocks)

@@ -161,7 +161,8 @@ class KeptBlocks:
     """Punches holes as late as its memory ends, so that two can purge the same blocks; both are spared that work."""
 
     def __init__(self, blocks: Blocks) -> None:
-        self.load, self.load_into, self.persist = blocks.load, blocks.load_into, blocks.persist
+        self.load, self.load_into, self.view = blocks.load, blocks.load_into, blocks.view
+        self.persist = blocks.persist
 
     def discard(self, first: int, count: int) -> None:
         pass
@@ -319,6 +320,9 @@ class OnePage:
 
     def load_into(self, first: int, target: memoryview) -> None:
         target[:] = self.content * (len(target) // PAGE_BYTES)
+
+    def view(self, first: int, count: int) -> memoryview:
+        return memoryview(self.content * count)
 
     def persist(self, number: int, data: bytes) -> None:
         pass

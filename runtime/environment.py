@@ -87,7 +87,7 @@ class MemoryObject(Protocol):
 
     `read`, `read_into` and `write` go by descriptor (a host's mmap read of a hole would silently create a page). A
     resizable object is mapped by nobody but the host that shortens it, and unmaps it first: who touched a mapping of
-    what another has shortened would fault.
+    what another has shortened would fault. Its views count as mappings.
     """
 
     name: str
@@ -107,6 +107,10 @@ class MemoryObject(Protocol):
 
     def read_into(self, offset: int, target: memoryview) -> None:
         """As many bytes as `target` has."""
+
+    def view(self, offset: int, length: int) -> memoryview:
+        """Whole pages to be read where they lie, as long as somebody has the view; all of them have to be present. For
+        what nobody changes meanwhile: a change may or may not be seen."""
 
     def write(self, offset: int, data: bytes | memoryview) -> None: ...
 

@@ -104,7 +104,10 @@ class HeapBlocks:
         return self.content[number]
 
     def load_into(self, first: int, target: memoryview) -> None:
-        target[:] = b"".join(self.content[first + nth] for nth in range(len(target) // PAGE_BYTES))
+        target[:] = self.view(first, len(target) // PAGE_BYTES)
+
+    def view(self, first: int, count: int) -> memoryview:
+        return memoryview(b"".join(self.content[number] for number in range(first, first + count)))
 
     def persist(self, number: int, data: bytes) -> None:
         self.content[number] = bytes(data)
@@ -229,8 +232,7 @@ def moved_by(purge: Purge) -> Iterator[tuple[int, int, bytes]]:
     """(slot, virtblock, content)."""
     target = memoryview(bytearray(PAGE_BYTES))
     for nth, (slot, virtblock) in enumerate(zip(purge.slots, purge.virtblocks, strict=True)):
-        purge.load(nth, target)
-        yield slot, virtblock, bytes(target)
+        yield slot, virtblock, bytes(purge.load(nth, target))
 
 
 def content(data: bytes) -> bytes:

@@ -41,7 +41,7 @@ BATCH_BLOCKS = INTENT_ENTRIES_MAX
 LOOK_AHEAD_BLOCKS = 4 * BATCH_BLOCKS
 """Of which the neighbours are brought together, where they are not found together."""
 LONG_RUN_BLOCKS = 16
-"""Whoever is found in runs so long, on average, need not wait for others."""
+"""Whoever is found in runs so long, on average, need not wait for others; and is not copied to be written."""
 LEAVES_PER_TURN = 64
 """Looked at in some five milliseconds, for which the loop is not served."""
 PIECE_BLOCKS = 2048
@@ -142,9 +142,9 @@ class Purge:
         snapshots.purging.update(batch)
         return Purge(snapshots, list(batch), list(batch.values()), slots)
 
-    def load(self, first: int, target: memoryview) -> None:
-        """The contents of some of the blocks, from the n-th on."""
-        load_blocks(self._snapshots.blocks, self.blocks[first : first + len(target) // PAGE_BYTES], target)
+    def load(self, first: int, target: memoryview) -> memoryview:
+        """The contents of some of the blocks, from the n-th on: in `target`, which says of how many, or elsewhere."""
+        return load_blocks(self._snapshots.blocks, self.blocks[first : first + len(target) // PAGE_BYTES], target)
 
     def publish(self) -> None:
         """They are on storage, durably: point each virtblock there. Raises FailedPrecondition between another's
@@ -169,12 +169,16 @@ class Purge:
         self._snapshots.purging.difference_update(self.blocks)
 
 
-def load_blocks(store: Blocks, blocks: Sequence[int], target: memoryview) -> None:
-    """Contents of many, ascending, one after the other."""
+def load_blocks(store: Blocks, blocks: Sequence[int], target: memoryview) -> memoryview:
+    """Contents of many, ascending, one after the other: where they lie, if they are one long run, else in `target`."""
+    found = runs(blocks)
+    if len(found) == 1 and len(blocks) >= LONG_RUN_BLOCKS:
+        return store.view(*found[0])
     at = 0
-    for first, count in runs(blocks):
+    for first, count in found:
         store.load_into(first, target[at : at + count * PAGE_BYTES])
         at += count * PAGE_BYTES
+    return target
 
 
 # -- intents: three columns of words, of virtblocks, blocks and slots

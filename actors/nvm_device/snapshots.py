@@ -61,6 +61,9 @@ class Blocks(Protocol):
     def load_into(self, first: int, target: memoryview) -> None:
         """So many neighbours as there is room for."""
 
+    def view(self, first: int, count: int) -> memoryview:
+        """So many neighbours where they lie, until they are discarded."""
+
     def persist(self, number: int, data: bytes) -> None:
         """Persistent when this returns. Raises ResourceExhausted where the machine has no memory left."""
 

@@ -10,8 +10,8 @@ names the virtblock, and the checksum covers content, virtblock and slot: so a b
 place is found, too.
 
 Slots are whole pages that follow each other, with the trailers of many in pages before them. So a run of blocks goes
-from the memory that they were loaded into straight to the disk, without another copy of it in the system's cache; and
-that costs no time of this process, which loads and checksums the next run meanwhile. docs/formats.md, "The storage
+from the memory that it lies in straight to the disk, without a copy of it here or in the system's cache; and the disk
+takes it while the next run is checksummed. docs/formats.md, "The storage
 file", describes every field.
 """
 
@@ -44,8 +44,8 @@ PIECE_SLOTS = 512
 PIECES_UNDER_WAY = 2
 """On their way to the disk, which so has the next one as soon as it is done with one, while a third is prepared."""
 
-Load = Callable[[int, memoryview], None]
-"""Fetches contents, from the n-th on: as many as there is room for."""
+Load = Callable[[int, memoryview], memoryview]
+"""Fetches contents, from the n-th on, as many as there is room for: into that, or it says where they lie already."""
 
 
 class StorageFile:
@@ -90,9 +90,8 @@ class StorageFile:
                 for first in range(0, len(slots), PIECE_SLOTS):
                     some = slots[first : first + PIECE_SLOTS]
                     staging = await self._take_staging()
-                    content = staging[: len(some) * PAGE_BYTES]
-                    load(first, content)
-                    pieces = _pieces(some, virtblocks[first : first + PIECE_SLOTS], content)
+                    contents = load(first, staging[: len(some) * PAGE_BYTES])
+                    pieces = _pieces(some, virtblocks[first : first + PIECE_SLOTS], contents)
                     writing.append(asyncio.create_task(self._write(pieces, staging)))
                     await asyncio.sleep(0)  # it begins, and goes on while the next piece is prepared
             for task in writing:

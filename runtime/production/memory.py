@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 
 from everram.runtime.errors import AlreadyExists, InvalidArgument, NotFound, ResourceExhausted
@@ -113,6 +114,15 @@ class KeptObject:
             read = os.preadv(self._fd, [target], offset)
             offset += read
             target = target[read:]
+
+    def view(self, offset: int, length: int) -> memoryview:
+        self._check(offset, length)
+        try:
+            # All at once: a fault for each page would cost more than a copy.
+            flags = mmap.MAP_SHARED | mmap.MAP_POPULATE
+            return memoryview(mmap.mmap(self._fd, length, flags, mmap.PROT_READ, offset=offset))
+        except OSError as error:
+            raise ResourceExhausted(f"memory {self.name} cannot be mapped: {error}") from error
 
     def write(self, offset: int, data: bytes | memoryview) -> None:
         """Raises ResourceExhausted where the computer itself has no memory left."""

@@ -42,9 +42,10 @@ def block(number: int) -> bytes:
 async def write(storage: StorageFile, slots: Sequence[int], virtblocks: Sequence[int] | None = None) -> None:
     """Slots that ascend, each with the `block` of its number; virtblocks are 10 more."""
 
-    def load(first: int, target: memoryview) -> None:
+    def load(first: int, target: memoryview) -> memoryview:
         count = len(target) // PAGE_BYTES
         target[:] = b"".join(block(slot) for slot in slots[first : first + count])
+        return target
 
     await storage.write(slots, [slot + 10 for slot in slots] if virtblocks is None else virtblocks, load)
 
@@ -228,6 +229,9 @@ async def test_blocks(memory: Memory) -> None:
     assert store.size_bytes == 2 * GROW_BLOCKS * PAGE_BYTES
     store = await BlockStore.open(memory)
     assert store.load(5) == block(5)
+    target = memoryview(bytearray(2 * PAGE_BYTES))
+    store.load_into(0, target)
+    assert target == store.view(0, 2) == block(0) + block(1)
     store.discard(1, 5)
     assert store.load(0) == block(0)
     kept = memory.open("nvm.blocks")

@@ -98,7 +98,10 @@ class RecordedBlocks:
         return self.mapping.load(number * PAGE_BYTES, PAGE_BYTES)
 
     def load_into(self, first: int, target: memoryview) -> None:
-        target[:] = self.mapping.load(first * PAGE_BYTES, len(target))
+        target[:] = self.view(first, len(target) // PAGE_BYTES)
+
+    def view(self, first: int, count: int) -> memoryview:
+        return memoryview(self.mapping.load(first * PAGE_BYTES, count * PAGE_BYTES))
 
     def persist(self, number: int, data: bytes) -> None:
         self.mapping.persist(number * PAGE_BYTES, data)

@@ -271,8 +271,7 @@ def test_one_update_for_a_block_that_many_share(count: int) -> None:
     elimination = PointerTables.of(device.snapshots, lambda pages: HeapMapping(pages * PAGE_BYTES))
     eliminated = set()
     for slots, _, load in elimination.batches(3):
-        target = memoryview(bytearray(len(slots) * PAGE_BYTES))
-        load(0, target)
+        target = load(0, memoryview(bytearray(len(slots) * PAGE_BYTES)))
         eliminated.update(bytes(target[at : at + PAGE_BYTES]) for at in range(0, len(target), PAGE_BYTES))
     assert eliminated >= {content(b"shared")}
     device.restart()
