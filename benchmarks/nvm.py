@@ -1,4 +1,5 @@
-"""Snapshots of regions, and the purging of what only they refer to. No guest is attached here.
+"""Snapshots of regions, and the purging of what only they refer to. No guest is attached, but for those of
+`_live_snapshots`, which says what its figures are.
 
 - `entry_updates_per_purged_block`, with 1, 8 and 64 snapshots that share each block in page tables of their own, beside
   pointer elimination (US10691591, `_pointer_elimination.py`) on the same snapshots;
@@ -25,6 +26,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from benchmarks import _live_snapshots
 from benchmarks._pointer_elimination import PointerTables
 from benchmarks.log import folder_on_disk
 from everram.actors.nvm_device import accounting, purging, reverting
@@ -57,15 +59,17 @@ MILLION = 1_000_000
 
 def run() -> dict[str, Any]:
     updates, vs_elimination = shared_by_many()
-    return {
-        "purge_time_vs_pointer_elimination": vs_elimination,
+    result = {
         "purge_vs_disk": {"scattered": vs_disk(1), "runs": vs_disk(RUN_PAGES)},
+        "purge_time_vs_pointer_elimination": vs_elimination,
         "snapshot_4gib_vs_1gib_detached": round(snapshot_s(4) / snapshot_s(1), 2),
         "entry_updates_per_purged_block": updates,
         **writes(),
+        **_live_snapshots.measure(),
         **fault_back(),
         **million(),
     }
+    return {**{name: value for name, value in result.items() if "_vs_" in name or "_speed_" in name}, **result}
 
 
 def seconds(call: Callable[[], object]) -> float:

@@ -137,9 +137,9 @@ class Bitmap:
         """The words of these bits, as they are now."""
         at, end = first // _WORD_BITS * WORD_BYTES, ((first + count - 1) // _WORD_BITS + 1) * WORD_BYTES
         while at < end:
-            page, within = divmod(at, PAGE_BYTES)
+            page = at // PAGE_BYTES
             until = min(end, (page + 1) * PAGE_BYTES)
-            change.put(self._page_at(page) + within, bytes(self._bits[at:until]))
+            change.put(self._page_at(page) + at % PAGE_BYTES, bytes(self._bits[at:until]))
             at = until
 
     def _scan(self) -> bool:

@@ -22,8 +22,8 @@ from __future__ import annotations
 import struct
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from itertools import repeat
-from operator import or_
+from itertools import compress, repeat
+from operator import ne, or_
 
 from everram.actors.nvm_device import tables
 from everram.actors.nvm_device.draft import Draft
@@ -74,7 +74,7 @@ def batches(
             if len(found) >= enough:
                 blocks = sorted(found)
                 if enough < LOOK_AHEAD_BLOCKS and len(runs(blocks)) * LONG_RUN_BLOCKS > len(blocks):
-                    enough += BATCH_BLOCKS
+                    enough = LOOK_AHEAD_BLOCKS
                     continue
                 yield from _in_batches(found, blocks, limit)
                 found, enough = {}, BATCH_BLOCKS
@@ -109,10 +109,13 @@ def _non_active(snapshots: Snapshots, region: Region, wanted: Callable[[Record],
             return  # it was removed since
         virtblocks: set[int] = set()
         present = {tables.leaf_of(media, record.root, first) for record in snapshots.live(region)}
-        for leaf in chunks[first] & present:  # it was not deleted since
-            virtblocks.update(tables.entries(media, leaf))
         running = tables.leaf_of(media, region.record.root, first)
-        virtblocks.difference_update(tables.entries(media, running) if running else (), (0,))
+        active = tables.entries(media, running) if running else ()
+        for leaf in chunks[first] & present:  # it was not deleted since
+            named = tables.entries(media, leaf)
+            # A virtblock stands for one page, so who else names it does so in the same place.
+            virtblocks.update(compress(named, map(ne, named, active)) if active else named)
+        virtblocks.discard(0)
         words = zip(words_of(media, virtblocks), virtblocks, strict=True)
         yield {word ^ IN_STORE: virtblock for word, virtblock in words if IN_STORE <= word < ON_STORAGE}
 

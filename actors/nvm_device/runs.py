@@ -14,6 +14,8 @@ def runs(numbers: Sequence[int]) -> list[Run]:
     They ascend, so two of them that are as far apart in value as in place have only neighbours between them: a long
     run is found in a few steps, and not one by one.
     """
+    if len(numbers) == 1:
+        return [(numbers[0], 1)]
     found: list[Run] = []
     at, end = 0, len(numbers)
     while at < end:
