@@ -1,14 +1,16 @@
 """Pointer elimination (US10691591), the way of purging that virtblocks are compared with.
 
     tables = PointerTables.of(snapshots, map_pages)     # the same snapshots, in tables of its own, on the same memory
-    for slots, blocks, load in tables.batches(limit):   # of what the running point has no more: `StorageFile.write`
-        ...                                             # onto storage, durably, before the next is asked for
+    for slots, blocks, load, end in tables.batches(limit):  # of what the running point has no more
+        ...                                                 # onto storage (`StorageFile.write`), durably
+        end()                                               # every pointer, and every count
 
 Here the level-1 entry of each snapshot's page table names the block itself, and each block has a count of the entries
 that do. To purge, each entry of each snapshot whose block the running point does not have is pointed at the storage,
 and the count goes down by one; the block leaves when it is zero. So a block that k snapshots share, in tables of their
 own, costs k entries and k counts, each stored persistently, since a crash may come at any time. What the tables share
-is updated once here, too, and everything else (finding, copying, batches, the file) is what virtblocks use.
+is updated once here, too, and everything else (finding, loading, batches, the file, two of them on their way at once)
+is what virtblocks use.
 """
 
 from __future__ import annotations
@@ -26,6 +28,8 @@ from everram.actors.nvm_device.virtblocks import WORDS, Place, pack_location, un
 from everram.runtime.memory.contract import PAGE_BYTES, Mapping
 
 WORD_BYTES = 8
+Elimination = tuple[Sequence[int], Sequence[int], Load, Callable[[], None]]
+"""One batch: slots, blocks, how to load their contents, and what is to be done once they are durable."""
 _STORE = pack_location(Place.STORE, 0)
 _STORAGE = pack_location(Place.STORAGE, 0)
 
@@ -72,7 +76,7 @@ class PointerTables:
             if place is Place.STORE:
                 self.mapping.store_u64(number * WORD_BYTES, self.mapping.load_u64(number * WORD_BYTES) + 1)
 
-    def batches(self, limit: int) -> Iterator[tuple[Sequence[int], Sequence[int], Load]]:
+    def batches(self, limit: int) -> Iterator[Elimination]:
         pointers: list[tuple[int, int]] = []
         """Offset, block."""
         blocks: set[int] = set()
@@ -90,16 +94,13 @@ class PointerTables:
         if blocks:
             yield from self._batch(pointers, sorted(blocks))
 
-    def _batch(
-        self, pointers: list[tuple[int, int]], blocks: list[int]
-    ) -> Iterator[tuple[Sequence[int], Sequence[int], Load]]:
+    def _batch(self, pointers: list[tuple[int, int]], blocks: list[int]) -> Iterator[Elimination]:
         def load(first: int, target: memoryview) -> memoryview:
             return load_blocks(self.blocks, blocks[first : first + len(target) // PAGE_BYTES], target)
 
         slots = range(self.slots, self.slots + len(blocks))
         self.slots += len(blocks)
-        yield slots, blocks, load
-        self._eliminate(pointers, dict(zip(blocks, slots, strict=True)))
+        yield slots, blocks, load, lambda: self._eliminate(pointers, dict(zip(blocks, slots, strict=True)))
 
     def _eliminate(self, pointers: list[tuple[int, int]], slot_of: dict[int, int]) -> None:
         """The content is on storage: every pointer goes there, one by one, and takes its count with it."""

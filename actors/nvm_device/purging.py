@@ -32,6 +32,7 @@ from everram.actors.nvm_device.records import Record, State
 from everram.actors.nvm_device.redo import WORD_BYTES
 from everram.actors.nvm_device.runs import runs
 from everram.actors.nvm_device.snapshots import Blocks, Region, Snapshots
+from everram.actors.nvm_device.tables import CHUNK_PAGES
 from everram.actors.nvm_device.virtblocks import Place, pack_location, words_of
 from everram.runtime.errors import DataLoss, FailedPrecondition
 from everram.runtime.memory.contract import PAGE_BYTES
@@ -110,11 +111,14 @@ def _non_active(snapshots: Snapshots, region: Region, wanted: Callable[[Record],
         virtblocks: set[int] = set()
         present = {tables.leaf_of(media, record.root, first) for record in snapshots.live(region)}
         running = tables.leaf_of(media, region.record.root, first)
-        active = tables.entries(media, running) if running else ()
+        active = before = tables.entries(media, running) if running else (0,) * CHUNK_PAGES
         for leaf in chunks[first] & present:  # it was not deleted since
+            # A virtblock stands for one page, so who else names it does so in the same place; and from one leaf to the
+            # next most stay the same.
             named = tables.entries(media, leaf)
-            # A virtblock stands for one page, so who else names it does so in the same place.
-            virtblocks.update(compress(named, map(ne, named, active)) if active else named)
+            virtblocks.update(compress(named, map(ne, named, before)))
+            before = named
+        virtblocks.difference_update(active)
         virtblocks.discard(0)
         words = zip(words_of(media, virtblocks), virtblocks, strict=True)
         yield {word ^ IN_STORE: virtblock for word, virtblock in words if IN_STORE <= word < ON_STORAGE}

@@ -270,9 +270,10 @@ def test_one_update_for_a_block_that_many_share(count: int) -> None:
         device.write("a", page, b"now")
     elimination = PointerTables.of(device.snapshots, lambda pages: HeapMapping(pages * PAGE_BYTES))
     eliminated = set()
-    for slots, _, load in elimination.batches(3):
+    for slots, _, load, end in elimination.batches(3):
         target = load(0, memoryview(bytearray(len(slots) * PAGE_BYTES)))
         eliminated.update(bytes(target[at : at + PAGE_BYTES]) for at in range(0, len(target), PAGE_BYTES))
+        end()
     assert eliminated >= {content(b"shared")}
     device.restart()
     device.blocks.content.update(dict.fromkeys(range(8), content(b"shared")))  # the baseline has discarded them
