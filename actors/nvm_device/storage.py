@@ -39,8 +39,8 @@ TRAILER = struct.Struct("<QQ")
 GROUP_SLOTS = 4096
 TRAILERS_BYTES = GROUP_SLOTS * TRAILER.size
 GROUP_BYTES = TRAILERS_BYTES + GROUP_SLOTS * PAGE_BYTES
-PIECE_SLOTS = 512
-"""2 MiB: enough for a disk at its full speed, and prepared in two milliseconds, for which the loop is not served."""
+PIECE_SLOTS = 256
+"""1 MiB: enough for a disk at its full speed, and prepared in half a millisecond, for which the loop is not served."""
 PIECES_UNDER_WAY = 2
 """On their way to the disk, which so has the next one as soon as it is done with one, while a third is prepared."""
 
