@@ -5,7 +5,13 @@
   pointer elimination (US10691591, `_pointer_elimination.py`) on the same snapshots;
 - `purge_time_vs_pointer_elimination`: the same at 64 snapshots, as time, the writing to disk included on both sides;
 - `purge_vs_disk`: throughput of a purge from its search for blocks to its last update, of blocks that lie alone and of
-  runs of 64, against a sequential buffered write and fdatasync of as much to the same file system, in turns;
+  runs of 64, against a sequential buffered write and fdatasync of as much to the same file system, in turns. To be
+  reached are 0.3 and 0.6. On 2 cores with a disk of 3 us a block that others used as well (load 3 to 5): scattered 0.27
+  to 0.43, runs 0.31 to 0.53, single rounds up to 0.75. The reason is the processor: a block of a run takes some 5 us of
+  it, 3.4 of them in the loop (CRC 1.4, finding 0.4, mapping 0.4, entries and intents 0.4, freeing 0.5), and the disk is
+  idle whenever the loop has to wait for a core. Tried: buffered writes of slots with their trailers (0.16, 0.18 in
+  the same hour); the file as it is now, O_DIRECT, without overlap of batches; with it; blocks copied before they are
+  written (a fifth slower than from where they lie); pieces of 1 to 8 MiB (the smallest is best);
 - `snapshot_4gib_vs_1gib_detached`: time of a snapshot, with every 2 MiB of both regions written to before;
 - `first_write_us` of a page after a snapshot, beside the bare copy of a page to the store; `private_write_us`: the
   question whether a page may be stored to, when it may;
