@@ -6,13 +6,13 @@
 - `purge_time_vs_pointer_elimination`: the same at 64 snapshots, as time, the writing to disk included on both sides;
 - `purge_vs_disk`: throughput of a purge from its search for blocks to its last update, of blocks that lie alone and of
   runs of 64, against a sequential buffered write and fdatasync of as much to the same file system, in turns. To be
-  reached are 0.3 and 0.6. On 2 cores with a disk of 3 us a block, both used by others as well (load 3 to 5), medians were
-  0.27 to 0.43 scattered and 0.31 to 0.53 in runs, where buffered writes of slots with their trailers reached 0.16 and
-  0.16 to 0.31 in the same hour; less busy cores gave up to 0.7 and 0.6. The reason is the processor: a block of a run
-  takes some 5 us of it, 3.4 of them in the loop (CRC 1.4, finding 0.4, mapping 0.4, entries and intents 0.4, freeing
-  0.5), twice that where others use the other half of the core, and the disk is idle while the loop waits for its turn.
-  Tried: the file as it is now, with O_DIRECT, without overlap of batches, and with it; blocks copied before they are
-  written, or written from where they lie (a seventh faster, or no difference); pieces of 1 to 8 MiB (1 and 2 are best);
+  reached are 0.3 and 0.6, and 0.6 is not. On 2 cores and a disk of 3 us a block, used by others as well (load 3 to 5),
+  medians of 5 were 0.27 to 0.43 scattered and 0.31 to 0.53 in runs; buffered writes of slots with their trailers reached
+  0.16 and 0.16 to 0.31 in the same minutes. The processor is what it waits for: a block of a run takes 5 to 9 us of it,
+  by how busy the cores are, of which 4 are the loop's (checksum and trailer 1.4, mapping 1.2, freeing 0.6, finding 0.4,
+  slots 0.2, entries and intents 0.2). Tried: the file as it is now, with O_DIRECT, without overlap of batches, and with
+  it; blocks copied before they are written, or written from where they lie (a seventh faster, and no difference, in two
+  comparisons); pieces of 1, 2, 4 and 8 MiB (4 and 8 are slower);
 - `snapshot_4gib_vs_1gib_detached`: time of a snapshot, with every 2 MiB of both regions written to before;
 - `first_write_us` of a page after a snapshot, beside the bare copy of a page to the store; `private_write_us`: the
   question whether a page may be stored to, when it may;
