@@ -48,7 +48,7 @@ async def compose(
     node.use_links(Links(node, environment.network, me, resolver.resolve, environment.entropy.token))
     node.add(VMemFS)
     node.add(lambda: NvmDevice(config.nvm_bytes, storage_bytes, guard=guard, writers=faults), after=(VMEMFS,))
-    node.add(PowerMonitor, after=(VMEMFS,))
+    node.add(lambda: PowerMonitor(config.on_battery), after=(VMEMFS,))
     node.add(lambda: Replicator(config, guard), after=(NVM_DEVICE,))
     node.add(lambda: Availability(config), after=(VMEMFS,))
     node.add(RemoteMemory, after=(AVAILABILITY,))

@@ -41,6 +41,7 @@ async def serve(config: HostConfig) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ending.set)
     production = await Production.connect(config)
+    loop.add_signal_handler(signal.SIGPWR, _power_fails, production.environment.machine)
     beating = asyncio.create_task(_beat(production.environment.machine))
     try:
         node = await compose(config, production.environment, faults=production.faults, pid=os.getpid())
@@ -50,6 +51,12 @@ async def serve(config: HostConfig) -> None:
     finally:
         beating.cancel()
         await production.close()
+
+
+def _power_fails(machine: Machine) -> None:
+    """SIGPWR, which init(8) and UPS daemons send: the mains are lost."""
+    reporting = asyncio.ensure_future(machine.report_mains(False))
+    reporting.add_done_callback(lambda task: task.exception())
 
 
 def _fail(error: Exception) -> NoReturn:

@@ -34,7 +34,7 @@ EVERRAM = [sys.executable, "-m", "everram.runtime.cli.main"]
 
 def everram(command: str, *arguments: str, dir: Path) -> dict[str, Any]:
     """Run one command on the cluster in `dir`; its JSON."""
-    words = [*EVERRAM, command, "--dir", str(dir), "--json", *arguments]
+    words = [*EVERRAM, *command.split(), "--dir", str(dir), "--json", *arguments]
     done = subprocess.run(words, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S, check=False)
     if done.returncode:
         raise RuntimeError(f"{command} {' '.join(arguments)} failed: {done.stderr.strip()}")

@@ -43,7 +43,6 @@ from everram.actors.nvm_device.media import INTENT_ENTRIES_MAX
 from everram.actors.nvm_device.moving import BATCHES_UNDER_WAY, move
 from everram.actors.nvm_device.purging import Purge
 from everram.actors.nvm_device.snapshots import Arena, Blocks
-from everram.actors.nvm_device.steps import finish
 from everram.actors.nvm_device.storage import Load, StorageFile
 from everram.actors.nvm_device.tables import CHUNK_PAGES
 from everram.runtime.memory.contract import PAGE_BYTES, Mapping
@@ -117,7 +116,7 @@ def fill(arena: Arena, pages: int) -> None:
 
 async def purge(made: Device, storage: StorageFile) -> int:
     """As the device does it; how many blocks."""
-    return sum([moved async for moved in move(made.snapshots, storage, purging.batches(made.snapshots))])
+    return sum([moved async for moved in move(made.snapshots, storage, purging.search(made.snapshots))])
 
 
 async def eliminate(pointers: PointerTables, storage: StorageFile) -> int:
@@ -369,7 +368,7 @@ def million() -> dict[str, Any]:
     times: dict[str, float] = {"first_writes_s": write_s}
     times["snapshot_ms"] = seconds(lambda: made.take("a", name="second", pages=MILLION)) * 1e3
     records = snapshots.of("a")
-    times["preview_s"] = seconds(lambda: finish(accounting.preview(snapshots, records)))
+    times["preview_s"] = seconds(lambda: accounting.preview(snapshots, records))
     times["check_s"] = seconds(made.check)
     times["purge_s"] = seconds(lambda: purge_metadata(made))
     times["delete_s"] = seconds(lambda: made.delete(*records))
@@ -380,7 +379,7 @@ def million() -> dict[str, Any]:
 
 
 def purge_metadata(made: Device) -> None:
-    for batch in filter(None, purging.batches(made.snapshots)):
+    for batch in purging.batches(made.snapshots):
         one = Purge.begin(made.snapshots, batch)
         one.publish()
         one.end()

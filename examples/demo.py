@@ -45,7 +45,8 @@ if TYPE_CHECKING:
     from everram.runtime.contracts.common_pb2 import Guest, GuestSpec
 
 HOSTS = 3
-FAILOVERS = ("machine-kill", "partition")
+POWER_CUT = "power-cut"
+FAILOVERS = ("machine-kill", "partition", POWER_CUT)
 FAULTS = ("host-kill", "hang", *FAILOVERS)
 ACKS = ("replicated", "local")
 CLIENTS_DEFAULT, CLIENTS_MAX = 8, 200
@@ -78,6 +79,17 @@ class Run:
     end_s: float
     fenced: dict[str, Any] | None
     """What the cut-off machine set aside; None where nobody was cut off."""
+    power: dict[str, Any] | None = None
+    """What the machine reported of the loss of its mains; None where it kept them, or died before it could."""
+    restored: bool = False
+    """Whether the same machine was to start the bank again."""
+
+    @property
+    def all_promised(self) -> bool:
+        """Whether the fault spares what was acknowledged, replicated or not."""
+        if self.fault == POWER_CUT:
+            return self.power is not None and self.power["outcome"] == "saved"
+        return self.ack == "replicated" or self.fault not in FAILOVERS
 
     def answers(self) -> list[float]:
         """When clients were answered, in order."""
@@ -101,12 +113,13 @@ class Run:
 
 
 @asynccontextmanager
-async def own_cluster(tell: Callable[[str], None]) -> AsyncIterator[Cluster]:
+async def own_cluster(tell: Callable[[str], None], battery_s: float | None = None) -> AsyncIterator[Cluster]:
     """A cluster of its own, in a temporary folder; nothing of it is left afterwards, whatever happens."""
     state = Path(tempfile.mkdtemp(prefix="everram-demo-"))
     folders = Folders.of(None, str(state), os.environ)
     try:
-        launch.prepare(folders, launch.Wishes(hosts=HOSTS, memory_bytes=MEMORY_BYTES, nvm_bytes=NVM_BYTES))
+        wishes = launch.Wishes(hosts=HOSTS, memory_bytes=MEMORY_BYTES, nvm_bytes=NVM_BYTES, battery_s=battery_s)
+        launch.prepare(folders, wishes)
         progress = launch.start(folders)
         try:
             tell(f"a cluster of {HOSTS} hosts is ready after {await asyncio.to_thread(_until_ready, progress):.2f} s")
@@ -149,9 +162,9 @@ class Demo:
         self._clients = itertools.count(1)
 
     @staticmethod
-    async def start(cluster: Cluster, ack: str, tell: Callable[[str], None]) -> Demo:
+    async def start(cluster: Cluster, ack: str, tell: Callable[[str], None], copies: int = 1) -> Demo:
         port = await asyncio.to_thread(_free_port)
-        guest = await cluster.run(_bank_spec(port, ack), copies=1)
+        guest = await cluster.run(_bank_spec(port, ack), copies=copies)
         tell(f"the bank runs on {guest.host} (pid {guest.pid}), published on port {port}")
         return Demo(cluster, guest.guest_id, port, ack, tell)
 
@@ -161,20 +174,25 @@ class Demo:
             while True:
                 _, guest = await self.cluster.find_guest(self.guest_id)
                 required = [copy for copy in guest.copies if copy.required]
+                if not guest.spec.copies:
+                    return guest
                 if not guest.degraded and required and all(copy.state == "in-sync" for copy in required):
                     return guest
                 await asyncio.sleep(LOOK_S)
 
-    async def run(self, fault: str, clients: int, duration_s: float, enough: tuple[int, int]) -> Run:
+    async def run(
+        self, fault: str, clients: int, duration_s: float, enough: tuple[int, int], *, restore: bool = False
+    ) -> Run:
         """The clients at work, the fault in the middle. Raises what a client raises.
 
-        `enough`: answers before the fault and after it, without which the load goes on.
+        `enough`: answers before the fault and after it, without which the load goes on. `restore`: power is given back
+        at once, to the machine that alone has the bank's memory.
         """
         from everram.examples.demo_watch import Watch
 
         before = await self.in_sync()
         copies = ", ".join(copy.host for copy in before.copies if copy.required)
-        self.tell(f"{copies} holds a copy of it, in sync")
+        self.tell(f"{copies} holds a copy of it, in sync" if copies else "nobody holds a copy of it")
         running = asyncio.Event()
         running.set()
         workers = [
@@ -191,9 +209,12 @@ class Demo:
                 await self._load(records, duration_s * BEFORE, enough[0])
                 fault_s = asyncio.get_running_loop().time()
                 watch.note(f"fault: {fault} of {before.host}")
-                watch.dying = before.host if fault == "machine-kill" else ""
+                watch.dying = before.host if fault in ("machine-kill", POWER_CUT) else ""
                 await self.inflict(fault, before.host)
                 self.tell(f"{fault} of {before.host}, while {plural(clients, 'client')} transfer money")
+                if restore:
+                    watch.note(f"{before.host} has power again")
+                    await self.inflict("power-on", before.host)
                 stray = Stray(before.port, before.epoch, running)
                 if fault == "partition":
                     records.append(stray.record)
@@ -212,7 +233,18 @@ class Demo:
         except* EverramError as several:
             raise several.exceptions[0] from several
         _, after = await self.cluster.find_guest(self.guest_id)
-        return Run(fault, self.ack, records, watch, before, after, fault_s, end_s, fenced)
+        power = self._power_report(before.host) if fault == POWER_CUT else None
+        return Run(fault, self.ack, records, watch, before, after, fault_s, end_s, fenced, power, restore)
+
+    def _power_report(self, host: str) -> dict[str, Any] | None:
+        """What a machine that is off, or was, had written of its end."""
+        from google.protobuf.json_format import Parse
+
+        from everram.runtime.cli.power import report_json
+        from everram.runtime.contracts.power_monitor_pb2 import PowerReport
+
+        path = self.cluster.folders.machine(host) / "power" / "report.json"
+        return report_json(Parse(path.read_bytes(), PowerReport())) if path.exists() else None
 
     @asynccontextmanager
     async def _patience(self, why: str) -> AsyncIterator[None]:
@@ -230,9 +262,14 @@ class Demo:
             await _seen(lambda: sum(len(record.acknowledged) for record in records) >= wanted)
 
     async def inflict(self, fault: str, host: str) -> None:
-        """By the fault's name; "heal" brings back what one took."""
-        from everram.runtime.contracts.supervisor_pb2 import FaultRequest
+        """By the fault's name; "heal" and "power-on" bring back what one took."""
+        from everram.runtime.contracts.supervisor_pb2 import FaultRequest, PowerRequest
 
+        if fault in (POWER_CUT, "power-on"):
+            await self.cluster.supervisor.power(
+                PowerRequest(machines=[host], on=fault != POWER_CUT), timeout_s=PATIENCE_S
+            )
+            return
         await self.cluster.supervisor.fault(FaultRequest(target=host, name=fault))
 
     async def _served_again(self, fault: str, before: Guest, watch: Watch) -> None:
@@ -301,7 +338,7 @@ def _free_port() -> int:
 def report_of(run: Run, memory: Memory) -> dict[str, Any]:
     """The JSON of `--json`; docs/draw_failover.py draws from it."""
     replicated = run.ack == "replicated"
-    proof = verify(run.records, memory, promised=replicated or run.fault not in FAILOVERS)
+    proof = verify(run.records, memory, promised=replicated or run.all_promised)
     begin_s, gap_s = run.watch.began_s, run.gap_s()
 
     def ms(at_s: float) -> float:
@@ -323,6 +360,8 @@ def report_of(run: Run, memory: Memory) -> dict[str, Any]:
         "epoch_after": run.after.epoch,
         "guest_pid_unchanged": run.after.pid == run.before.pid,
         "set_aside": run.fenced,
+        "power": run.power,
+        "restored_same": run.restored,
         "timeline": [{"at_ms": ms(at_s), "what": what} for at_s, what in run.events()],
         "fault_ms": ms(run.fault_s),
         "gap_ms": [ms(at_s) for at_s in gap_s],
@@ -344,7 +383,8 @@ def _counted(run: Run) -> list[int]:
 
 def holds(report: dict[str, Any]) -> bool:
     """Whether everything that the fault promises was kept."""
-    moved = report["epoch_after"] > report["epoch"] and report["host_after"] != report["host"]
+    elsewhere = report["host_after"] != report["host"]
+    moved = report["epoch_after"] > report["epoch"] and elsewhere != report["restored_same"]
     stayed = report["epoch_after"] == report["epoch"] and report["guest_pid_unchanged"]
     return bool(
         report["acknowledged_after_fault"] > 0
@@ -388,12 +428,23 @@ def _show(report: dict[str, Any], picture: str) -> None:
     for event in report["timeline"]:
         say(f"  {event['at_ms']:8.1f} ms  {event['what']}")
     say("")
+    if report["power"] is not None:
+        say(_battery_words(report["power"]))
     where = f"the bank went from {report['host']} to {report['host_after']}"
+    if report["restored_same"]:
+        where = f"the bank was restored on {report['host']}"
     if report["guest_pid_unchanged"]:
         where = f"the bank on {report['host']} is the same process as before"
     say(f"{report['acknowledged_after_fault']} transfers were acknowledged after the fault; {where}")
     say(f"no client waited longer than {report['unserved_ms_max']} ms for an answer")
     say(proof_line(report))
+
+
+def _battery_words(power: dict[str, Any]) -> str:
+    freeze_ms, drain_ms, save_ms = (1000 * power[name] for name in ("freeze_s", "drain_s", "save_s"))
+    saved = f"{power['saved_bytes'] >> 10} KiB saved in {save_ms:.1f} ms"
+    done = f"guests stopped in {freeze_ms:.1f} ms, log drained in {drain_ms:.1f} ms, {saved}"
+    return f"on battery: {done}: {power['outcome']}"
 
 
 # -- the command
@@ -414,15 +465,20 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--clients", type=int, default=CLIENTS_DEFAULT, metavar="N", help=f"{CLIENTS_DEFAULT} by default"
     )
     parser.add_argument("--duration", type=duration, default=DURATION_DEFAULT_S, metavar="D", help="of the load (4s)")
-    unbuilt.add_flags(parser, "demo")
+    parser.add_argument(
+        "--battery", type=duration, metavar="D", help="of --fault power-cut: how long the machine has, such as 5ms"
+    )
+    parser.add_argument(
+        "--restore-same", action="store_true", help="of --fault power-cut: the bank has no copy, and power comes back"
+    )
     parser.set_defaults(handler=run)
 
 
 async def demonstrate(args: argparse.Namespace, tell: Callable[[str], None]) -> tuple[Run, Memory]:
     """What happened, and what the bank remembers of it."""
-    async with own_cluster(tell) as cluster:
-        demo = await Demo.start(cluster, args.ack, tell)
-        run = await demo.run(args.fault, args.clients, args.duration, ENOUGH)
+    async with own_cluster(tell, args.battery) as cluster:
+        demo = await Demo.start(cluster, args.ack, tell, copies=0 if args.restore_same else 1)
+        run = await demo.run(args.fault, args.clients, args.duration, ENOUGH, restore=args.restore_same)
         return run, await ask_memory(demo.port)
 
 
@@ -430,6 +486,10 @@ def run(args: argparse.Namespace) -> int:
     """Exit status 0 only if the proof holds."""
     if args.fault in unbuilt.FAULTS:
         unbuilt.refuse(f"demo --fault {args.fault}")
+    if args.fault != POWER_CUT and (args.battery is not None or args.restore_same):
+        raise InvalidArgument("--battery and --restore-same belong to --fault power-cut")
+    if args.restore_same and args.ack != "local":
+        raise InvalidArgument("--restore-same is of a bank without a copy: nobody could hold anything, add --ack local")
     if args.fault not in FAULTS:
         raise InvalidArgument(f'"{args.fault}" is no fault the demo knows: choose {", ".join(FAULTS)}')
     if args.ack not in ACKS:

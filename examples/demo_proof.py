@@ -26,12 +26,19 @@ from everram.examples.ledger import ACCOUNTS, OPENING_BALANCE
 def verify(records: Sequence[Record], memory: Memory, *, promised: bool) -> dict[str, Any]:
     """`promised`: whether what was acknowledged had to outlive the fault."""
     done = {(entry.client, entry.transfer.sequence): entry for entry in reversed(memory.history)}
-    missing = [ack for record in records for ack in record.acknowledged if (record.name, ack.sequence) not in done]
+    missing_by = [
+        (record.name, ack)
+        for record in records
+        for ack in record.acknowledged
+        if (record.name, ack.sequence) not in done
+    ]
+    missing = [ack for _, ack in missing_by]
     return {
         "acknowledged": sum(len(record.acknowledged) for record in records),
         "recovered": len(memory.history),
         "lost": len(missing) if promised else 0,
         "lost_unpromised": 0 if promised else len(missing),
+        "missing": [{"client": name, "number": ack.number, "epoch": ack.epoch} for name, ack in missing_by],
         "duplicated": _duplicated(records, memory.history),
         "prefix_holds": _is_prefix(records, memory.history, done, missing),
         "invariant": _invariant(memory),

@@ -21,7 +21,7 @@ from everram.runtime.errors import EverramError
 
 LOOK_S = 0.02
 RETRY_S = 0.05
-SERVES, COPY, UP, SOFTWARE_DOWN, CUT, DEAD = "=", "c", "-", "!", "/", "x"
+SERVES, COPY, UP, SOFTWARE_DOWN, CUT, DEAD, OFF = "=", "c", "-", "!", "/", "x", "o"
 LEGEND = {
     SERVES: "serves the bank",
     COPY: "keeps its copy",
@@ -29,6 +29,7 @@ LEGEND = {
     SOFTWARE_DOWN: "host software down, memory and guests live",
     CUT: "cut off",
     DEAD: "dead",
+    OFF: "off, its memory saved or not",
 }
 
 
@@ -82,7 +83,7 @@ class Watch:
         before, self._machines[machine.name] = self._machines.get(machine.name), machine
         if before is None:
             self._ready_pids[machine.name] = machine.host_pid
-        if before is None or machine.state == "dead" or machine.name == self.dying:
+        if before is None or machine.state in ("dead", "off") or machine.name == self.dying:
             return
         if machine.host_state != before.host_state and machine.host_state != "ready":
             self.note(f"the machine {machine.name} sees that its host is {machine.host_state}")
@@ -129,7 +130,7 @@ class Watch:
         """What a change of the directory means."""
         name = key.rpartition(b"/")[2].decode()
         if key.startswith(directory.MACHINES) and after is not None and after.get("state") != before.get("state"):
-            return [f"{name} is proven dead"] if after["state"] == "dead" else [f"{name} is up"]
+            return [f"{name} is {'proven dead' if after['state'] == 'dead' else after['state']}"]
         if key.startswith(directory.HOSTS) and (after is None) != (not before):
             return [f"the lease of {name} is over" if after is None else f"{name} has a lease"]
         if key == directory.serving_key(self._guest_id) and after is not None:
@@ -169,8 +170,8 @@ class Watch:
 
     def _state(self, host: str, serving: str, copies: list[str]) -> str:
         machine = self._machines.get(host)
-        if machine is not None and machine.state == "dead":
-            return DEAD
+        if machine is not None and machine.state in ("dead", "off"):
+            return DEAD if machine.state == "dead" else OFF
         if machine is not None and machine.cut:
             return CUT
         if machine is not None and machine.host_state != "ready" and host != self.dying:

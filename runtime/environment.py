@@ -9,6 +9,7 @@ real.
 
 from __future__ import annotations
 
+import enum
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -44,13 +45,16 @@ class DiskFile(Protocol):
     async def pread(self, offset: int, length: int) -> bytes:
         """Up to `length` bytes; shorter at the end of the file."""
 
-    async def pread_all(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+    async def pread_each(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
         """`pread` of each (offset, length), in one go."""
 
     async def pwrite(self, offset: int, data: bytes | memoryview) -> None:
         """Raises ResourceExhausted on a full disk, DataLoss on an I/O error."""
 
-    async def pwrite_all(self, pieces: Sequence[tuple[int, bytes | memoryview]]) -> None:
+    async def pwrite_all(self, offset: int, pieces: Sequence[bytes | memoryview]) -> list[int]:
+        """One after the other from `offset`, as fast as the disk can; the CRC-32 of each. Raises like `pwrite`."""
+
+    async def pwrite_each(self, pieces: Sequence[tuple[int, bytes | memoryview]]) -> None:
         """`pwrite` of each (offset, data), in one go. What is long and consists of whole pages, of the file and of
         memory, goes to the disk from where it lies and past the system's cache, where the file system can do that."""
 
@@ -215,6 +219,9 @@ class MachineEvent:
     """With "attached" of a guest that has tracked ranges: the descriptor, now the host's own."""
     ranges: tuple[TrackedRange, ...] = ()
     mains: bool = True
+    """With "mains": whether there is power from outside."""
+    deadline_ns: int = 0
+    """With "mains": until when the battery lasts at most (Clock.now_ns)."""
     connected: bool = True
     """With "network": whether the machine is connected; the fault `partition` cuts it off, and its end connects it."""
     reason: str = ""
@@ -231,6 +238,8 @@ class Machine(Protocol):
         """WATCHDOG=1; due every `watchdog_interval_s`."""
 
     watchdog_interval_s: float
+    battery_s: float
+    """How long the battery lasts when it is full."""
 
     async def spawn(self, launch: GuestLaunch) -> GuestProcess:
         """Raises NotFound / PermissionDenied for a program that cannot be executed, FailedPrecondition if it runs."""
@@ -270,6 +279,19 @@ class Machine(Protocol):
 
     def events(self) -> AsyncIterator[MachineEvent]:
         """From the start of this host on, in order; ends with the machine."""
+
+    def power_events(self) -> AsyncIterator[MachineEvent]:
+        """Those of kind "mains", for whoever answers for the machine's memory: they are not among `events`."""
+
+    async def report_mains(self, on: bool) -> None:
+        """What a source of power outside the machine's own says: from now on its battery counts, or not any more."""
+
+    async def power_off(self) -> None:
+        """What could be done on battery is done: everything of this machine ends, and this never returns. Raises
+        FailedPrecondition if the mains never failed."""
+
+    async def power_kept(self) -> None:
+        """The mains came back in time, and guests go on."""
 
 
 class LinkStream(Protocol):
@@ -370,6 +392,28 @@ class NoMounts:
         return 0
 
 
+class UpsReading(enum.Enum):
+    """What an uninterruptible power supply says of itself, or why it says nothing."""
+
+    ON_LINE = "on line"
+    ON_BATTERY = "on battery"
+    LOW_BATTERY = "low battery"
+    FORCED_SHUTDOWN = "forced shutdown"
+    UNKNOWN = "not known yet"
+    STALE = "stale"
+    """Its driver has heard nothing of it for a while."""
+    LOST = "cannot be asked"
+
+
+class Ups(Protocol):
+    """A real source of power that can be asked."""
+
+    name: str
+
+    async def reading(self) -> UpsReading:
+        """Raises nothing: what cannot be read is a reading too."""
+
+
 @dataclass(frozen=True, slots=True)
 class Environment:
     """Everything one host gets from outside."""
@@ -389,3 +433,5 @@ class Environment:
     missing: Sequence[str] = field(default=())
     """What this computer cannot do and what is used instead (D13), in sentences for `status`."""
     mounts: Mounts = field(default_factory=NoMounts)
+    ups: Ups | None = None
+    """None: the machine's own mains and battery are all there is."""

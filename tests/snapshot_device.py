@@ -21,7 +21,6 @@ from everram.actors.nvm_device.purging import Purge
 from everram.actors.nvm_device.records import Record
 from everram.actors.nvm_device.snapshots import Arena as ArenaContract
 from everram.actors.nvm_device.snapshots import Blocks, Snapshots, Taking
-from everram.actors.nvm_device.steps import finish
 from everram.actors.nvm_device.virtblocks import Location, Place
 from everram.runtime.errors import NotFound, ResourceExhausted
 from everram.runtime.memory.contract import PAGE_BYTES
@@ -171,7 +170,7 @@ class Device:
     def purge(self, limit: int = purging.BATCH_BLOCKS) -> int:
         """How many blocks."""
         moved = 0
-        for batch in filter(None, purging.batches(self.snapshots, limit)):
+        for batch in purging.batches(self.snapshots, limit):
             purge = Purge.begin(self.snapshots, batch)
             self.store(purge)
             purge.publish()
@@ -216,7 +215,7 @@ class Device:
         return {page: data for page, data in found if any(data)}
 
     def findings(self) -> list[str]:
-        return finish(checking.check(self.snapshots))[0]
+        return checking.check(self.snapshots)[0]
 
     def check(self) -> None:
         assert not self.findings()

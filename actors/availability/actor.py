@@ -11,6 +11,7 @@ begins new incarnations, for which `Register` waits until there is a lease again
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from typing import cast
@@ -116,6 +117,7 @@ class Availability(AvailabilityActor):
                 self._adopt(process.guest_id, process.epoch)
         published_ns = max((guest.deadline_ns for guest in self._serving.values()), default=0)
         self._keeper = LeaseKeeper(self._config.lease_ttl_s, lease=record.lease_id, published_ns=published_ns)
+        self._left = False
         self._entered = False  # whether hosts/HOST is known to be there under the current lease
         self._free_bytes = self._free_told_ns = 0  # what hosts/HOST says, and since when
         self._mirror = Mirror(self._coordination)
@@ -129,8 +131,20 @@ class Availability(AvailabilityActor):
         self.context.spawn(self._leader.run(), name="leader")
         self.context.spawn(self._performer.run(), name="performer")
 
+    async def leave(self, request: Empty) -> Empty:
+        """The host's lease ends now, by its own will (D5): nobody here serves any more, which the machine sees to."""
+        self._left = True
+        self._drop_all()
+        lease = self._keeper.lease
+        self._keeper.gone()
+        if lease:
+            with contextlib.suppress(NotFound):
+                await self._coordination.lease_revoke(lease)
+        self.context.log.info("gave lease %x back", lease)
+        return Empty()
+
     async def _keep_lease(self) -> None:
-        while True:
+        while not self._left:
             step = self._keeper.next_step(self._clock.now_ns())
             if isinstance(step, Wait):
                 await asyncio.sleep(max(0.0, (step.until_ns - self._clock.now_ns()) / 1e9))

@@ -27,6 +27,7 @@ from everram.runtime.environment import Environment
 from everram.runtime.errors import DeadlineExceeded, EverramError, NotFound
 from everram.runtime.formats.config import HostConfig
 from everram.runtime.log.ring import LEASE, TAIL
+from everram.runtime.machine.effects import Limits
 from everram.runtime.node import Node
 from everram.runtime.simulation.channel import SimulatedChannel, Wires
 from everram.runtime.simulation.disk import SimulatedDisk
@@ -45,6 +46,8 @@ NVM_BYTES = 32 << 20
 BURIAL_S = (0.005, 0.15)
 """From a machine's death to its proof: every process of it has to be found gone."""
 RETRY_S = 0.1
+OBSERVE_S = 0.002
+"""Between looks of an observer outside the world."""
 CLUSTER_ID = "5eed5eed5eed5eed"
 
 
@@ -67,6 +70,7 @@ class Cluster:
         programs: Mapping[str, GuestProgram],
         lease_ttl_s: float = 2.0,
         preemption: Preemption | None = None,
+        battery_s: float = 30.0,
     ) -> None:
         self.world = world
         self.names = [f"h{number}" for number in range(1, hosts + 1)]
@@ -86,6 +90,7 @@ class Cluster:
         """Of the machines whose memory lives, in their chips or in a saved image, by host."""
         self._programs = programs
         self._preemption = preemption or Preemption()
+        self.battery_s = battery_s
         self._burial = world.stream("burial")
         self._wires = Wires(world.fabric, world.stream("channel"))
         self._generations = dict.fromkeys(self.names, 0)
@@ -108,6 +113,7 @@ class Cluster:
             programs=self._programs,
             guest_gate=self._guest_gate,
             generation=generation,
+            limits=Limits(battery_ns=int(self.battery_s * 1e9)),
         )
         machine.observers.append(lambda what, guest_id, epoch: self._observed(name, what, guest_id, epoch))
         machine.failures = self.failures
@@ -126,17 +132,35 @@ class Cluster:
         self.power_off(name)
         return self.world.loop.spawn(self.world.loop.system, self._bury(name))
 
-    async def _bury(self, name: str) -> None:
+    async def cut_mains(self, name: str, length_s: float) -> bool:
+        """The mains of a machine are away for so long; whether it went off meanwhile. It is on again afterwards, if its
+        host does not refuse to start."""
+        machine = self.machines[name]
+        machine.set_mains(False)
+        until_s = self.world.now_s + length_s
+        await _observe(lambda: not machine.on or self.world.now_s >= until_s)
+        machine.set_mains(True)
+        # It takes everything back, or it is off, or it goes off still, because it had handed its guests over.
+        await _observe(lambda: not machine.on or not machine.core.needs_host)
+        if machine.on:
+            return False
+        self.world.media(name).power_loss()
+        await self._bury(name, "off")
+        await asyncio.sleep(max(0.0, until_s - self.world.now_s))
+        await self.raise_again(name)
+        return True
+
+    async def _bury(self, name: str, state: str = "dead") -> None:
         """As the supervisor does: nothing of it is left, so its death is recorded, and its lease ends."""
         await asyncio.sleep(self._burial.uniform(*BURIAL_S))
         client = self.world.coordination.client("supervisor")
         while True:
             try:
-                await client.put(Put(machine_key(name), encode({"state": "dead"})))
+                await client.put(Put(machine_key(name), encode({"state": state})))
                 _, found = await client.range(Range(host_key(name)))
                 if found and found[0].lease:
                     await client.lease_revoke(found[0].lease)
-                self.world.note("supervisor", f"{name} is dead")
+                self.world.note("supervisor", f"{name} is {state}")
                 return
             except NotFound:
                 return  # it had ended by itself
@@ -277,6 +301,12 @@ async def _beat(port: MachinePort) -> None:
     while True:
         port.alive()
         await asyncio.sleep(port.watchdog_interval_s)
+
+
+async def _observe(condition: Callable[[], bool]) -> None:
+    """By an observer outside the world, whom nobody tells anything."""
+    while not condition():  # noqa: ASYNC110
+        await asyncio.sleep(OBSERVE_S)
 
 
 async def announce(world: World) -> None:

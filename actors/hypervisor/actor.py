@@ -53,6 +53,8 @@ class Hypervisor(HypervisorActor):
             for event in await house.machine.tracked():
                 await self._serve_faults(event)
         stored = await house.vmemfs.guests(pb.Empty())
+        for guest in stored.guests:
+            await self._regions_of.settle(guest)
         processes = {process.guest_id: process for process in await house.machine.guests()}
         for guest in stored.guests:
             await self._adopt(guest, processes.pop(guest.guest_id, None))
@@ -139,6 +141,7 @@ class Hypervisor(HypervisorActor):
             guest = resident.guest
             if guest.epoch != epoch or guest.state in ENDED or not resident.process_gone.is_set():
                 return
+            self._house.say_ended(resident)
             if self._faults:
                 self._faults.detach(guest.guest_id)
             now_s = self.context.environment.clock.now_ns() / 1e9

@@ -27,6 +27,7 @@ from everram.runtime.contracts.replicator_pb2 import FollowRequest, GuestCopy
 from everram.runtime.contracts.vmemfs_contract import VMemFSRef
 from everram.runtime.contracts.vmemfs_pb2 import GuestId
 from everram.runtime.errors import DeadlineExceeded, EverramError, NotFound, Unavailable
+from everram.runtime.log.ring import Ring, RingCorrupt
 
 GRACE_S = 5.0
 """Between SIGTERM and SIGKILL of a guest that is asked to stop, if its user names nothing else."""
@@ -72,6 +73,9 @@ class Household:
     async def begin(self, resident: Resident) -> None:
         """Start the next incarnation; `changing` is held."""
         guest, environment = resident.guest, self.context.environment
+        own = (await self.nvm.list_regions(RegionFilter(guest_id=guest.guest_id))).regions
+        if reverting := next((region.name for region in own if region.reverting), ""):
+            raise Unavailable(f"region {reverting} is being reverted: the guest can start when that has ended")
         # The directory may be ahead: of memory restored from an older image, or of a start that was cut off.
         reached = await self.availability.reached(GuestKey(guest_id=guest.guest_id), timeout_s=REGISTER_TIMEOUT_S)
         guest.restarts += int(guest.epoch > 0)
@@ -85,12 +89,30 @@ class Household:
             guest.previous_epoch, guest.epoch = begin_epoch(log, guest.epoch, guest.spec.copies)
         finally:
             log.close()
-        await self.store(resident)
-        self.follow(resident)  # before the directory has it: then its log can be shipped at once
-        await self.availability.register(Registration(guest=resident.stored()), timeout_s=REGISTER_TIMEOUT_S)
+        try:
+            await self.store(resident)
+            self.follow(resident)  # before the directory has it: then its log can be shipped at once
+            await self.availability.register(Registration(guest=resident.stored()), timeout_s=REGISTER_TIMEOUT_S)
+        except EverramError:
+            self.say_ended(resident)
+            raise
         process = await self.machine.spawn(resident.launch(memory.size_bytes, tracking=self.faults is not None))
         resident.lives(process.pid)
         await self.store(resident)
+
+    def say_ended(self, resident: Resident) -> None:
+        """In the log of a guest without a process: whoever wants to write to it is sure then that none comes before the
+        next epoch begins."""
+        memory = self.context.environment.memory
+        if resident.log_name not in memory.names():
+            return
+        log = memory.open(resident.log_name).map()
+        try:
+            Ring.open(log).say_ended()
+        except RingCorrupt as error:
+            self.context.log.error("the log of %s is damaged: %s", resident.guest.name, error)
+        finally:
+            log.close()
 
     async def begin_again(self, resident: Resident, epoch: int) -> None:
         """A new incarnation in place of `epoch`, which ends here if it still lives; tried until it runs or is ended."""
@@ -127,6 +149,7 @@ class Household:
                 log_epoch=handed.epoch,
             )
             await self.nvm.adopt_copy(request)
+            self.say_ended(resident)
         for region in guest.regions:
             region.ClearField("copy_id")
         await self.store(resident)
@@ -160,6 +183,7 @@ class Household:
         if processes and processes[0].pid:
             ended = await self.machine.kill(resident.guest.guest_id)
             resident.died(ended.exit_status)
+        self.say_ended(resident)
         if self.faults:
             self.faults.detach(resident.guest.guest_id)
         if give_back:

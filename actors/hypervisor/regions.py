@@ -16,6 +16,7 @@ from everram.runtime.contracts.nvm_device_pb2 import (
     CloneRequest,
     CreateRegionsRequest,
     GrowRequest,
+    RegionFilter,
     RegionName,
     SnapshotName,
 )
@@ -40,11 +41,45 @@ class RegionChanges:
         await self._house.stop(resident, GRACE_S)
         async with resident.changing:
             self._check_ended(resident)
-            await self._begin_change(resident)
-            await self._house.nvm.revert(named, timeout_s=MOVE_TIMEOUT_S)
             if ran:
-                await self._begin(resident)
+                resident.become(
+                    pb.RESTARTING, f"{region.name} is being reverted"
+                )  # whoever comes after this host begins it
+            try:
+                await self._begin_change(resident)
+                await self._house.nvm.revert(named, timeout_s=MOVE_TIMEOUT_S)
+            finally:
+                if ran:
+                    await self._begin(resident)
             return resident.stored()
+
+    async def settle(self, guest: pb.Guest) -> None:
+        """Bring a stored record to what the NVM device has, where a host died between the two: what was grown is known
+        as it is now, what was being added or dropped goes."""
+        if any(region.copy_id for region in guest.regions):
+            return  # it is being taken over: what it has here of its own counts no more
+        nvm = self._house.nvm
+        own = {
+            region.name: region for region in (await nvm.list_regions(RegionFilter(guest_id=guest.guest_id))).regions
+        }
+        changed = False
+        for region in guest.regions:
+            found = own.pop(region.name, None)
+            if found is not None and (found.arena, found.size_bytes) != (region.arena, region.size_bytes):
+                region.CopyFrom(found)
+                region.ClearField("reverting")
+                spec = next(spec for spec in guest.spec.regions if spec.name == region.name)
+                spec.size_bytes, changed = found.size_bytes, True
+        if changed:
+            await self._house.vmemfs.put_guest(guest)
+        for name in sorted(own):
+            self._house.context.spawn(self._remove(guest.guest_id, name), name=f"remove {name} of {guest.name}")
+
+    async def _remove(self, guest_id: str, name: str) -> None:
+        try:
+            await self._house.nvm.remove_region(RegionName(guest_id=guest_id, region=name), timeout_s=MOVE_TIMEOUT_S)
+        except EverramError as error:
+            self._house.context.log.error("region %s, which no guest has, is not removed: %s", name, error.message)
 
     async def clone(self, resident: Resident, act: RegionAct) -> pb.Guest:
         """Raises NotFound, AlreadyExists, InvalidArgument, ResourceExhausted."""

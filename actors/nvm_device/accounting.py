@@ -1,9 +1,7 @@
 """What snapshots take up, exactly: their own, what they share, and what deleting some of them would give back.
 
-    finish(usage(snapshots, record))             # one snapshot
-    finish(preview(snapshots, [first, second]))  # deleting exactly these
-
-Both look at the tables in steps (`steps`), between which these must not change.
+    usage(snapshots, record)                     # one snapshot
+    preview(snapshots, [first, second])          # deleting exactly these
 
 A block is a snapshot's own if no other snapshot and no running point refers to it. What several snapshots share with
 each other alone belongs to none of them and comes back only when all of them go: `preview` of all of them counts it.
@@ -12,14 +10,14 @@ each other alone belongs to none of them and comes back only when all of them go
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from everram.actors.nvm_device import deletion, tables
 from everram.actors.nvm_device.records import Record
 from everram.actors.nvm_device.snapshots import Snapshots
-from everram.actors.nvm_device.steps import Steps
 from everram.actors.nvm_device.tables import CHUNK_PAGES
+from everram.actors.nvm_device.turns import Walk, at_once
 from everram.actors.nvm_device.virtblocks import KIND_SHIFT, Place, words_of
 from everram.runtime.memory.contract import PAGE_BYTES
 
@@ -48,25 +46,30 @@ class Usage:
     """On storage."""
 
 
-def preview(snapshots: Snapshots, records: Sequence[Record]) -> Steps[Freed]:
+def preview(snapshots: Snapshots, records: Sequence[Record]) -> Freed:
     """Of one region's snapshots."""
-    places: Counter[int] = Counter()
-    for dead in _dead(snapshots, records):
-        places.update(word >> KIND_SHIFT for word in words_of(snapshots.media, dead))
-        yield
+    return at_once(preview_in_turns(snapshots, records))
+
+
+def preview_in_turns(snapshots: Snapshots, records: Sequence[Record]) -> Walk[Freed]:
+    places = Counter(word >> KIND_SHIFT for word in words_of(snapshots.media, (yield from _dead(snapshots, records))))
     return Freed(places[Place.STORE] * PAGE_BYTES, places[Place.STORAGE] * PAGE_BYTES)
 
 
-def usage(snapshots: Snapshots, record: Record) -> Steps[Usage]:
+def usage(snapshots: Snapshots, record: Record) -> Usage:
+    return at_once(usage_in_turns(snapshots, record))
+
+
+def usage_in_turns(snapshots: Snapshots, record: Record) -> Walk[Usage]:
     media, region = snapshots.media, snapshots.region_of(record)
     found = Usage()
     broken_up = set()
     for first, leaf in tables.leaves(media, record.root):
+        yield
         broken_up.add(first // CHUNK_PAGES)
         words = words_of(media, filter(None, tables.entries(media, leaf)))
         found.named_bytes += PAGE_BYTES * len(words)
         found.purged_bytes += PAGE_BYTES * sum(word >> KIND_SHIFT == Place.STORAGE for word in words)
-        yield
     for offset, length in snapshots.arena_of(region.record.name).extents(0, record.size_bytes):
         at, end = offset // PAGE_BYTES, -(-(offset + length) // PAGE_BYTES)
         while at < end:
@@ -74,18 +77,16 @@ def usage(snapshots: Snapshots, record: Record) -> Steps[Usage]:
             until = min(end, (chunk + 1) * CHUNK_PAGES)
             found.named_bytes += PAGE_BYTES * (until - at) * (chunk not in broken_up)
             at = until
-    for dead in _dead(snapshots, [record]):
-        found.owned_bytes += PAGE_BYTES * len(dead)
-        yield
+    found.owned_bytes = PAGE_BYTES * len((yield from _dead(snapshots, [record])))
     found.shared_bytes = found.named_bytes - found.owned_bytes
     return found
 
 
-def _dead(snapshots: Snapshots, records: Sequence[Record]) -> Iterator[set[int]]:
-    """The virtblocks that only these snapshots name, of one chunk after the other."""
+def _dead(snapshots: Snapshots, records: Sequence[Record]) -> Walk[set[int]]:
+    """The virtblocks that only these snapshots name."""
     media = snapshots.media
     if not records:
-        return
+        return set()
     region = snapshots.region_of(records[0])
     going = {record.sequence for record in records}
     # What is being deleted already keeps nothing, though its table is still there.
@@ -94,6 +95,8 @@ def _dead(snapshots: Snapshots, records: Sequence[Record]) -> Iterator[set[int]]
     for record in records:
         for first, leaf in tables.leaves(media, record.root, kept):
             chunks[first].add(leaf)
-        yield set()
+    dead: set[int] = set()
     for first, leaves in chunks.items():
-        yield deletion.dead_virtblocks(snapshots, first, leaves, kept)
+        yield
+        dead |= deletion.dead_virtblocks(snapshots, first, leaves, kept)
+    return dead

@@ -7,23 +7,23 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import TypeVar
 
 from everram.actors.nvm_device import accounting, checking
 from everram.actors.nvm_device.budget import Budget
 from everram.actors.nvm_device.device import Device, Plan, check_filter, check_snapshot_name, origin_of, pages_of
 from everram.actors.nvm_device.keeper import SnapshotKeeper
 from everram.actors.nvm_device.purging import everything
-from everram.actors.nvm_device.records import Record
-from everram.actors.nvm_device.steps import gradually
-from everram.actors.nvm_device.virtblocks import Place, location
+from everram.actors.nvm_device.records import Record, State
+from everram.actors.nvm_device.turns import in_turns, standing
 from everram.actors.nvm_device.writers import Writers
 from everram.runtime.contracts import common_pb2 as pb
 from everram.runtime.contracts import nvm_device_pb2 as nvm
 from everram.runtime.contracts.nvm_device_contract import NvmDeviceActor
 from everram.runtime.environment import Memory
-from everram.runtime.errors import EverramError, InvalidArgument, NotFound
+from everram.runtime.errors import DataLoss, EverramError, FailedPrecondition, InvalidArgument, NotFound
 from everram.runtime.formats.nvm import ANY, MEMORY_BYTES, MEMORY_NAME, OWN, Metadata
-from everram.runtime.formats.pages import PageTable, table_name
+from everram.runtime.formats.pages import STATES_OFFSET, PageTable, table_name
 from everram.runtime.formats.slots import SlotArea
 from everram.runtime.log.record import RecordType
 from everram.runtime.log.ring import Ring
@@ -31,8 +31,10 @@ from everram.runtime.memory.contract import PAGE_BYTES
 from everram.runtime.memory.guard import PageGuard
 from everram.runtime.sizes import size_text
 
+T = TypeVar("T")
+RequestT = TypeVar("RequestT")
+
 READ_BYTES_MAX = 1 << 20
-SLOTS_PER_TURN = 1024
 
 
 class NvmDevice(NvmDeviceActor):
@@ -50,6 +52,11 @@ class NvmDevice(NvmDeviceActor):
         self._capacity_bytes, self._storage_bytes = capacity_bytes, storage_bytes
         self._guard = guard if guard is not None else PageGuard()
         self._writers = writers
+        self._changing = asyncio.Lock()
+        """Regions are made and removed one after the other, in the order in which it was asked; beside the mailbox,
+        because a removal has to wait while moves are quiet, and whoever makes them go on must be heard."""
+        self._growing: set[str] = set()
+        """Arenas that are being copied into longer ones: nobody may change what they hold."""
 
     async def on_start(self) -> None:
         self._memory = self.context.environment.memory
@@ -86,11 +93,24 @@ class NvmDevice(NvmDeviceActor):
         """Snapshots of regions that the host before this one was removing."""
         known = {origin_of(region) for region in self._device.metadata.regions(copy_id=ANY)}
         for origin in sorted(self._keeper.snapshots.regions.keys() - known):
-            self.context.spawn(self._keeper.forget_origin(origin), name=f"forget {origin}")
+            self.context.spawn(self._forget(origin), name=f"forget {origin}")
+
+    async def _forget(self, origin: str) -> None:
+        try:
+            await self._keeper.forget_origin(origin)
+        except EverramError as error:
+            self.context.log.error("the snapshots of %s, which is gone, are not removed: %s", origin, error.message)
 
     # -- regions
 
-    async def create_regions(self, request: nvm.CreateRegionsRequest) -> nvm.RegionSet:
+    def create_regions(self, request: nvm.CreateRegionsRequest) -> Awaitable[nvm.RegionSet]:
+        return self.context.later(self._in_order(self._create_regions, request))
+
+    async def _in_order(self, act: Callable[[RequestT], Awaitable[T]], request: RequestT) -> T:
+        async with self._changing:
+            return await act(request)
+
+    async def _create_regions(self, request: nvm.CreateRegionsRequest) -> nvm.RegionSet:
         plan = self._device.plan(request)
         await self._make(plan, lambda: self._device.metadata.add(plan.regions, plan.log))
         found = self._found(request.guest_id, request.copy_id)
@@ -98,7 +118,10 @@ class NvmDevice(NvmDeviceActor):
             found.log = plan.log.memory
         return found
 
-    async def adopt_copy(self, request: nvm.AdoptRequest) -> nvm.RegionSet:
+    def adopt_copy(self, request: nvm.AdoptRequest) -> Awaitable[nvm.RegionSet]:
+        return self.context.later(self._in_order(self._adopt_copy, request))
+
+    async def _adopt_copy(self, request: nvm.AdoptRequest) -> nvm.RegionSet:
         """One commit makes the copy's regions the guest's own, beside a log that goes on where the copy ends.
 
         What the guest had here of its own before goes first: it would have the same names, and whoever has a copy
@@ -120,11 +143,14 @@ class NvmDevice(NvmDeviceActor):
         check_filter(request)
         return self._found(request.guest_id, request.copy_id, request.log_id)
 
-    async def remove_regions(self, request: nvm.RegionFilter) -> pb.Empty:
+    def remove_regions(self, request: nvm.RegionFilter) -> Awaitable[pb.Empty]:
         """What the filter names, of one guest, snapshots included; nothing to do where there is nothing."""
         if not request.guest_id:
             raise InvalidArgument("whose regions are to be removed? give a guest_id")
         check_filter(request)
+        return self.context.later(self._in_order(self._remove_regions, request))
+
+    async def _remove_regions(self, request: nvm.RegionFilter) -> pb.Empty:
         if not request.log_id:
             await self._remove(request.guest_id, request.copy_id)
         elif log := self._device.metadata.log(request.guest_id, request.copy_id, request.log_id):
@@ -151,6 +177,8 @@ class NvmDevice(NvmDeviceActor):
                 f"writers of {status.waiting_writers} pages wait until there is room for what snapshots need of them: "
                 "remove snapshots (`everram region rm REGION@SNAP`), or start the machine with more --nvm"
             )
+        elif self._keeper.trouble:
+            status.warning = f"a reversion does not go on: {self._keeper.trouble}"
         elif purging.trouble:
             status.warning = f"old blocks are not purged: {purging.trouble}"
         elif self._budget.free_part < purging.low_mark:
@@ -184,13 +212,21 @@ class NvmDevice(NvmDeviceActor):
 
     def _found(self, guest_id: str, copy_id: str, log_id: str = "") -> nvm.RegionSet:
         metadata = self._device.metadata
-        regions = [] if log_id else metadata.regions(guest_id, copy_id)
+        regions = [] if log_id else [self._seen(region) for region in metadata.regions(guest_id, copy_id)]
         logs = metadata.logs(guest_id, copy_id, log_id)
         if not guest_id:
             guest_ids = {region.guest_id for region in regions} | {log.guest_id for log in logs}
             return nvm.RegionSet(regions=regions, guest_ids=sorted(guest_ids), logs=logs)
         log = metadata.log(guest_id) if copy_id in (OWN, ANY) else (logs[0] if len(logs) == 1 else None)
         return nvm.RegionSet(regions=regions, log=log.memory if log else "", logs=logs)
+
+    def _seen(self, region: pb.Region) -> pb.Region:
+        if not self._keeper.is_reverting(region):
+            return region
+        seen = pb.Region()
+        seen.CopyFrom(region)
+        seen.reverting = True
+        return seen
 
     # -- snapshots
 
@@ -199,73 +235,94 @@ class NvmDevice(NvmDeviceActor):
         named = {(one.guest_id, one.region) for one in request.regions}
         if not named:
             raise InvalidArgument("a snapshot of which regions?")
-        return self.context.later(self._snapshot([self._region(*one) for one in sorted(named)], request.name))
+        return self.context.later(self._snapshot(sorted(named), request.name))
 
-    async def _snapshot(self, regions: Sequence[pb.Region], name: str) -> nvm.SnapshotList:
-        records = await self._keeper.take(regions, name)
-        return nvm.SnapshotList(snapshots=map(_told, regions, records))
+    async def _snapshot(self, named: Sequence[tuple[str, str]], name: str) -> nvm.SnapshotList:
+        def find() -> list[pb.Region]:
+            return [self._region(*one) for one in named]
+
+        records = await self._keeper.take(find, name)
+        return nvm.SnapshotList(
+            snapshots=[_told(guest_id, region, one) for (guest_id, region), one in zip(named, records, strict=True)]
+        )
 
     def snapshots(self, request: nvm.SnapshotFilter) -> Awaitable[nvm.SnapshotList]:
         return self.context.later(self._snapshots(request))
 
     async def _snapshots(self, request: nvm.SnapshotFilter) -> nvm.SnapshotList:
         answer = nvm.SnapshotList()
-        frozen = self._keeper.snapshots.frozen() if request.usage else None
+        now = standing(self._keeper.snapshots) if request.usage else self._keeper.snapshots
         for region in self._device.metadata.regions(request.guest_id):
             if request.region not in ("", region.name):
                 continue
-            for record in reversed(self._keeper.snapshots.of(origin_of(region))):
+            for record in reversed(now.of(origin_of(region))):
                 told = answer.snapshots.add()
-                told.CopyFrom(_told(region, record))
-                if frozen is not None and (kept := frozen.records.get(record.sequence)):
-                    _count(told, await gradually(accounting.usage(frozen, kept)))
+                told.CopyFrom(_told(region.guest_id, region.name, record))
+                if request.usage:
+                    _count(told, await in_turns(accounting.usage_in_turns(now, record)))
         return answer
 
     def follow_operation(self, request: nvm.CopyOperation) -> Awaitable[pb.Empty]:
         return self.context.later(self._follow_operation(request))
 
     async def _follow_operation(self, request: nvm.CopyOperation) -> pb.Empty:
-        """What was done before is no error: the host may have died just after it."""
+        """What was done before is no error: the host may have died just after it. A name can be given again, so what a
+        record means is the snapshot of that time."""
+        regions = self._copied(request)
+        of_that_name = [
+            (region, record)
+            for region in regions
+            for record in self._keeper.snapshots.of(origin_of(region))
+            if record.name == request.what.name
+        ]
+        meant = [(region, one) for region, one in of_that_name if one.created_ns == request.what.created_ns]
+        if request.type == RecordType.DELETE:
+            if meant:
+                await self._keeper.remove([record for _, record in meant])
+            return pb.Empty()
+        known = {region.name for region, _ in meant}
+        # Nobody had told of the removal of the others, but another has the name now.
+        if outlived := [record for region, record in of_that_name if region.name not in known]:
+            await self._keeper.remove(outlived)
+        if missing := [region for region in self._copied(request) if region.name not in known]:
+            self._keeper.take_copy(missing, request.what, request.epoch, request.lsn)
+        return pb.Empty()
+
+    def _copied(self, request: nvm.CopyOperation) -> list[pb.Region]:
+        """The regions of a copy that an operation names. Raises NotFound."""
         named = set(request.what.regions)
         regions = [one for one in self._device.metadata.regions(request.guest_id, request.copy_id) if one.name in named]
         if len(regions) != len(named) or not named:
             raise NotFound(f"copy {request.copy_id} of guest {request.guest_id} has not all of {', '.join(named)}")
-        known = {
-            region.name: record
-            for region in regions
-            for record in self._keeper.snapshots.of(origin_of(region))
-            if record.name == request.what.name
-        }
-        if request.type == RecordType.DELETE:
-            if known:
-                await self._keeper.remove(list(known.values()))
-        elif missing := [region for region in regions if region.name not in known]:
-            self._keeper.take_copy(missing, request.what, request.epoch, request.lsn)
-        return pb.Empty()
+        return regions
 
     def remove_snapshots(self, request: nvm.SnapshotNames) -> Awaitable[nvm.Freed]:
         return self.context.later(self._remove_snapshots(self._records(request)))
 
     async def _remove_snapshots(self, records: Sequence[Record]) -> nvm.Freed:
         freed = await self._preview(records)
-        by_origin = {origin_of(region): region for region in self._device.metadata.regions()}
-        named = [(by_origin[self._keeper.snapshots.region_of(record).record.name], record) for record in records]
-        await self._keeper.tell_removal(named)
-        await self._keeper.remove(records)
+        live = [record for record in records if record.state is not State.DELETING]
+        of_origin = [(self._keeper.snapshots.region_of(record).record.name, record) for record in live]
+
+        def find() -> list[tuple[pb.Region, Record]]:
+            """Those whose regions are still there."""
+            by_origin = {origin_of(region): region for region in self._device.metadata.regions()}
+            return [(by_origin[origin], record) for origin, record in of_origin if origin in by_origin]
+
+        await self._keeper.remove_everywhere(find, records)
         return freed
 
     def preview_removal(self, request: nvm.SnapshotNames) -> Awaitable[nvm.Freed]:
         return self.context.later(self._preview(self._records(request)))
 
     async def _preview(self, records: Iterable[Record]) -> nvm.Freed:
-        frozen = self._keeper.snapshots.frozen()
+        now = standing(self._keeper.snapshots)
         by_region: dict[int, list[Record]] = {}
         for record in records:
-            if kept := frozen.records.get(record.sequence):
-                by_region.setdefault(record.region, []).append(kept)
+            by_region.setdefault(record.region, []).append(now.records[record.sequence])
         freed = nvm.Freed()
         for some in by_region.values():
-            found = await gradually(accounting.preview(frozen, some))
+            found = await in_turns(accounting.preview_in_turns(now, some))
             freed.memory_bytes += found.memory_bytes
             freed.storage_bytes += found.storage_bytes
         return freed
@@ -279,13 +336,19 @@ class NvmDevice(NvmDeviceActor):
         return nvm.SnapshotData(data=await self._keeper.read(record, offset, length))
 
     def check_snapshot(self, request: nvm.SnapshotName) -> nvm.SnapshotRecord:
-        return _told(self._region(request.guest_id, request.region), self._record(request))
+        return _told(request.guest_id, request.region, self._record(request))
 
     def revert(self, request: nvm.SnapshotName) -> Awaitable[pb.Empty]:
-        return self.context.later(self._revert(self._region(request.guest_id, request.region), self._record(request)))
+        return self.context.later(self._revert(request, self._record(request)))
 
-    async def _revert(self, region: pb.Region, record: Record) -> pb.Empty:
-        await self._keeper.revert(region, record)
+    async def _revert(self, request: nvm.SnapshotName, record: Record) -> pb.Empty:
+        def find() -> pb.Region:
+            region = self._region(request.guest_id, request.region)
+            if region.arena in self._growing:
+                raise FailedPrecondition(f"region {region.name} is being made longer: wait until that has ended")
+            return region
+
+        await self._keeper.revert(find, record)
         return pb.Empty()
 
     def clone_snapshot(self, request: nvm.CloneRequest) -> Awaitable[pb.Region]:
@@ -314,39 +377,56 @@ class NvmDevice(NvmDeviceActor):
         self._budget.promise(self._device.promised_bytes())
         return plan.regions[0]
 
-    async def grow_region(self, request: nvm.GrowRequest) -> pb.Region:
+    def grow_region(self, request: nvm.GrowRequest) -> Awaitable[pb.Region]:
+        return self.context.later(self._in_order(self._grow_region, request))
+
+    async def _grow_region(self, request: nvm.GrowRequest) -> pb.Region:
         """A longer memory object with the same content takes the place of the old one, for snapshots too."""
         old = self._region(request.region.guest_id, request.region.region)
+        if self._keeper.is_reverting(old):
+            raise FailedPrecondition(f"region {old.name} is being reverted: wait until that has ended")
         new = self._device.plan_growth(old, request.size_bytes)
         target = await self._memory.create(new.arena, new.size_bytes)
+        self._growing.add(old.arena)
         try:
             source = self._memory.open(old.arena)
             for offset, length in source.extents():
                 for at in range(offset, offset + length, READ_BYTES_MAX):
                     target.write(at, source.read(at, min(READ_BYTES_MAX, offset + length - at)))
                     await asyncio.sleep(0)
+            if (
+                old.tracked
+            ):  # before it is too short: a host that dies meanwhile leaves its successor none, or the right one
+                await self._memory.remove(table_name(old.guest_id, old.name))
             self._device.metadata.add((new,), None)
         except EverramError:
+            await self._make_tables((old,))
             await self._memory.remove(new.arena)
             raise
+        finally:
+            self._growing.discard(old.arena)
         self._keeper.lies_in(new)
         await self._memory.remove(old.arena)
-        if new.tracked:
-            await self._memory.remove(table_name(new.guest_id, new.name))
-            await self._make_tables((new,))
+        await self._make_tables((new,))
         self._budget.promise(self._device.promised_bytes())
         return new
 
     async def _make_tables(self, regions: Iterable[pb.Region]) -> None:
-        """Page tables of tracked regions that have none: nobody has touched any page since tracking began."""
+        """Page tables of tracked regions that have none that fits: nobody has touched any page since tracking began."""
         for region in regions:
-            name = table_name(region.guest_id, region.name)
-            if region.tracked and name not in self._memory.names():
-                mapping = (await self._memory.create(name, PageTable.total_bytes(pages_of(region)))).map()
-                PageTable.format(mapping, pages_of(region))
-                mapping.close()
+            name, pages = table_name(region.guest_id, region.name), pages_of(region)
+            if not region.tracked or _is_table(self._memory, name, pages):
+                continue
+            if name in self._memory.names():
+                await self._memory.remove(name)
+            mapping = (await self._memory.create(name, PageTable.total_bytes(pages))).map()
+            PageTable.format(mapping, pages)
+            mapping.close()
 
-    async def remove_region(self, request: nvm.RegionName) -> pb.Empty:
+    def remove_region(self, request: nvm.RegionName) -> Awaitable[pb.Empty]:
+        return self.context.later(self._in_order(self._remove_region, request))
+
+    async def _remove_region(self, request: nvm.RegionName) -> pb.Empty:
         for region in self._device.metadata.regions(request.guest_id):
             if region.name == request.region:
                 names = [name for name, _ in Plan((region,), None).objects()]
@@ -381,22 +461,17 @@ class NvmDevice(NvmDeviceActor):
         return self.context.later(self._check())
 
     async def _check(self) -> nvm.Findings:
-        frozen = await self._keeper.at_rest()
-        findings, reached = await gradually(checking.check(frozen))
-        answer = nvm.Findings(findings=findings, blocks=len(reached.named))
-        for first in range(0, frozen.media.storage.nameable, SLOTS_PER_TURN):
-            slots = range(first, first + SLOTS_PER_TURN)
-            if some := {slot: reached.slots[slot] for slot in slots if slot in reached.slots}:
-                for slot, finding in (await (await self._keeper.storage()).verify(some)).items():
-                    # What was freed meanwhile may hold anything by now.
-                    place = location(self._keeper.snapshots.media, some[slot])
-                    if place == (Place.STORAGE, slot):
-                        answer.findings.append(finding)
-            else:
-                await asyncio.sleep(0)
-        return answer
+        try:
+            findings, reached = await in_turns(checking.check_in_turns(standing(self._keeper.snapshots)))
+        except DataLoss as error:
+            return nvm.Findings(findings=[error.message])
+        findings += await self._keeper.verify(reached.slots)
+        return nvm.Findings(findings=findings, blocks=len(reached.named))
 
-    async def quiesce(self, request: nvm.QuiesceMoves) -> pb.Empty:
+    def quiesce(self, request: nvm.QuiesceMoves) -> Awaitable[pb.Empty]:
+        return self.context.later(self._quiesce(request))
+
+    async def _quiesce(self, request: nvm.QuiesceMoves) -> pb.Empty:
         await self._keeper.quiesce(request.on)
         return pb.Empty()
 
@@ -422,10 +497,10 @@ class NvmDevice(NvmDeviceActor):
         return list({id(record): record for record in map(self._record, request.snapshots)}.values())
 
 
-def _told(region: pb.Region, record: Record) -> nvm.SnapshotRecord:
+def _told(guest_id: str, region: str, record: Record) -> nvm.SnapshotRecord:
     return nvm.SnapshotRecord(
-        guest_id=region.guest_id,
-        region=region.name,
+        guest_id=guest_id,
+        region=region,
         name=record.name,
         sequence=record.sequence,
         parent=record.parent,
@@ -439,6 +514,19 @@ def _told(region: pb.Region, record: Record) -> nvm.SnapshotRecord:
 def _count(told: nvm.SnapshotRecord, usage: accounting.Usage) -> None:
     told.named_bytes, told.owned_bytes = usage.named_bytes, usage.owned_bytes
     told.shared_bytes, told.purged_bytes = usage.shared_bytes, usage.purged_bytes
+
+
+def _is_table(memory: Memory, name: str, pages: int) -> bool:
+    """Not what a host has left that died as it made it, or before it made the longer one."""
+    if name not in memory.names():
+        return False
+    mapping = memory.open(name).map()
+    try:
+        return PageTable.open(mapping).pages == pages
+    except DataLoss:
+        return bool(mapping.load(STATES_OFFSET, mapping.size_bytes - STATES_OFFSET).strip(b"\0"))
+    finally:
+        mapping.close()
 
 
 def _format(plan: Plan, memory: Memory) -> None:

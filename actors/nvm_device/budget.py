@@ -28,11 +28,13 @@ class Budget:
     def __init__(self, capacity_bytes: int) -> None:
         self.capacity_bytes = capacity_bytes
         self._promised_bytes = 0
+        self._metadata_bytes = 0
+        """Beyond what every device has."""
         self._media: Media | None = None
 
     def use(self, media: Media) -> None:
         self._media = media
-        self._limit()
+        self.metadata_has(media.mapping.size_bytes)
 
     def promise(self, size_bytes: int) -> None:
         """Of regions, their page tables and logs."""
@@ -45,10 +47,6 @@ class Budget:
         if self._media is None:
             return 0
         return self._media.store.taken * PAGE_BYTES + self._metadata_bytes
-
-    @property
-    def _metadata_bytes(self) -> int:
-        return 0 if self._media is None else self._media.mapping.size_bytes - START_PAGES * PAGE_BYTES
 
     @property
     def free_bytes(self) -> int:
@@ -68,12 +66,12 @@ class Budget:
 
     def check_metadata(self, size_bytes: int) -> None:
         """Whether the metadata may be so long. Raises ResourceExhausted."""
-        assert self._media is not None
-        more_bytes = size_bytes - self._media.mapping.size_bytes
+        more_bytes = size_bytes - START_PAGES * PAGE_BYTES - self._metadata_bytes
         if more_bytes > self.free_bytes:
             raise ResourceExhausted(f"the metadata of snapshots wants {size_text(more_bytes)} more than there is free")
 
-    def grown(self) -> None:
+    def metadata_has(self, size_bytes: int) -> None:
+        self._metadata_bytes = size_bytes - START_PAGES * PAGE_BYTES
         self._limit()
 
     def _limit(self) -> None:
@@ -104,6 +102,7 @@ class MetadataSpace:
     def grow(self, size_bytes: int) -> Mapping:
         self._budget.check_metadata(size_bytes)
         self._memory.resize(SNAPSHOTS_NAME, size_bytes)
+        self._budget.metadata_has(size_bytes)
         self._mapping.close()
         self._mapping = self._memory.open(SNAPSHOTS_NAME).map()
         return self._mapping

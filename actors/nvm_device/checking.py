@@ -25,8 +25,8 @@ from everram.actors.nvm_device.media import (
 from everram.actors.nvm_device.records import Record, State
 from everram.actors.nvm_device.redo import WORD_BYTES
 from everram.actors.nvm_device.snapshots import Region, Snapshots
-from everram.actors.nvm_device.steps import Steps, slices
 from everram.actors.nvm_device.tables import LEAF
+from everram.actors.nvm_device.turns import Walk, at_once, slices
 from everram.actors.nvm_device.virtblocks import Place, chain, location, pack_location
 from everram.runtime.errors import DataLoss
 from everram.runtime.memory.contract import PAGE_BYTES
@@ -47,8 +47,16 @@ class Reached:
     """Virtblocks of pages that an array has."""
 
 
-def check(snapshots: Snapshots) -> Steps[tuple[list[str], Reached]]:
+Finding = str | None
+"""None: nothing was found, but it took a while."""
+
+
+def check(snapshots: Snapshots) -> tuple[list[str], Reached]:
     """What is wrong, in sentences, and what was reached."""
+    return at_once(check_in_turns(snapshots))
+
+
+def check_in_turns(snapshots: Snapshots) -> Walk[tuple[list[str], Reached]]:
     findings: list[str] = []
     reached = Reached(pages=set(range(FIRST)))
     for directory in (PAGES_DIRECTORY, STORE_DIRECTORY, STORAGE_DIRECTORY, RECORDS_DIRECTORY):
@@ -77,11 +85,11 @@ def check(snapshots: Snapshots) -> Steps[tuple[list[str], Reached]]:
     return findings, reached
 
 
-def _noting(findings: list[str], record: Record, looking: Iterator[str]) -> Steps[None]:
-    """All that one look at a record finds; where it says nothing it has only come a step further."""
+def _noting(findings: list[str], record: Record, looking: Iterator[Finding]) -> Walk[None]:
+    """All that one look at a record finds."""
     try:
         for finding in looking:
-            if finding:
+            if finding is not None:
                 findings.append(finding)
             yield
     except DataLoss as error:
@@ -99,18 +107,20 @@ def _described(record: Record) -> str:
     return f"region {record.name}"
 
 
-def _arrays(snapshots: Snapshots, record: Record, reached: Reached) -> Iterator[str]:
+def _arrays(snapshots: Snapshots, record: Record, reached: Reached) -> Iterator[Finding]:
     for page, words in chain(snapshots.media, record.array):
+        yield None
         if page in reached.pages:
             yield f"{_described(record)}: page {page} of its array is used for something else, too"
         reached.pages.add(page)
         reached.in_arrays.update(page * WORDS_PER_PAGE + at for at in range(1, WORDS_PER_PAGE) if words[at])
-        yield ""
+        yield None
 
 
-def _tables(snapshots: Snapshots, record: Record, reached: Reached, seen: set[tuple[int, int]]) -> Iterator[str]:
+def _tables(snapshots: Snapshots, record: Record, reached: Reached, seen: set[tuple[int, int]]) -> Iterator[Finding]:
     """`seen`: (level, node) of tables that were looked at before, with what lies below."""
     for level, first, node in tables.nodes(snapshots.media, record.root):
+        yield None
         if (level, node) in seen:
             continue
         if node in reached.pages:
@@ -119,7 +129,7 @@ def _tables(snapshots: Snapshots, record: Record, reached: Reached, seen: set[tu
         reached.pages.add(node)
         if level == LEAF:
             yield from _leaf(snapshots, record, first, node, reached)
-        yield ""
+        yield None
 
 
 def _leaf(snapshots: Snapshots, record: Record, first: int, leaf: int, reached: Reached) -> Iterator[str]:
@@ -148,15 +158,17 @@ def _placed(snapshots: Snapshots, page: int, virtblock: int, reached: Reached) -
     return ""
 
 
-def _running(snapshots: Snapshots, region: Region) -> Iterator[str]:
+def _running(snapshots: Snapshots, region: Region) -> Iterator[Finding]:
     """What lies in the arena is what the running point names, for its snapshots, too."""
     media = snapshots.media
     for first, leaf in tables.leaves(media, region.record.root):
+        yield None
         running = tables.entries(media, leaf)
         for page, virtblock in enumerate(running, first):
             if virtblock and media.word(virtblock * WORD_BYTES) != pack_location(Place.ARENA, page):
                 yield f"region {region.record.name}, page {page}: its virtblock {virtblock} names another place"
         for record in snapshots.live(region):
+            yield None
             theirs = tables.leaf_of(media, record.root, first)
             if not theirs:
                 yield f"{_described(record)}: it has no leaf for page {first}, its region has one"
@@ -165,10 +177,10 @@ def _running(snapshots: Snapshots, region: Region) -> Iterator[str]:
             for page, (virtblock, own) in enumerate(zip(tables.entries(media, theirs), running, strict=True), first):
                 if virtblock not in (0, own) and location(media, virtblock).place is Place.ARENA:
                     yield f"{_described(record)}, page {page}: its content is not what lies in the arena"
-            yield ""
+            yield None
 
 
-def _compared(bitmap: Bitmap, reached: Iterable[int], what: str) -> Steps[list[str]]:
+def _compared(bitmap: Bitmap, reached: Iterable[int], what: str) -> Walk[list[str]]:
     """By pages of bits, as whole numbers: one by one only where they differ."""
     by_page: defaultdict[int, bytearray] = defaultdict(lambda: bytearray(PAGE_BYTES))
     for some in slices(reached):

@@ -19,7 +19,7 @@ from everram.runtime.environment import Memory
 from everram.runtime.errors import DataLoss, FailedPrecondition, ResourceExhausted
 from everram.runtime.log.record import HEADER_BYTES, RecordFlags, RecordType, padded
 from everram.runtime.log.replay import replay
-from everram.runtime.log.ring import COMMITTING, IDLE, PASSED_OVER, UNSAID, Ring, RingCorrupt, log_name
+from everram.runtime.log.ring import BUSY, COMMITTING, PASSED_OVER, UNSAID, Ring, RingCorrupt, log_name
 from everram.runtime.log.writer import LogWriter, RingFull
 from everram.runtime.memory.contract import Mapping
 
@@ -30,7 +30,8 @@ class GuestLog:
     def __init__(self, ring: Ring) -> None:
         self._ring = ring
         self._writer = LogWriter(ring)
-        self._start = 0
+        self._appended: int | None = None
+        """Where a record begins that is not published."""
 
     @staticmethod
     @contextlib.contextmanager
@@ -55,10 +56,18 @@ class GuestLog:
     def is_still(self) -> bool:
         """Whether a guest that does not run now was stopped between two commits. Raises FailedPrecondition for one that
         never says."""
-        committing = self._ring.mapping.load_u64(COMMITTING)
+        committing = self._committing
         if committing == UNSAID and self._has_committed():
             raise FailedPrecondition("the guest's everram does not say when it commits: restart the guest first")
-        return committing in (IDLE, UNSAID) and self._ring.applied == self._ring.tail
+        return committing != BUSY and self._ring.applied == self._ring.tail
+
+    def may_begin(self) -> bool:
+        """Whether a process of this epoch, which is not there, may still come: it is being started."""
+        return self._committing == UNSAID
+
+    @property
+    def _committing(self) -> int:
+        return self._ring.mapping.load_u64(COMMITTING)
 
     def _has_committed(self) -> bool:
         """Whether the guest has, in this epoch; what its host appended is none of its own."""
@@ -81,12 +90,15 @@ class GuestLog:
             end = self._writer.append(record_type, RecordFlags.REQUIRED, payload)
         except RingFull as error:
             raise ResourceExhausted(f"{error}; try again when a copy has caught up") from error
-        self._start = end - padded(HEADER_BYTES + len(payload))
+        self._appended = end - padded(HEADER_BYTES + len(payload))
 
     def publish(self) -> None:
+        self._appended = None
         self._writer.publish()
         self._writer.publish_applied()
 
     def withdraw(self) -> None:
         """What was appended and not published is to be no record: a guest that died now would count it as committed."""
-        self._ring.mapping.publish_u64(self._ring.offset(self._start), 0)
+        if self._appended is not None:
+            self._ring.mapping.publish_u64(self._ring.offset(self._appended), 0)
+            self._appended = None

@@ -18,7 +18,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from everram.actors.nvm_device import deletion, purging, reverting
@@ -28,31 +29,41 @@ from everram.actors.nvm_device.device import origin_of
 from everram.actors.nvm_device.guest_log import GuestLog
 from everram.actors.nvm_device.media import Media
 from everram.actors.nvm_device.purger import Purger
-from everram.actors.nvm_device.records import Record
+from everram.actors.nvm_device.records import Record, State
+from everram.actors.nvm_device.redo import WORD_BYTES
 from everram.actors.nvm_device.snapshots import Snapshots, Taking
-from everram.actors.nvm_device.steps import gradually
 from everram.actors.nvm_device.storage import StorageFile
-from everram.actors.nvm_device.virtblocks import Place
+from everram.actors.nvm_device.turns import in_turns, standing
+from everram.actors.nvm_device.virtblocks import Place, pack_location
 from everram.actors.nvm_device.writers import Writers
 from everram.runtime.actor import ActorContext
 from everram.runtime.contracts import common_pb2 as pb
 from everram.runtime.contracts.nvm_device_pb2 import LogOperation
 from everram.runtime.contracts.vmemfs_contract import VMemFSRef
 from everram.runtime.environment import Memory, MemoryObject
-from everram.runtime.errors import DataLoss, FailedPrecondition, NotFound, ResourceExhausted, Unavailable
+from everram.runtime.errors import DataLoss, EverramError, FailedPrecondition, NotFound, ResourceExhausted, Unavailable
+from everram.runtime.formats.nvm import PURGED_FILE, PURGED_FOLDER
 from everram.runtime.log.record import RecordType
-from everram.runtime.memory.contract import PAGE_BYTES, Mapping
+from everram.runtime.memory.contract import PAGE_BYTES
+from everram.runtime.memory.contract import Mapping as MappedMemory
 from everram.runtime.memory.guard import GuardedMapping, PageGuard
 
-STORAGE_NAME = "nvm/purged"
+STORAGE_NAME = f"{PURGED_FOLDER}/{PURGED_FILE}"
 FREEZE_REASON = "snapshot"
 PAGES_PER_TURN = 64
 TRIM_BLOCKS_MAX = 1 << 17
 """Where there are more, looking for what a crash left of freed blocks would take a host too long at its start: such
 blocks keep their memory until they are taken again."""
+SLOTS_PER_TURN = 1024
+RETRY_S = 1.0
+"""After a reversion could not go on: a person, or a deletion, makes room by then."""
 BUSY_TRIES = 200
 BUSY_WAIT_S = 0.0005
 """A guest that was stopped in the midst of a commit gets that long to come to its end."""
+Find = Callable[[], Sequence[pb.Region]]
+"""Regions as they are now. Raises NotFound."""
+NOBODY = -1
+"""The epoch of nobody."""
 DONE: Final = object()
 
 
@@ -82,6 +93,20 @@ class Arenas:
         return self._memory.open(self._arenas.get(origin, origin))
 
 
+@dataclass(frozen=True, slots=True)
+class Still:
+    """Guests that are stopped for a snapshot."""
+
+    epochs: dict[str, int]
+    """Of each, as it was when the machine was asked: with another one it has begun anew since."""
+    alive: set[str]
+    """Those that have a process, frozen; the others have none."""
+
+
+class Unprotected(Exception):
+    """A guest's memory cannot be write-protected: it is ending."""
+
+
 class SnapshotKeeper:
     """See the module. It is the guard's keeper: asked before each first store to a page."""
 
@@ -106,9 +131,15 @@ class SnapshotKeeper:
         """Opened when it is first needed."""
         self._opening = asyncio.Lock()
         self._moving = asyncio.Lock()
-        """Held during each step of a deletion or reversion, and during each batch of a purge."""
-        self._deletions: dict[int, asyncio.Task[None]] = {}
+        """Held during each step of a deletion, each page of a reversion and each batch of a purge."""
+        self._deletions: dict[int, asyncio.Task[EverramError | None]] = {}
         """By sequence."""
+        self._reversions: dict[int, asyncio.Task[None]] = {}
+        """By the number of the region's record."""
+        self.trouble = ""
+        """Why a reversion does not go on."""
+        self._quieting = asyncio.Lock()
+        """Whoever is told to be quiet and to go on does it in that order."""
         self._taking = asyncio.Lock()
         """The machine's reason to freeze is one for all."""
         self._quiet = False
@@ -145,14 +176,18 @@ class SnapshotKeeper:
             blocks.trim(media.store.is_taken)
         keeper = SnapshotKeeper(context, snapshots, arenas, guard, writers, budget)
         guard.keeper = keeper
-        await keeper._go_on()
+        keeper._go_on()
         return keeper
 
-    async def _go_on(self) -> None:
-        """What was under way when the host before this one ended."""
+    def _go_on(self) -> None:
+        """What was under way when the host before this one ended. Nothing here waits: whoever is served by this host
+        must not have to."""
+        if half := self.snapshots.half_taken():
+            self._context.log.info("%d snapshots were not taken to their end; they are removed", len(half))
+            deletion.begin(self.snapshots, half)
         for record in reverting.unfinished(self.snapshots):
             self._context.log.info("a reversion to %s was cut off; it goes on", record.name)
-            await self._revert(record)
+            self._begin_reversion(record)
         for record in deletion.unfinished(self.snapshots):
             self._begin_delete(record)
         self._context.spawn(self.purger.run(), name="purge")
@@ -173,13 +208,16 @@ class SnapshotKeeper:
 
     async def quiesce(self, on: bool) -> None:
         """Neither take snapshots nor move anything from now on (`on`), or do again."""
-        if on and not self._quiet:
-            await self._taking.acquire()
-            await self._moving.acquire()
-        elif self._quiet and not on:
-            self._moving.release()
-            self._taking.release()
-        self._quiet = on
+        async with self._quieting:
+            if on and not self._quiet:
+                await self._taking.acquire()
+                await self._moving.acquire()
+                self._quiet = True
+            elif self._quiet and not on:
+                self._quiet = False
+                self._moving.release()
+                self._taking.release()
+                self.room_again()
 
     # -- PageKeeper
 
@@ -190,6 +228,8 @@ class SnapshotKeeper:
         return self.snapshots.is_settled(self._arenas.origin(arena), page)
 
     def before_write(self, arena: str, page: int) -> bool:
+        if self._quiet and not self.is_settled(arena, page):
+            raise ResourceExhausted("the memory is being saved: the writer waits until that has ended")
         try:
             copied = self.snapshots.before_write(self._arenas.origin(arena), page)
             if copied:
@@ -200,6 +240,7 @@ class SnapshotKeeper:
             raise
 
     def room_again(self) -> None:
+        self.purger.room_made()
         if self._writers is not None:
             self._writers.retry_all()
 
@@ -209,12 +250,16 @@ class SnapshotKeeper:
 
     # -- taking
 
-    async def take(self, regions: Sequence[pb.Region], name: str) -> list[Record]:
-        """Of all of them at one instant, or of none. Raises AlreadyExists, FailedPrecondition, ResourceExhausted,
-        Unavailable."""
+    async def take(self, find: Find, name: str) -> list[Record]:
+        """Of all regions that `find` finds at one instant, or of none; it is asked again at that instant. Raises
+        AlreadyExists, FailedPrecondition, ResourceExhausted, Unavailable, and what `find` raises."""
         self._budget.check_above_reserve()
-        async with self._taking, self._still(regions) as alive:
-            return await self._take(regions, name, alive)
+        for _ in range(BUSY_TRIES):
+            with contextlib.suppress(Unprotected):
+                async with self._taking, self._standing(find) as (regions, still):
+                    return await self._take(regions, name, still)
+            await asyncio.sleep(BUSY_WAIT_S)
+        raise Unavailable("the guest was ending each time it was stopped: try again")
 
     def take_copy(self, regions: Sequence[pb.Region], operation: LogOperation, epoch: int, lsn: int) -> None:
         """Of a copy that nobody but this host stores to, and which is just where its guest was. Raises
@@ -223,102 +268,130 @@ class SnapshotKeeper:
         takings = [Taking(origin_of(one), operation.name, one.size_bytes, epoch, lsn) for one in regions]
         self.snapshots.take(takings, operation.created_ns)
 
-    async def tell_removal(self, named: Sequence[tuple[pb.Region, Record]]) -> None:
-        """To the copies on other hosts, by the guests' logs."""
-        regions = [region for region, _ in named if region.kind == pb.LOGGED]
-        if not regions:
+    async def remove_everywhere(
+        self, find: Callable[[], Sequence[tuple[pb.Region, Record]]], records: Sequence[Record]
+    ) -> None:
+        """From copies on other hosts, too, and from those last: a guest may wait in the midst of a commit for the very
+        room that this makes. `find` finds what they are of."""
+        await self.remove(records)
+        await self._tell_removal(find)
+
+    async def _tell_removal(self, find: Callable[[], Sequence[tuple[pb.Region, Record]]]) -> None:
+        """To the copies, by the guests' logs. Where that cannot be done now they hold one more, which does no harm."""
+
+        def regions() -> list[pb.Region]:
+            return [region for region, _ in find() if region.kind == pb.LOGGED]
+
+        if not regions():
             return
-        async with self._taking, self._still(regions) as alive:
-            await self._settle(regions, alive)
-            self._log_removal(named)
+        try:
+            async with self._taking, self._standing(regions):
+                self._log_removal(find())
+        except (Unavailable, ResourceExhausted, FailedPrecondition) as error:
+            self._context.log.warning("copies on other hosts keep what is removed here: %s", error.message)
 
     def _log_removal(self, named: Sequence[tuple[pb.Region, Record]]) -> None:
         """Raises ResourceExhausted."""
-        operations: dict[tuple[str, str], LogOperation] = {}
+        operations: dict[tuple[str, str, int], LogOperation] = {}
         for region, record in named:
             if region.kind == pb.LOGGED:
-                key = region.guest_id, record.name
-                operations.setdefault(key, LogOperation(name=record.name)).regions.append(region.name)
-        for (guest_id, _), operation in sorted(operations.items(), key=lambda one: one[0]):
+                operation = LogOperation(name=record.name, created_ns=record.created_ns)
+                key = region.guest_id, record.name, record.created_ns
+                operations.setdefault(key, operation).regions.append(region.name)
+        for (guest_id, *_), operation in sorted(operations.items(), key=lambda one: one[0]):
             with GuestLog.open(self._memory, guest_id) as log:
                 log.append(RecordType.DELETE, operation)
                 log.publish()
 
     @contextlib.asynccontextmanager
-    async def _still(self, regions: Sequence[pb.Region]) -> AsyncIterator[set[str]]:
-        """Their guests stand still, each between two commits; those that have a process. Raises Unavailable."""
-        guest_ids = sorted({region.guest_id for region in regions})
+    async def _standing(self, find: Find) -> AsyncIterator[tuple[Sequence[pb.Region], Still]]:
+        """The regions that `find` finds, while their guests stand still: each between two commits, with all of them in
+        its regions. Until something is awaited no guest can be begun, either. Raises Unavailable."""
         for _ in range(BUSY_TRIES):
-            async with self._frozen(guest_ids) as alive:
-                if self._are_still(regions, alive):
-                    yield alive
+            async with self._frozen(sorted({region.guest_id for region in find()})) as still:
+                ended = sorted(still.epochs.keys() - still.alive)
+                numbered = {guest_id: await self._numbered(guest_id) for guest_id in ended}
+                regions = find()
+                logged = {region.guest_id for region in regions if region.kind == pb.LOGGED}
+                if all(self._stands_still(guest_id, still, guest_id in logged) for guest_id in sorted(still.epochs)):
+                    for guest_id in sorted(logged - still.alive):
+                        self._settle(guest_id, numbered[guest_id])
+                    yield regions, still
                     return
             await asyncio.sleep(BUSY_WAIT_S)
-        raise Unavailable("the guest was in the midst of a commit each time it was stopped: try again")
+        raise Unavailable("the guest was starting, or in the midst of a commit, each time it was stopped: try again")
 
     @contextlib.asynccontextmanager
-    async def _frozen(self, guest_ids: Iterable[str]) -> AsyncIterator[set[str]]:
-        """Those that have a process, which stands still meanwhile."""
+    async def _frozen(self, guest_ids: Sequence[str]) -> AsyncIterator[Still]:
+        """Those of them that have a process stand still meanwhile."""
         machine = self._environment.machine
-        wanted = set(guest_ids)
-        alive = {process.guest_id for process in await machine.guests() if process.pid and process.guest_id in wanted}
+        epochs = {guest_id: self._epoch(guest_id) for guest_id in guest_ids}  # before the machine is asked
+        processes = {process.guest_id: process for process in await machine.guests() if process.pid}
+        still = Still(epochs, alive={guest_id for guest_id in guest_ids if guest_id in processes})
         async with contextlib.AsyncExitStack() as undo:
-            for guest_id in sorted(alive):
+            for guest_id in sorted(still.alive):
                 undo.push_async_callback(self._thaw, guest_id)
+                epochs[guest_id] = processes[guest_id].epoch
                 try:
                     await machine.freeze(guest_id, FREEZE_REASON)
                 except (NotFound, FailedPrecondition):
-                    alive.discard(guest_id)  # it has ended just now
-            yield alive
+                    epochs[guest_id] = NOBODY  # it has ended just now, or somebody thawed it: ask again
+            yield still
+
+    def _epoch(self, guest_id: str) -> int:
+        with GuestLog.open(self._memory, guest_id) as log:
+            return log.epoch
 
     async def _thaw(self, guest_id: str) -> None:
         with contextlib.suppress(NotFound, FailedPrecondition):
             await self._environment.machine.thaw(guest_id, FREEZE_REASON)
 
-    def _are_still(self, regions: Iterable[pb.Region], alive: set[str]) -> bool:
-        for guest_id in sorted({region.guest_id for region in regions if region.kind == pb.LOGGED} & alive):
-            with GuestLog.open(self._memory, guest_id) as log:
-                if not log.is_still():
-                    return False
-        return True
+    def _stands_still(self, guest_id: str, still: Still, logged: bool) -> bool:
+        """Whether it is who it was when the machine was asked, does not run, and is not in the midst of a commit."""
+        with GuestLog.open(self._memory, guest_id) as log:
+            if log.epoch != still.epochs[guest_id]:
+                return False
+            if guest_id not in still.alive:
+                return not log.may_begin()
+            return not logged or log.is_still()
 
-    async def _take(self, regions: Sequence[pb.Region], name: str, alive: set[str]) -> list[Record]:
-        unseen = [region for region in regions if not self._is_trapped(region, alive)]
-        await self._settle(regions, alive)
+    def _settle(self, guest_id: str, regions: Sequence[pb.Region]) -> None:
+        """Of a guest without a process: what it has committed is in its regions, which are given in their order."""
+        with contextlib.ExitStack() as opened:
+            log = opened.enter_context(GuestLog.open(self._memory, guest_id))
+            log.settle([self._mapped(region, opened) for region in regions])
+
+    async def _take(self, regions: Sequence[pb.Region], name: str, still: Still) -> list[Record]:
+        """Raises Unprotected where a guest ends just now."""
+        unseen = [region for region in regions if not self._is_trapped(region, still.alive)]
         for region in unseen:
-            await gradually(self.snapshots.catch_up(origin_of(region)))
-        records = self._take_now(regions, name, alive)
-        try:
-            for region in unseen:
-                await self._copy_out(region.arena)
-        except BaseException:
-            # What is not copied by now changes with the guest's next store, and nobody would see it.
-            await self._take_back(list(zip(regions, records, strict=True)))
-            raise
+            self.snapshots.catch_up(origin_of(region))
+        records = self._take_now(regions, name, {origin_of(region) for region in unseen})
+        if unseen:
+            try:
+                for region in unseen:
+                    await self._copy_out(region.arena)
+                self.snapshots.took(records)
+            except EverramError:
+                await self._take_back(list(zip(regions, records, strict=True)))
+                raise
         return records
 
     async def _take_back(self, taken: Sequence[tuple[pb.Region, Record]]) -> None:
-        """While the guests still stand."""
+        """While the guests still stand: what is not copied changes with their next store, and nobody would see it."""
         async with self._moving:
-            doomed = deletion.begin(self.snapshots, [record for _, record in taken])
+            doomed = deletion.begin(self.snapshots, [one for _, one in taken if one.state is not State.DELETING])
         for record in doomed:
             self._begin_delete(record)
         with contextlib.suppress(ResourceExhausted):  # copies then hold one more, which is right where it is
             self._log_removal(taken)
-
-    async def _settle(self, regions: Iterable[pb.Region], alive: set[str]) -> None:
-        """Of guests without a process: what they have committed is in their regions."""
-        for guest_id in sorted({region.guest_id for region in regions if region.kind == pb.LOGGED} - alive):
-            with contextlib.ExitStack() as opened:
-                log = opened.enter_context(GuestLog.open(self._memory, guest_id))
-                log.settle([self._mapped(region, opened) for region in await self._numbered(guest_id)])
 
     async def _numbered(self, guest_id: str) -> Sequence[pb.Region]:
         """A guest's regions by their numbers in its log."""
         guests = (await self._context.ref(VMemFSRef).guests(pb.Empty())).guests
         return next((guest.regions for guest in guests if guest.guest_id == guest_id), ())
 
-    def _mapped(self, region: pb.Region, opened: contextlib.ExitStack) -> Mapping | None:
+    def _mapped(self, region: pb.Region, opened: contextlib.ExitStack) -> MappedMemory | None:
         """For stores of this host."""
         if region.kind != pb.LOGGED:
             return None
@@ -332,48 +405,62 @@ class SnapshotKeeper:
             return False
         return region.guest_id not in alive or self._writers.is_served(region.guest_id, region.name)
 
-    def _take_now(self, regions: Sequence[pb.Region], name: str, alive: set[str]) -> list[Record]:
-        """One instant: nothing is awaited."""
+    def _take_now(self, regions: Sequence[pb.Region], name: str, unseen: Collection[str]) -> list[Record]:
+        """One instant: nothing is awaited. `unseen`: the origins of those that have to be copied out."""
         created_ns = self._environment.clock.wall_ns()
-        with contextlib.ExitStack() as opened, contextlib.ExitStack() as unless_taken:
-            logs = self._logs(regions, name, created_ns, opened, unless_taken)
-            takings = []
-            for region in regions:
-                log = logs.get(region.guest_id) if region.kind == pb.LOGGED else None
-                epoch, lsn = (log[0].epoch, log[0].tail) if log else (0, 0)
-                takings.append(Taking(origin_of(region), name, region.size_bytes, epoch, lsn))
-                if self._writers is not None:
-                    self._writers.protect(region.guest_id, region.name)
-            records = self.snapshots.take(takings, created_ns)
-            unless_taken.pop_all()
-            for log_, _ in logs.values():
-                log_.publish()
+        logs: dict[str, GuestLog] = {}
+        with contextlib.ExitStack() as opened:
+            try:
+                positions = self._append(regions, name, created_ns, logs, opened)
+                self._protect(regions)
+                takings = []
+                for region in regions:
+                    epoch, lsn = positions[region.guest_id] if region.kind == pb.LOGGED else (0, 0)
+                    whole = origin_of(region) not in unseen
+                    takings.append(Taking(origin_of(region), name, region.size_bytes, epoch, lsn, whole))
+                records = self.snapshots.take(takings, created_ns)
+            except BaseException:
+                for log in logs.values():
+                    log.withdraw()
+                raise
+            for log in logs.values():
+                log.publish()
         return records
 
-    def _logs(
+    def _append(
         self,
-        regions: Sequence[pb.Region],
+        regions: Iterable[pb.Region],
         name: str,
         created_ns: int,
+        logs: dict[str, GuestLog],
         opened: contextlib.ExitStack,
-        unless_taken: contextlib.ExitStack,
-    ) -> dict[str, tuple[GuestLog, LogOperation]]:
-        """By guest_id: its log with a record of this snapshot, not yet published, and what that says."""
-        logs: dict[str, tuple[GuestLog, LogOperation]] = {}
+    ) -> dict[str, tuple[int, int]]:
+        """To the log of each guest a record of this snapshot, not yet published; `logs` gets them by guest_id. Where
+        they begin, as (epoch, lsn)."""
+        operations: dict[str, LogOperation] = {}
         for region in regions:
-            if region.kind != pb.LOGGED:
-                continue
-            if region.guest_id not in logs:
-                log = opened.enter_context(GuestLog.open(self._memory, region.guest_id))
-                logs[region.guest_id] = log, LogOperation(name=name, created_ns=created_ns)
-            logs[region.guest_id][1].regions.append(region.name)
-        for log, operation in logs.values():
+            if region.kind == pb.LOGGED:
+                operation = operations.setdefault(region.guest_id, LogOperation(name=name, created_ns=created_ns))
+                operation.regions.append(region.name)
+        positions = {}
+        for guest_id, operation in operations.items():
+            log = logs[guest_id] = opened.enter_context(GuestLog.open(self._memory, guest_id))
+            positions[guest_id] = log.epoch, log.tail
             log.append(RecordType.SNAPSHOT, operation)
-            unless_taken.callback(log.withdraw)
-        return logs
+        return positions
+
+    def _protect(self, regions: Iterable[pb.Region]) -> None:
+        """Raises Unprotected."""
+        for region in regions if self._writers is not None else ():
+            assert self._writers is not None
+            try:
+                self._writers.protect(region.guest_id, region.name)
+            except Unavailable as error:
+                raise Unprotected(error.message) from error
 
     async def _copy_out(self, arena: str) -> None:
-        """Everything that a region holds goes to the store now: nobody will see the stores that change it."""
+        """Everything that a region holds goes to the store now: nobody will see the stores that change it. Raises
+        ResourceExhausted."""
         pages = (
             page
             for offset, length in self._memory.open(arena).extents()
@@ -405,7 +492,7 @@ class SnapshotKeeper:
     async def page(self, record: Record, page: int) -> bytes | None:
         """None: it is a hole."""
         while True:
-            if record.sequence not in self.snapshots.records:
+            if record.state is State.DELETING:
                 raise NotFound(f"snapshot {record.name!r} was removed meanwhile")
             virtblock = self.snapshots.virtblock(record, page)
             place, number = self.snapshots.locate(record, page)
@@ -428,17 +515,21 @@ class SnapshotKeeper:
     # -- removing and reverting
 
     async def remove(self, records: Sequence[Record]) -> None:
-        """Returns when everything that only they held is free."""
+        """Returns when everything that only they held is free. Raises FailedPrecondition, DataLoss."""
         async with self._moving:
-            doomed = deletion.begin(self.snapshots, records)
+            going = [one for one in records if one.sequence in self._deletions]
+            doomed = deletion.begin(self.snapshots, [one for one in records if one.state is not State.DELETING])
         self.room_again()
-        await self._deleted(doomed)
+        await self._deleted([*going, *doomed])
 
     async def _deleted(self, records: Iterable[Record]) -> None:
+        failed: EverramError | None = None
         for record in sorted(records, key=lambda one: one.sequence):
-            await asyncio.shield(self._begin_delete(record))
+            failed = await asyncio.shield(self._begin_delete(record)) or failed
+        if failed is not None:
+            raise failed
 
-    def _begin_delete(self, record: Record) -> asyncio.Task[None]:
+    def _begin_delete(self, record: Record) -> asyncio.Task[EverramError | None]:
         """At most once for each, and to its end, whoever waits for it."""
         task = self._deletions.get(record.sequence)
         if task is None:
@@ -447,63 +538,126 @@ class SnapshotKeeper:
             task.add_done_callback(lambda _: self._deletions.pop(record.sequence))
         return task
 
-    async def _delete(self, record: Record) -> None:
+    async def _delete(self, record: Record) -> EverramError | None:
+        """What kept it from its end: the next host tries again, and everything else goes on."""
         steps = deletion.steps(self.snapshots, record)
         going = True
-        while going:
-            async with self._moving:
-                going = next(steps, DONE) is not DONE
-            await asyncio.sleep(0)
+        try:
+            while going:
+                async with self._moving:
+                    going = next(steps, DONE) is not DONE
+                await asyncio.sleep(0)
+        except EverramError as error:
+            self._context.log.error("snapshot %s is not deleted to its end: %s", record.name, error.message)
+            return error
         self.room_again()
+        return None
 
-    async def revert(self, region: pb.Region, record: Record) -> None:
-        """The running point of its region is the snapshot's when this returns. Raises FailedPrecondition while its
-        guest has a process."""
+    async def revert(self, find: Callable[[], pb.Region], record: Record) -> None:
+        """The running point of its region is the snapshot's when this returns; `find` finds it, now and when it begins.
+        Raises FailedPrecondition while its guest has a process, DataLoss and ResourceExhausted where it cannot be done,
+        and what `find` raises; then nothing has changed."""
         async with self._taking:
-            processes = await self._environment.machine.guests()
-            if any(process.pid and process.guest_id == region.guest_id for process in processes):
-                raise FailedPrecondition(f"a process uses region {region.name}: stop its guest first")
-            # What the log has beyond what is applied would come back over the snapshot's content.
-            await self._settle([region], set())
-            if self._writers is None:
-                await gradually(self.snapshots.catch_up(origin_of(region)))
-            reverting.begin(self.snapshots, record)
-            await self._revert(record)
-            if self._writers is None:
-                await self._copy_out(region.arena)
+            await self._check_reversion(record)
+            guest_id = find().guest_id
+            async with self._frozen([guest_id]) as still:
+                numbered = await self._numbered(guest_id)
+                region = find()
+                if still.alive or not self._stands_still(region.guest_id, still, True):
+                    raise FailedPrecondition(f"a process uses region {region.name}: stop its guest first")
+                # What the log has beyond what is applied would come back over the snapshot's content.
+                self._settle(region.guest_id, numbered)
+                if self._writers is None:
+                    self.snapshots.catch_up(origin_of(region))
+                reverting.begin(self.snapshots, record)
+        reversion = self._begin_reversion(record)
+        await asyncio.wait([reversion])
+        if reversion.cancelled():
+            raise NotFound(f"region {region.name} was removed meanwhile")
+        reversion.result()
+        if self._writers is None:
+            await self._copy_out(region.arena)
         self._context.log.info("region %s of guest %s is as in %s", region.name, region.guest_id, record.name)
 
+    async def _check_reversion(self, record: Record) -> None:
+        """A reversion cannot be taken back once it has begun."""
+        while True:
+            now = standing(self.snapshots)
+            demand = await in_turns(reverting.demand(now, now.records[record.sequence]))
+            if findings := await self.verify(demand.slots):
+                raise DataLoss(f"snapshot {record.name!r} cannot be restored, nothing has changed: {findings[0]}")
+            if demand.blocks <= self.snapshots.media.store.free:
+                return
+            await self.purger.make_room()
+
+    async def verify(self, slots: Mapping[int, int]) -> list[str]:
+        """What is wrong with slots of the storage file that hold these virtblocks (slot -> virtblock)."""
+        findings = []
+        media, numbers = self.snapshots.media, sorted(slots)
+        for first in range(0, len(numbers), SLOTS_PER_TURN):
+            some = {slot: slots[slot] for slot in numbers[first : first + SLOTS_PER_TURN]}
+            for slot, finding in (await (await self.storage()).verify(some)).items():
+                if media.word(slots[slot] * WORD_BYTES) == pack_location(Place.STORAGE, slot):  # still
+                    findings.append(finding)
+        return findings
+
+    def _begin_reversion(self, record: Record) -> asyncio.Task[None]:
+        """At most once for each region, and to its end, whoever waits for it."""
+        task = self._reversions.get(record.region)
+        if task is None:
+            task = self._context.spawn(self._revert(record), name=f"revert to {record.name}")
+            self._reversions[record.region] = task
+            task.add_done_callback(lambda _: self._reversions.pop(record.region))
+        return task
+
+    def is_reverting(self, region: pb.Region) -> bool:
+        """Then nobody may use it."""
+        found = self.snapshots.regions.get(origin_of(region))
+        return found is not None and found.record.state is State.REVERTING
+
+    async def _revert(self, record: Record) -> None:
+        """Tried until it has ended: before that, the region is neither what it was nor what it will be."""
+        while True:
+            try:
+                await self._bring_back(record)
+                break
+            except EverramError as error:
+                if error.message != self.trouble:
+                    self._context.log.error("the reversion to %s does not go on: %s", record.name, error.message)
+                self.trouble = error.message
+            await asyncio.sleep(RETRY_S)
+        self.trouble = ""
+        async with self._moving:
+            retired = reverting.end(self.snapshots, record)
+        self.room_again()
+        await self._deleted([retired])
+
+    async def _bring_back(self, record: Record) -> None:
+        for chunk in reverting.chunks(self.snapshots, record):
+            for number, page in enumerate(chunk):
+                async with self._moving:
+                    await self._bring_page_back(record, page)
+                if number % PAGES_PER_TURN == 0:
+                    await asyncio.sleep(0)
+            await asyncio.sleep(0)
+
+    async def _bring_page_back(self, record: Record, page: int) -> None:
+        data = await self.page(record, page)
+        while True:
+            try:
+                reverting.restore(self.snapshots, record, page, data)
+                return
+            except ResourceExhausted:
+                await self.purger.purge_batch()
+
     async def fill(self, record: Record, arena: MemoryObject) -> None:
-        """With what a snapshot holds."""
+        """With what a snapshot holds. The arena is empty, and where an extent has zeros it stays so."""
         for number in range(-(-record.size_bytes // PAGE_BYTES)):
-            if content := await self.page(record, number):
+            content = await self.page(record, number)
+            if content and content.strip(b"\0"):
                 arena.write(number * PAGE_BYTES, content)
             if number % PAGES_PER_TURN == 0:
                 await asyncio.sleep(0)
-
-    # -- looking
-
-    async def at_rest(self) -> Snapshots:
-        """As they are between two moves."""
-        async with self._moving:
-            return self.snapshots.frozen()
-
-    async def _revert(self, record: Record) -> None:
-        async with self._moving:
-            for pages in reverting.chunks(self.snapshots, record):
-                await asyncio.sleep(0)
-                for number, page in enumerate(pages):
-                    data = await self.page(record, page)
-                    while True:
-                        try:
-                            reverting.restore(self.snapshots, record, page, data)
-                            break
-                        except ResourceExhausted:
-                            await self.purger.purge_batch()
-                    if number % PAGES_PER_TURN == 0:
-                        await asyncio.sleep(0)
-            retired = reverting.end(self.snapshots, record)
-        await self._deleted([retired])
 
     async def forget_region(self, region: pb.Region) -> None:
         """A region goes, with all its snapshots."""
@@ -511,9 +665,16 @@ class SnapshotKeeper:
         self._arenas.forget(region)
 
     async def forget_origin(self, origin: str) -> None:
-        if self.snapshots.of(origin):
-            await self.remove(list(self.snapshots.of(origin)))
-        if region := self.snapshots.regions.get(origin):
-            number = region.record.number
-            await self._deleted(one for one in deletion.unfinished(self.snapshots) if one.region == number)
-            self.snapshots.forget_region(origin)
+        region = self.snapshots.regions.get(origin)
+        if region is None:
+            return
+        number = region.record.number
+        if (task := self._reversions.get(number)) is not None:
+            task.cancel()
+            await asyncio.wait([task])
+        if region.record.state is State.REVERTING:
+            reverting.abandon(self.snapshots, region)
+        if live := list(self.snapshots.of(origin)):
+            await self.remove(live)
+        await self._deleted(one for one in deletion.unfinished(self.snapshots) if one.region == number)
+        self.snapshots.forget_region(origin)

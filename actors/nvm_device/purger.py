@@ -96,6 +96,11 @@ class Purger:
         self._starved = True
         self._woken.set()
 
+    def room_made(self) -> None:
+        """By a deletion: perhaps nothing has to be purged any more."""
+        if self._starved or self._policy.trouble:
+            self._woken.set()
+
     def written(self) -> None:
         """One more block was taken."""
         if self._budget.free_part < self._policy.low_mark:
@@ -120,6 +125,7 @@ class Purger:
                 await self._purge(self._until_high_mark())
             if age_s := self._policy.age_s:
                 await self.purge(self.older_than(age_s))
+            self._policy.trouble = ""
         except EverramError as error:
             if error.message != self._policy.trouble:
                 self._context.log.error("old blocks are not purged: %s", error.message)
@@ -136,34 +142,39 @@ class Purger:
 
     async def purge(self, wanted: Callable[[Record], bool] = everything) -> None:
         """All that these snapshots refer to and no running point does. Raises ResourceExhausted, DataLoss."""
-        await self._purge(purging.batches(self._snapshots, wanted=wanted))
+        await self._purge(purging.search(self._snapshots, wanted=wanted))
 
     async def make_room(self) -> None:
         """Raises ResourceExhausted where nothing can be purged."""
-        batch = await self._one()
+        batch = await self._first_batch()
         if batch is None:
             raise ResourceExhausted(
                 "there is no room for what snapshots need of pages that are written to, and nothing to purge: remove "
                 "snapshots, or start the machine with more --nvm"
             )
+        if self._policy.paused:
+            raise ResourceExhausted(
+                "there is no room for what snapshots need of pages that are written to, and purging is paused: "
+                "`everram region purge --resume`, or remove snapshots"
+            )
         await self._purge(iter([batch]))
 
     async def purge_batch(self) -> None:
         """As `make_room`, by whoever holds the lock."""
-        batch = await self._one()
+        batch = await self._first_batch()
         if batch is None:
             raise FailedPrecondition("nothing can be purged to make room: remove snapshots")
         await self._move([batch])
 
-    async def _one(self) -> Batch | None:
-        for batch in purging.batches(self._snapshots):
+    async def _first_batch(self) -> Batch | None:
+        for batch in purging.search(self._snapshots):
             if batch:
                 return batch
             await asyncio.sleep(0)
         return None
 
     def _until_high_mark(self) -> Iterator[Batch]:
-        for batch in purging.batches(self._snapshots):
+        for batch in purging.search(self._snapshots):
             yield batch
             if batch and self._budget.free_part >= self._policy.high_mark:
                 return

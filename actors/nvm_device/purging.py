@@ -62,11 +62,18 @@ def batches(
     snapshots: Snapshots, limit: int = BATCH_BLOCKS, wanted: Callable[[Record], bool] = everything
 ) -> Iterator[Batch]:
     """What these snapshots of all regions refer to; found some batches ahead. `Purge.begin` leaves out what is gone
-    since. An empty one: the search goes on, and others may work meanwhile.
+    since.
 
     In the order of the blocks, not of the addresses: what was written at one time lies together in the store, however
     scattered it is in the region, so it is loaded and given back in long runs.
     """
+    return filter(None, search(snapshots, limit, wanted))
+
+
+def search(
+    snapshots: Snapshots, limit: int = BATCH_BLOCKS, wanted: Callable[[Record], bool] = everything
+) -> Iterator[Batch]:
+    """The same, with an empty batch now and then: the search goes on, and others may come in between."""
     found: Batch = {}
     enough = BATCH_BLOCKS
     for region in list(snapshots.regions.values()):
@@ -96,8 +103,8 @@ def _non_active(snapshots: Snapshots, region: Region, wanted: Callable[[Record],
     chunks: defaultdict[int, set[int]] = defaultdict(set)
     looked_at = 0
     for record in filter(wanted, list(snapshots.live(region))):
-        if record.state is not State.LIVE:
-            continue  # any more
+        if record.state is State.DELETING:
+            continue  # since then
         for first, leaf in list(tables.leaves(media, record.root, [region.record.root])):
             chunks[first].add(leaf)
         yield {}

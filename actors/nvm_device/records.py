@@ -36,6 +36,9 @@ class State(enum.IntEnum):
     """A snapshot that nobody sees any more; what only it refers to is being given back."""
     REVERTING = 3
     """A region whose running point is being made that of the snapshot `target`; nobody may use it before."""
+    TAKING = 4
+    """A snapshot whose content is being copied out, because nobody sees the stores that would change it: a host that
+    dies before the copy is whole has told nobody of it, and its successor deletes it."""
 
 
 @dataclass(slots=True)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 from everram.actors.nvm_device import deletion, tables
 from everram.actors.nvm_device.draft import Draft
@@ -23,6 +24,7 @@ from everram.actors.nvm_device.records import Record, State
 from everram.actors.nvm_device.redo import WORD_BYTES
 from everram.actors.nvm_device.snapshots import Region, Snapshots, check_not_reverting
 from everram.actors.nvm_device.tables import LEAF, entry_offset
+from everram.actors.nvm_device.turns import Walk
 from everram.actors.nvm_device.virtblocks import Place, location, pack_location
 from everram.runtime.errors import FailedPrecondition
 from everram.runtime.memory.contract import PAGE_BYTES
@@ -54,16 +56,40 @@ def pages(snapshots: Snapshots, record: Record) -> Iterator[int]:
 
 
 def chunks(snapshots: Snapshots, record: Record) -> Iterator[list[int]]:
-    """The same by chunks, each looked at when it is its turn."""
+    """The same, a chunk at a time; nothing but the reversion itself changes what it finds."""
     media, region = snapshots.media, snapshots.region_of(record)
     for first, leaf in tables.leaves(media, record.root, [region.record.root]):
         running = tables.entries(media, tables.leaf_of(media, region.record.root, first))
-        both = enumerate(zip(tables.entries(media, leaf), running, strict=True), first)
         yield [
             page
-            for page, (theirs, ours) in both
+            for page, (theirs, ours) in enumerate(zip(tables.entries(media, leaf), running, strict=True), first)
             if theirs != ours and not (theirs and location(media, theirs).place is Place.ARENA)
         ]
+
+
+@dataclass(slots=True)
+class Demand:
+    """What a reversion needs before it can begin."""
+
+    slots: dict[int, int] = field(default_factory=dict)
+    """Of the storage file, slot -> virtblock: all that has to be read."""
+    blocks: int = 0
+    """Of the store, that have to be free: later snapshots need them before it gives back its own."""
+
+
+def demand(snapshots: Snapshots, record: Record) -> Walk[Demand]:
+    region, found = snapshots.region_of(record), Demand()
+    free = 0
+    for chunk in chunks(snapshots, record):
+        yield
+        for page in chunk:
+            free -= bool(_is_needed(snapshots, region, page))
+            found.blocks = max(found.blocks, -free)
+            place, number = snapshots.locate(record, page)
+            free += place is Place.STORE
+            if place is Place.STORAGE:
+                found.slots[number] = snapshots.virtblock(record, page)
+    return found
 
 
 def restore(snapshots: Snapshots, record: Record, page: int, data: bytes | None) -> None:
@@ -89,14 +115,20 @@ def restore(snapshots: Snapshots, record: Record, page: int, data: bytes | None)
         snapshots.blocks.discard(number, 1)
 
 
-def _keep(snapshots: Snapshots, region: Region, page: int) -> None:
-    """What the running point holds, for later snapshots that share it."""
+def _is_needed(snapshots: Snapshots, region: Region, page: int) -> int:
+    """The virtblock of what the running point holds there, if a snapshot has it, too; 0 if none has."""
     media = snapshots.media
     virtblock = media.word(entry_offset(tables.leaf_of(media, region.record.root, page), page, LEAF))
     if not virtblock or location(media, virtblock).place is not Place.ARENA:
+        return 0
+    return virtblock if snapshots.is_shared(region, page, virtblock) else 0
+
+
+def _keep(snapshots: Snapshots, region: Region, page: int) -> None:
+    """What the running point holds, for later snapshots that share it."""
+    if not (virtblock := _is_needed(snapshots, region, page)):
         return
-    if not snapshots.is_shared(region, page, virtblock):
-        return
+    media = snapshots.media
     with Draft(media) as draft:
         block = draft.new_block()
         snapshots.blocks.persist(block, snapshots.arena_of(region.record.name).read(page * PAGE_BYTES, PAGE_BYTES))
@@ -104,6 +136,15 @@ def _keep(snapshots: Snapshots, region: Region, page: int) -> None:
         draft.commit()
     snapshots.blocks_copied += 1
     snapshots.entry_updates += 1
+
+
+def abandon(snapshots: Snapshots, region: Region) -> None:
+    """The region is about to be forgotten, with everything that it is."""
+    changed = dataclasses.replace(region.record, state=State.LIVE, target=0)
+    with Draft(snapshots.media) as draft:
+        draft.record(changed)
+        draft.commit()
+    region.record = changed
 
 
 def end(snapshots: Snapshots, record: Record) -> Record:

@@ -26,7 +26,6 @@ from everram.actors.nvm_device.draft import RECORDS_PER_PAGE, Draft
 from everram.actors.nvm_device.media import NEXT_SEQUENCE_AT, RECORDS_DIRECTORY, WORDS_PER_PAGE, Media
 from everram.actors.nvm_device.records import NAME_BYTES_MAX, RECORD_BYTES, Kind, Record, State
 from everram.actors.nvm_device.redo import WORD_BYTES
-from everram.actors.nvm_device.steps import Steps
 from everram.actors.nvm_device.tables import CHUNK_PAGES, LEAF, LEVELS, entry_offset
 from everram.actors.nvm_device.virtblocks import Array, Location, Place, location, pack_location
 from everram.runtime.errors import (
@@ -37,8 +36,7 @@ from everram.runtime.errors import (
     NotFound,
     ResourceExhausted,
 )
-from everram.runtime.memory.contract import PAGE_BYTES, Mapping
-from everram.runtime.memory.heap import HeapMapping
+from everram.runtime.memory.contract import PAGE_BYTES
 
 
 class Arena(Protocol):
@@ -80,6 +78,8 @@ class Taking:
     size_bytes: int
     epoch: int = 0
     lsn: int = 0
+    whole: bool = True
+    """Otherwise it counts only after `took`: see State.TAKING."""
 
 
 @dataclass(slots=True)
@@ -114,19 +114,6 @@ def check_not_reverting(region: Region) -> None:
         raise FailedPrecondition("this region is being reverted: wait until that has ended")
 
 
-class FrozenSpace:
-    """`media.Space` of a copy."""
-
-    def __init__(self, mapping: Mapping) -> None:
-        self._mapping = mapping
-
-    def map(self) -> Mapping:
-        return self._mapping
-
-    def grow(self, size_bytes: int) -> Mapping:
-        raise FailedPrecondition("this is a copy to look at, and stays as it is")
-
-
 class Snapshots:
     """See the module."""
 
@@ -157,13 +144,6 @@ class Snapshots:
         opened._load()
         return opened
 
-    def frozen(self) -> Snapshots:
-        """As they are at this instant: for whoever looks at them at leisure. Theirs are the metadata alone, a copy of a
-        few MiB for a million blocks; what lies in arenas and in the store goes on changing."""
-        mapping = self.media.mapping
-        copy = HeapMapping.of(mapping.load(0, mapping.size_bytes))
-        return Snapshots.open(Media.open(FrozenSpace(copy)), self.arena_of, self.blocks)
-
     def _load(self) -> None:
         snapshots: list[Record] = []
         for number_of_page, page in enumerate(self.media.directory(RECORDS_DIRECTORY)):
@@ -189,14 +169,14 @@ class Snapshots:
 
     def _add_snapshot(self, record: Record) -> None:
         self.records[record.sequence] = record
-        if record.state is State.LIVE:
+        if record.state is not State.DELETING:
             self._live[record.region].insert(0, record)
 
     # -- looking
 
     def live(self, region: Region) -> Sequence[Record]:
-        """Its snapshots, latest first, without those that are being deleted."""
-        return self._live[region.record.number]
+        """Its snapshots, latest first, without those that are being deleted; none of a region that is forgotten."""
+        return self._live.get(region.record.number, ())
 
     def of(self, arena: str) -> Sequence[Record]:
         region = self.regions.get(arena)
@@ -260,7 +240,7 @@ class Snapshots:
 
     def _live_above(self, record: Record) -> int:
         """The nearest snapshot above that is not being deleted; 0: none."""
-        while record.parent and self.records[record.parent].state is not State.LIVE:
+        while record.parent and self.records[record.parent].state is State.DELETING:
             record = self.records[record.parent]
         return record.parent
 
@@ -287,6 +267,7 @@ class Snapshots:
                     name=taking.name,
                     root=region.root,
                     array=region.array,
+                    state=State.LIVE if taking.whole else State.TAKING,
                     region=region.number,
                     sequence=sequence + at,
                     parent=region.parent,
@@ -309,6 +290,20 @@ class Snapshots:
             region_.forget()
             self._add_snapshot(record)
         return taken
+
+    def took(self, records: Iterable[Record]) -> None:
+        """What they hold was copied out."""
+        whole = [record for record in records if record.state is State.TAKING]
+        with Draft(self.media) as draft:
+            for record in whole:
+                draft.record(dataclasses.replace(record, state=State.LIVE))
+            draft.commit()
+        for record in whole:
+            record.state = State.LIVE
+
+    def half_taken(self) -> list[Record]:
+        """What a host has left that died before `took`."""
+        return [record for _, record in sorted(self.records.items()) if record.state is State.TAKING]
 
     def _check(self, taking: Taking) -> None:
         if any(record.name == taking.name for record in self.of(taking.arena)):
@@ -421,9 +416,9 @@ class Snapshots:
             region.array.reset(region.record.array)
             raise
 
-    def catch_up(self, arena: str) -> Steps[None]:
+    def catch_up(self, arena: str) -> None:
         """Of a region whose stores nobody sees: the running point gets virtblocks for pages that are holes no more.
-        Nobody may store to it before it has ended. Raises ResourceExhausted."""
+        Raises ResourceExhausted."""
         region = self.regions.get(arena)
         if region is None:
             return
@@ -432,7 +427,6 @@ class Snapshots:
                 for page in self._present(region, first):
                     if not self.virtblock(region.record, page):
                         self._make_private(region, page, 0)
-                yield
         except BaseException:
             region.array.reset(region.record.array)
             raise

@@ -1,6 +1,6 @@
 """The mass-storage file: slots for purged blocks, and for each a trailer that proves its content.
 
-    storage = await StorageFile.open(disk, "nvm.storage")        # made if there is none
+    storage = await StorageFile.open(disk, "nvm/purged")         # made if there is none
     await storage.write(slots, virtblocks, load)                 # load(first, target) fetches their contents
     await storage.sync()                                         # and only now may a virtblock name a slot
     data = await storage.read(slot, virtblock)                   # raises DataLoss where it is not what was written
@@ -108,7 +108,7 @@ class StorageFile:
 
     async def _write(self, pieces: Sequence[tuple[int, bytes | memoryview]], staging: memoryview) -> None:
         try:
-            await self._file.pwrite_all(pieces)
+            await self._file.pwrite_each(pieces)
         finally:
             self._staging.put_nowait(staging)
 
@@ -118,7 +118,7 @@ class StorageFile:
 
     async def read(self, slot: int, virtblock: int) -> bytes:
         """Raises DataLoss."""
-        content, trailer = await self._file.pread_all(_ranges(slot, 1))
+        content, trailer = await self._file.pread_each(_ranges(slot, 1))
         if wrong := _wrong(content, trailer, slot, virtblock):
             raise DataLoss(f"{self.name}: {wrong}")
         return content
@@ -146,7 +146,7 @@ class StorageFile:
         for first, count in _runs(sorted(virtblocks)):
             for start in range(first, first + count, PIECE_SLOTS):
                 some = min(PIECE_SLOTS, first + count - start)
-                contents, trailers = await self._file.pread_all(_ranges(start, some))
+                contents, trailers = await self._file.pread_each(_ranges(start, some))
                 for nth in range(some):
                     content = contents[nth * PAGE_BYTES : (nth + 1) * PAGE_BYTES]
                     trailer = trailers[nth * TRAILER.size : (nth + 1) * TRAILER.size]

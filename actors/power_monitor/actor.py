@@ -1,10 +1,20 @@
-"""The power monitor's actor: freezes the guests and saves the machine's memory when it is asked to."""
+"""The power monitor's actor: saves the machine's memory when it is asked to, and when the mains are lost.
+
+What is done on battery is in `ac_loss`, how memory is saved and restored in `save`, what is known beforehand about how
+long that takes in `rehearsal`.
+"""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable
 
+from everram.actors.power_monitor.ac_loss import FREEZE_REASON as POWER_REASON
+from everram.actors.power_monitor.ac_loss import AcLoss
+from everram.actors.power_monitor.rehearsal import rehearse
+from everram.actors.power_monitor.report import TAKEN_BACK, read_report, write_report
 from everram.actors.power_monitor.save import save
+from everram.actors.power_monitor.ups import WAIT_FOR_LOW, UpsWatch, Verdict
 from everram.runtime.contracts import common_pb2 as pb
 from everram.runtime.contracts import power_monitor_pb2 as power
 from everram.runtime.contracts.nvm_device_contract import NvmDeviceRef
@@ -13,24 +23,106 @@ from everram.runtime.contracts.power_monitor_contract import PowerMonitorActor
 from everram.runtime.contracts.replicator_contract import REPLICATOR_QUIESCE, ReplicatorRef
 from everram.runtime.contracts.replicator_pb2 import QuiesceRequest
 from everram.runtime.contracts.vmemfs_contract import VMemFSRef
-from everram.runtime.errors import FailedPrecondition
+from everram.runtime.environment import MachineEvent, Ups
+from everram.runtime.errors import EverramError, FailedPrecondition
 from everram.runtime.formats.image import examine, mark_opened
 
 FREEZE_REASON = "down"
+ON_MAINS = "on mains"
+
+
+UPS_POLL_S = 0.5
 
 
 class PowerMonitor(PowerMonitorActor):
     """One save at a time. The whole machine is frozen for it and stays so, over restarts of this host too: whoever
     asked for the save either ends the machine or asks to resume. A save that fails resumes by itself."""
 
+    def __init__(self, on_battery: str = WAIT_FOR_LOW) -> None:
+        """`on_battery`: what that means of a UPS, ACT_AT_ONCE or WAIT_FOR_LOW."""
+        self._on_battery = on_battery
+        self._ups = self._ups_warning = ""
+
     async def on_start(self) -> None:
         self._saving = False
+        self._state = ON_MAINS
+        self._event = MachineEvent("mains")
+        self._loss: AcLoss | None = None
+        self._acting: asyncio.Task[None] | None = None
         self._replicator = self.context.ref(ReplicatorRef)
         self._nvm = self.context.ref(NvmDeviceRef)
         marker = (await examine(self.context.environment.disk)).marker
         if marker is not None and marker.state == "complete":
             # A host that died after it had saved: what its successor acknowledged would not be in the image.
             self._replicator.tell(REPLICATOR_QUIESCE, QuiesceRequest(on=True))
+        self.context.spawn(self._watch_power(), name="power")
+        if self.context.environment.ups is not None:
+            self.context.spawn(self._watch_ups(self.context.environment.ups), name="ups")
+
+    # -- the mains
+
+    async def _watch_power(self) -> None:
+        async for event in self.context.environment.machine.power_events():
+            self._event = event
+            if not event.mains and self._acting is None:
+                self.context.log.warning("the mains are lost; the battery lasts %.3f s", self._battery_s())
+                self._acting = self.context.spawn(self._act(event.deadline_ns), name="on battery")
+            elif event.mains and self._acting is not None:
+                await self._mains_are_back()
+
+    async def _watch_ups(self, ups: Ups) -> None:
+        """Its word is the machine's: what it says of the mains is what the machine then knows of them."""
+        watch, said, mains = UpsWatch(self._on_battery), "", True
+        while True:
+            reading = await ups.reading()
+            verdict = watch.saw(reading, self.context.environment.clock.now_ns() / 1e9)
+            if watch.warning != said:
+                self.context.log.warning("%s", watch.warning or f"UPS {ups.name} is {reading.value} again")
+            said = self._ups_warning = watch.warning
+            self._ups = reading.value
+            if mains and verdict is Verdict.ACT:
+                self.context.log.warning("UPS %s is %s", ups.name, reading.value)
+                await self.context.environment.machine.report_mains(False)
+                mains = False
+            elif verdict in (Verdict.KEEP, Verdict.BACK) and not mains:
+                await self.context.environment.machine.report_mains(True)
+                mains = True
+            await asyncio.sleep(UPS_POLL_S)
+
+    def _battery_s(self) -> float:
+        return max(0.0, (self._event.deadline_ns - self.context.environment.clock.now_ns()) / 1e9)
+
+    async def _act(self, deadline_ns: int) -> None:
+        self._loss = loss = AcLoss(self.context, deadline_ns, self._step)
+        try:
+            await loss.run()
+        except EverramError as error:
+            # Nothing more can be done: guests stay frozen, and end with the battery if the mains stay away.
+            self.context.log.error("the memory is not saved: %s", error.message)
+            loss.report.outcome = error.message
+            await write_report(self.context.environment.disk, loss.report)
+
+    def _step(self, step: str) -> None:
+        self._state = step
+
+    async def _mains_are_back(self) -> None:
+        """In time: everything is taken back. Too late for that, the machine goes off and comes up again."""
+        acting, loss = self._acting, self._loss
+        if loss is not None and loss.handing_over:
+            self.context.log.warning("the mains are back, after the guests were handed over: the machine starts anew")
+            return
+        if acting is not None:
+            acting.cancel()
+            await asyncio.wait([acting])
+        if loss is not None:
+            loss.report.outcome = TAKEN_BACK
+            await write_report(self.context.environment.disk, loss.report)
+        await self._resume(POWER_REASON)
+        await self.context.environment.machine.power_kept()
+        self._acting, self._state = None, ON_MAINS
+        self.context.log.warning("the mains are back: the guests go on")
+
+    # -- saving on demand
 
     def save(self, request: power.SaveRequest) -> Awaitable[power.SaveReport]:
         self._check_not_saving()
@@ -46,7 +138,7 @@ class PowerMonitor(PowerMonitorActor):
             host = await self.context.ref(VMemFSRef).get_host(pb.Empty())
             report = await save(environment, cause, host.memory_id)
         except BaseException:
-            await self._resume()
+            await self._resume(FREEZE_REASON)
             raise
         finally:
             self._saving = False
@@ -55,9 +147,9 @@ class PowerMonitor(PowerMonitorActor):
 
     def resume(self, request: pb.Empty) -> Awaitable[pb.Empty]:
         self._check_not_saving()
-        return self.context.later(self._resume())
+        return self.context.later(self._resume(FREEZE_REASON))
 
-    async def _resume(self) -> pb.Empty:
+    async def _resume(self, reason: str) -> pb.Empty:
         """What was saved is out of date as soon as a guest runs, so it must not be opened silently from then on."""
         environment = self.context.environment
         survey = await examine(environment.disk)
@@ -66,17 +158,44 @@ class PowerMonitor(PowerMonitorActor):
             await mark_opened(environment.disk, survey, survey.marker.generation, host.memory_id)
         await self._replicator.quiesce(QuiesceRequest(on=False))
         await self._nvm.quiesce(QuiesceMoves(on=False))
-        await environment.machine.thaw("", FREEZE_REASON)
+        await environment.machine.thaw("", reason)
         return pb.Empty()
 
     def _check_not_saving(self) -> None:
         if self._saving:
             raise FailedPrecondition("a save is under way already: wait for it")
+        if self._acting is not None:
+            raise FailedPrecondition("the mains are lost: the memory is being saved, and the machine goes off")
+
+    def rehearse(self, request: pb.Empty) -> Awaitable[power.Rehearsal]:
+        self._check_not_saving()
+        return self.context.later(self._rehearse())
+
+    async def _rehearse(self) -> power.Rehearsal:
+        self._saving = True
+        try:
+            return await rehearse(self.context)
+        finally:
+            self._saving = False
 
     def status(self, request: pb.Empty) -> Awaitable[power.PowerStatus]:
         return self.context.later(self._status())
 
     async def _status(self) -> power.PowerStatus:
-        survey = await examine(self.context.environment.disk)
+        disk = self.context.environment.disk
+        survey = await examine(disk)
         host = await self.context.ref(VMemFSRef).get_host(pb.Empty())
-        return power.PowerStatus(image=survey.state, image_generation=survey.generation, restored_from=host.image)
+        status = power.PowerStatus(
+            image=survey.state,
+            image_generation=survey.generation,
+            restored_from=host.image,
+            mains=self._event.mains,
+            battery_s=0.0 if self._event.mains else self._battery_s(),
+            state=self._state,
+            ups=self._ups,
+            warning=self._ups_warning,
+        )
+        last = self._loss.report if self._loss is not None else await read_report(disk)
+        if last is not None:
+            status.last.CopyFrom(last)
+        return status

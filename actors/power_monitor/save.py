@@ -17,6 +17,7 @@ import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from everram.actors.power_monitor.report import UNDER_WAY, give_up, read_report
 from everram.runtime.channel import generations
 from everram.runtime.contracts.power_monitor_pb2 import SaveReport
 from everram.runtime.contracts.vmemfs_pb2 import HostRecord
@@ -32,6 +33,8 @@ from everram.runtime.sizes import size_text
 log = logging.getLogger("everram.power_monitor")
 
 RESTORING = "restoring"
+EMPTY = "empty"
+"""The named choice of a machine whose memory was lost on battery: start without it."""
 _NOT_SAVED = (RESTORING, generations.MEMORY_NAME)
 """The generation table says what peers may touch of this memory, now; the next memory has its own."""
 _TOKEN_BYTES = 16
@@ -41,6 +44,8 @@ SNAPSHOTS = (nvm.SNAPSHOTS_NAME, nvm.STORE_NAME)
 """Metadata and old blocks of snapshots: whole or not at all. Both grow."""
 METADATA = (vmemfs.MEMORY_NAME, nvm.MEMORY_NAME)
 """Saved first and in one go: actors go on changing them while the rest is being saved."""
+PIECES_PER_TURN = 64
+"""Of scattered pages."""
 _ORDER = (*METADATA, "log", "pages", "region")
 """What an interrupted save should have got to first."""
 
@@ -69,7 +74,7 @@ async def save(environment: Environment, cause: str, memory_id: str) -> SaveRepo
     started_ns = environment.clock.now_ns()
     memory = environment.memory
     # No await until the metadata is read: what it says must be of one moment.
-    objects = [memory.open(name) for name in sorted(memory.names(), key=_order) if _is_saved(name)]
+    objects = saved_objects(memory)
     metadata = {
         number: [(offset, saved.read(offset, length)) for offset, length in pieces_of(saved)]
         for number, saved in enumerate(objects)
@@ -84,10 +89,11 @@ async def save(environment: Environment, cause: str, memory_id: str) -> SaveRepo
                 for offset, data in metadata[number]:
                     await writer.write(number, offset, data)
                 continue
-            for offset, length in pieces_of(saved, listing[number].size_bytes):
+            for count, (offset, length) in enumerate(pieces_of(saved, listing[number].size_bytes)):
                 if offset + length <= saved.size_bytes:  # a file may have been shortened since: there is nothing then
                     await writer.write(number, offset, saved.read(offset, length))
-                await asyncio.sleep(0)
+                if length == PIECE_BYTES or count % PIECES_PER_TURN == 0:
+                    await asyncio.sleep(0)
         await writer.finish(environment.clock.wall_ns())
     except BaseException:
         await writer.abandon()
@@ -98,6 +104,11 @@ async def save(environment: Environment, cause: str, memory_id: str) -> SaveRepo
         objects=len(objects),
         seconds=(environment.clock.now_ns() - started_ns) / 1e9,
     )
+
+
+def saved_objects(memory: Memory) -> list[MemoryObject]:
+    """What a save writes, in its order."""
+    return [memory.open(name) for name in sorted(memory.names(), key=_order) if _is_saved(name)]
 
 
 def _is_saved(name: str) -> bool:
@@ -135,7 +146,7 @@ def _order(name: str) -> tuple[int, str]:
 async def restore(environment: Environment, open_image: str = "") -> RestoreOutcome:
     """Make the machine's memory whole before any actor starts; harmless if the machine kept it.
 
-    `open_image`: the named choice, "incomplete" or "opened", for an image that must not be opened silently. Raises
+    `open_image`: the named choice, "incomplete", "opened" or "empty", where none must be made silently. Raises
     FailedPrecondition with the choices if one is needed, DataLoss if the image is damaged (with file and offset); the
     image is then as it was.
     """
@@ -148,6 +159,11 @@ async def restore(environment: Environment, open_image: str = "") -> RestoreOutc
     token = _token(memory)
     again = bool(token) and survey.marker is not None and survey.marker.opened_by == token
     await _clear(memory, keep=RESTORING if again else "")
+    if open_image == EMPTY and survey.state != "complete":
+        await give_up(environment.disk)
+        return RestoreOutcome("empty")
+    if survey.state != "complete" and not open_image:
+        await _check_not_lost(environment, survey)
     if survey.state == "none":
         return RestoreOutcome("empty")
     silently = again or survey.state == "complete"
@@ -159,6 +175,18 @@ async def restore(environment: Environment, open_image: str = "") -> RestoreOutc
     except BaseException:
         await _clear(memory, keep=RESTORING)
         raise
+
+
+async def _check_not_lost(environment: Environment, survey: Survey) -> None:
+    """Raises FailedPrecondition if the mains were lost and the battery did not last until anything was saved."""
+    report = await read_report(environment.disk)
+    if report is None or report.outcome != UNDER_WAY or survey.state == "incomplete":
+        return
+    older = "; `--open opened` takes the image from before" if survey.marker is not None else ""
+    raise FailedPrecondition(
+        "this machine lost its mains, and its battery did not last: nothing of its memory was saved. Choose: "
+        f"`everram power on HOST --open empty` starts it with empty memory{older}"
+    )
 
 
 async def _clear(memory: Memory, keep: str) -> None:
@@ -230,10 +258,10 @@ class _Restorer:
         if marker is not None and marker.generation != generation:
             marker = None
         source = await Image.open(self._environment.disk, generation, marker)
-        # Old blocks that were not saved would read as zeros, and nothing would tell.
-        left_out = SNAPSHOTS if marker is None else ()
+        reason = await self._why_without_snapshots(whole=marker is not None)
+        left_out = SNAPSHOTS if reason else ()
         if any(saved.name in left_out for saved in source.objects):
-            source.lost.append("the snapshots of all regions: they were not saved to their end")
+            source.lost.append(f"the snapshots of all regions: {reason}")
         metadata = await self._fill(source, left_out)
         superblock = metadata.get(vmemfs.MEMORY_NAME)
         if superblock is None or SlotArea.is_blank(superblock) or SlotArea.is_blank(metadata[nvm.MEMORY_NAME]):
@@ -253,6 +281,14 @@ class _Restorer:
         for sentence in source.lost:
             log.warning("lost: %s", sentence)
         return RestoreOutcome("restored", generation, cause, tuple(source.lost))
+
+    async def _why_without_snapshots(self, *, whole: bool) -> str:
+        """Empty if they can be had: what nobody would notice must not be opened."""
+        if not whole:
+            return "they were not saved to their end"  # what is missing would read as zeros
+        if not self._silently and nvm.PURGED_FILE in await self._environment.disk.list(nvm.PURGED_FOLDER):
+            return "blocks were purged since, perhaps over those that they had purged"
+        return ""
 
     async def _fill(self, source: Image, left_out: Sequence[str]) -> dict[str, HeapMapping]:
         """Make every object but the superblock's; the metadata, which has to be looked into."""

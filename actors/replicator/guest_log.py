@@ -122,6 +122,8 @@ class GuestLog:
             # Of one epoch the directory's set is taken once; from then on only this host changes it.
             self._epoch, self.committed, self._certain = guest.epoch, tuple(sorted(request.required)), False
             self.slots.require(self.committed)
+            for shipper, _ in self._shippers.values():
+                shipper.woken.set()  # its regions may be others than its log tells, and it may not write for long
         if guest.epoch == self.ring.epoch:
             self._epoch_known.set()
         wanted = {target.memory_id: target for target in request.destinations if target.memory_id != self.memory_id}

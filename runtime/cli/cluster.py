@@ -26,7 +26,7 @@ GUEST_FAULTS = ("guest-kill",)
 HEAL = "heal"
 FAULT_TIMEOUT_S = 45.0
 """A killed machine wipes its memory; a healed one is back when its host is ready."""
-IMAGES = ("incomplete", "opened")
+IMAGES = ("incomplete", "opened", "empty")
 WATCH_INTERVAL_S = 1.0
 """Of `status --watch`: as fast as a person reads."""
 
@@ -61,6 +61,17 @@ def register(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
 def _register_up(up: argparse.ArgumentParser) -> None:
     up.add_argument("--hosts", type=int, metavar="N", help="how many hosts, named h1 to hN (default 3)")
     up.add_argument("--memory", type=size, metavar="SIZE", help="memory of each machine (default 1GiB)")
+    up.add_argument(
+        "--battery", type=duration, metavar="D", help="how long each machine runs without mains (default 30s)"
+    )
+    up.add_argument(
+        "--ups", metavar="NAME@HOST[:PORT]", help="a UPS of the Network UPS Tools that tells of the mains (none: '')"
+    )
+    up.add_argument(
+        "--on-battery",
+        choices=("act", "wait"),
+        help="what a UPS on battery means: save at once, or wait until its battery is low (the default)",
+    )
     up.add_argument(
         "--storage", type=size, metavar="SIZE", help="disk for what snapshots hold (default: four times --nvm)"
     )
@@ -101,6 +112,10 @@ def up_command(args: argparse.Namespace) -> int:
             raise InvalidArgument(f'"{args.coordination}" is no coordination: only "embedded" is built yet')
         unbuilt.refuse(f"--coordination {args.coordination}")
     folders = Folders.of(args.cluster, args.dir, os.environ)
+    if args.ups:
+        from everram.runtime.production.nut import NutUps
+
+        NutUps.parse(args.ups)
     wishes = launch.Wishes(
         name=args.cluster,
         hosts=args.hosts,
@@ -110,6 +125,9 @@ def up_command(args: argparse.Namespace) -> int:
         channel=args.channel,
         lease_ttl_s=args.lease,
         storage_bytes=args.storage,
+        battery_s=args.battery,
+        ups=args.ups,
+        on_battery=args.on_battery,
     )
     plan = launch.prepare(folders, wishes)
     if not args.json:
@@ -266,6 +284,8 @@ def what_to_break(target: str, fault: str) -> tuple[str, str]:
         return fault, HEAL
     if fault == HEAL:
         raise InvalidArgument(f"write `everram fault heal {target}`")
+    if fault == "power-cut":
+        raise InvalidArgument(f"write `everram power cut {target}`, and `everram power on {target}` afterwards")
     if fault in unbuilt.FAULTS:
         unbuilt.refuse(f"the fault {fault}")
     if fault not in (*HOST_FAULTS, *GUEST_FAULTS):

@@ -15,27 +15,21 @@ COMMANDS: dict[str, str] = {
     "top": "watch the cluster's load",
     "suspend": "suspend a guest with its volatile memory",
     "resume": "resume a suspended guest",
-    "power": "cut and restore a host's mains",
     "upgrade": "replace the host software under running guests",
     "memory": "the memory scheduler",
 }
 
 FLAGS: dict[str, dict[str, str]] = {
     "up": {
-        "--battery": "a battery's capacity",
         "--config": "a cluster described by a file",
     },
     "run": {"--memory": "a limit on a guest's volatile memory"},
-    "demo": {
-        "--battery": "a battery's capacity",
-        "--restore-same": "restoring on the same host",
-    },
 }
-"""By command. `--restore-same` is a switch, the others take a value."""
+"""By command. Those of SWITCHES take no value."""
 
-SWITCHES = frozenset({"--restore-same"})
+SWITCHES: frozenset[str] = frozenset()
 
-FAULTS = ("power-cut", "disk-full")
+FAULTS = ("disk-full",)
 
 REMEDY = "`everram --help` lists what this version can do"
 

@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+ENDED = ("dead", "off")
+"""States of machines that nobody can ask."""
 PATIENCE_S = 10.0
 """How long a request waits for a host that is being restarted: half a second, on a very busy computer more."""
 RETRY_S = 0.05
@@ -355,14 +357,16 @@ class Cluster:
         from everram.runtime.contracts.common_pb2 import Empty
 
         status = await patiently(lambda: self.supervisor.status(Empty()), repeatable=True)
-        return [self._hosts[machine.name] for machine in status.machines if machine.state != "dead"]
+        return [self._hosts[machine.name] for machine in status.machines if machine.state not in ENDED]
 
     async def _reachable(self) -> list[Host]:
         """Hosts on which something new can run."""
         from everram.runtime.contracts.common_pb2 import Empty
 
         status = await patiently(lambda: self.supervisor.status(Empty()), repeatable=True)
-        return [self._hosts[machine.name] for machine in status.machines if machine.state != "dead" and not machine.cut]
+        return [
+            self._hosts[machine.name] for machine in status.machines if machine.state not in ENDED and not machine.cut
+        ]
 
     async def insist(self, guest: Guest, act: Callable[[Host], Awaitable[T]]) -> T:
         """The answer of the host that has the guest, of the next one if it fails over. `act` may be asked again.

@@ -24,6 +24,7 @@ MEMORY_DEFAULT_BYTES = 1 << 30
 NVM_DEFAULT_BYTES = 512 << 20
 NVM_MIN_BYTES = 4 << 20
 """Room for one guest with the smallest log ring and a region."""
+BATTERY_MAX_S = 3600
 LEASE_TTL_MIN_S, LEASE_TTL_MAX_S = 1.0, 60.0
 
 
@@ -43,6 +44,11 @@ class ClusterConfig:
     """How long guests may serve without a renewal: as long as a failover without proof of death waits at least."""
     storage_bytes: int = 0
     """Of the disk, for purged blocks of each host; 0: as HostConfig says."""
+    ups: str = ""
+    on_battery: str = "wait"
+    """As in HostConfig."""
+    battery_s: float = 30.0
+    """How long each machine runs without mains."""
     format: int = FORMAT
 
     def to_json(self) -> str:
@@ -83,6 +89,10 @@ class ClusterConfig:
             raise InvalidArgument(
                 f"a lease of {self.lease_ttl_s:g} s cannot be kept: choose from {LEASE_TTL_MIN_S:g} s, in which a host "
                 f"has to start again, to {LEASE_TTL_MAX_S:g} s"
+            )
+        if not 0 < self.battery_s <= BATTERY_MAX_S:
+            raise InvalidArgument(
+                f"a battery of {self.battery_s:g} s cannot be: give a time such as 5ms or 30s, at most an hour"
             )
         if not NVM_MIN_BYTES <= self.nvm_bytes <= self.memory_bytes:
             raise InvalidArgument(

@@ -147,7 +147,9 @@ def write_durably(path: Path, text: str) -> None:
 
 def set_image_aside(machine: Path) -> str:
     """Durably rename the `image` in a machine's folder, so that its next start finds none; the new name, empty if there
-    was none. Raises an EverramError."""
+    was none. Nor shall it find the report of a loss of the mains that this memory did not outlive. Raises an
+    EverramError."""
+    (machine / "power" / "report.json").unlink(missing_ok=True)
     number = 1
     while (aside := machine / f"image.lost-{number}").exists():
         number += 1

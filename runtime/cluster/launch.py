@@ -40,6 +40,8 @@ from everram.runtime.errors import FailedPrecondition, InvalidArgument, Resource
 from everram.runtime.formats.config import LEASE_TTL_S, HostConfig
 from everram.runtime.machine.config import MachineConfig
 
+BATTERY_DEFAULT_S = 30.0
+
 Step = dict[str, Any]
 """One line of progress. `kind` "ready" also has "seconds"; "error" and "stays" have "fault"."""
 
@@ -57,6 +59,9 @@ class Wishes:
     """`tcp` for all hosts, or `h2=tcp,h3=shm` for single ones."""
     lease_ttl_s: float | None = None
     storage_bytes: int | None = None
+    battery_s: float | None = None
+    ups: str | None = None
+    on_battery: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +100,9 @@ def _new(folders: Folders, wishes: Wishes) -> ClusterConfig:
         token=secrets.token_hex(16),
         lease_ttl_s=wishes.lease_ttl_s or LEASE_TTL_S,
         storage_bytes=wishes.storage_bytes or 0,
+        ups=wishes.ups or "",
+        on_battery=wishes.on_battery or "wait",
+        battery_s=BATTERY_DEFAULT_S if wishes.battery_s is None else wishes.battery_s,
     )
     config = replace(config, channel=_channel(wishes, config))
     config.check()
@@ -119,6 +127,9 @@ def _known(folders: Folders, wishes: Wishes) -> ClusterConfig:
         channel=_channel(wishes, config),
         lease_ttl_s=wishes.lease_ttl_s or config.lease_ttl_s,
         storage_bytes=wishes.storage_bytes or config.storage_bytes,
+        ups=config.ups if wishes.ups is None else wishes.ups,
+        on_battery=wishes.on_battery or config.on_battery,
+        battery_s=config.battery_s if wishes.battery_s is None else wishes.battery_s,
     )
     if grown.memory_bytes < config.memory_bytes or grown.nvm_bytes < config.nvm_bytes:
         raise FailedPrecondition(
@@ -163,6 +174,8 @@ def _write_machine(folders: Folders, config: ClusterConfig, host: str, open_imag
         memory_bytes=config.memory_bytes,
         nvm_bytes=config.nvm_bytes,
         storage_bytes=config.storage_bytes,
+        ups=config.ups,
+        on_battery=config.on_battery,
         token=config.token,
         lease_ttl_s=config.lease_ttl_s,
         # A TCP port is opened on request only: where nobody is made to use TCP, shared memory reaches everybody.
@@ -175,6 +188,7 @@ def _write_machine(folders: Folders, config: ClusterConfig, host: str, open_imag
         state_dir=str(folder),
         socket=str(folders.machine_socket(host)),
         memory_bytes=config.memory_bytes,
+        battery_s=config.battery_s,
         host_command=[sys.executable, "-P", "-m", "everram.actors.host", "--config", str(host_file)],
     )
     write_durably(host_file, host_config.to_json())

@@ -2,12 +2,15 @@
 
 starting -> up -> stopping -> ended
 starting, up -> dead            its process ended by itself; nothing of it is left when `dead` is said
+starting, up -> off             the same, but its mains had been cut: its memory may be in its image
+off -> starting                 its mains are on again: it starts from its image
 dead -> starting                started again by `fault heal`: the same machine in name only, with empty memory
 """
 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import os
 import sys
@@ -18,10 +21,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from everram.runtime.cluster.children import Child, Children
 from everram.runtime.cluster.config import ClusterConfig
-from everram.runtime.cluster.folders import Folders, set_image_aside
+from everram.runtime.cluster.folders import Folders, set_image_aside, write_durably
 from everram.runtime.cluster.machine_control import ask, tell_last
 from everram.runtime.cluster.remains import end_marked
 from everram.runtime.errors import DeadlineExceeded, EverramError, FailedPrecondition, Unavailable
+from everram.runtime.formats.config import HostConfig
+from everram.runtime.machine.lives import EXIT_POWER_OFF
 from everram.runtime.machine.tree import MACHINE_MARK, read_process
 
 if TYPE_CHECKING:
@@ -63,6 +68,12 @@ class MachineKeeper:
         self.host_restarts = 0
         self.cut = False
         """Whether it is cut off from the network."""
+        self.mains = True
+        """Whether it has power from outside."""
+        self.cut_off_power = False
+        """Whether it was without, and has not gone back to work since."""
+        self.battery_s = 0.0
+        """That its battery has left."""
         self.ended_s = 0.0
         """When its process was seen to have ended (time.monotonic)."""
         self._mark = f"{config.cluster_id}/{name}"
@@ -130,11 +141,18 @@ class MachineKeeper:
         self.host_state, self.host_pid = "down", 0
         left = await asyncio.to_thread(end_marked, self._mark)
         self._children.reap()
-        self.state, self.cut = "dead", False
-        words = "" if (child.exit_status or 0) > 128 else self._last_words("machine.log")
-        self.reason = f"its process ended ({child.how_it_ended()}), and its memory with it{words}"
-        log.warning("%s is dead: %s; %d processes of it were ended", self.name, child.how_it_ended(), left)
-        announce(f"{self.name} is dead: {self.reason}")
+        self.cut = False
+        if self.cut_off_power or child.exit_status == EXIT_POWER_OFF:
+            self.state, self.reason = "off", self._last_words("machine.log").removeprefix(": ")
+            log.warning("%s is off: %s; %d processes of it were ended", self.name, self.reason, left)
+        else:
+            words = "" if (child.exit_status or 0) > 128 else self._last_words("machine.log")
+            self.state, self.reason = (
+                "dead",
+                f"its process ended ({child.how_it_ended()}), and its memory with it{words}",
+            )
+            log.warning("%s is dead: %s; %d processes of it were ended", self.name, child.how_it_ended(), left)
+        announce(f"{self.name} is {self.state}: {self.reason}")
         self._settled.set()
         self._dead.set()
         await died(self)
@@ -149,6 +167,7 @@ class MachineKeeper:
         if self.state == "starting":
             self.state = "up"
         self.cut = bool(answer["cut"])
+        self.battery_s = int(answer["battery_ns"]) / 1e9
         self.host_state = HOST_STATES.get(str(host["state"]), "down")
         self.host_pid = int(host["pid"]) if self.host_state != "down" else 0
         self.host_restarts = int(host["restarts"])
@@ -168,7 +187,7 @@ class MachineKeeper:
     async def wait_ready(self) -> None:
         """Raises FailedPrecondition if the host waits for a person's choice, Unavailable if it will never be ready."""
         await self._settled.wait()
-        if self.state == "dead":
+        if self.state in ("dead", "off"):
             raise Unavailable(f"{self.name} has ended: {self.reason}")
         if self.host_state == "refused":
             raise FailedPrecondition(f"{self.name} does not start: {self.reason}")
@@ -198,6 +217,71 @@ class MachineKeeper:
         self._check_up()
         await ask(self._socket, "cut", timeout_s=ASK_TIMEOUT_S, on=on)
         self.cut = on
+
+    async def cut_power(self) -> None:
+        """Take its mains away; returns when it is off, which its battery puts off for as long as it lasts."""
+        if self.state == "off":
+            return
+        self._check_up()
+        dead = self._dead
+        self.mains, self.cut_off_power = False, True
+        try:
+            await ask(self._socket, "mains", timeout_s=ASK_TIMEOUT_S, on=False)
+        except EverramError:
+            if not dead.is_set():  # a battery of some milliseconds may be empty before the answer
+                self.mains, self.cut_off_power = True, False
+                raise
+        await dead.wait()
+
+    async def restore_power(self) -> bool:
+        """Give its mains back; whether it is still up, and goes on."""
+        self.mains = True
+        if self.state == "off":
+            return False
+        dead = self._dead
+        try:
+            await ask(self._socket, "mains", timeout_s=ASK_TIMEOUT_S, on=True)
+        except Unavailable:
+            await dead.wait()
+            return False
+        settled = asyncio.ensure_future(self._back_to_work())
+        ended = asyncio.ensure_future(dead.wait())
+        try:
+            await asyncio.wait([settled, ended], return_when=asyncio.FIRST_COMPLETED)
+            if dead.is_set():
+                return False
+            self.cut_off_power = False
+            return True
+        finally:
+            settled.cancel()
+            ended.cancel()
+
+    async def _back_to_work(self) -> None:
+        """Its host has taken back what it began on battery."""
+        from everram.runtime.contracts.common_pb2 import Empty
+        from everram.runtime.contracts.power_monitor_contract import PowerMonitorRef
+
+        while True:
+            with suppress(EverramError):
+                async with self._host() as host:
+                    status = await PowerMonitorRef(host).status(Empty(), timeout_s=ASK_TIMEOUT_S)
+                    if status.mains and status.state == "on mains":
+                        return
+            await asyncio.sleep(LOOK_WHILE_STARTING_S)
+
+    def start_again(self, open_image: str) -> None:
+        """A machine that was off, from its image. Raises an EverramError; it is off still."""
+        assert self.state == "off"
+        self.choose_image(open_image)
+        self.cut_off_power = False
+        self.start()
+
+    def choose_image(self, open_image: str) -> None:
+        """What its host opens at its next start though it may not be opened silently; empty: nothing."""
+        path = self._folder / "host.json"
+        config = HostConfig.read(str(path))
+        if config.open_image != open_image:
+            write_durably(path, dataclasses.replace(config, open_image=open_image).to_json())
 
     def _check_up(self) -> None:
         if self.state != "up":
@@ -245,8 +329,8 @@ class MachineKeeper:
         from everram.runtime.client.cluster import patiently
 
         async def attempt() -> T:
-            if self.state == "dead":
-                raise FailedPrecondition(f"it is dead: {self.reason}")
+            if self.state in ("dead", "off"):
+                raise FailedPrecondition(f"it is {self.state}: {self.reason}")
             return await act(host)
 
         async with self._host() as host:
@@ -277,7 +361,7 @@ class MachineKeeper:
 
     async def stop(self) -> None:
         """End it and everything of it; returns when nothing is left."""
-        was_dead = self.state == "dead"
+        was_dead = self.state in ("dead", "off")
         self.state = "stopping"
         child = self._child
         if child is None or was_dead:

@@ -58,6 +58,8 @@ class _Answers(SupervisorActor):
                     host_socket=str(m.host_socket),
                     reason=m.reason,
                     cut=m.cut,
+                    mains=m.mains,
+                    battery_s=m.battery_s,
                 )
                 for m in supervisor.machines.values()
             ],
@@ -87,6 +89,13 @@ class _Answers(SupervisorActor):
             await self._supervisor.heal(request.target)
         else:
             await self._supervisor.fault(request.target, request.name)
+        return pb.Empty()
+
+    def power(self, request: sv.PowerRequest) -> Awaitable[pb.Empty]:
+        return self.context.later(self._power(request))
+
+    async def _power(self, request: sv.PowerRequest) -> pb.Empty:
+        await self._supervisor.power(list(request.machines), request.on, request.open_image)
         return pb.Empty()
 
     def reserve_port(self, request: sv.PortRequest) -> pb.Empty:

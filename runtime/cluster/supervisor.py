@@ -20,7 +20,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -256,7 +256,7 @@ class Supervisor:
         """
         self.ports.set_cut(machine.name, False)
         proven_s = time.monotonic()
-        await self._record(machine.name, "dead")
+        await self._record(machine.name, machine.state)
         await self._insist(lambda: self._end_leases(machine.name), f"the lease of {machine.name} is not ended yet")
         log.info(
             "the death of %s was proven %.0f ms after its process had ended, and its lease ended %.0f ms later",
@@ -409,12 +409,49 @@ class Supervisor:
         if machine.state == "dead":
             await self._revive(machine)
             return
+        if machine.state == "off":
+            raise FailedPrecondition(f"{target} has no power: `everram power on {target}` gives it back")
         await machine.look()
         was_cut = machine.cut
         if was_cut:
             await self._set_cut(machine, False)
         if not await machine.heal_host() and not was_cut:
             raise FailedPrecondition(f"nothing of {target} is broken: `everram status` shows how it does")
+
+    async def power(self, targets: Sequence[str], on: bool, open_image: str) -> None:
+        """Cut the mains of machines, or give them back; returns when all are off, or at work again. Raises what the
+        first of them says that is not."""
+        self.check_up()
+        machines = [self.machine(target) for target in targets]
+        works = [self._power_on(one, open_image) if on else self._power_cut(one) for one in machines]
+        for error in await _all(works):
+            if error is not None:
+                raise error
+
+    async def _power_cut(self, machine: MachineKeeper) -> None:
+        if machine.state not in ("up", "off"):
+            raise FailedPrecondition(f"{machine.name} is {machine.state}: it uses no power")
+        self._step(f"{machine.name}: the mains are cut")
+        await machine.cut_power()
+        await asyncio.wait([self._lives[machine.name]])  # its end is recorded, and its leases have ended
+
+    async def _power_on(self, machine: MachineKeeper, open_image: str) -> None:
+        """Also one that goes off although the mains are back: it had handed its guests over."""
+        if machine.state == "dead":
+            raise FailedPrecondition(
+                f"{machine.name} is dead: `everram fault heal {machine.name}` starts it anew, empty"
+            )
+        if await machine.restore_power():
+            return
+        await asyncio.wait([self._lives[machine.name]])
+        self.check_up()
+        if machine.state == "off":  # nobody else was faster
+            machine.start_again(open_image)
+            self._lives[machine.name] = self._own(self._live(machine), machine.name)
+        try:
+            await machine.wait_ready()
+        finally:
+            machine.choose_image("")
 
     async def _set_cut(self, machine: MachineKeeper, on: bool) -> None:
         await machine.set_cut(on)

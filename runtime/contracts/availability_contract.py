@@ -11,6 +11,7 @@ from everram.runtime.method import DEFAULT_TIMEOUT_S, Contract, Method
 from everram.runtime.refs import Ref
 
 
+AVAILABILITY_LEAVE = Method("everram.v1.Availability", "Leave", common_pb2.Empty, common_pb2.Empty)
 AVAILABILITY_REACHED = Method("everram.v1.Availability", "Reached", availability_pb2.GuestKey, availability_pb2.GuestKey)
 AVAILABILITY_REGISTER = Method("everram.v1.Availability", "Register", availability_pb2.Registration, common_pb2.Empty)
 AVAILABILITY_GIVE_BACK = Method("everram.v1.Availability", "GiveBack", availability_pb2.GuestKey, common_pb2.Empty)
@@ -19,13 +20,18 @@ AVAILABILITY_SET_MEMBERS = Method("everram.v1.Availability", "SetMembers", avail
 AVAILABILITY_AIM = Method("everram.v1.Availability", "Aim", availability_pb2.AimRequest, common_pb2.Empty)
 AVAILABILITY_HAND_TO = Method("everram.v1.Availability", "HandTo", availability_pb2.HandToRequest, common_pb2.Empty)
 AVAILABILITY_STATUS = Method("everram.v1.Availability", "Status", common_pb2.Empty, availability_pb2.LeaseStatus)
-AVAILABILITY = Contract("everram.v1.Availability", (AVAILABILITY_REACHED, AVAILABILITY_REGISTER, AVAILABILITY_GIVE_BACK, AVAILABILITY_FORGET, AVAILABILITY_SET_MEMBERS, AVAILABILITY_AIM, AVAILABILITY_HAND_TO, AVAILABILITY_STATUS,))
+AVAILABILITY = Contract("everram.v1.Availability", (AVAILABILITY_LEAVE, AVAILABILITY_REACHED, AVAILABILITY_REGISTER, AVAILABILITY_GIVE_BACK, AVAILABILITY_FORGET, AVAILABILITY_SET_MEMBERS, AVAILABILITY_AIM, AVAILABILITY_HAND_TO, AVAILABILITY_STATUS,))
 
 
 class AvailabilityRef(Ref):
     """Asks a Availability actor, wherever it is."""
 
     contract = AVAILABILITY
+
+    def leave(
+        self, request: common_pb2.Empty, *, timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> Coroutine[Any, Any, common_pb2.Empty]:
+        return self.ask(AVAILABILITY_LEAVE, request, timeout_s)
 
     def reached(
         self, request: availability_pb2.GuestKey, *, timeout_s: float = DEFAULT_TIMEOUT_S
@@ -72,6 +78,9 @@ class AvailabilityActor(Actor):
     """Answers the Availability contract: override every method."""
 
     contract = AVAILABILITY
+
+    def leave(self, request: common_pb2.Empty) -> common_pb2.Empty | Awaitable[common_pb2.Empty]:
+        raise NotImplementedError
 
     def reached(self, request: availability_pb2.GuestKey) -> availability_pb2.GuestKey | Awaitable[availability_pb2.GuestKey]:
         raise NotImplementedError

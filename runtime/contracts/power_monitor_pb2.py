@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from everram.runtime.contracts import common_pb2 as everram_dot_runtime_dot_contracts_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n-everram/runtime/contracts/power_monitor.proto\x12\neverram.v1\x1a&everram/runtime/contracts/common.proto\"\x1c\n\x0bSaveRequest\x12\r\n\x05\x63\x61use\x18\x01 \x01(\t\"W\n\nSaveReport\x12\x12\n\ngeneration\x18\x01 \x01(\x04\x12\x13\n\x0bsaved_bytes\x18\x02 \x01(\x04\x12\x0f\n\x07objects\x18\x03 \x01(\r\x12\x0f\n\x07seconds\x18\x04 \x01(\x01\"M\n\x0bPowerStatus\x12\r\n\x05image\x18\x01 \x01(\t\x12\x18\n\x10image_generation\x18\x02 \x01(\x04\x12\x15\n\rrestored_from\x18\x03 \x01(\t2\xad\x01\n\x0cPowerMonitor\x12\x37\n\x04Save\x12\x17.everram.v1.SaveRequest\x1a\x16.everram.v1.SaveReport\x12.\n\x06Resume\x12\x11.everram.v1.Empty\x1a\x11.everram.v1.Empty\x12\x34\n\x06Status\x12\x11.everram.v1.Empty\x1a\x17.everram.v1.PowerStatusb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n-everram/runtime/contracts/power_monitor.proto\x12\neverram.v1\x1a&everram/runtime/contracts/common.proto\"\x1c\n\x0bSaveRequest\x12\r\n\x05\x63\x61use\x18\x01 \x01(\t\"W\n\nSaveReport\x12\x12\n\ngeneration\x18\x01 \x01(\x04\x12\x13\n\x0bsaved_bytes\x18\x02 \x01(\x04\x12\x0f\n\x07objects\x18\x03 \x01(\r\x12\x0f\n\x07seconds\x18\x04 \x01(\x01\"\xc3\x01\n\x0bPowerStatus\x12\r\n\x05image\x18\x01 \x01(\t\x12\x18\n\x10image_generation\x18\x02 \x01(\x04\x12\x15\n\rrestored_from\x18\x03 \x01(\t\x12\r\n\x05mains\x18\x04 \x01(\x08\x12\x11\n\tbattery_s\x18\x05 \x01(\x01\x12\r\n\x05state\x18\x06 \x01(\t\x12%\n\x04last\x18\x07 \x01(\x0b\x32\x17.everram.v1.PowerReport\x12\x0b\n\x03ups\x18\x08 \x01(\t\x12\x0f\n\x07warning\x18\t \x01(\t\"\xe5\x01\n\x0bPowerReport\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x10\n\x08\x62\x65gan_ns\x18\x02 \x01(\x04\x12\x0f\n\x07outcome\x18\x03 \x01(\t\x12\x11\n\tbattery_s\x18\x04 \x01(\x01\x12\x10\n\x08\x66reeze_s\x18\x05 \x01(\x01\x12\x0f\n\x07\x64rain_s\x18\x06 \x01(\x01\x12\x0e\n\x06save_s\x18\x07 \x01(\x01\x12\x0e\n\x06left_s\x18\x08 \x01(\x01\x12(\n\x06guests\x18\t \x03(\x0b\x32\x18.everram.v1.DrainedGuest\x12%\n\x05saved\x18\n \x01(\x0b\x32\x16.everram.v1.SaveReport\"r\n\x0c\x44rainedGuest\x12\x10\n\x08guest_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x0c\n\x04tail\x18\x04 \x01(\x04\x12%\n\x06\x63opies\x18\x05 \x03(\x0b\x32\x15.everram.v1.DrainedTo\"N\n\tDrainedTo\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x11\n\tmemory_id\x18\x02 \x01(\t\x12\x0f\n\x07\x64urable\x18\x03 \x01(\x04\x12\x0f\n\x07\x64rained\x18\x04 \x01(\x08\"\x8e\x01\n\tRehearsal\x12\x11\n\tbattery_s\x18\x01 \x01(\x01\x12\x10\n\x08\x66reeze_s\x18\x02 \x01(\x01\x12\x0f\n\x07\x64rain_s\x18\x03 \x01(\x01\x12\x14\n\x0cmemory_bytes\x18\x04 \x01(\x04\x12\x13\n\x0b\x62ytes_per_s\x18\x05 \x01(\x01\x12\x0e\n\x06save_s\x18\x06 \x01(\x01\x12\x10\n\x08margin_s\x18\x07 \x01(\x01\x32\xe3\x01\n\x0cPowerMonitor\x12\x37\n\x04Save\x12\x17.everram.v1.SaveRequest\x1a\x16.everram.v1.SaveReport\x12.\n\x06Resume\x12\x11.everram.v1.Empty\x1a\x11.everram.v1.Empty\x12\x34\n\x06Status\x12\x11.everram.v1.Empty\x1a\x17.everram.v1.PowerStatus\x12\x34\n\x08Rehearse\x12\x11.everram.v1.Empty\x1a\x15.everram.v1.Rehearsalb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,8 +36,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SAVEREQUEST']._serialized_end=129
   _globals['_SAVEREPORT']._serialized_start=131
   _globals['_SAVEREPORT']._serialized_end=218
-  _globals['_POWERSTATUS']._serialized_start=220
-  _globals['_POWERSTATUS']._serialized_end=297
-  _globals['_POWERMONITOR']._serialized_start=300
-  _globals['_POWERMONITOR']._serialized_end=473
+  _globals['_POWERSTATUS']._serialized_start=221
+  _globals['_POWERSTATUS']._serialized_end=416
+  _globals['_POWERREPORT']._serialized_start=419
+  _globals['_POWERREPORT']._serialized_end=648
+  _globals['_DRAINEDGUEST']._serialized_start=650
+  _globals['_DRAINEDGUEST']._serialized_end=764
+  _globals['_DRAINEDTO']._serialized_start=766
+  _globals['_DRAINEDTO']._serialized_end=844
+  _globals['_REHEARSAL']._serialized_start=847
+  _globals['_REHEARSAL']._serialized_end=989
+  _globals['_POWERMONITOR']._serialized_start=992
+  _globals['_POWERMONITOR']._serialized_end=1219
 # @@protoc_insertion_point(module_scope)

@@ -14,9 +14,10 @@ from everram.runtime.refs import Ref, Replies
 SUPERVISOR_STATUS = Method("everram.v1.Supervisor", "Status", common_pb2.Empty, supervisor_pb2.ClusterStatus)
 SUPERVISOR_DOWN = Method("everram.v1.Supervisor", "Down", supervisor_pb2.DownRequest, supervisor_pb2.Progress, streams=True)
 SUPERVISOR_FAULT = Method("everram.v1.Supervisor", "Fault", supervisor_pb2.FaultRequest, common_pb2.Empty)
+SUPERVISOR_POWER = Method("everram.v1.Supervisor", "Power", supervisor_pb2.PowerRequest, common_pb2.Empty)
 SUPERVISOR_RESERVE_PORT = Method("everram.v1.Supervisor", "ReservePort", supervisor_pb2.PortRequest, common_pb2.Empty)
 SUPERVISOR_RELEASE_PORT = Method("everram.v1.Supervisor", "ReleasePort", supervisor_pb2.PortRequest, common_pb2.Empty)
-SUPERVISOR = Contract("everram.v1.Supervisor", (SUPERVISOR_STATUS, SUPERVISOR_DOWN, SUPERVISOR_FAULT, SUPERVISOR_RESERVE_PORT, SUPERVISOR_RELEASE_PORT,))
+SUPERVISOR = Contract("everram.v1.Supervisor", (SUPERVISOR_STATUS, SUPERVISOR_DOWN, SUPERVISOR_FAULT, SUPERVISOR_POWER, SUPERVISOR_RESERVE_PORT, SUPERVISOR_RELEASE_PORT,))
 
 
 class SupervisorRef(Ref):
@@ -38,6 +39,11 @@ class SupervisorRef(Ref):
         self, request: supervisor_pb2.FaultRequest, *, timeout_s: float = DEFAULT_TIMEOUT_S
     ) -> Coroutine[Any, Any, common_pb2.Empty]:
         return self.ask(SUPERVISOR_FAULT, request, timeout_s)
+
+    def power(
+        self, request: supervisor_pb2.PowerRequest, *, timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> Coroutine[Any, Any, common_pb2.Empty]:
+        return self.ask(SUPERVISOR_POWER, request, timeout_s)
 
     def reserve_port(
         self, request: supervisor_pb2.PortRequest, *, timeout_s: float = DEFAULT_TIMEOUT_S
@@ -62,6 +68,9 @@ class SupervisorActor(Actor):
         raise NotImplementedError
 
     def fault(self, request: supervisor_pb2.FaultRequest) -> common_pb2.Empty | Awaitable[common_pb2.Empty]:
+        raise NotImplementedError
+
+    def power(self, request: supervisor_pb2.PowerRequest) -> common_pb2.Empty | Awaitable[common_pb2.Empty]:
         raise NotImplementedError
 
     def reserve_port(self, request: supervisor_pb2.PortRequest) -> common_pb2.Empty | Awaitable[common_pb2.Empty]:

@@ -24,7 +24,7 @@ class ClusterStatus(_message.Message):
     def __init__(self, cluster: _Optional[str] = ..., cluster_id: _Optional[str] = ..., pid: _Optional[int] = ..., machines: _Optional[_Iterable[_Union[MachineStatus, _Mapping]]] = ..., coordination: _Optional[_Union[CoordinationStatus, _Mapping]] = ..., ports: _Optional[_Iterable[_Union[PublishedPort, _Mapping]]] = ...) -> None: ...
 
 class MachineStatus(_message.Message):
-    __slots__ = ("name", "state", "pid", "host_pid", "host_state", "host_restarts", "host_socket", "reason", "cut")
+    __slots__ = ("name", "state", "pid", "host_pid", "host_state", "host_restarts", "host_socket", "reason", "cut", "mains", "battery_s")
     NAME_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
@@ -34,6 +34,8 @@ class MachineStatus(_message.Message):
     HOST_SOCKET_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     CUT_FIELD_NUMBER: _ClassVar[int]
+    MAINS_FIELD_NUMBER: _ClassVar[int]
+    BATTERY_S_FIELD_NUMBER: _ClassVar[int]
     name: str
     state: str
     pid: int
@@ -43,7 +45,9 @@ class MachineStatus(_message.Message):
     host_socket: str
     reason: str
     cut: bool
-    def __init__(self, name: _Optional[str] = ..., state: _Optional[str] = ..., pid: _Optional[int] = ..., host_pid: _Optional[int] = ..., host_state: _Optional[str] = ..., host_restarts: _Optional[int] = ..., host_socket: _Optional[str] = ..., reason: _Optional[str] = ..., cut: _Optional[bool] = ...) -> None: ...
+    mains: bool
+    battery_s: float
+    def __init__(self, name: _Optional[str] = ..., state: _Optional[str] = ..., pid: _Optional[int] = ..., host_pid: _Optional[int] = ..., host_state: _Optional[str] = ..., host_restarts: _Optional[int] = ..., host_socket: _Optional[str] = ..., reason: _Optional[str] = ..., cut: _Optional[bool] = ..., mains: _Optional[bool] = ..., battery_s: _Optional[float] = ...) -> None: ...
 
 class CoordinationStatus(_message.Message):
     __slots__ = ("address", "state", "pid", "restarts")
@@ -94,6 +98,16 @@ class FaultRequest(_message.Message):
     target: str
     name: str
     def __init__(self, target: _Optional[str] = ..., name: _Optional[str] = ...) -> None: ...
+
+class PowerRequest(_message.Message):
+    __slots__ = ("machines", "on", "open_image")
+    MACHINES_FIELD_NUMBER: _ClassVar[int]
+    ON_FIELD_NUMBER: _ClassVar[int]
+    OPEN_IMAGE_FIELD_NUMBER: _ClassVar[int]
+    machines: _containers.RepeatedScalarFieldContainer[str]
+    on: bool
+    open_image: str
+    def __init__(self, machines: _Optional[_Iterable[str]] = ..., on: _Optional[bool] = ..., open_image: _Optional[str] = ...) -> None: ...
 
 class PortRequest(_message.Message):
     __slots__ = ("port", "guest")

@@ -33,6 +33,10 @@ class HostConfig:
     """`unix:PATH` or `HOST:PORT` of an etcd v3 server."""
     memory_bytes: int
     nvm_bytes: int
+    ups: str = ""
+    """`NAME@HOST:PORT` of a UPS of the Network UPS Tools; empty: none."""
+    on_battery: str = "wait"
+    """What "on battery" means of it: "act" saves at once, "wait" only when the battery is low."""
     storage_bytes: int = 0
     """What purged blocks may take of the disk; 0: as much as STORAGE_PART times the NVM."""
     files_bytes: int = 0

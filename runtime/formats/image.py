@@ -27,6 +27,7 @@ from typing import NamedTuple
 
 from everram.runtime.environment import Disk, DiskFile
 from everram.runtime.errors import DataLoss, FailedPrecondition, InvalidArgument, NotFound
+from everram.runtime.formats.page_stream import PageStream
 from everram.runtime.memory.contract import PAGE_BYTES
 from everram.runtime.version import PACKAGE_VERSION
 
@@ -37,8 +38,9 @@ RUN_BYTES = 64 * 1024
 """One checksum each: small enough to say where damage is; the index takes no more than 1/2000 of the pages."""
 PIECE_BYTES = 1024 * 1024
 """Read or written at once, so that a loop lives on while an image of any size passes through it."""
-RUNS_PER_ENTRY = 1024
-"""64 MiB: how much of a save may be lost beyond what was interrupted."""
+RUNS_PER_ENTRY = 16 * 1024
+ENTRY_PAGES_BYTES = 64 * 1024 * 1024
+"""How much of a save may be lost beyond what was interrupted."""
 PAGES_MAGIC = b"EVRIMAGE"
 INDEX_MAGIC = b"EVRINDEX"
 _HEADER = struct.Struct("<8sHHIQQ32s32s")
@@ -173,13 +175,11 @@ class ImageWriter:
         self._memory_id = memory_id
         self._objects = objects
         self.generation = generation
-        self.saved_bytes = 0
-        self._pages_end = PAGES_HEADER_BYTES
         self._index_end = 0
         self._index_crc32 = 0
         self._run_count = 0
-        self._runs: list[bytes] = []
-        self._pages: DiskFile
+        self._indexed_bytes = 0
+        self._pages: PageStream
         self._index: DiskFile
 
     @staticmethod
@@ -192,14 +192,15 @@ class ImageWriter:
                 await _remove(disk, generation)
         generation = max((*survey.generations, counts), default=0) + 1
         writer = ImageWriter(disk, generation, cause, memory_id, objects)
-        writer._pages = await disk.open(_pages_name(generation), create=True)
+        pages = await disk.open(_pages_name(generation), create=True)
+        writer._pages = PageStream(pages, PAGES_HEADER_BYTES)
         try:
             writer._index = await disk.open(_index_name(generation), create=True)
         except BaseException:
             await writer._pages.close()
             raise
         try:
-            await writer._write_headers()
+            await writer._write_headers(pages)
         except BaseException:
             await writer.abandon()
             raise
@@ -209,27 +210,22 @@ class ImageWriter:
         """Whole pages of object `number`, at most PIECE_BYTES; runs of nothing but zeros are left out."""
         if offset % PAGE_BYTES or len(data) > PIECE_BYTES:
             raise InvalidArgument(f"{len(data)} bytes at {offset}: write whole pages, at most {PIECE_BYTES} bytes")
-        kept: list[bytes] = []
-        end = self._pages_end
+        view = memoryview(data)
         for at in range(0, len(data), RUN_BYTES):
-            run = data[at : at + RUN_BYTES]
-            if run == _ZEROS[: len(run)]:
-                continue
-            self._runs.append(_RUN.pack(number, len(run), offset + at, end, zlib.crc32(run)))
-            kept.append(run)
-            end += len(run)
-        if kept:
-            await self._pages.pwrite(self._pages_end, kept[0] if len(kept) == 1 else b"".join(kept))
-        self.saved_bytes += end - self._pages_end
-        self._pages_end = end
-        if len(self._runs) >= RUNS_PER_ENTRY:
+            run = view[at : at + RUN_BYTES]
+            if data[at] or run.tobytes() != _ZEROS[: len(run)]:  # most are told by their first byte, without a copy
+                await self._pages.add((number, offset + at), run)
+        if self._pages.end - self._indexed_bytes >= ENTRY_PAGES_BYTES:
             await self._write_runs()
+
+    @property
+    def saved_bytes(self) -> int:
+        return self._pages.end - PAGES_HEADER_BYTES
 
     async def finish(self, saved_at_ns: int) -> Marker:
         """Make it durable, then make it count, then remove the one before."""
         await self._write_runs()
-        await self._append(_END, _TOTALS.pack(self._run_count, self._pages_end))
-        await self._pages.sync()
+        await self._append(_END, _TOTALS.pack(self._run_count, self._pages.end))
         await self._index.sync()
         await self._close()
         marker = Marker(
@@ -239,7 +235,7 @@ class ImageWriter:
             memory_id=self._memory_id,
             whole=True,
             objects=len(self._objects),
-            pages_bytes=self._pages_end,
+            pages_bytes=self._pages.end,
             index_bytes=self._index_end,
             index_crc32=self._index_crc32,
             saved_at_ns=saved_at_ns,
@@ -260,8 +256,8 @@ class ImageWriter:
         await self._pages.close()
         await self._index.close()
 
-    async def _write_headers(self) -> None:
-        await self._pages.pwrite(0, self._header(PAGES_MAGIC, PAGES_HEADER_BYTES))
+    async def _write_headers(self, pages: DiskFile) -> None:
+        await pages.pwrite(0, self._header(PAGES_MAGIC, PAGES_HEADER_BYTES))
         header = self._header(INDEX_MAGIC, INDEX_HEADER_BYTES)
         await self._index.pwrite(0, header)
         self._index_end, self._index_crc32 = len(header), zlib.crc32(header)
@@ -276,12 +272,14 @@ class ImageWriter:
 
     async def _write_runs(self) -> None:
         """The index never names pages that are not durable."""
-        if self._runs:
-            await self._pages.sync()
-            await self._append(_RUNS, b"".join(self._runs))
-            await self._index.sync()
-            self._run_count += len(self._runs)
-            self._runs.clear()
+        runs = await self._pages.settle()
+        self._indexed_bytes = self._pages.end
+        for first in range(0, len(runs), RUNS_PER_ENTRY):
+            entry = runs[first : first + RUNS_PER_ENTRY]
+            packed = (_RUN.pack(number, length, offset, at, crc32) for (number, offset), length, at, crc32 in entry)
+            await self._append(_RUNS, b"".join(packed))
+        await self._index.sync()
+        self._run_count += len(runs)
 
     async def _append(self, kind: int, payload: bytes) -> None:
         entry = _ENTRY.pack(kind, 0, len(payload), _entry_checksum(self.generation, kind, payload)) + payload

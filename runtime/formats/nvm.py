@@ -25,6 +25,8 @@ MEMORY_BYTES = 2 * 1024 * 1024
 """Sparse. Each of the two slots then holds some 8000 regions of 128 bytes: more than a machine has descriptors for."""
 SNAPSHOTS_NAME, STORE_NAME = "nvm.snapshots", "nvm.blocks"
 """The memory objects of snapshots: their metadata, and their old blocks. Both grow."""
+PURGED_FOLDER, PURGED_FILE = "nvm", "purged"
+"""Where on storage purged blocks lie."""
 REGION, LOG = 1, 2
 """Of guests of this host."""
 COPY_REGION, COPY_LOG = 3, 4

@@ -13,7 +13,7 @@ own and one writer; it is published by one 8-byte store:
     throttle    host    how much the guest should slow down; 0: not at all
     sleeping    host    1 while the reader sleeps and wants the bell
     copies      host    how many other hosts must hold a record before it counts as replicated
-    committing  guest   1 from the beginning of a commit to its end, else 2; 0: the guest does not say
+    committing  guest   1 from the beginning of a commit to its end, else 2; 0: not yet said; 3: it has ended
     slots       host    for each destination: state bits, memory_id, durable LSN
 
 applied <= tail, freed <= applied, tail - freed <= capacity. docs/formats.md describes every field.
@@ -53,8 +53,9 @@ TAIL, APPLIED, FREED, EPOCH, EPOCH_START, LEASE, THROTTLE, SLEEPING, COPIES, COM
     128 + i * _LINE for i in range(10)
 )
 """Offsets of the words."""
-UNSAID, BUSY, IDLE = 0, 1, 2
-"""What `committing` says. While a guest that is idle stands still its host may append to the log: see `LogWriter`."""
+UNSAID, BUSY, IDLE, ENDED = 0, 1, 2, 3
+"""What `committing` says. While a guest that is idle stands still its host may append to the log: see `LogWriter`.
+ENDED: no process has this log, and none will before a new epoch begins."""
 APPLIED_COPY = APPLIED + 8
 """The complement of `applied`, stored just before it: the one word whose damage no checksum would show."""
 WORD_MASK = (1 << 64) - 1
@@ -337,6 +338,10 @@ class Ring:
         if end < tail and self.next_position(end) != tail:
             raise RingCorrupt(f"records between {end} and {tail} are damaged: the log was committed up to {tail}")
         return max(end, tail)
+
+    def say_ended(self) -> None:
+        """By the host, of a guest that has no process: whatever happens next is a new epoch."""
+        self.publish(COMMITTING, ENDED)
 
     def begin_epoch(self, epoch: int) -> int:
         """Begin a new incarnation's epoch at the end of what its predecessor left; returns its first LSN.

@@ -33,6 +33,8 @@ class MachineConfig:
     start_timeout_s: float = 10.0
     lease_margin_s: float = 0.15
     stop_grace_s: float = 2.0
+    battery_s: float = 30.0
+    """How long everything runs without mains, from a full battery: what a laptop does not have is modelled."""
     freezer: str = "auto"
     """"auto": a cgroup where one is writable, otherwise signals; "signals": signals in any case."""
     host_environment: dict[str, str] = field(default_factory=dict)
@@ -49,6 +51,7 @@ class MachineConfig:
             start_ns=int(self.start_timeout_s * SECOND_NS),
             lease_margin_ns=int(self.lease_margin_s * SECOND_NS),
             stop_grace_ns=int(self.stop_grace_s * SECOND_NS),
+            battery_ns=int(self.battery_s * SECOND_NS),
         )
 
     def to_json(self) -> str:
@@ -92,7 +95,7 @@ class MachineConfig:
         command = members["host_command"]
         if not isinstance(command, list) or not command or not all(isinstance(word, str) for word in command):
             raise ValueError("host_command is not a list of program and arguments")
-        for name in ("watchdog_timeout_s", "start_timeout_s", "lease_margin_s", "stop_grace_s"):
+        for name in ("watchdog_timeout_s", "start_timeout_s", "lease_margin_s", "stop_grace_s", "battery_s"):
             value = members[name]
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < SECONDS_MAX:
                 raise ValueError(f"{name} is {value!r}, not a number of seconds")

@@ -89,6 +89,7 @@ from everram.runtime.machine.effects import (
     KillHost,
     Limits,
     Notify,
+    PowerOff,
     SpawnGuest,
     StartHost,
     StopGuest,
@@ -108,6 +109,13 @@ class MachineCore:
         self.lease_deadline_ns = 0
         """Guests may serve until then; 0: no lease was ever given."""
         self.mains = True
+        self._battery_ns = limits.battery_ns
+        """What was left when the mains last came or went, at `_battery_at_ns`."""
+        self._battery_at_ns = 0
+        self._failing = False
+        """The mains were lost, and the host has not gone back to work since."""
+        self.off = False
+        """Whether `PowerOff` was given."""
         self.cut = False
         """Whether the machine is cut off from the network: a fault for tests, carried out by its hosts."""
         self.waiters: dict[int, str] = {}
@@ -126,7 +134,7 @@ class MachineCore:
         """
         if self._effects:
             return 0
-        due = [self.host.deadline_ns, self._lease_end_ns()]
+        due = [self.host.deadline_ns, self._lease_end_ns(), self._power_end_ns()]
         return min((at for at in due if at is not None), default=None)
 
     def tick(self, now_ns: int) -> list[Effect]:
@@ -142,7 +150,19 @@ class MachineCore:
             return self.lease_deadline_ns - self.limits.lease_margin_ns
         return None
 
+    def battery_ns(self, now_ns: int) -> int:
+        """How long the battery lasts from now on, without mains."""
+        passed_ns = now_ns - self._battery_at_ns
+        left_ns = self._battery_ns + (passed_ns if self.mains else -passed_ns)
+        return max(0, min(self.limits.battery_ns, left_ns))
+
+    def _power_end_ns(self) -> int | None:
+        return None if self.mains or self.off else self._battery_at_ns + self._battery_ns
+
     def _advance(self, now_ns: int) -> None:
+        end_ns = self._power_end_ns()
+        if end_ns is not None and now_ns >= end_ns:
+            self._power_off("the battery is empty")
         if not self.serving(now_ns):
             for guest in self._alive():
                 self._add_reason(guest, LEASE)
@@ -179,7 +199,7 @@ class MachineCore:
             self.host.ready_at_ns = now_ns
             self.host.deadline_ns = now_ns + self.limits.watchdog_ns
             if not self.mains:
-                self._effects.append(Notify("mains", mains=False))
+                self._notify_mains()
         elif self._is_host(incarnation, "ready"):
             self.host.deadline_ns = now_ns + self.limits.watchdog_ns
         return self._take()
@@ -263,11 +283,42 @@ class MachineCore:
     # -- mains, lease, end ---------------------------------------------------------------------------------------------
 
     def set_mains(self, now_ns: int, on: bool) -> list[Effect]:
+        """Power is there, or from now on only the battery's: the host is told until when at most."""
         self._advance(now_ns)
-        if on != self.mains:
+        if on != self.mains and not self.off:
+            self._battery_ns, self._battery_at_ns = self.battery_ns(now_ns), now_ns
             self.mains = on
-            self._effects.append(Notify("mains", mains=on))
+            self._failing = self._failing or not on
+            self._notify_mains()
         return self._take()
+
+    def _notify_mains(self) -> None:
+        self._effects.append(Notify("mains", mains=self.mains, deadline_ns=self._power_end_ns() or 0))
+
+    def power_off(self, now_ns: int) -> list[Effect]:
+        """The host has done what it could do on battery. It may have handed its guests over by now, so the machine
+        goes off even if the mains have come back in the last moment. Raises FailedPrecondition if they never failed."""
+        self._advance(now_ns)
+        if not self._failing:
+            raise FailedPrecondition("the machine has mains: it is switched off by its end, or by a cut")
+        self._power_off("its host has switched it off")
+        return self._take()
+
+    def power_kept(self, now_ns: int) -> list[Effect]:
+        """The mains came back in time, and the host goes on."""
+        self._advance(now_ns)
+        self._failing = not self.mains
+        return self._take()
+
+    @property
+    def needs_host(self) -> bool:
+        """Whether the mains failed, and the host has neither switched the machine off nor said that it goes on."""
+        return self._failing and not self.off
+
+    def _power_off(self, why: str) -> None:
+        if not self.off:
+            self.off = True
+            self._effects.append(PowerOff(why))
 
     def set_cut(self, now_ns: int, on: bool) -> list[Effect]:
         """The fault `partition`. A new host is told at its start."""

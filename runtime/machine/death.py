@@ -31,11 +31,13 @@ STOP_LIMIT_S = 0.5
 POLL_S = 0.0005
 
 
-def die(machine: MachineProcess) -> NoReturn:
-    """Everything below this process ends, then this process."""
+def die(machine: MachineProcess, status: int | None = None) -> NoReturn:
+    """Everything below this process ends, then this process: as by a kill, or with an exit status that says why."""
     _stop(machine)
     _lose_memory(machine.store)
     _kill(machine.cgroup)
+    if status is not None:
+        os._exit(status)
     while True:
         os.kill(os.getpid(), signal.SIGKILL)
 

@@ -32,6 +32,8 @@ class Limits:
     delay_first_ns: int = 50 * MILLISECOND_NS
     delay_limit_ns: int = 5 * SECOND_NS
     """The pause before a restart doubles from the first to the limit: slow enough to harm nothing, never for ever."""
+    battery_ns: int = 30 * SECOND_NS
+    """How long everything runs without mains, from a full battery. It fills again as fast as it is used."""
     late_tick_ns: int = 50 * MILLISECOND_NS
     """A tick later than this means that the machine itself did not run: the host's pings may just not be read yet."""
 
@@ -112,6 +114,7 @@ class Notify:
     mains: bool = True
     connected: bool = True
     reason: str = ""
+    deadline_ns: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,11 +129,18 @@ class Failed:
 
 
 @dataclass(frozen=True, slots=True)
+class PowerOff:
+    """There is no power any more: everything below the machine ends at once, its memory is gone, and so is it."""
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class End:
     """Nothing is left: the machine may end."""
 
 
 Effect = (
     StartHost | KillHost | HangHost | CloseHost | SpawnGuest | StopGuest | ContinueGuest | KillGuest
-    | Admit | Notify | Done | Failed | End
+    | Admit | Notify | Done | Failed | PowerOff | End
 )  # fmt: skip

@@ -14,6 +14,9 @@ REASONS = frozenset({"snapshot", "upgrade", "power", LEASE, "reclaim", "suspend"
 EXIT_REFUSED = 78
 """A host's exit status before it was ready: starting again will not help, a person has to choose (EX_CONFIG)."""
 
+EXIT_POWER_OFF = 79
+"""A machine's exit status when it had no power any more."""
+
 ALIVE = frozenset({"running", "freezing", "frozen"})
 """The states of a guest whose program runs or could run on."""
 

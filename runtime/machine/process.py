@@ -20,6 +20,7 @@ from everram.runtime.machine import launch
 from everram.runtime.machine.attach import Attachment
 from everram.runtime.machine.config import MachineConfig
 from everram.runtime.machine.core import MachineCore
+from everram.runtime.machine.death import die
 from everram.runtime.machine.fdstore import DescriptorStore
 from everram.runtime.machine.freezer import (
     CgroupFreezer,
@@ -30,6 +31,7 @@ from everram.runtime.machine.freezer import (
     machine_cgroup_name,
 )
 from everram.runtime.machine.hostlink import HostLink, Reply
+from everram.runtime.machine.lives import EXIT_POWER_OFF
 from everram.runtime.machine.loop import Loop, Timer
 from everram.runtime.machine.ports import Ports
 from everram.runtime.machine.protocol import Message, doorbell_name
@@ -164,6 +166,9 @@ class MachineProcess:
                 reply(payload())
             case e.Failed(request, error):
                 self._awaited.pop(request)[0].fail(error)
+            case e.PowerOff(why):
+                self.loop.log(f"no power any more: {why}")
+                die(self, EXIT_POWER_OFF)
             case e.End():
                 self._end()
 
@@ -201,6 +206,7 @@ class MachineProcess:
                 "watchdog_timeout_s": config.watchdog_timeout_s,
                 "state_dir": config.state_dir,
                 "mains": self.core.mains,
+                "battery_s": config.battery_s,
                 "connected": not self.core.cut,
             }
         )
@@ -427,7 +433,7 @@ NOT_INHERITED = frozenset(
     {"NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PID", "WATCHDOG_USEC", "WATCHDOG_PID"}
 )
 """What a service manager told this process is not meant for the host."""
-NOTIFY_MEMBERS = ("guest_id", "epoch", "exit_status", "pid", "mains", "connected", "reason")
+NOTIFY_MEMBERS = ("guest_id", "epoch", "exit_status", "pid", "mains", "connected", "reason", "deadline_ns")
 
 
 def exit_status_of(status: int) -> int:

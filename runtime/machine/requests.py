@@ -89,6 +89,21 @@ def lease(machine: MachineProcess, payload: dict[str, Any], reply: Reply) -> Non
     reply()
 
 
+def mains(machine: MachineProcess, payload: dict[str, Any], reply: Reply) -> None:
+    machine.feed(machine.core.set_mains(machine.now_ns(), payload.get("on") is True))
+    reply()
+
+
+def power_off(machine: MachineProcess, payload: dict[str, Any], reply: Reply) -> None:
+    """There is no answer but the end."""
+    machine.feed(machine.core.power_off(machine.now_ns()))
+
+
+def power_kept(machine: MachineProcess, payload: dict[str, Any], reply: Reply) -> None:
+    machine.feed(machine.core.power_kept(machine.now_ns()))
+    reply()
+
+
 def free_port(machine: MachineProcess, payload: dict[str, Any], reply: Reply) -> None:
     reply(machine.ports.free())
 
@@ -105,6 +120,9 @@ BY_WORD: dict[str, Request] = {
     "tracked": tracked,
     "lease": lease,
     "free-port": free_port,
+    "mains": mains,
+    "power-off": power_off,
+    "power-kept": power_kept,
 }
 
 

@@ -181,6 +181,8 @@ def _status(machine: MachineProcess, message: dict[str, Any]) -> dict[str, Any]:
         "pid": os.getpid(),
         "host": {"pid": machine.host_pid, "state": core.host.state, "restarts": core.host.restarts},
         "mains": core.mains,
+        "battery_ns": core.battery_ns(machine.now_ns()),
+        "battery_full_ns": core.limits.battery_ns,
         "cut": core.cut,
         "stopping": core.stopping,
         "lease_deadline_ns": core.lease_deadline_ns,

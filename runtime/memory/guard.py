@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from everram.runtime.errors import ResourceExhausted
+from everram.runtime.errors import EverramError
 from everram.runtime.memory.contract import PAGE_BYTES, Mapping
 
 
@@ -65,8 +65,8 @@ class ArenaKeeper:
             return True
         try:
             keeper.before_write(self._arena, page)
-        except ResourceExhausted:
-            return False  # the writer waits until there is room again
+        except EverramError:
+            return False  # the writer waits until there is room again, or whatever else it is has ended
         return True
 
 

@@ -143,10 +143,10 @@ def userfaultfd() -> Fact:
     found = _try_userfaultfd()
     return Fact(
         "userfaultfd",
-        "tracking which pages of mapped regions were written",
+        "tracking which pages of mapped regions were written; snapshots without a copy",
         not found,
         found or "full, with write protection of shared memory",
-        "stores to mapped regions are not tracked",
+        "stores to mapped regions are not tracked, and a snapshot copies its region whole while the guest is stopped",
         "as root: `sysctl vm.unprivileged_userfaultfd=1`, or let your user open /dev/userfaultfd; "
         "in a container also allow the system call in its seccomp profile",
         in_status=True,

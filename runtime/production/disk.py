@@ -6,24 +6,20 @@ Every operation runs in a thread: a sync takes milliseconds to seconds, and the 
 from __future__ import annotations
 
 import asyncio
-import errno
 import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-from everram.runtime.errors import DataLoss
-from everram.runtime.memory.contract import PAGE_BYTES
-from everram.runtime.production.files import errors_of, inside, make_folders, sync_folder
+from everram.runtime.production.direct import DirectWriter
+from everram.runtime.production.files import errors_of, inside, make_folders, sync_folder, write_all
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 ASIDE = ".aside~"
 """Ends the name of a file that `replace` has not finished; such a file is nobody's."""
-DIRECT_BYTES_MIN = 64 << 10
-"""Fewer are written sooner through the system's cache, which gathers them for the next sync."""
 
 
 class Folder:
@@ -60,24 +56,28 @@ class FolderFile:
     def __init__(self, path: Path, fd: int) -> None:
         self._path = path
         self._fd = fd
-        self._direct_fd: int | None = None
-        """The same file, to be written past the system's cache. None: not yet opened; -1: that cannot be done."""
+        self._direct: DirectWriter | None = None
 
     async def pread(self, offset: int, length: int) -> bytes:
         return await _in_thread(self._path, _pread, self._descriptor(), offset, length)
 
-    async def pread_all(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+    async def pread_each(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
         fd = self._descriptor()
         return await _in_thread(self._path, lambda: [_pread(fd, offset, length) for offset, length in ranges])
 
     async def pwrite(self, offset: int, data: bytes | memoryview) -> None:
-        await _in_thread(self._path, _pwrite, self._path, self._descriptor(), offset, data)
+        await _in_thread(self._path, write_all, self._path, self._descriptor(), offset, data)
 
-    async def pwrite_all(self, pieces: Sequence[tuple[int, bytes | memoryview]]) -> None:
-        fd = self._descriptor()
-        if self._direct_fd is None:
-            self._direct_fd = _reopened_direct(fd)
-        await _in_thread(self._path, _pwrite_all, self._path, fd, self._direct_fd, pieces)
+    async def pwrite_all(self, offset: int, pieces: Sequence[bytes | memoryview]) -> list[int]:
+        return await _in_thread(self._path, self._direct_writer().write, offset, pieces)
+
+    async def pwrite_each(self, pieces: Sequence[tuple[int, bytes | memoryview]]) -> None:
+        await _in_thread(self._path, self._direct_writer().write_each, pieces)
+
+    def _direct_writer(self) -> DirectWriter:
+        if self._direct is None:
+            self._direct = DirectWriter(self._path, self._descriptor())
+        return self._direct
 
     async def sync(self) -> None:
         await _in_thread(self._path, os.fdatasync, self._descriptor())
@@ -90,9 +90,9 @@ class FolderFile:
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
             os.close(fd)
-        if self._direct_fd is not None and self._direct_fd >= 0:
-            fd, self._direct_fd = self._direct_fd, None
-            os.close(fd)
+        if self._direct is not None:
+            self._direct.close()
+            self._direct = None
 
     def _descriptor(self) -> int:
         if self._fd < 0:
@@ -133,48 +133,13 @@ def _pread(fd: int, offset: int, length: int) -> bytes:
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
-def _pwrite(path: Path, fd: int, offset: int, data: bytes | memoryview) -> None:
-    view = memoryview(data).cast("B")
-    while view:
-        written = os.pwrite(fd, view, offset)
-        if written == 0:
-            raise DataLoss(f"{path} takes no more bytes")
-        offset += written
-        view = view[written:]
-
-
-def _pwrite_all(path: Path, fd: int, direct_fd: int, pieces: Sequence[tuple[int, bytes | memoryview]]) -> None:
-    for offset, data in pieces:
-        is_direct = len(data) >= DIRECT_BYTES_MIN and len(data) % PAGE_BYTES == offset % PAGE_BYTES == 0
-        done = _pwrite_direct(direct_fd, offset, data) if is_direct and direct_fd >= 0 else 0
-        _pwrite(path, fd, offset + done, memoryview(data)[done:])
-
-
-def _reopened_direct(fd: int) -> int:
-    """The file that is open there, whatever has its name by now; -1 where its file system has no O_DIRECT."""
-    try:
-        return os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC)
-    except OSError:
-        return -1
-
-
-def _pwrite_direct(fd: int, offset: int, data: bytes | memoryview) -> int:
-    """How many bytes were written: none where the memory or the file would have to be aligned otherwise."""
-    try:
-        return os.pwrite(fd, data, offset)
-    except OSError as error:
-        if error.errno == errno.EINVAL:
-            return 0
-        raise
-
-
 def _replace(path: Path, data: bytes) -> None:
     make_folders(path.parent)
     aside = path.with_name(path.name + ASIDE)
     fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
         try:
-            _pwrite(aside, fd, 0, data)
+            write_all(aside, fd, 0, data)
             os.fsync(fd)
         finally:
             os.close(fd)

@@ -29,6 +29,7 @@ from everram.runtime.production.machine import connect
 from everram.runtime.production.memory import KeptMemory
 from everram.runtime.production.mounts import SystemMounts
 from everram.runtime.production.network import GrpcNetwork
+from everram.runtime.production.nut import NutUps
 from everram.runtime.production.partition import Cut, CutCoordination
 
 
@@ -79,6 +80,7 @@ class Production:
                 logs=OutputFiles(config.state_dir),
                 doorbell=Doorbells(machine),
                 missing=tuple(probe.missing_sentences(probe.probe())),
+                ups=NutUps.parse(config.ups) if config.ups else None,
                 mounts=SystemMounts(machine, f"{config.cluster_id}/{config.host}", entropy.token),
             )
             return Production(environment, network, faults, parts.pop_all())

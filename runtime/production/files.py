@@ -68,3 +68,14 @@ def make_folders(folder: Path) -> None:
     for each in reversed(missing):
         each.mkdir(mode=0o700, exist_ok=True)
         sync_folder(each.parent)
+
+
+def write_all(path: Path, fd: int, offset: int, data: bytes | memoryview) -> None:
+    """All of it, at `offset`. Raises OSError, DataLoss if the file takes no more."""
+    view = memoryview(data).cast("B")
+    while view:
+        written = os.pwrite(fd, view, offset)
+        if written == 0:
+            raise DataLoss(f"{path} takes no more bytes")
+        offset += written
+        view = view[written:]

@@ -68,6 +68,7 @@ class SystemMachine:
         """Descriptors that the machine keeps, by name; changed by `keep` and `drop` only."""
         self.watchdog_interval_s = 0.1
         self.mains = True
+        self.battery_s = 0.0
         self.connected = True
         """Whether the machine is connected to the network."""
         self.on_network: Callable[[bool], None] = lambda connected: None
@@ -81,6 +82,7 @@ class SystemMachine:
         self._requests = 0
         self._backlog: deque[Message] = deque()
         self._events: asyncio.Queue[MachineEvent | None] = asyncio.Queue()
+        self._power_events: asyncio.Queue[MachineEvent | None] = asyncio.Queue()
         sock.setblocking(False)
         self._loop.add_reader(sock.fileno(), self._on_readable)
         self._post(Message({"EVERRAM": str(protocol.VERSION)}))
@@ -89,6 +91,7 @@ class SystemMachine:
         """Raises FailedPrecondition, Unavailable."""
         hello = await self._hello
         self.mains = bool(hello["mains"])
+        self.battery_s = float(hello.get("battery_s", 0.0))
         self._set_connected(bool(hello.get("connected", True)))
         self.memory_bytes = int(hello["memory_bytes"])
         self.watchdog_interval_s = float(hello["watchdog_timeout_s"]) / PINGS_PER_TIMEOUT
@@ -157,6 +160,19 @@ class SystemMachine:
     async def events(self) -> AsyncIterator[MachineEvent]:
         while (event := await self._events.get()) is not None:
             yield event
+
+    async def power_events(self) -> AsyncIterator[MachineEvent]:
+        while (event := await self._power_events.get()) is not None:
+            yield event
+
+    async def report_mains(self, on: bool) -> None:
+        await self._ask("mains", {"on": on})
+
+    async def power_off(self) -> None:
+        await self._ask("power-off", {})
+
+    async def power_kept(self) -> None:
+        await self._ask("power-kept", {})
 
     # -- descriptors ---------------------------------------------------------------------------------------------------
 
@@ -259,7 +275,7 @@ class SystemMachine:
             event = _event(message.words["EV"], message.payload, fd)
             if event.kind == "network":
                 self._set_connected(event.connected)
-            self._events.put_nowait(event)
+            (self._power_events if event.kind == "mains" else self._events).put_nowait(event)
         else:
             message.close()
 
@@ -289,6 +305,7 @@ class SystemMachine:
                 # Whoever asked may have been cancelled and gone.
                 waiting.exception()
         self._events.put_nowait(None)
+        self._power_events.put_nowait(None)
 
 
 def _launch_payload(launch: GuestLaunch) -> dict[str, Any]:
@@ -337,6 +354,7 @@ def _event(kind: str, payload: Mapping[str, Any], userfaultfd: int) -> MachineEv
         mains=payload.get("mains", True),
         connected=payload.get("connected", True),
         reason=payload.get("reason", ""),
+        deadline_ns=payload.get("deadline_ns", 0),
     )
 
 

@@ -139,6 +139,7 @@ class Host:
     incarnation: int
     domain: Domain
     events: asyncio.Queue[MachineEvent | None] = field(default_factory=asyncio.Queue)
+    power_events: asyncio.Queue[MachineEvent | None] = field(default_factory=asyncio.Queue)
     answers: dict[int, asyncio.Future[EverramError | None]] = field(default_factory=dict)
     last_ns: int = 0
     """When the last of its messages arrives: its socket keeps their order."""
@@ -221,6 +222,11 @@ class SimulatedMachine:
     def on(self) -> bool:
         return self.domain.alive
 
+    def set_mains(self, on: bool) -> None:
+        """Power from outside goes away, or comes back."""
+        if self.on:
+            self.within(0, lambda: self.event(self.core.set_mains, on))
+
     def kill_host(self) -> None:
         """The fault `host-kill`; nothing if none runs."""
         self.within(0, lambda: self._fault(self.core.kill_host))
@@ -289,6 +295,7 @@ class SimulatedMachine:
             case effect_of.CloseHost():
                 if self.host is not None:
                     self._to_host(self.host, partial(self.host.events.put_nowait, None))
+                    self._to_host(self.host, partial(self.host.power_events.put_nowait, None))
             case effect_of.SpawnGuest(guest_id, epoch):
                 self.within(self.draw(self.delays.guest_start), partial(self._begin_guest, guest_id, epoch))
             case effect_of.StopGuest(guest_id):
@@ -303,6 +310,9 @@ class SimulatedMachine:
                 self.settle(request, None)
             case effect_of.Failed(request, error):
                 self.settle(request, error)
+            case effect_of.PowerOff(why):
+                self._note(f"no power any more: {why}")
+                self.power_off()
             case effect_of.Admit() | effect_of.End():
                 pass
 
@@ -357,8 +367,10 @@ class SimulatedMachine:
             mains=effect.mains,
             connected=effect.connected,
             reason=effect.reason,
+            deadline_ns=effect.deadline_ns,
         )
-        self._to_host(host, partial(host.events.put_nowait, event))
+        queue = host.power_events if effect.kind == "mains" else host.events
+        self._to_host(host, partial(queue.put_nowait, event))
 
     def _to_host(self, host: Host, deliver: Callable[[], object]) -> None:
         """Into the host's socket: it finds it there when it runs."""
@@ -510,6 +522,7 @@ class MachinePort:
     watchdog_interval_s = WATCHDOG_INTERVAL_S
 
     def __init__(self, machine: SimulatedMachine, host: Host) -> None:
+        self.battery_s = machine.core.limits.battery_ns / 1e9
         self._machine = machine
         self._host = host
 
@@ -565,6 +578,19 @@ class MachinePort:
     async def events(self) -> AsyncIterator[MachineEvent]:
         while (event := await self._host.events.get()) is not None:
             yield event
+
+    async def power_events(self) -> AsyncIterator[MachineEvent]:
+        while (event := await self._host.power_events.get()) is not None:
+            yield event
+
+    async def report_mains(self, on: bool) -> None:
+        await self._ask(lambda: self._machine.event(self._machine.core.set_mains, on))
+
+    async def power_off(self) -> None:
+        await self._ask(lambda: self._machine.event(self._machine.core.power_off))
+
+    async def power_kept(self) -> None:
+        await self._ask(lambda: self._machine.event(self._machine.core.power_kept))
 
     def _process(self, guest_id: str) -> GuestProcess:
         return process_of(self._machine.core.guests[guest_id])

@@ -202,7 +202,7 @@ async def test_a_file_system_that_cannot_pass_the_cache_by(tmp_path: Path, monke
     assert await storage.verify({slot: slot + 10 for slot in range(600)}) == {}
     assert refusals
     await storage.close()
-    monkeypatch.setattr("everram.runtime.production.disk._reopened_direct", lambda fd: -1)
+    monkeypatch.setattr("everram.runtime.production.direct._open_direct", lambda path: -1)
     refusals = 0
     storage = await StorageFile.open(Folder(tmp_path), NAME)
     await write(storage, range(600), range(600))

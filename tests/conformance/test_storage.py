@@ -6,8 +6,11 @@ The real memory's machine is a bare socket pair at whose other end `DescriptorSt
 from __future__ import annotations
 
 import asyncio
+import errno
+import fcntl
 import os
 import socket
+import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
@@ -257,6 +260,40 @@ async def test_files_are_made_written_and_read(disk: Disk) -> None:
     again = await disk.open("image/regions/a")
     assert await again.pread(5, 2) == b"fi"
     await again.close()
+
+
+@pytest.mark.parametrize("start", [0, PAGE_BYTES, 7])
+async def test_many_pieces_are_written_at_once_and_summed(disk: Disk, start: int) -> None:
+    batches = [[bytes([65 + batch]) * PAGE_BYTES, memoryview(b"-" * (40 * PAGE_BYTES))] for batch in range(4)]
+    batches.append([b"short", memoryview(b"er")])
+    file = await disk.open("image/pages", create=True)
+    await file.pwrite(0, b"header.")
+    offsets = [start + 41 * PAGE_BYTES * n for n in range(5)]
+    sums = await asyncio.gather(*map(file.pwrite_all, offsets, batches))
+    await file.sync()
+    assert sums == [[zlib.crc32(piece) for piece in batch] for batch in batches]
+    for offset, batch in zip(offsets, batches, strict=True):
+        wanted = b"".join(batch)
+        assert await file.pread(offset, len(wanted)) == wanted
+    assert await file.size() == offsets[-1] + 7
+    await file.close()
+
+
+async def test_where_a_file_system_has_no_direct_writes_the_cache_takes_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    really = os.pwrite
+
+    def refuse_blocks(fd: int, data: bytes, offset: int) -> int:
+        if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        return really(fd, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", refuse_blocks)
+    file = await Folder(tmp_path).open("a", create=True)
+    await file.pwrite_all(0, [b"x" * (64 * PAGE_BYTES)])
+    assert await file.pread(0, 1 << 20) == b"x" * (64 * PAGE_BYTES)
+    await file.close()
 
 
 async def test_files_are_replaced_listed_and_removed(disk: Disk) -> None:

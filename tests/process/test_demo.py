@@ -43,3 +43,24 @@ def test_a_cut_off_bank_is_replaced_and_fenced(ack: str) -> None:
     course = ("fault: partition", "the lease of", "is chosen", "serves again", "is fenced")
     found = [next(i for i, what in enumerate(steps) if phrase in what) for phrase in course]
     assert found == sorted(found)
+
+
+def test_a_bank_without_mains_goes_on_elsewhere_and_even_what_was_not_replicated_is_there() -> None:
+    report = demo("--fault", "power-cut", "--ack", "local")
+    assert report["lost_unpromised"] == 0
+    assert report["host_after"] != report["host"]
+    assert report["power"]["outcome"] == "saved"
+    assert all(copy["drained"] for guest in report["power"]["guests"] for copy in guest["copies"])
+
+
+def test_a_bank_without_a_copy_is_restored_when_power_returns() -> None:
+    report = demo("--fault", "power-cut", "--ack", "local", "--restore-same")
+    assert report["lost_unpromised"] == 0
+    assert (report["host_after"], report["epoch_after"]) == (report["host"], report["epoch"] + 1)
+
+
+def test_a_battery_that_dies_early_leaves_a_prefix() -> None:
+    report = demo("--fault", "power-cut", "--ack", "local", "--battery", "2ms")
+    assert report["host_after"] != report["host"]
+    assert report["power"] is None or report["power"]["outcome"] == "under way"
+    assert len(report["missing"]) == report["lost_unpromised"]

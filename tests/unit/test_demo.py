@@ -26,6 +26,7 @@ REST = {
     "epoch_after": 2,
     "guest_pid_unchanged": False,
     "set_aside": None,
+    "restored_same": False,
 }
 STAYED = {"host_after": "h1", "epoch_after": 1, "guest_pid_unchanged": True}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import zlib
+from collections.abc import Sequence
 
 import pytest
 
@@ -124,6 +125,10 @@ class _CutFile:
         self._disk.count()
         await self._file.pwrite(offset, data)
 
+    async def pwrite_all(self, offset: int, pieces: Sequence[bytes | memoryview]) -> list[int]:
+        self._disk.count()
+        return await self._file.pwrite_all(offset, pieces)
+
     async def sync(self) -> None:
         self._disk.count()
         await self._file.sync()
@@ -233,6 +238,7 @@ async def test_a_full_disk_is_said_and_the_old_image_stays() -> None:
     writer = await ImageWriter.begin(disk, "down", "m1", OBJECTS)
     with pytest.raises(ResourceExhausted):
         await writer.write(1, 0, PAGE * 200)
+        await writer.finish(0)
     await writer.abandon()
     assert (await contents(disk))["vmemfs", PAGE_BYTES].startswith(b"one")
 

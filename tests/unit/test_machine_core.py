@@ -30,6 +30,7 @@ from everram.runtime.machine.effects import (
     KillHost,
     Limits,
     Notify,
+    PowerOff,
     SpawnGuest,
     StartHost,
     StopGuest,
@@ -180,10 +181,11 @@ def test_the_cut_network_reaches_the_host() -> None:
 
 def test_mains_reach_the_host_and_its_successor() -> None:
     bench = Bench()
-    assert bench.core.set_mains(1, False) == [Notify("mains", mains=False)]
+    told = Notify("mains", mains=False, deadline_ns=1 + LIMITS.battery_ns)
+    assert bench.core.set_mains(1, False) == [told]
     assert bench.core.set_mains(1, False) == []
     bench.core.host_exited(2, 1)
-    assert bench.core.host_ready(3, 2) == [Notify("mains", mains=False)]
+    assert bench.core.host_ready(3, 2) == [told]
 
 
 # -- freezing ----------------------------------------------------------------------------------------------------------
@@ -541,3 +543,68 @@ class AnySequence(RuleBasedStateMachine):
 
 TestAnySequence = AnySequence.TestCase
 TestAnySequence.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+# -- power -------------------------------------------------------------------------------------------------------------
+
+FULL_MS = LIMITS.battery_ns // MS
+
+
+def without_mains(bench: Bench) -> list[Effect]:
+    effects = bench.core.set_mains(bench.now, False)
+    bench.core.validate()
+    return effects
+
+
+def test_the_host_is_told_how_long_the_battery_lasts_and_everything_ends_with_it() -> None:
+    bench = Bench(lease_ms=0)
+    bench.after(50)
+    end_ns = bench.now + LIMITS.battery_ns
+    assert without_mains(bench) == [Notify("mains", mains=False, deadline_ns=end_ns)]
+    assert bench.core.set_mains(bench.now, False) == [], "it is off already"
+    assert bench.ping_until(50 + FULL_MS) == [PowerOff("the battery is empty")]
+    assert bench.core.off
+    assert bench.core.set_mains(bench.after(1), True) == [], "too late"
+    assert PowerOff("the battery is empty") not in bench.core.tick(bench.after(10_000)), "the end comes once"
+
+
+def test_a_battery_is_used_up_by_several_losses_and_fills_again() -> None:
+    bench = Bench(lease_ms=0)
+    without_mains(bench)
+    bench.ping_until(20_000)
+    assert bench.core.battery_ns(bench.now) == LIMITS.battery_ns - 20_000 * MS
+    assert bench.core.set_mains(bench.now, True) == [Notify("mains", mains=True)]
+    bench.ping_until(25_000)
+    assert bench.core.battery_ns(bench.now) == LIMITS.battery_ns - 15_000 * MS
+    end_ns = bench.now + LIMITS.battery_ns - 15_000 * MS
+    assert without_mains(bench) == [Notify("mains", mains=False, deadline_ns=end_ns)]
+    bench.core.set_mains(bench.now, True)
+    bench.ping_until(60_000)
+    assert bench.core.battery_ns(bench.now) == LIMITS.battery_ns
+
+
+def test_a_host_that_starts_on_battery_is_told() -> None:
+    bench = Bench(lease_ms=0, ready=False)
+    without_mains(bench)
+    assert bench.core.host_ready(bench.after(10), 1) == [Notify("mains", mains=False, deadline_ns=LIMITS.battery_ns)]
+
+
+def test_the_host_switches_the_machine_off_when_it_has_done_what_it_could() -> None:
+    bench = Bench()
+    with pytest.raises(FailedPrecondition, match="has mains"):
+        bench.core.power_off(bench.now)
+    without_mains(bench)
+    assert bench.core.power_off(bench.after(10)) == [PowerOff("its host has switched it off")]
+    assert bench.core.power_off(bench.now) == []
+
+
+def test_mains_that_come_back_in_time_are_kept_or_come_too_late() -> None:
+    """Between giving its guests away and switching off, a host may not know yet that the mains are back."""
+    late, kept = Bench(), Bench()
+    for bench in (late, kept):
+        without_mains(bench)
+        bench.core.set_mains(bench.after(10), True)
+    assert late.core.power_off(late.now) == [PowerOff("its host has switched it off")]
+    assert kept.core.power_kept(kept.now) == []
+    with pytest.raises(FailedPrecondition, match="has mains"):
+        kept.core.power_off(kept.now)

@@ -26,7 +26,7 @@ from everram.runtime.contracts.replicator_contract import ReplicatorActor
 from everram.runtime.contracts.replicator_pb2 import Copy, GuestCopy, QuiesceRequest
 from everram.runtime.contracts.vmemfs_contract import VMEMFS, VMemFSRef
 from everram.runtime.contracts.vmemfs_pb2 import GuestId, HostRecord
-from everram.runtime.environment import Environment, Memory, MemoryObject
+from everram.runtime.environment import Environment, MachineEvent, Memory, MemoryObject
 from everram.runtime.errors import (
     AlreadyExists,
     EverramError,
@@ -47,6 +47,7 @@ from everram.runtime.simulation.objects import Objects, SimulatedMemory
 MIB = 1 << 20
 NVM_BYTES = 64 * MIB
 
+ON_MAINS: Any = {"mains": True, "state": "on mains"}
 SNAPSHOTS = ["nvm.blocks", "nvm.snapshots"]
 METADATA = ("nvm", *SNAPSHOTS, "vmemfs")
 
@@ -93,6 +94,11 @@ class Freezer:
     async def thaw(self, guest_id: str, reason: str) -> None:
         assert guest_id == ""
         self.frozen.discard(reason)
+
+    async def power_events(self) -> AsyncIterator[MachineEvent]:
+        """The mains never fail here."""
+        await asyncio.Event().wait()
+        yield MachineEvent("mains")
 
 
 class Quietable(ReplicatorActor):
@@ -594,12 +600,12 @@ async def test_a_damaged_superblock_stops_the_host_with_its_reason(machine: Mach
 async def test_a_save_freezes_everybody_and_leaves_an_image(machine: Machine) -> None:
     node = await machine.host()
     power = node.ref(PowerMonitorRef)
-    assert await power.status(pb.Empty()) == PowerStatus(image="none")
+    assert await power.status(pb.Empty()) == PowerStatus(image="none", **ON_MAINS)
     await node.ref(NvmDeviceRef).create_regions(request(region("ledger", MIB)))
     report = await power.save(SaveRequest(cause="down"))
     assert (report.generation, report.objects) == (1, 6)
     assert machine.freezer.frozen == {"down"}
-    assert await power.status(pb.Empty()) == PowerStatus(image="complete", image_generation=1)
+    assert await power.status(pb.Empty()) == PowerStatus(image="complete", image_generation=1, **ON_MAINS)
     await node.stop()
 
 

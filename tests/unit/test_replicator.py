@@ -4,6 +4,7 @@ come between two steps."""
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, cast
 
@@ -477,6 +478,29 @@ async def test_a_new_epoch_is_a_new_log_region_in_the_same_copy(hosts: list[Host
     assert after.copy_id == before.copy_id
     assert after.log != before.log
     assert (after.epoch, after.held) == (2, guest.ring.tail)
+
+
+async def test_regions_that_changed_without_the_log_are_copied_anew_before_anybody_writes(hosts: list[Host]) -> None:
+    primary, target, _ = hosts
+    guest = await Guest.run(primary)
+    await guest.ship(target)
+    await guest.in_sync()
+    guest.commit(1)
+    await guest.replicated()
+    (before,) = await target.copies()
+    primary.memory.open(guest.record.regions[0].arena).write(0, b"reverted")
+    await asyncio.sleep(0.1)  # nothing is left to be shipped
+    guest.record = copy.deepcopy(guest.record)  # what was sent may not change afterwards
+    guest.record.regions_generation += 1
+    await guest.begin()
+    await guest.ship(target)
+
+    async def anew() -> bool:
+        copies = await target.copies()
+        return [one.complete for one in copies] == [True] and copies[0].copy_id != before.copy_id
+
+    await until(anew, "another copy")
+    assert (await content_of(target)).startswith(b"reverted")
 
 
 async def test_a_guest_that_writes_faster_than_a_copy_is_opened_still_gets_one(hosts: list[Host]) -> None:

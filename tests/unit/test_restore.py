@@ -176,6 +176,27 @@ async def test_an_image_opens_silently_only_once() -> None:
     assert (marker.state, marker.memory_id) == ("opened", memory_id)
 
 
+@pytest.mark.parametrize("purged", [False, True])
+async def test_an_older_image_has_no_snapshots_whose_purged_blocks_may_be_others_now(purged: bool) -> None:
+    computer = await used_computer()
+    memory = computer.host().memory
+    (await memory.create("nvm.snapshots", 1 << 16, resizable=True)).write(0, b"snapshots".ljust(PAGE_BYTES, b"."))
+    await memory.create("nvm.blocks", 0, resizable=True)
+    if purged:
+        await computer.host().disk.replace("nvm/purged", b"blocks")
+    await save(computer.host(), "down", "m1")
+    contents = computer.contents()
+    computer.power_off()
+    assert await restore(computer.host()) == RestoreOutcome("restored", 1, "down")
+    assert computer.contents() == contents, "nothing has happened since it was saved"
+    computer.power_off()
+    outcome = await restore(computer.host(), "opened")
+    assert ("nvm.snapshots" in computer.contents()) is not purged
+    assert [sentence.startswith("the snapshots of all regions: blocks were purged") for sentence in outcome.lost] == (
+        [True] if purged else []
+    )
+
+
 async def test_a_new_save_opens_silently_again() -> None:
     computer, _ = await saved_computer()
     await restore(computer.host())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import time
 from collections.abc import Callable, Iterator
@@ -17,13 +18,14 @@ from benchmarks._pointer_elimination import PointerTables
 from everram.actors.nvm_device import accounting, checking, deletion, purging, reverting
 from everram.actors.nvm_device.bitmap import Bitmap
 from everram.actors.nvm_device.block_store import BlockStore
+from everram.actors.nvm_device.budget import Budget, MetadataSpace
 from everram.actors.nvm_device.draft import Draft
-from everram.actors.nvm_device.media import Media
+from everram.actors.nvm_device.media import START_PAGES, Media
 from everram.actors.nvm_device.purging import Purge
 from everram.actors.nvm_device.records import Record
 from everram.actors.nvm_device.snapshots import Region, Taking
-from everram.actors.nvm_device.steps import finish, gradually
 from everram.actors.nvm_device.tables import CHUNK_PAGES
+from everram.actors.nvm_device.turns import in_turns, standing
 from everram.runtime.errors import FailedPrecondition, InvalidArgument, ResourceExhausted
 from everram.runtime.memory.contract import PAGE_BYTES
 from everram.runtime.memory.heap import HeapMapping
@@ -223,7 +225,7 @@ def test_what_was_deleted_since_it_was_found_is_not_purged() -> None:
         records.append(take(device, name))
     for page in range(6):
         device.write("a", page, b"now")
-    found = filter(None, purging.batches(device.snapshots, 5))
+    found = purging.batches(device.snapshots, 5)
     next(found)
     device.delete(records[0])
     for batch in found:
@@ -242,7 +244,7 @@ def test_one_purge_at_a_time() -> None:
     device.write("a", 1, b"one")
     take(device, "one")
     device.write("a", 1, b"two")
-    (batch,) = filter(None, purging.batches(device.snapshots))
+    (batch,) = purging.batches(device.snapshots)
     purge = Purge.begin(device.snapshots, batch)
     device.check()
     assert not Purge.begin(device.snapshots, batch).slots
@@ -306,14 +308,18 @@ def test_no_step_takes_long() -> None:
     device, record = large()
 
     def look() -> Iterator[object]:
-        frozen = device.snapshots.frozen()
+        frozen = standing(device.snapshots)
         yield
         kept = [frozen.records[one.sequence] for one in device.snapshots.of("a")]
-        for steps in (checking.check(frozen), accounting.preview(frozen, kept), accounting.usage(frozen, kept[1])):
+        for steps in (
+            checking.check_in_turns(frozen),
+            accounting.preview_in_turns(frozen, kept),
+            accounting.usage_in_turns(frozen, kept[1]),
+        ):
             begun = list(took)
             yield from steps
             assert len(took) - len(begun) >= 100
-        yield from purging.batches(device.snapshots)
+        yield from purging.search(device.snapshots)
         yield from reverting.chunks(device.snapshots, record)
 
     took: list[float] = []
@@ -327,7 +333,7 @@ def test_no_step_takes_long() -> None:
 
 async def test_others_work_during_a_check() -> None:
     device, record = large()
-    checked = asyncio.create_task(gradually(checking.check(device.snapshots.frozen())))
+    checked = asyncio.create_task(in_turns(checking.check_in_turns(standing(device.snapshots))))
     turns = 0
     while not checked.done():
         if turns < 50:
@@ -418,8 +424,8 @@ def test_what_is_being_deleted_already_holds_nothing() -> None:
     two = take(device, "two")
     device.write("a", 1, b"two")
     (doomed,) = deletion.begin(device.snapshots, [one])
-    assert finish(accounting.preview(device.snapshots, [two])).memory_bytes == PAGE_BYTES
-    assert finish(accounting.usage(device.snapshots, two)).owned_bytes == PAGE_BYTES
+    assert accounting.preview(device.snapshots, [two]).memory_bytes == PAGE_BYTES
+    assert accounting.usage(device.snapshots, two).owned_bytes == PAGE_BYTES
     run(deletion.steps(device.snapshots, doomed))
     assert device.media.store.taken == 1
     device.delete(two)
@@ -484,7 +490,7 @@ class Modelled(RuleBasedStateMachine):
         names = [name for one, name in sorted(self.snapshots) if one == arena]
         doomed = [self.device.snapshots.find(arena, name) for name in names[nth % len(names) :][:count]]
         exact = not self.deleting
-        freed = finish(accounting.preview(self.device.snapshots, doomed))
+        freed = accounting.preview(self.device.snapshots, doomed)
         media = self.device.media
         blocks, slots = media.store.taken, media.storage.taken
         for record in doomed:
@@ -513,7 +519,7 @@ class Modelled(RuleBasedStateMachine):
 
     @rule(limit=st.sampled_from([2, 100]), pages=st.sets(st.sampled_from(PAGES)), crash=st.booleans())
     def purge_while_others_work(self, limit: int, pages: set[int], crash: bool) -> None:
-        batch = next(filter(None, purging.batches(self.device.snapshots, limit)), {})
+        batch = next(purging.batches(self.device.snapshots, limit), {})
         purge = Purge.begin(self.device.snapshots, batch)
         self.device.store(purge)
         self.take({"a"})
@@ -527,7 +533,7 @@ class Modelled(RuleBasedStateMachine):
 
     @rule(limit=st.sampled_from([2, 100]))
     def purge_in_vain(self, limit: int) -> None:
-        for batch in filter(None, purging.batches(self.device.snapshots, limit)):
+        for batch in purging.batches(self.device.snapshots, limit):
             Purge.begin(self.device.snapshots, batch).abandon()
 
     @precondition(lambda self: self.snapshots)
@@ -615,3 +621,17 @@ TestModelled = Modelled.TestCase
 TestModelled.settings = FEW
 TestModelledOnMemfds = ModelledOnMemfds.TestCase
 TestModelledOnMemfds.settings = FEW
+
+
+async def test_what_the_metadata_has_grown_by_is_no_room_for_blocks() -> None:
+    with contextlib.closing(LooseMemory()) as memory:
+        budget = Budget(100 * PAGE_BYTES)
+        space = await MetadataSpace.open(memory, budget)
+        with contextlib.closing(space):
+            media = Media.format(space)
+            budget.use(media)
+            assert media.store.limit == 100
+            space.grow((START_PAGES + 64) * PAGE_BYTES)
+            assert (media.store.limit, budget.free_bytes) == (36, 36 * PAGE_BYTES)
+            with pytest.raises(ResourceExhausted, match="more than there is free"):
+                space.grow((START_PAGES + 128) * PAGE_BYTES)

@@ -19,7 +19,7 @@ from everram.runtime.contracts.availability_contract import AvailabilityActor
 from everram.runtime.contracts.availability_pb2 import GuestKey, Registration
 from everram.runtime.contracts.hypervisor_contract import HypervisorRef
 from everram.runtime.contracts.nvm_device_contract import NVM_DEVICE, NvmDeviceRef
-from everram.runtime.contracts.nvm_device_pb2 import CreateRegionsRequest, RegionFilter
+from everram.runtime.contracts.nvm_device_pb2 import CreateRegionsRequest, GrowRequest, RegionFilter, RegionName
 from everram.runtime.contracts.replicator_contract import ReplicatorActor
 from everram.runtime.contracts.vmemfs_contract import VMEMFS, VMemFSRef
 from everram.runtime.environment import Environment, GuestLaunch, GuestProcess, MachineEvent
@@ -256,3 +256,26 @@ async def test_a_take_over_that_was_cut_off_is_finished_by_the_next_host(host: H
     async with asyncio.timeout(10):
         await host.computer.launched.wait()
     assert (host.content(), host.released, host.copy) == (b"new", ["c1"], None)
+
+
+async def test_a_record_follows_what_a_host_did_to_regions_before_it_died(host: Host) -> None:
+    """It had made one longer, and another for which it never came to a record."""
+    nvm = host.node.ref(NvmDeviceRef)
+    made = await nvm.create_regions(
+        CreateRegionsRequest(guest_id=GUEST_ID, regions=[REGION], log_bytes=MIN_CAPACITY_BYTES)
+    )
+    guest = pb.Guest(guest_id=GUEST_ID, name="bank", epoch=1, regions=made.regions, state=pb.STOPPED)
+    guest.spec.CopyFrom(pb.GuestSpec(name="bank", argv=[b"x"], regions=[REGION], log_bytes=MIN_CAPACITY_BYTES))
+    await host.node.ref(VMemFSRef).put_guest(guest)
+    host.memory.open(made.regions[0].arena).write(0, b"own")
+    await nvm.grow_region(GrowRequest(region=RegionName(guest_id=GUEST_ID, region="r"), size_bytes=2 * MIB))
+    half = pb.RegionSpec(name="half", size_bytes=MIB, kind=pb.LOGGED)
+    await nvm.create_regions(CreateRegionsRequest(guest_id=GUEST_ID, regions=[half]))
+    await host.node.stop()
+    await host.start()
+    begun = await host.hypervisor.start(hv.GuestName(guest=GUEST_ID))
+    assert [(region.name, region.size_bytes) for region in begun.regions] == [("r", 2 * MIB)]
+    assert [spec.size_bytes for spec in begun.spec.regions] == [2 * MIB]
+    assert host.content() == b"own"
+    found = await host.node.ref(NvmDeviceRef).list_regions(RegionFilter(guest_id=GUEST_ID))
+    assert [region.name for region in found.regions] == ["r"]

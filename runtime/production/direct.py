@@ -1,0 +1,95 @@
+"""Large writes past the page cache, where the file system can: twice as fast, and nobody reads them again.
+
+    writer = DirectWriter(path, descriptor)
+    checksums = writer.write(offset, pieces)         # in threads, several at once; durable after the file's own sync
+
+O_DIRECT asks for whole blocks in memory, length and place (open(2)). What is not, and every file of a file system that
+has no such writes, goes through the cache.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import zlib
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+
+from everram.runtime.production.files import write_all
+
+BLOCK_BYTES = 4096
+BUFFER_BYTES = 8 << 20
+LEAST_BYTES = 64 << 10
+"""Smaller writes are left to the cache, which puts them together."""
+
+
+class DirectWriter:
+    """Of one open file; `write` may be called by several threads at once, `close` when none of them does."""
+
+    def __init__(self, path: Path, fd: int) -> None:
+        self._path = path
+        self._fd = fd
+        self._direct_fd = _open_direct(path)
+        self._buffers: deque[mmap.mmap] = deque()
+
+    def write(self, offset: int, pieces: Sequence[bytes | memoryview]) -> list[int]:
+        """One after the other; the CRC-32 of each. Raises OSError, DataLoss."""
+        length = sum(map(len, pieces))
+        whole = offset % BLOCK_BYTES == 0 and length % BLOCK_BYTES == 0 and LEAST_BYTES <= length <= BUFFER_BYTES
+        if not (whole and self._write_direct(offset, pieces)):
+            write_all(self._path, self._fd, offset, b"".join(pieces))
+        return [zlib.crc32(piece) for piece in pieces]
+
+    def write_each(self, pieces: Sequence[tuple[int, bytes | memoryview]]) -> None:
+        """(offset, data) each, without a copy of what is fit for it: its memory has to be whole blocks as well. Raises
+        OSError, DataLoss."""
+        for offset, data in pieces:
+            whole = offset % BLOCK_BYTES == 0 and len(data) % BLOCK_BYTES == 0 and len(data) >= LEAST_BYTES
+            if not (whole and self._write_from_there(offset, data)):
+                write_all(self._path, self._fd, offset, data)
+
+    def close(self) -> None:
+        if self._direct_fd >= 0:
+            os.close(self._direct_fd)
+            self._direct_fd = -1
+        self._buffers.clear()
+
+    def _write_direct(self, offset: int, pieces: Sequence[bytes | memoryview]) -> bool:
+        """False if the file system does not take it so."""
+        if self._direct_fd < 0:
+            return False
+        try:
+            buffer = self._buffers.pop()
+        except IndexError:
+            buffer = mmap.mmap(-1, BUFFER_BYTES)
+        length = 0
+        for piece in pieces:
+            buffer[length : length + len(piece)] = piece
+            length += len(piece)
+        try:
+            with memoryview(buffer) as view, view[:length] as filled:
+                return self._write_from_there(offset, filled)
+        finally:
+            self._buffers.append(buffer)
+
+    def _write_from_there(self, offset: int, data: bytes | memoryview) -> bool:
+        """False if the file system, or its memory, is not fit for it."""
+        if self._direct_fd < 0:
+            return False
+        try:
+            write_all(self._path, self._direct_fd, offset, data)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            return False
+        return True
+
+
+def _open_direct(path: Path) -> int:
+    """-1 where the file system has no such writes."""
+    try:
+        return os.open(path, os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC)
+    except OSError:
+        return -1

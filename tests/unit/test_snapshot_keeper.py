@@ -1,0 +1,653 @@
+"""Snapshots as their actor keeps them: guests that come, go and write meanwhile, hosts that die, storage that fails."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import pytest
+
+from everram.actors.nvm_device.actor import NvmDevice
+from everram.actors.nvm_device.storage import content_offset
+from everram.actors.vmemfs.actor import VMemFS
+from everram.runtime.contracts import common_pb2 as pb
+from everram.runtime.contracts import nvm_device_pb2 as nvm
+from everram.runtime.contracts.nvm_device_contract import NvmDeviceRef
+from everram.runtime.contracts.vmemfs_contract import VMEMFS, VMemFSRef
+from everram.runtime.environment import Environment, GuestProcess
+from everram.runtime.errors import (
+    AlreadyExists,
+    DataLoss,
+    EverramError,
+    NotFound,
+    ResourceExhausted,
+    Unavailable,
+)
+from everram.runtime.formats.pages import PageTable, table_name
+from everram.runtime.guest.core import GuestCore
+from everram.runtime.guest.region import Region
+from everram.runtime.log.record import RecordType
+from everram.runtime.log.ring import BUSY, COMMITTING, IDLE, MIN_CAPACITY_BYTES, Ring, log_name
+from everram.runtime.memory.contract import PAGE_BYTES
+from everram.runtime.memory.guard import GuardedMapping, PageGuard
+from everram.runtime.node import Node
+from everram.runtime.simulation.disk import DiskFaults, Media, SimulatedDisk
+from everram.runtime.simulation.entropy import Seeds, SimulatedEntropy
+from everram.runtime.simulation.objects import Objects, SimulatedMemory
+
+pytestmark = pytest.mark.timeout(60)
+
+MIB = 1 << 20
+NVM_BYTES = 4 * MIB
+STORAGE_BYTES = 16 * MIB
+PAGES = 32
+GUEST_ID = "g"
+
+
+class Clock:
+    def now_ns(self) -> int:
+        return 1
+
+    def wall_ns(self) -> int:
+        return 2
+
+
+class Traps:
+    """Sees every store of guests that go through the guard."""
+
+    def __init__(self) -> None:
+        self.served = True
+        self.ends: list[str] = []
+        """Guests that end while their memory is being protected."""
+        self.retried = 0
+
+    def is_served(self, guest_id: str, region: str) -> bool:
+        return self.served
+
+    def protect(self, guest_id: str, region: str) -> None:
+        if self.ends:
+            self.ends.pop()
+            raise Unavailable("its guest is ending")
+
+    def retry_all(self) -> None:
+        self.retried += 1
+
+    def waiting_pages(self) -> int:
+        return 0
+
+
+@dataclass
+class Computer:
+    """The part of a machine that stops guests. `frozen` holds what runs whenever one was stopped."""
+
+    processes: dict[str, GuestProcess] = field(default_factory=dict)
+    standing: set[str] = field(default_factory=set)
+    on_freeze: list[Callable[[], None]] = field(default_factory=list)
+
+    async def guests(self) -> list[GuestProcess]:
+        return list(self.processes.values())
+
+    async def freeze(self, guest_id: str, reason: str) -> None:
+        if guest_id not in self.processes:
+            raise NotFound(f"there is no guest {guest_id}")
+        self.standing.add(guest_id)
+        await asyncio.sleep(0)
+        if self.on_freeze:
+            self.on_freeze.pop(0)()
+
+    async def thaw(self, guest_id: str, reason: str) -> None:
+        self.standing.discard(guest_id)
+
+
+class Died(Exception):
+    """A host ends here."""
+
+
+class Dying:
+    """A gate at which a host dies: before each store, and in the middle of long ones."""
+
+    def __init__(self) -> None:
+        self.passes = 10**9
+
+    def split(self, length: int) -> int:
+        return length // 2 if length > 8 else length
+
+    def __call__(self) -> None:
+        self.passes -= 1
+        if self.passes < 0:
+            raise Died
+
+
+class DyingMemory(SimulatedMemory):
+    def __init__(self, objects: Objects, gate: Dying) -> None:
+        super().__init__(objects, cast("Any", gate))
+        self.gate = gate
+
+    async def create(self, name: str, size_bytes: int, *, resizable: bool = False) -> Any:
+        self.gate()
+        return await super().create(name, size_bytes, resizable=resizable)
+
+    async def remove(self, name: str) -> None:
+        self.gate()
+        await super().remove(name)
+
+
+class Box:
+    """A machine with one guest, and the host that serves it now."""
+
+    def __init__(self, *, trapped: bool = True, nvm_bytes: int = NVM_BYTES, storage_bytes: int = STORAGE_BYTES) -> None:
+        self.computer = Computer()
+        self.objects = Objects(64 * MIB)
+        self.media = Media(Seeds(1).stream("disk"), 1 << 30, DiskFaults(latency_min_s=0, latency_max_s=0))
+        self.traps = Traps() if trapped else None
+        self.nvm_bytes, self.storage_bytes = nvm_bytes, storage_bytes
+        self.gate = Dying()
+        self.lives = 0
+
+    async def host(self) -> NvmDeviceRef:
+        self.lives += 1
+        self.gate = Dying()
+        self.memory = DyingMemory(self.objects, self.gate)
+        self.guard = PageGuard()
+        nothing, machine = cast("Any", None), cast("Any", self.computer)
+        entropy = SimulatedEntropy(Seeds(self.lives).stream("entropy"))
+        disk = SimulatedDisk(self.media)
+        environment = Environment(
+            Clock(), entropy, disk, self.memory, machine, nothing, nothing, nothing, nothing, nothing
+        )
+        self.node = Node(environment, "h1", check_messages=True)
+        self.node.add(VMemFS)
+        self.node.add(
+            lambda: NvmDevice(self.nvm_bytes, self.storage_bytes, guard=self.guard, writers=cast("Any", self.traps)),
+            after=(VMEMFS,),
+        )
+        await self.node.start()
+        return self.nvm
+
+    @property
+    def nvm(self) -> NvmDeviceRef:
+        return self.node.ref(NvmDeviceRef)
+
+    async def make(self, *names: str, kind: pb.RegionKind = pb.LOGGED, pages: int = PAGES) -> None:
+        specs = [pb.RegionSpec(name=name, size_bytes=pages * PAGE_BYTES, kind=kind) for name in names]
+        asked = nvm.CreateRegionsRequest(guest_id=GUEST_ID, regions=specs, log_bytes=MIN_CAPACITY_BYTES)
+        self.regions = list((await self.nvm.create_regions(asked)).regions)
+        await self.node.ref(VMemFSRef).put_guest(pb.Guest(guest_id=GUEST_ID, name="guest", regions=self.regions))
+
+    def ring(self) -> Ring:
+        return Ring.open(self.memory.open(log_name(GUEST_ID)).map())
+
+    def begin(self) -> GuestCore:
+        """The guest's next incarnation."""
+        epoch = self.ring().epoch + 1
+        self.ring().begin_epoch(epoch)
+        self.computer.processes[GUEST_ID] = GuestProcess(GUEST_ID, epoch, 100)
+        return self.attach(epoch)
+
+    def attach(self, epoch: int) -> GuestCore:
+        mappings = [self.memory.open(region.arena).map() for region in self.regions]
+        return GuestCore(
+            guest_id=GUEST_ID,
+            name="guest",
+            epoch=epoch,
+            ring=self.ring(),
+            regions=[
+                Region(
+                    region.name,
+                    number,
+                    "mapped" if region.kind == pb.MAPPED else "logged",
+                    GuardedMapping(mapping, self.guard, region.arena) if self.traps else mapping,
+                    region.size_bytes,
+                )
+                for number, (region, mapping) in enumerate(zip(self.regions, mappings, strict=True))
+            ],
+            now_ns=lambda: 1,
+        )
+
+    def end(self) -> None:
+        del self.computer.processes[GUEST_ID]
+        self.ring().say_ended()
+
+    def content(self, name: str = "r") -> bytes:
+        region = next(region for region in self.regions if region.name == name)
+        return self.memory.open(region.arena).read(0, region.size_bytes)
+
+    # -- as a client asks
+
+    async def take(self, name: str, *regions: str) -> list[nvm.SnapshotRecord]:
+        named = [nvm.RegionName(guest_id=GUEST_ID, region=region) for region in regions or ("r",)]
+        return list((await self.nvm.snapshot(nvm.SnapshotRequest(regions=named, name=name))).snapshots)
+
+    async def read(self, name: str, region: str = "r") -> bytes:
+        asked = nvm.ReadSnapshotRequest(snapshot=named(name, region), length=MIB)
+        return (await self.nvm.read_snapshot(asked)).data
+
+    async def remove(self, *names: str) -> nvm.Freed:
+        return await self.nvm.remove_snapshots(nvm.SnapshotNames(snapshots=[named(name) for name in names]))
+
+    async def is_empty(self) -> bool:
+        findings = list((await self.nvm.check(pb.Empty())).findings)
+        assert not findings, findings
+        status = await self.nvm.status(pb.Empty())
+        return (status.snapshots, status.store_bytes, status.storage_bytes) == (0, 0, 0)
+
+    async def is_usable(self) -> bool:
+        (region,) = (await self.nvm.list_regions(nvm.RegionFilter(guest_id=GUEST_ID))).regions
+        return not region.reverting
+
+    async def is_content(self) -> bool:
+        return not (await self.nvm.status(pb.Empty())).warning
+
+
+def named(name: str, region: str = "r") -> nvm.SnapshotName:
+    return nvm.SnapshotName(guest_id=GUEST_ID, region=region, name=name)
+
+
+def store(core: GuestCore, page: int, value: int, region: str = "r") -> None:
+    with core.transaction() as tx:
+        tx.store(core.region(region), page * PAGE_BYTES, bytes([value]) * 8)
+
+
+@pytest.fixture(params=[True, False], ids=["trapped", "unseen"])
+async def box(request: pytest.FixtureRequest) -> Any:
+    made = Box(trapped=request.param)
+    await made.host()
+    await made.make("r")
+    yield made
+    await made.node.stop()
+
+
+async def until(condition: Callable[[], Awaitable[object]]) -> None:
+    """Of what has no event: somebody else's task goes on."""
+    async with asyncio.timeout(10):
+        while not await condition():  # noqa: ASYNC110
+            await asyncio.sleep(0)
+
+
+# -- guests that come and go ------------------------------------------------------------------------------------------
+
+
+async def test_a_guest_that_begins_anew_while_it_is_stopped_is_stopped_again(box: Box) -> None:
+    core = box.begin()
+    store(core, 1, 1)
+    later: list[GuestCore] = []
+
+    def restart() -> None:
+        later.append(box.begin())
+        box.computer.standing.clear()
+        store(later[0], 2, 2)
+
+    box.computer.on_freeze.append(restart)
+    (told,) = await box.take("s")
+    assert (told.epoch, box.computer.standing) == (later[0].epoch, set())
+    before = box.content()
+    store(later[0], 3, 3)
+    assert await box.read("s") == before
+    types = [record.type for record in box.ring().chain(0)]
+    assert types == [RecordType.STORES, RecordType.STORES, RecordType.SNAPSHOT, RecordType.STORES]
+
+
+async def test_a_guest_that_dies_while_it_is_stopped_is_snapshotted_as_it_left_things(box: Box) -> None:
+    core = box.begin()
+    store(core, 1, 1)
+    box.computer.on_freeze.append(box.end)
+    (told,) = await box.take("s")
+    assert told.lsn == core.lsn
+    assert (await box.read("s")) == box.content()
+
+
+async def test_a_guest_that_is_being_started_is_waited_for(box: Box) -> None:
+    store(box.begin(), 1, 1)
+    box.end()
+    epoch = box.ring().epoch + 1
+    box.ring().begin_epoch(epoch)  # it has no process yet, and will have one
+    with pytest.raises(Unavailable, match="was starting"):
+        await box.take("s")
+    assert box.ring().tail == box.ring().applied == box.ring().epoch_start, "nothing was written to its log"
+    box.computer.processes[GUEST_ID] = GuestProcess(GUEST_ID, epoch, 100)
+    core = box.attach(epoch)
+    assert len(await box.take("s")) == 1
+    store(core, 1, 2)
+    assert (await box.read("s"))[PAGE_BYTES] == 1
+
+
+async def test_a_guest_in_the_midst_of_a_commit_is_let_go_on_with_it(box: Box) -> None:
+    core = box.begin()
+    commits = 0
+
+    def commit() -> None:
+        nonlocal commits
+        core._writer.end()
+        store(core, 1, commits := commits + 1)
+        if commits < 3:
+            core._writer.begin()
+
+    core._writer.begin()
+    box.computer.on_freeze += [lambda: None, commit, commit, commit]
+    (told,) = await box.take("s")
+    assert (commits, told.lsn, (await box.read("s"))[PAGE_BYTES]) == (3, core.lsn, 3)
+
+
+async def test_what_keeps_a_snapshot_from_being_taken_leaves_the_log_as_it_was(box: Box) -> None:
+    core = box.begin()
+    store(core, 1, 1)
+    await box.take("s")
+    tail = box.ring().tail
+    with pytest.raises(AlreadyExists):
+        await box.take("s")
+    if box.traps is not None:
+        box.traps.ends = ["it ends as it is protected"]
+        await box.take("t")  # asked again
+        assert not box.traps.ends
+        await box.remove("t")
+        tail = box.ring().tail
+    assert (box.ring().committed_end(), box.computer.standing) == (tail, set())
+    store(core, 1, 2)
+    assert [record.type for record in box.ring().chain(tail)] == [RecordType.STORES]
+
+
+async def test_a_snapshot_is_removed_while_its_guest_waits_for_the_room(box: Box) -> None:
+    """It does so in the midst of a commit, where nothing can be written into its log."""
+    box.begin()
+    await box.take("s")
+    box.ring().publish(COMMITTING, BUSY)
+    await box.remove("s")
+    assert await box.is_empty()
+    box.ring().publish(COMMITTING, IDLE)
+    await box.take("s")
+    await box.remove("s")
+    types = [record.type for record in box.ring().chain(0)]
+    assert types == [RecordType.SNAPSHOT, RecordType.SNAPSHOT, RecordType.DELETE], "the first is told by the second"
+
+
+async def test_a_clone_has_the_holes_of_its_snapshot(box: Box) -> None:
+    store(box.begin(), 3, 7)
+    await box.take("s")
+    await box.nvm.clone_snapshot(nvm.CloneRequest(snapshot=named("s"), name="clone"))
+    (clone,) = [
+        one for one in (await box.nvm.list_regions(nvm.RegionFilter(guest_id=GUEST_ID))).regions if one.name != "r"
+    ]
+    memory = box.memory.open(clone.arena)
+    assert memory.read(0, clone.size_bytes) == box.content()
+    assert memory.extents() == [(3 * PAGE_BYTES, PAGE_BYTES)]
+
+
+async def test_several_snapshots_of_one_guest_come_one_after_the_other(box: Box) -> None:
+    core = box.begin()
+    store(core, 1, 1)
+    await asyncio.gather(*(box.take(f"s{number}") for number in range(5)))
+    assert {await box.read(f"s{number}") for number in range(5)} == {box.content()}
+    assert len(list(box.ring().chain(0))) == 6
+
+
+# -- hosts that die ---------------------------------------------------------------------------------------------------
+
+
+async def every_death(
+    box: Box, work: Callable[[NvmDeviceRef], Awaitable[object]], look: Callable[[Box], Awaitable[None]], every: int = 1
+) -> None:
+    """A host that dies at each of its stores while it works, and what its successor finds."""
+    await box.node.stop()
+    objects, media, passes = box.objects, box.media, 0
+    while True:
+        box.objects = Objects(objects.capacity_bytes)
+        box.objects.by_name = copy.deepcopy(objects.by_name)
+        box.media = copy.deepcopy(media)
+        ref = await box.host()
+        box.gate.passes = passes
+        try:
+            await work(ref)
+        except EverramError:  # as the asker of a handler that broke is told
+            pass
+        died = box.gate.passes < 0
+        box.gate.passes = 0
+        await box.node.stop()
+        await box.host()
+        await look(box)
+        await box.node.stop()
+        passes += every
+        if not died:
+            await box.host()
+            return
+
+
+async def test_a_snapshot_that_a_death_cut_off_is_whole_or_nothing() -> None:
+    box = Box(trapped=False)
+    await box.host()
+    await box.make("r", pages=4)
+    core = box.begin()
+    for page in range(3):
+        store(core, page, page + 1)
+    box.end()
+    before = box.content()
+    seen = set()
+
+    async def look(box: Box) -> None:
+        found = await box.nvm.snapshots(nvm.SnapshotFilter(guest_id=GUEST_ID))
+        seen.add(len(found.snapshots))
+        for page in range(3):  # of a guest whose stores nobody sees
+            box.memory.open(box.regions[0].arena).write(page * PAGE_BYTES, b"later")
+        if found.snapshots:
+            assert await box.read("s") == before
+            await box.remove("s")
+        await until(box.is_empty)
+
+    await every_death(box, lambda _: box.take("s"), look)
+    assert seen == {0, 1}
+    await box.node.stop()
+
+
+async def test_a_reversion_that_a_death_cut_off_goes_on_and_is_told_of_meanwhile() -> None:
+    box = Box()
+    await box.host()
+    await box.make("r", pages=4)
+    core = box.begin()
+    contents = {}
+    for number in range(3):
+        for page in range(number, 4):
+            store(core, page, 10 * number + page + 1)
+        contents[f"s{number}"] = box.content()
+        await box.take(f"s{number}")
+    store(core, 0, 99)
+    box.end()
+    await box.nvm.purge(nvm.PurgeRequest())
+    store_all = box.content()
+    states = set()
+
+    async def look(box: Box) -> None:
+        states.add(await box.is_usable())
+        await until(box.is_usable)
+        assert box.content() in (store_all, contents["s0"])
+        for name, content in contents.items():
+            assert await box.read(name) == content
+        await box.remove(*contents)
+        await until(box.is_empty)
+
+    await every_death(box, lambda ref: ref.revert(named("s0")), look, every=3)
+    assert states == {False, True}
+    await box.node.stop()
+
+
+async def test_a_region_that_a_death_left_half_grown_has_tables_that_fit() -> None:
+    box = Box()
+    await box.host()
+    await box.make("r", kind=pb.MAPPED, pages=4)
+    box.memory.open(box.regions[0].arena).write(0, b"x" * PAGE_BYTES)
+    box.ring().say_ended()
+    await box.take("s")
+    sizes = set()
+
+    async def look(box: Box) -> None:
+        (region,) = (await box.nvm.list_regions(nvm.RegionFilter(guest_id=GUEST_ID))).regions
+        table = PageTable.open(box.memory.open(table_name(GUEST_ID, "r")).map())
+        assert table.pages * PAGE_BYTES == region.size_bytes == box.memory.open(region.arena).size_bytes
+        assert box.memory.open(region.arena).read(0, PAGE_BYTES) == b"x" * PAGE_BYTES
+        assert [name for name in box.memory.names() if name.startswith("region.")] == [region.arena]
+        sizes.add(table.pages)
+
+    asked = nvm.GrowRequest(region=nvm.RegionName(guest_id=GUEST_ID, region="r"), size_bytes=8 * PAGE_BYTES)
+    await every_death(box, lambda ref: ref.grow_region(asked), look)
+    assert sizes == {4, 8}
+    await box.node.stop()
+
+
+# -- removing, reverting, reading, all at once ------------------------------------------------------------------------
+
+
+async def test_a_snapshot_that_is_being_removed_is_not_read_as_something_else(box: Box) -> None:
+    core = box.begin()
+    for page in range(PAGES):
+        store(core, page, 1)
+    before = box.content()
+    await box.take("s")
+    for page in range(PAGES):
+        store(core, page, 2)
+    await box.take("t")
+    await box.nvm.purge(nvm.PurgeRequest())
+
+    async def read() -> bytes | None:
+        try:
+            return await box.read("s")
+        except NotFound:
+            return None
+
+    async def remove(after: int) -> None:
+        for _ in range(after):
+            await asyncio.sleep(0)
+        await box.remove("s")
+
+    found, _ = await asyncio.gather(read(), remove(20))
+    assert found in (before, None)
+    assert await box.read("t") == box.content()
+
+
+async def test_a_region_goes_while_it_is_purged_reverted_and_its_snapshots_deleted(box: Box) -> None:
+    core = box.begin()
+    for number in range(4):
+        for page in range(PAGES):
+            store(core, page, number)
+        await box.take(f"s{number}")
+    box.end()
+    going = [
+        asyncio.create_task(work)
+        for work in (
+            box.nvm.purge(nvm.PurgeRequest()),
+            box.nvm.revert(named("s1")),
+            box.remove("s2"),
+            box.nvm.remove_region(nvm.RegionName(guest_id=GUEST_ID, region="r")),
+        )
+    ]
+    purged, reverted, removed, gone = await asyncio.gather(*going, return_exceptions=True)
+    assert isinstance(reverted, EverramError)
+    assert [isinstance(one, BaseException) for one in (purged, removed, gone)] == [False] * 3
+    assert await box.is_empty()
+    assert not [name for name in box.memory.names() if name.startswith("region.")]
+
+
+async def test_who_saves_the_memory_is_heard_while_a_removal_waits_for_it(box: Box) -> None:
+    store(box.begin(), 1, 1)
+    await box.take("s")
+    box.end()
+    await box.nvm.quiesce(nvm.QuiesceMoves(on=True))
+    if box.traps is not None:
+        assert box.guard.keeper is not None
+        with pytest.raises(ResourceExhausted, match="being saved"):
+            box.guard.keeper.before_write(box.regions[0].arena, 1)
+    taking = asyncio.create_task(box.take("t"))
+    removing = asyncio.create_task(box.nvm.remove_regions(nvm.RegionFilter(guest_id=GUEST_ID)))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert not removing.done()
+    async with asyncio.timeout(5):
+        await box.nvm.quiesce(nvm.QuiesceMoves(on=False))
+        await removing
+        await asyncio.wait([taking])
+    assert taking.exception() is not None
+    assert await box.is_empty()
+
+
+# -- storage and room -------------------------------------------------------------------------------------------------
+
+
+async def test_a_block_that_storage_has_lost_stops_what_needs_it_and_nothing_else() -> None:
+    box = Box()
+    await box.host()
+    await box.make("r", pages=4)
+    core = box.begin()
+    for page in range(4):
+        store(core, page, 1)
+    await box.take("s")
+    for page in range(4):
+        store(core, page, 2)
+    now = box.content()
+    await box.nvm.purge(nvm.PurgeRequest())
+    file = box.media.files["nvm/purged"]
+    file.cached[content_offset(0) + 17] ^= 1
+    with pytest.raises(DataLoss, match="slot 0 at offset 69632 does not match its checksum"):
+        await box.read("s")
+    assert len((await box.nvm.check(pb.Empty())).findings) == 1
+    box.end()
+    with pytest.raises(DataLoss, match="nothing has changed"):
+        await box.nvm.revert(named("s"))
+    assert box.content() == now
+    assert await box.is_usable()
+    await box.node.stop()
+    await box.host()  # nor does it keep a successor from starting
+    await box.remove("s")
+    assert await box.is_empty()
+    await box.node.stop()
+
+
+async def test_a_full_device_and_full_storage_are_told_of_until_there_is_room() -> None:
+    box = Box(storage_bytes=4 * PAGE_BYTES)
+    await box.host()
+    await box.make("r", pages=256)
+    core = box.begin()
+    for page in range(256):
+        store(core, page, 1)
+    before = box.content()
+    await box.take("s")
+    with pytest.raises(ResourceExhausted):
+        for number in range(1, 9):
+            for page in range(256):
+                store(core, page, number)
+            await box.take(f"s{number}")
+    warned = (await box.nvm.status(pb.Empty())).warning
+    assert warned.startswith(("old blocks are not purged: no place on storage", "only "))
+    assert await box.read("s") == before
+    listed = await box.nvm.snapshots(nvm.SnapshotFilter(guest_id=GUEST_ID, usage=True))
+    await box.remove(*(one.name for one in listed.snapshots))
+    await until(box.is_content)
+    assert await box.is_empty()
+    core = box.attach(core.epoch)
+    store(core, 1, 9)
+    await box.node.stop()
+
+
+async def test_a_copy_for_which_there_is_no_room_leaves_no_snapshot() -> None:
+    box = Box(trapped=False, nvm_bytes=2 * MIB, storage_bytes=4 * PAGE_BYTES)
+    await box.host()
+    await box.make("r", pages=256)
+    core = box.begin()
+    for page in range(256):
+        store(core, page, 1)
+    with pytest.raises(ResourceExhausted):
+        for number in range(4):
+            await box.take(f"s{number}")
+            for page in range(256):
+                store(core, page, number)
+    assert box.computer.standing == set()
+    listed = await box.nvm.snapshots(nvm.SnapshotFilter(guest_id=GUEST_ID))
+    await box.nvm.control_purge(nvm.PurgeControl(paused=True))
+    with pytest.raises(ResourceExhausted, match=r"paused|too little"):
+        await asyncio.wait_for(box.take("more"), 5)
+    assert [one.name for one in listed.snapshots] == [
+        one.name for one in (await box.nvm.snapshots(nvm.SnapshotFilter(guest_id=GUEST_ID))).snapshots
+    ]
+    if listed.snapshots:
+        await box.remove(*(one.name for one in listed.snapshots))
+    assert await box.is_empty()
+    await box.node.stop()
