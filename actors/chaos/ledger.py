@@ -47,6 +47,9 @@ class Ledger(Workload):
         self.journal.settle(found.count)
         self.world.note(self.name, f"epoch {me.epoch} finds {found.count} transfers")
 
+    def state(self) -> Found:
+        return Found(self.journal.committed, self.journal.balances_after(self.journal.committed))
+
     async def operate(self, me: AsyncGuest) -> int:
         """One transfer."""
         source, target = self.stream.sample(range(ACCOUNTS), 2)
@@ -82,6 +85,16 @@ class Ledger(Workload):
 def read(region: Region) -> Found:
     balances = tuple(_signed(region.load_u64(at)) for at in _ACCOUNT_AT)
     return Found(region.load_u64(_COUNT_AT), balances)
+
+
+def understand(content: bytes) -> Found:
+    """The same, of a copy of the region."""
+    words = memoryview(content)
+
+    def word(at: int) -> int:
+        return int.from_bytes(words[at : at + 8], "little")
+
+    return Found(word(_COUNT_AT), tuple(_signed(word(at)) for at in _ACCOUNT_AT))
 
 
 def _signed(word: int) -> int:

@@ -48,6 +48,9 @@ FAILOVER_FAULTS: dict[str, int] = {
 HOSTS = (1, 1, 1, 2, 2, 3, 3, 3, 4, 5)
 """Small clusters more often: they run faster, and most of what can break breaks in them."""
 
+SNAPSHOT_PAUSES_S = (0, 0, 0.1, 0.3)
+"""In half of the clusters there are none."""
+
 GUEST_ENDS_MAX = 6
 """Of one guest, so that the pauses between its restarts stay short."""
 
@@ -88,6 +91,8 @@ class ClusterPlan:
     preemption_hosts: int
     duration_s: float
     faults: tuple[Fault, ...]
+    snapshot_pause_s: float
+    """Between two things that the user of each guest's snapshots does; 0: guests have none."""
 
     @staticmethod
     def draw(stream: Stream, scale: float) -> ClusterPlan:
@@ -105,6 +110,7 @@ class ClusterPlan:
             preemption_hosts=stream.choice((0, 20, 200)),
             duration_s=duration_s,
             faults=_bearable(faults),
+            snapshot_pause_s=stream.choice(SNAPSHOT_PAUSES_S),
         )
 
     @staticmethod
@@ -133,12 +139,16 @@ class ClusterPlan:
             preemption_hosts=stream.choice((0, 20, 200)),
             duration_s=duration_s,
             faults=_bearable(sorted(faults, key=lambda f: f.at_s)),
+            snapshot_pause_s=stream.choice(SNAPSHOT_PAUSES_S),
         )
 
     def __str__(self) -> str:
         guests = ", ".join(f"{g.program} {g.name} on {g.host} with {g.copies} copies" for g in self.guests)
         faults = "; ".join(map(str, self.faults)) or "no faults"
-        return f"cluster of {self.hosts}, {guests}, {self.clients} clients, {self.duration_s:.2f} s: {faults}"
+        snapshots = f"snapshots every {self.snapshot_pause_s:g} s, " if self.snapshot_pause_s else ""
+        return (
+            f"cluster of {self.hosts}, {guests}, {self.clients} clients, {snapshots}{self.duration_s:.2f} s: {faults}"
+        )
 
 
 def _guest(stream: Stream, number: int, hosts: list[str]) -> GuestPlan:

@@ -12,6 +12,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from everram.actors.nvm_device.draft import Draft
+from everram.actors.nvm_device.keeper import SnapshotKeeper
 from everram.actors.replicator import copy_keeper
 from everram.actors.replicator.copy_keeper import CopyKeeper
 from everram.actors.replicator.guest_log import GuestLog
@@ -123,6 +125,14 @@ def _lease_late(core: GuestCore, stores: Sequence[RawStore]) -> int:
     return lsn
 
 
+async def _copied_later(keeper: SnapshotKeeper, arena: str) -> None:
+    """A snapshot is told before what it holds has been copied, though nobody sees the stores that change it."""
+
+
+def _blocks_kept(draft: Draft, blocks: Sequence[int]) -> None:
+    """What a deletion or a purge has done with stays taken."""
+
+
 PLANTED: dict[str, tuple[tuple[Any, str, Any], ...]] = {
     "torn-publish": ((LogWriter, "publish", _torn_publish),),
     "apply-before-append": ((GuestCore, "commit", _apply_before_append),),
@@ -135,6 +145,8 @@ PLANTED: dict[str, tuple[tuple[Any, str, Any], ...]] = {
     "shrunk-uncommitted": ((GuestLog, "_commit_members", _shrunk_uncommitted),),
     "empty-set-satisfies": ((GuestCore, "replicated", _empty_set_satisfies),),
     "lease-late": ((GuestCore, "commit", _lease_late),),
+    "copied-later": ((SnapshotKeeper, "_copy_out", _copied_later),),
+    "blocks-kept": ((Draft, "free_blocks", _blocks_kept),),
 }
 """name -> what is replaced by what: (owner, attribute, mistake)."""
 

@@ -15,14 +15,16 @@ from everram.actors.chaos.checks.keeps_promises import KeepsPromises
 from everram.actors.chaos.checks.one_incarnation import OneIncarnation
 from everram.actors.chaos.checks.promised_is_held import PromisedIsHeld
 from everram.actors.chaos.checks.reader_wakes import ReaderWakes
+from everram.actors.chaos.checks.snapshots_exact import SnapshotsExact
 from everram.actors.chaos.checks.stays_frozen import StaysFrozen
 from everram.actors.chaos.checks.under_lease import UnderLease
 from everram.actors.chaos.cluster import Cluster, Preemption, announce
 from everram.actors.chaos.counter import Counter
 from everram.actors.chaos.injector import Injector
-from everram.actors.chaos.ledger import Ledger
+from everram.actors.chaos.ledger import Ledger, understand
 from everram.actors.chaos.mapped import Mapped
 from everram.actors.chaos.plan import ClusterPlan, GuestPlan
+from everram.actors.chaos.snapshots import SnapshotUser, clear
 from everram.actors.chaos.workload import Workload
 from everram.runtime.contracts import common_pb2 as pb
 from everram.runtime.contracts import host_pb2
@@ -68,6 +70,9 @@ class Tenant:
         self.lost = False
         """Whether every memory that held it has died: nothing can be expected of it any more."""
         self.door: Endpoint[Service] = Endpoint(world.fabric, plan.name)
+        self.snapshots = SnapshotsExact(
+            world, plan.name, understand if plan.program == "/ledger" else None, stays=plan.copies == 0
+        )
         self.wakes = ReaderWakes(world, partial(scenario.reader, self), partial(scenario.verified, self))
         committed, replicated = partial(scenario.committed, self), partial(scenario.replicated, self)
         self.workload = WORKLOADS[plan.program](
@@ -119,6 +124,8 @@ class ClusterScenario:
             for tenant in self.tenants:
                 await self._run_guest(tenant)
         clients = [self._client(tenant, number) for tenant in self.tenants for number in range(self.plan.clients)]
+        users = [self._snapshot_user(tenant) for tenant in self.tenants if self.plan.snapshot_pause_s]
+        using = [self.world.loop.spawn(self.world.loop.system, user.live()) for user in users]
         faults = asyncio.create_task(self.injector.play(self.plan.faults))
         await asyncio.sleep(self.plan.duration_s)
         await faults
@@ -130,12 +137,33 @@ class ClusterScenario:
                 )
         for host in self.cluster.names:
             await converges.check(self.world, f"{host} answers", CONVERGENCE_BOUND_S, partial(self._answers, host))
-        for client in clients:
+        for client in (*clients, *using):
             client.cancel()
+        for user in users:
+            await user.read_all()
         for tenant in self.tenants:
             if not tenant.lost:
                 await self._look_once_more(tenant)
+        if users:
+            for host in self.cluster.names:
+                await converges.check(
+                    self.world,
+                    f"{host} gives back",
+                    CONVERGENCE_BOUND_S,
+                    partial(clear, self.world, self.cluster, host),
+                )
         self._report_failures()
+
+    def _snapshot_user(self, tenant: Tenant) -> SnapshotUser:
+        return SnapshotUser(
+            self.world,
+            self.cluster,
+            tenant.plan.name,
+            lambda: (tenant.host, tenant.guest_id) if tenant.guest_id else None,
+            (tenant.workload.region, tenant.workload.region_bytes),
+            tenant.snapshots,
+            self.plan.snapshot_pause_s,
+        )
 
     async def _look_once_more(self, tenant: Tenant) -> None:
         """At its copies, while it stands still; then let a last incarnation find what the others left."""
@@ -229,6 +257,7 @@ class ClusterScenario:
             tenant.memory_id = memory_id
             if not tenant.lost:
                 tenant.workload.recover(me, moved=moved)
+            self._note_state(tenant, me, 0)
             tenant.door.open(seat.domain, Service(tenant.workload, me))
             await tenant.workload.work(me)
         except GuestError as error:
@@ -241,6 +270,12 @@ class ClusterScenario:
         self.incarnations.committed(me.guest_id, me.epoch)
         self.lease.committed(host, me.guest_id)
         tenant.wakes.committed(lsn)
+        self._note_state(tenant, me, lsn)
+
+    def _note_state(self, tenant: Tenant, me: AsyncGuest, lsn: int) -> None:
+        """Of a region as whoever stands still now has it; `lsn` 0: at its begin."""
+        if (state := tenant.workload.state()) is not None:
+            tenant.snapshots.history.note(me.epoch, lsn, state)
 
     def replicated(self, tenant: Tenant, me: AsyncGuest, lsn: int) -> None:
         if not tenant.lost:

@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Callable
 from typing import ClassVar
 
+from everram.actors.chaos.journal import Found
 from everram.runtime.guest.aio import AsyncGuest
 from everram.runtime.simulation.entropy import Stream
 from everram.runtime.simulation.world import World
@@ -47,6 +48,10 @@ class Workload:
         """Check what this incarnation found. Violations go to the world. `moved`: it runs on a copy of the memory that
         its predecessor had, so what was not known to be replicated may be gone."""
         raise NotImplementedError
+
+    def state(self) -> Found | None:
+        """What its region holds after the last commit that has returned; None if it does not keep count of that."""
+        return None
 
     async def operate(self, me: AsyncGuest) -> int:
         """One piece of work; returns its number. Raises Fenced, and then nothing has happened."""

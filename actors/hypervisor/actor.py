@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable
 from everram.actors.hypervisor import admission, output
 from everram.actors.hypervisor.faults import FaultService
 from everram.actors.hypervisor.handover import Handover
-from everram.actors.hypervisor.household import GRACE_S, REGISTER_TIMEOUT_S, Household
+from everram.actors.hypervisor.household import GRACE_S, REGISTER_TIMEOUT_S, REMOVE_TIMEOUT_S, Household
 from everram.actors.hypervisor.life import ENDED, Restart, word
 from everram.actors.hypervisor.regions import RegionChanges
 from everram.actors.hypervisor.resident import Resident
@@ -32,8 +32,6 @@ from everram.runtime.errors import (
     NotFound,
     Unavailable,
 )
-
-SNAPSHOT_REASON = "snapshot"
 
 
 class Hypervisor(HypervisorActor):
@@ -58,7 +56,6 @@ class Hypervisor(HypervisorActor):
         processes = {process.guest_id: process for process in await house.machine.guests()}
         for guest in stored.guests:
             await self._adopt(guest, processes.pop(guest.guest_id, None))
-        await self._thaw_after_snapshots()
         for stranger in processes:
             # Recorded before it was started, so a process without a record is the rest of a removal.
             await house.machine.kill(stranger)
@@ -84,12 +81,6 @@ class Hypervisor(HypervisorActor):
         else:
             self.context.spawn(self._house.begin_again(resident, record.epoch), name=f"begin {record.name} again")
 
-    async def _thaw_after_snapshots(self) -> None:
-        """A host that died while it took a snapshot left guests stopped; what they store is trapped again by now."""
-        for process in await self._house.machine.guests():
-            if process.pid and SNAPSHOT_REASON in process.freeze_reasons:
-                await self._house.machine.thaw(process.guest_id, SNAPSHOT_REASON)
-
     async def _go_on(self, resident: Resident, epoch: int) -> None:
         """Register an incarnation that outlived this host's predecessor; it serves meanwhile, until its lease ends."""
         while resident.guest.epoch == epoch and not resident.process_gone.is_set():
@@ -111,7 +102,13 @@ class Hypervisor(HypervisorActor):
         """What belongs to a guest without a record: the host died between making its regions and recording it."""
         known = (await self._house.nvm.list_regions(RegionFilter())).guest_ids
         for guest_id in sorted(set(known) - self._house.residents.keys()):
-            await self._house.nvm.remove_regions(RegionFilter(guest_id=guest_id))
+            self.context.spawn(self._remove_regions(guest_id), name=f"remove regions of {guest_id}")
+
+    async def _remove_regions(self, guest_id: str) -> None:
+        try:
+            await self._house.nvm.remove_regions(RegionFilter(guest_id=guest_id), timeout_s=REMOVE_TIMEOUT_S)
+        except EverramError as error:
+            self.context.log.error("regions of %s, whom nobody knows, are not removed: %s", guest_id, error.message)
 
     # -- the machine's events
 

@@ -33,6 +33,8 @@ GRACE_S = 5.0
 """Between SIGTERM and SIGKILL of a guest that is asked to stop, if its user names nothing else."""
 REGISTER_TIMEOUT_S = 10.0
 """How long a new incarnation waits for a lease: coordination restarts in well under a second."""
+REMOVE_TIMEOUT_S = 600.0
+"""Of regions: their snapshots are deleted a piece at a time."""
 RETRY_S = 0.2
 """Between attempts to begin an incarnation that nobody waits for."""
 
@@ -209,7 +211,7 @@ class Household:
             await self.machine.forget(guest_id)
         if everywhere:
             await self.availability.forget(GuestKey(guest_id=guest_id, epoch=resident.guest.epoch))
-        await self.nvm.remove_regions(RegionFilter(guest_id=guest_id))
+        await self.nvm.remove_regions(RegionFilter(guest_id=guest_id), timeout_s=REMOVE_TIMEOUT_S)
         await self.context.environment.logs.remove(resident.output_path)
         with contextlib.suppress(NotFound):  # it may never have been recorded
             await self.vmemfs.remove_guest(GuestId(guest_id=guest_id))

@@ -356,12 +356,14 @@ class NvmDevice(NvmDeviceActor):
 
     async def _clone(self, request: nvm.CloneRequest) -> pb.Region:
         """A region of its own, with the snapshot's content: filled before anything names it."""
-        source, record = (
-            self._region(request.snapshot.guest_id, request.snapshot.region),
-            self._record(request.snapshot),
-        )
-        spec = pb.RegionSpec(name=request.name, size_bytes=record.size_bytes, kind=source.kind)
-        plan = self._device.plan(nvm.CreateRegionsRequest(guest_id=source.guest_id, regions=[spec]))
+        record = self._record(request.snapshot)
+
+        def planned() -> Plan:
+            source = self._region(request.snapshot.guest_id, request.snapshot.region)
+            spec = pb.RegionSpec(name=request.name, size_bytes=record.size_bytes, kind=source.kind)
+            return self._device.plan(nvm.CreateRegionsRequest(guest_id=source.guest_id, regions=[spec]))
+
+        plan = planned()
         made: list[str] = []
         try:
             for name, size_bytes in plan.objects():
@@ -369,7 +371,11 @@ class NvmDevice(NvmDeviceActor):
                 made.append(name)
             _format(plan, self._memory)
             await self._keeper.fill(record, self._memory.open(plan.regions[0].arena))
-            self._device.metadata.add(plan.regions, None)
+            async with self._changing:
+                plan = (
+                    planned()
+                )  # once more: that took a while, and others may have the room or the name, or it is gone
+                self._device.metadata.add(plan.regions, None)
         except EverramError:
             for name in reversed(made):
                 await self._memory.remove(name)

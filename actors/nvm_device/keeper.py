@@ -177,6 +177,7 @@ class SnapshotKeeper:
         keeper = SnapshotKeeper(context, snapshots, arenas, guard, writers, budget)
         guard.keeper = keeper
         keeper._go_on()
+        await keeper._thaw_left()
         return keeper
 
     def _go_on(self) -> None:
@@ -191,6 +192,13 @@ class SnapshotKeeper:
         for record in deletion.unfinished(self.snapshots):
             self._begin_delete(record)
         self._context.spawn(self.purger.run(), name="purge")
+
+    async def _thaw_left(self) -> None:
+        """A host that died as it took a snapshot left guests stopped. What they store is trapped as it was before: who
+        stores before this host serves faults waits until it does. What was copied out and is not whole is gone."""
+        for process in await self._environment.machine.guests():
+            if process.pid and FREEZE_REASON in process.freeze_reasons:
+                await self._thaw(process.guest_id)
 
     async def close(self) -> None:
         if self._storage is not None:

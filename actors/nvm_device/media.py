@@ -174,7 +174,8 @@ class Media:
         """One more page of bits. Raises ResourceExhausted."""
         if bitmap.pages >= WORDS_PER_PAGE:
             raise ResourceExhausted(f"no {bitmap.what} is free: the metadata cannot name more")
-        page = self.pages.take() if bitmap is self.pages else self.take_page()
+        # For places on storage it may be a spare one: purging is what makes room on a full device.
+        page = self.pages.take() if bitmap is self.pages else self.take_page(spare=bitmap is self.storage)
         self.write_page(page, bytes(PAGE_BYTES))
         change = Change()
         self.pages.mark(change, [page])

@@ -28,6 +28,8 @@ from everram.runtime.errors import EverramError, FailedPrecondition
 from everram.runtime.formats.image import examine, mark_opened
 
 FREEZE_REASON = "down"
+QUIESCE_TIMEOUT_S = 60.0
+"""Of the NVM device: a batch of a purge comes to its end first, at the speed of the disk."""
 ON_MAINS = "on mains"
 
 
@@ -134,7 +136,7 @@ class PowerMonitor(PowerMonitorActor):
         try:
             await environment.machine.freeze("", FREEZE_REASON)
             await self._replicator.quiesce(QuiesceRequest(on=True))
-            await self._nvm.quiesce(QuiesceMoves(on=True))
+            await self._nvm.quiesce(QuiesceMoves(on=True), timeout_s=QUIESCE_TIMEOUT_S)
             host = await self.context.ref(VMemFSRef).get_host(pb.Empty())
             report = await save(environment, cause, host.memory_id)
         except BaseException:
@@ -157,7 +159,7 @@ class PowerMonitor(PowerMonitorActor):
             host = await self.context.ref(VMemFSRef).get_host(pb.Empty())
             await mark_opened(environment.disk, survey, survey.marker.generation, host.memory_id)
         await self._replicator.quiesce(QuiesceRequest(on=False))
-        await self._nvm.quiesce(QuiesceMoves(on=False))
+        await self._nvm.quiesce(QuiesceMoves(on=False), timeout_s=QUIESCE_TIMEOUT_S)
         await environment.machine.thaw("", reason)
         return pb.Empty()
 

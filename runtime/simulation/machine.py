@@ -467,6 +467,8 @@ class SimulatedMachine:
         self.within(0, lambda: self.event(self.core.guest_stopped, guest.launch.guest_id))
 
     def _continue_guest(self, guest: Guest) -> None:
+        if not guest.domain.alive:
+            return  # it was killed while it was stopped, and is not reaped yet
         self._observe("continued", guest)
         self.loop.thaw(guest.domain)
 

@@ -7,13 +7,15 @@ from collections.abc import Iterator
 
 import pytest
 
-from everram.actors.chaos.checks import all_or_nothing, commit_order, converges, nothing_lost
+from everram.actors.chaos.checks import all_or_nothing, commit_order, converges, nothing_leaks, nothing_lost
 from everram.actors.chaos.checks.answered import Answered
 from everram.actors.chaos.checks.one_incarnation import OneIncarnation
 from everram.actors.chaos.checks.reader_wakes import ReaderWakes
+from everram.actors.chaos.checks.snapshots_exact import History, SnapshotsExact, Told
 from everram.actors.chaos.checks.stays_frozen import StaysFrozen
 from everram.actors.chaos.checks.under_lease import SLACK_NS, UnderLease
 from everram.actors.chaos.journal import Found, Journal
+from everram.runtime.contracts.nvm_device_pb2 import NvmStatus, SnapshotRecord
 from everram.runtime.errors import Unavailable
 from everram.runtime.simulation.world import World
 
@@ -156,3 +158,52 @@ def test_what_does_not_converge(world: World) -> None:
 
     world.run(scenario())
     assert [violation.property for violation in world.violations] == [converges.PROPERTY]
+
+
+def state(count: int) -> Found:
+    return Found(count, (-count, count))
+
+
+@pytest.mark.parametrize(
+    ("epoch", "lsn", "found", "wrong"),
+    [
+        (1, 0, state(0), False),  # nothing was committed
+        (1, 150, state(1), False),
+        (1, 150, state(2), True),  # that came later
+        (1, 250, state(1), True),  # there was one more
+        (1, 250, Found(2, (-2, 3)), True),
+        (1, 300, state(3), False),  # committed, and its guest died before it was told
+        (1, 300, state(4), True),
+        (2, 400, state(2), False),  # what a copy went on from
+        (2, 500, state(3), False),
+        (2, 500, state(2), True),
+    ],
+)
+def test_what_a_snapshot_holds(epoch: int, lsn: int, found: Found, wrong: bool) -> None:
+    history = History()
+    for known in ((1, 0, state(0)), (1, 100, state(1)), (1, 200, state(2)), (2, 0, state(2)), (2, 450, state(3))):
+        history.note(*known)
+    assert (history.wrong(epoch, lsn, found) is not None) == wrong
+
+
+def test_a_snapshot_stays_what_it_is_until_it_is_removed(world: World) -> None:
+    exact = SnapshotsExact(world, "g", None, stays=True)
+    told = Told("m1", SnapshotRecord(region="r", name="s"))
+    exact.read(told, b"x")
+    exact.read(told, b"x")
+    exact.missed(told, "m2")  # another memory
+    assert not world.violations
+    exact.read(told, b"y")
+    exact.missed(told, "m1")
+    assert len(world.violations) == 2
+    exact.missed(Told("m1", told.record, removing=True), "m1")
+    assert len(world.violations) == 2
+
+
+@pytest.mark.parametrize(
+    ("findings", "snapshots", "store_bytes", "leaks"),
+    [([], 0, 0, False), ([], 1, 8, False), ([], 0, 8, True), (["one"], 1, 0, True)],
+)
+def test_what_snapshots_leave_behind(findings: list[str], snapshots: int, store_bytes: int, leaks: bool) -> None:
+    wrong = nothing_leaks.check(findings, NvmStatus(snapshots=snapshots, store_bytes=store_bytes))
+    assert (wrong is not None) == leaks

@@ -26,7 +26,7 @@ from everram.runtime.contracts.replicator_contract import ReplicatorActor
 from everram.runtime.contracts.replicator_pb2 import Copy, GuestCopy, QuiesceRequest
 from everram.runtime.contracts.vmemfs_contract import VMEMFS, VMemFSRef
 from everram.runtime.contracts.vmemfs_pb2 import GuestId, HostRecord
-from everram.runtime.environment import Environment, MachineEvent, Memory, MemoryObject
+from everram.runtime.environment import Environment, GuestProcess, MachineEvent, Memory, MemoryObject
 from everram.runtime.errors import (
     AlreadyExists,
     EverramError,
@@ -84,6 +84,9 @@ class Freezer:
     """The reasons for which the whole machine is frozen."""
     broken: bool = False
     """Whether there is a guest that does not stop."""
+
+    async def guests(self) -> list[GuestProcess]:
+        return []
 
     async def freeze(self, guest_id: str, reason: str) -> None:
         assert guest_id == "", "guests that start during a save must not run either"

@@ -211,6 +211,13 @@ class Committed(AvailabilityActor):
         return pb.Empty()
 
 
+class NoGuests:
+    """The part of a machine that knows guests' processes."""
+
+    async def guests(self) -> list[Any]:
+        return []
+
+
 class Host:
     """A machine's memory, and the host that serves it now."""
 
@@ -234,8 +241,8 @@ class Host:
         self.wire = Wire(self.net, self.name, self.memory)
         nothing = cast("Any", None)
         environment = Environment(
-            Clock(), entropy, nothing, self.memory, nothing, nothing, cast("Any", self.wire), cast("Any", Directory()),
-            nothing, lambda guest_id: Bell(),
+            Clock(), entropy, nothing, self.memory, cast("Any", NoGuests()), nothing, cast("Any", self.wire),
+            cast("Any", Directory()), nothing, lambda guest_id: Bell(),
         )  # fmt: skip
         config = HostConfig("test", CLUSTER_ID, self.name, self.name, "", "", "", 1 << 30, self.nvm_bytes)
         node = self.node = Node(environment, self.name, check_messages=True)

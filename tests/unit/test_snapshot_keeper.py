@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import dataclasses
+import zlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -22,6 +24,7 @@ from everram.runtime.errors import (
     AlreadyExists,
     DataLoss,
     EverramError,
+    FailedPrecondition,
     NotFound,
     ResourceExhausted,
     Unavailable,
@@ -45,6 +48,8 @@ NVM_BYTES = 4 * MIB
 STORAGE_BYTES = 16 * MIB
 PAGES = 32
 GUEST_ID = "g"
+STATIC_BYTES = 24
+"""Of the metadata's superblock; then comes their checksum."""
 
 
 class Clock:
@@ -349,6 +354,16 @@ async def test_what_keeps_a_snapshot_from_being_taken_leaves_the_log_as_it_was(b
     assert [record.type for record in box.ring().chain(tail)] == [RecordType.STORES]
 
 
+async def test_a_guest_that_a_dead_host_left_stopped_goes_on(box: Box) -> None:
+    store(box.begin(), 1, 1)
+    process = box.computer.processes[GUEST_ID]
+    box.computer.processes[GUEST_ID] = dataclasses.replace(process, freeze_reasons=("down", "snapshot"))
+    box.computer.standing.add(GUEST_ID)
+    await box.node.stop()
+    await box.host()
+    assert box.computer.standing == set()
+
+
 async def test_a_snapshot_is_removed_while_its_guest_waits_for_the_room(box: Box) -> None:
     """It does so in the midst of a commit, where nothing can be written into its log."""
     box.begin()
@@ -547,6 +562,28 @@ async def test_a_region_goes_while_it_is_purged_reverted_and_its_snapshots_delet
     assert not [name for name in box.memory.names() if name.startswith("region.")]
 
 
+async def test_a_clone_counts_only_if_there_is_still_room_and_somebody_to_have_it(box: Box) -> None:
+    store(box.begin(), 1, 1)
+    await box.take("s")
+    ask = nvm.CloneRequest(snapshot=named("s"), name="c")
+    cloned, again = await asyncio.gather(
+        box.nvm.clone_snapshot(ask), box.nvm.clone_snapshot(ask), return_exceptions=True
+    )
+    assert isinstance(again, AlreadyExists)
+    assert isinstance(cloned, pb.Region)
+    assert box.memory.open(cloned.arena).read(0, 2 * PAGE_BYTES) == box.content()[: 2 * PAGE_BYTES]
+    box.end()
+    gone = nvm.CloneRequest(snapshot=named("s"), name="d")
+    _, refused = await asyncio.gather(
+        box.nvm.remove_regions(nvm.RegionFilter(guest_id=GUEST_ID)),
+        box.nvm.clone_snapshot(gone),
+        return_exceptions=True,
+    )
+    assert isinstance(refused, EverramError)
+    assert await box.is_empty()
+    assert not [name for name in box.memory.names() if name.startswith(("region.", "log.", "pages."))]
+
+
 async def test_who_saves_the_memory_is_heard_while_a_removal_waits_for_it(box: Box) -> None:
     store(box.begin(), 1, 1)
     await box.take("s")
@@ -567,6 +604,35 @@ async def test_who_saves_the_memory_is_heard_while_a_removal_waits_for_it(box: B
         await asyncio.wait([taking])
     assert taking.exception() is not None
     assert await box.is_empty()
+
+
+# -- what a later or a damaged everram left ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("at", "value", "error", "said"),
+    [
+        (8, 9, FailedPrecondition, "written in version 9"),
+        (16, 1, DataLoss, "does not match its checksum"),
+        (0, 1, DataLoss, "is not their magic"),
+    ],
+)
+async def test_metadata_that_cannot_be_read_is_refused_and_left_alone(
+    at: int, value: int, error: type[EverramError], said: str
+) -> None:
+    box = Box()
+    await box.host()
+    await box.make("r")
+    await box.node.stop()
+    metadata = box.memory.open("nvm.snapshots")
+    superblock = bytearray(metadata.read(0, PAGE_BYTES))
+    superblock[at] = value
+    if error is FailedPrecondition:
+        superblock[STATIC_BYTES : STATIC_BYTES + 4] = zlib.crc32(superblock[:STATIC_BYTES]).to_bytes(4, "little")
+    metadata.write(0, bytes(superblock))
+    with pytest.raises(error, match=said):
+        await box.host()
+    assert box.memory.open("nvm.snapshots").read(0, PAGE_BYTES) == superblock
 
 
 # -- storage and room -------------------------------------------------------------------------------------------------
@@ -615,7 +681,14 @@ async def test_a_full_device_and_full_storage_are_told_of_until_there_is_room() 
             for page in range(256):
                 store(core, page, number)
             await box.take(f"s{number}")
-    warned = (await box.nvm.status(pb.Empty())).warning
+
+    async def has_taken_what_it_can() -> bool:
+        return (await box.nvm.status(pb.Empty())).storage_bytes == box.storage_bytes
+
+    await until(has_taken_what_it_can)
+    status = await box.nvm.status(pb.Empty())
+    assert status.allocated_bytes <= status.capacity_bytes
+    warned = status.warning
     assert warned.startswith(("old blocks are not purged: no place on storage", "only "))
     assert await box.read("s") == before
     listed = await box.nvm.snapshots(nvm.SnapshotFilter(guest_id=GUEST_ID, usage=True))
