@@ -4,44 +4,60 @@
 
 While one batch is on its way to the disk and made durable, the next is found, loaded and checksummed, and the one
 before is published. Each takes its own steps strictly one after the other: what overlaps are steps of different
-batches, which have nothing in common. A batch larger than what is left of storage is moved as far as it goes.
+batches, which have nothing in common.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Iterable
-from itertools import islice
+from collections.abc import AsyncGenerator, Iterable
 
 from everram.actors.nvm_device.purging import Batch, Purge
 from everram.actors.nvm_device.snapshots import Snapshots
 from everram.actors.nvm_device.storage import StorageFile
+from everram.runtime.errors import EverramError
 
 BATCHES_UNDER_WAY = 2
 
 
-async def move(snapshots: Snapshots, storage: StorageFile, batches: Iterable[Batch]) -> AsyncIterator[int]:
-    """Nothing may be deleted or reverted meanwhile. Raises ResourceExhausted, DataLoss; then all is as before, but for
-    the batches that were told. To be run to its end."""
+async def move(snapshots: Snapshots, storage: StorageFile, batches: Iterable[Batch]) -> AsyncGenerator[int, None]:
+    """Nothing may be deleted or reverted meanwhile. Raises ResourceExhausted, DataLoss once it has told of all that was
+    moved nevertheless. Whoever does not go on to its end has to close it (`contextlib.aclosing`)."""
     moving: deque[asyncio.Task[int]] = deque()
+    trouble: EverramError | None = None
+
+    async def first_moved() -> int:
+        nonlocal trouble
+        try:
+            return await moving.popleft()
+        except EverramError as error:
+            trouble = trouble or error
+            return 0
+
     try:
         for batch in batches:
             if not batch:
                 await asyncio.sleep(0)
-            left = batch
-            while left:
-                places = snapshots.media.storage.free
-                while moving and (not places or len(moving) == BATCHES_UNDER_WAY):
-                    yield await moving.popleft()
-                some = dict(islice(left.items(), max(1, places)))  # where there is no place at all, one says so
-                left = dict(islice(left.items(), len(some), None))
-                moving.append(asyncio.create_task(_move(Purge.begin(snapshots, some), storage)))
-                await asyncio.sleep(0)
+                continue
+            try:
+                purge = Purge.begin(snapshots, batch)
+            except EverramError as error:
+                trouble = error
+                break
+            moving.append(asyncio.create_task(_move(purge, storage)))
+            await asyncio.sleep(0)
+            if len(moving) == BATCHES_UNDER_WAY and (moved := await first_moved()):
+                yield moved
+            if trouble is not None:
+                break
         while moving:
-            yield await moving.popleft()
+            if moved := await first_moved():
+                yield moved
     finally:
         await asyncio.gather(*moving, return_exceptions=True)
+    if trouble is not None:
+        raise trouble
 
 
 async def _move(purge: Purge, storage: StorageFile) -> int:

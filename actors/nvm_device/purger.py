@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import aclosing
+from itertools import islice
 
 from everram.actors.nvm_device import moving, purging
 from everram.actors.nvm_device.budget import Budget
@@ -165,7 +167,7 @@ class Purger:
         batch = await self._first_batch()
         if batch is None:
             raise FailedPrecondition("nothing can be purged to make room: remove snapshots")
-        await self._move([batch])
+        await self._move(islice(self._fitting([batch]), 1))
 
     async def _first_batch(self) -> Batch | None:
         for batch in purging.search(self._snapshots):
@@ -180,12 +182,24 @@ class Purger:
             if batch and self._budget.free_part >= self._policy.high_mark and not self._starved:
                 return
 
+    def _fitting(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """No more at once than storage has places for; where it has none, one, to say so."""
+        for batch in batches:
+            rest = iter(batch.items())
+            left = len(batch)
+            while left > (places := max(1, self._snapshots.media.storage.free)):
+                yield dict(islice(rest, places))
+                left -= places
+            yield dict(rest)
+
     async def _purge(self, batches: Iterator[Batch]) -> None:
-        """A turn after the other, as the policy has it."""
+        """A turn after the other, as the policy has it. Raises ResourceExhausted where storage does not take all of it,
+        after it has taken what it can."""
+        fitting = self._fitting(batches)
         ended = False
         while not ended:
             await self._going.wait()
-            turn = Turn(batches, self._clock, lambda: self._policy.paused or bool(self._policy.rate_bytes_per_s))
+            turn = Turn(fitting, self._clock, lambda: self._policy.paused or bool(self._policy.rate_bytes_per_s))
             self._running += 1
             try:
                 async with self._moving:
@@ -197,14 +211,15 @@ class Purger:
                 await asyncio.sleep(max(0.0, moved_bytes / rate - turn.took_s))
 
     async def _move(self, batches: Iterable[Batch]) -> int:
-        """Copy, flush, one update each, free: how many bytes. Raises ResourceExhausted, DataLoss; then all is as
-        before."""
+        """Copy, flush, one update each, free: how many bytes. Raises ResourceExhausted, DataLoss; then what was not
+        moved is as before."""
         moved_bytes = 0
-        async for moved in moving.move(self._snapshots, await self._storage(), batches):
-            moved_bytes += moved * PAGE_BYTES
-            self._policy.purged_bytes += moved * PAGE_BYTES
-            self._policy.trouble = ""
-            self._room_again()
+        async with aclosing(moving.move(self._snapshots, await self._storage(), batches)) as moves:
+            async for moved in moves:
+                moved_bytes += moved * PAGE_BYTES
+                self._policy.purged_bytes += moved * PAGE_BYTES
+                self._policy.trouble = ""
+                self._room_again()
         return moved_bytes
 
 

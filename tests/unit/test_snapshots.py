@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -21,14 +21,20 @@ from everram.actors.nvm_device.block_store import BlockStore
 from everram.actors.nvm_device.budget import Budget, MetadataSpace
 from everram.actors.nvm_device.draft import Draft
 from everram.actors.nvm_device.media import START_PAGES, Media
+from everram.actors.nvm_device.moving import move
 from everram.actors.nvm_device.purging import Purge
 from everram.actors.nvm_device.records import Record
 from everram.actors.nvm_device.snapshots import Region, Taking
+from everram.actors.nvm_device.storage import Load, StorageFile
 from everram.actors.nvm_device.tables import CHUNK_PAGES
 from everram.actors.nvm_device.turns import in_turns, standing
-from everram.runtime.errors import FailedPrecondition, InvalidArgument, ResourceExhausted
+from everram.actors.nvm_device.virtblocks import Place
+from everram.runtime.errors import DataLoss, EverramError, FailedPrecondition, InvalidArgument, ResourceExhausted
 from everram.runtime.memory.contract import PAGE_BYTES
 from everram.runtime.memory.heap import HeapMapping
+from everram.runtime.simulation.disk import Media as DiskMedia
+from everram.runtime.simulation.disk import SimulatedDisk
+from everram.runtime.simulation.entropy import Seeds
 from tests.loose_memory import LooseMemory
 from tests.snapshot_device import Arena, Device, HeapBlocks, MemfdSpace, Space, content, run
 
@@ -284,6 +290,65 @@ def test_one_update_for_a_block_that_many_share(count: int) -> None:
     assert device.purge() == elimination.slots == 4 + others
     assert device.snapshots.entry_updates - before == 4 + others
     assert elimination.entry_updates == 4 * count + others
+
+
+async def ten_to_move() -> tuple[Device, StorageFile]:
+    device = new_device()
+    for page in range(10):
+        device.write("a", page, b"one")
+    take(device, "one")
+    for page in range(10):
+        device.write("a", page, b"two")
+    return device, await StorageFile.open(SimulatedDisk(DiskMedia(Seeds(1).stream("disk"))), "storage")
+
+
+async def told(device: Device, storage: StorageFile) -> list[int]:
+    """What was moved, until storage does not take more."""
+    found: list[int] = []
+    with pytest.raises(EverramError):
+        async for moved in move(device.snapshots, storage, list(purging.batches(device.snapshots, 3))):
+            found.append(moved)
+    device.check()
+    assert not device.snapshots.purging
+    assert device.media.storage.taken == sum(found)
+    slots = dict(purged(device))
+    assert len(slots) == sum(found)
+    assert await storage.verify(slots) == {}
+    return found
+
+
+def purged(device: Device) -> Iterator[tuple[int, int]]:
+    """(slot, virtblock)."""
+    record = device.snapshots.find("a", "one")
+    for page in range(10):
+        place, slot = device.snapshots.locate(record, page)
+        if place is Place.STORAGE:
+            yield slot, device.snapshots.virtblock(record, page)
+
+
+async def test_what_storage_has_no_places_for_stays() -> None:
+    device, storage = await ten_to_move()
+    device.media.storage.limit = 7
+    assert await told(device, storage) == [3, 3]
+
+
+async def test_a_batch_that_storage_does_not_take_does_no_harm_to_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    device, storage = await ten_to_move()
+    written = storage.write
+
+    async def write(slots: Sequence[int], virtblocks: Sequence[int], load: Load) -> None:
+        if slots[0] == 3:
+            raise DataLoss("no")
+        await written(slots, virtblocks, load)
+
+    with monkeypatch.context() as failing:
+        failing.setattr(storage, "write", write)
+        assert await told(device, storage) in ([3], [3, 3])
+    async for _ in move(device.snapshots, storage, purging.search(device.snapshots)):
+        pass
+    assert dict(purged(device)).keys() == set(range(10))
+    device.delete(device.snapshots.find("a", "one"))
+    device.check_empty()
 
 
 # -- large
