@@ -8,7 +8,7 @@ It reads all tables, arrays and bitmaps and changes nothing. What lies on storag
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass, field
 
 from everram.actors.nvm_device import purging, tables
@@ -76,15 +76,20 @@ def check_in_turns(snapshots: Snapshots) -> Walk[tuple[list[str], Reached]]:
     for virtblock, block, slot in purging.under_way(media):
         reached.blocks.setdefault(block, virtblock)
         reached.slots.setdefault(slot, virtblock)
+    yield
     if unnamed := sorted(reached.in_arrays - reached.named.keys()):
         findings.append(f"{len(unnamed)} times no table names a virtblock, such as {unnamed[0]}")
     for region in snapshots.regions.values():
         if region.record.state is State.LIVE:
             for finding in _running(snapshots, region):
                 yield from _noted(finding, findings)
-    findings += _compared(media.pages, reached.pages, "page of the metadata")
-    findings += _compared(media.store, set(reached.blocks), "block of the store")
-    findings += _compared(media.storage, set(reached.slots), "slot of the storage file")
+    for bitmap, numbers, what in (
+        (media.pages, reached.pages, "page of the metadata"),
+        (media.store, reached.blocks.keys(), "block of the store"),
+        (media.storage, reached.slots.keys(), "slot of the storage file"),
+    ):
+        yield
+        findings += _compared(bitmap, numbers, what)
     return findings, reached
 
 
@@ -176,7 +181,7 @@ def _running(snapshots: Snapshots, region: Region) -> Iterator[Finding]:
                     yield f"{_described(record)}, page {page}: its content is not what lies in the arena"
 
 
-def _compared(bitmap: Bitmap, reached: set[int], what: str) -> Iterator[str]:
+def _compared(bitmap: Bitmap, reached: Set[int], what: str) -> Iterator[str]:
     taken = set(bitmap.taken_numbers())
     if lost := sorted(taken - reached):
         yield f"{len(lost)} times a {what} is taken and nothing refers to it, such as {lost[0]}"
