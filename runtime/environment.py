@@ -45,11 +45,18 @@ class DiskFile(Protocol):
     async def pread(self, offset: int, length: int) -> bytes:
         """Up to `length` bytes; shorter at the end of the file."""
 
+    async def pread_each(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        """`pread` of each (offset, length), in one go."""
+
     async def pwrite(self, offset: int, data: bytes | memoryview) -> None:
         """Raises ResourceExhausted on a full disk, DataLoss on an I/O error."""
 
     async def pwrite_all(self, offset: int, pieces: Sequence[bytes | memoryview]) -> list[int]:
         """One after the other from `offset`, as fast as the disk can; the CRC-32 of each. Raises like `pwrite`."""
+
+    async def pwrite_each(self, pieces: Sequence[tuple[int, bytes | memoryview]]) -> None:
+        """`pwrite` of each (offset, data), in one go. What is long and consists of whole pages, of the file and of
+        memory, goes to the disk from where it lies and past the system's cache, where the file system can do that."""
 
     async def sync(self) -> None: ...
 
@@ -82,9 +89,9 @@ class Disk(Protocol):
 class MemoryObject(Protocol):
     """Memory that the machine keeps under a name; sparse, zero where never written.
 
-    `read`/`write` go by descriptor (a host's mmap read of a hole would silently create a page). A resizable object is
-    mapped by nobody but the host that shortens it, and unmaps it first: who touched a mapping of what another has
-    shortened would fault.
+    `read`, `read_into` and `write` go by descriptor (a host's mmap read of a hole would silently create a page). A
+    resizable object is mapped by nobody but the host that shortens it, and unmaps it first: who touched a mapping of
+    what another has shortened would fault. Its views count as mappings.
     """
 
     name: str
@@ -101,6 +108,13 @@ class MemoryObject(Protocol):
         ResourceExhausted."""
 
     def read(self, offset: int, length: int) -> bytes: ...
+
+    def read_into(self, offset: int, target: memoryview) -> None:
+        """As many bytes as `target` has."""
+
+    def view(self, offset: int, length: int) -> memoryview:
+        """Whole pages to be read where they lie, as long as somebody has the view; all of them have to be present. For
+        what nobody changes meanwhile: a change may or may not be seen."""
 
     def write(self, offset: int, data: bytes | memoryview) -> None: ...
 

@@ -102,8 +102,11 @@ class HeapBlocks:
     def load(self, number: int) -> bytes:
         return self.content[number]
 
-    def load_run(self, first: int, count: int) -> bytes:
-        return b"".join(self.content[number] for number in range(first, first + count))
+    def load_into(self, first: int, target: memoryview) -> None:
+        target[:] = self.view(first, len(target) // PAGE_BYTES)
+
+    def view(self, first: int, count: int) -> memoryview:
+        return memoryview(b"".join(self.content[number] for number in range(first, first + count)))
 
     def persist(self, number: int, data: bytes) -> None:
         self.content[number] = bytes(data)
@@ -177,7 +180,7 @@ class Device:
 
     def store(self, purge: Purge) -> None:
         """What a purge moves, on storage."""
-        for slot, virtblock, data in purge.contents():
+        for slot, virtblock, data in moved_by(purge):
             self.storage[slot] = virtblock, data
 
     def revert(self, record: Record) -> None:
@@ -222,6 +225,13 @@ class Device:
         self.check()
         assert not self.snapshots.records
         assert (self.media.store.taken, self.media.storage.taken) == (0, 0)
+
+
+def moved_by(purge: Purge) -> Iterator[tuple[int, int, bytes]]:
+    """(slot, virtblock, content)."""
+    target = memoryview(bytearray(PAGE_BYTES))
+    for nth, (slot, virtblock) in enumerate(zip(purge.slots, purge.virtblocks, strict=True)):
+        yield slot, virtblock, bytes(purge.load(nth, target))
 
 
 def content(data: bytes) -> bytes:

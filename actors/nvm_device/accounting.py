@@ -74,10 +74,12 @@ def usage_in_turns(snapshots: Snapshots, record: Record) -> Walk[Usage]:
         found.named_bytes += PAGE_BYTES * len(words)
         found.purged_bytes += PAGE_BYTES * sum(word >> KIND_SHIFT == Place.STORAGE for word in words)
     for offset, length in snapshots.arena_of(region.record.name).extents(0, record.size_bytes):
-        for page in range(offset // PAGE_BYTES, -(-(offset + length) // PAGE_BYTES)):
-            if page % CHUNK_PAGES == 0:
-                yield
-            found.named_bytes += PAGE_BYTES * (page // CHUNK_PAGES not in broken_up)
+        at, end = offset // PAGE_BYTES, -(-(offset + length) // PAGE_BYTES)
+        while at < end:
+            chunk = at // CHUNK_PAGES
+            until = min(end, (chunk + 1) * CHUNK_PAGES)
+            found.named_bytes += PAGE_BYTES * (until - at) * (chunk not in broken_up)
+            at = until
     for dead in _dead(snapshots, [record]):
         yield
         found.owned_bytes += PAGE_BYTES * len(dead)

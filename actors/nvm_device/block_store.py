@@ -2,7 +2,7 @@
 
     store = await BlockStore.open(memory)
     store.persist(block, data)              # in `Snapshots`, before a virtblock names it
-    store.load(block)
+    store.load(block)                       # or view(first, count), without a copy
     store.discard(first, count)             # the memory goes back, the object stays as long
 
 Which blocks are taken is for the metadata to know (`Media.store`). The object is read and written by its descriptor, a
@@ -44,8 +44,11 @@ class BlockStore:
     def load(self, number: int) -> bytes:
         return self._kept.read(number * PAGE_BYTES, PAGE_BYTES)
 
-    def load_run(self, first: int, count: int) -> bytes:
-        return self._kept.read(first * PAGE_BYTES, count * PAGE_BYTES)
+    def load_into(self, first: int, target: memoryview) -> None:
+        self._kept.read_into(first * PAGE_BYTES, target)
+
+    def view(self, first: int, count: int) -> memoryview:
+        return self._kept.view(first * PAGE_BYTES, count * PAGE_BYTES)
 
     def persist(self, number: int, data: bytes) -> None:
         """Raises ResourceExhausted; then nothing has changed."""

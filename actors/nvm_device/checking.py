@@ -1,18 +1,19 @@
 """The consistency check of a device's snapshots: everything that is reachable, against everything that is taken.
 
-    for finding in check(snapshots): ...         # plain sentences; none: all is as it has to be
+    findings, reached = finish(check(snapshots))     # plain sentences; none: all is as it has to be
 
-It reads all tables, arrays and bitmaps and changes nothing. What lies on storage is verified by whoever can read it
-(`Reached.slots` are those that are referred to).
+It reads all tables, arrays and bitmaps, in steps between which these must not change, and changes nothing. What lies
+on storage is verified by whoever can read it (`Reached.slots` are those that are referred to).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Set
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from everram.actors.nvm_device import purging, tables
-from everram.actors.nvm_device.bitmap import Bitmap
+from everram.actors.nvm_device.bitmap import BITS_PER_PAGE, Bitmap, ones
 from everram.actors.nvm_device.media import (
     FIRST,
     PAGES_DIRECTORY,
@@ -25,9 +26,10 @@ from everram.actors.nvm_device.records import Record, State
 from everram.actors.nvm_device.redo import WORD_BYTES
 from everram.actors.nvm_device.snapshots import Region, Snapshots
 from everram.actors.nvm_device.tables import LEAF
-from everram.actors.nvm_device.turns import Walk, at_once
+from everram.actors.nvm_device.turns import Walk, at_once, slices
 from everram.actors.nvm_device.virtblocks import Place, chain, location, pack_location
 from everram.runtime.errors import DataLoss
+from everram.runtime.memory.contract import PAGE_BYTES
 
 
 @dataclass(slots=True)
@@ -59,45 +61,39 @@ def check_in_turns(snapshots: Snapshots) -> Walk[tuple[list[str], Reached]]:
     reached = Reached(pages=set(range(FIRST)))
     for directory in (PAGES_DIRECTORY, STORE_DIRECTORY, STORAGE_DIRECTORY, RECORDS_DIRECTORY):
         reached.pages.update(snapshots.media.directory(directory))
-    for record in _owners(snapshots):
-        try:
-            for finding in _arrays(snapshots, record, reached):
-                yield from _noted(finding, findings)
-        except DataLoss as error:
-            findings.append(f"{_described(record)}: {error.message}")
     seen: set[tuple[int, int]] = set()
     for record in _owners(snapshots):
-        try:
-            for finding in _tables(snapshots, record, reached, seen):
-                yield from _noted(finding, findings)
-        except DataLoss as error:
-            findings.append(f"{_described(record)}: {error.message}")
+        yield from _noting(findings, record, _arrays(snapshots, record, reached))
+    for record in _owners(snapshots):
+        yield from _noting(findings, record, _tables(snapshots, record, reached, seen))
     media = snapshots.media
-    for virtblock, block, slot in purging.under_way(media):
+    for virtblock, block, slot in zip(*purging.under_way(media), strict=True):
         reached.blocks.setdefault(block, virtblock)
         reached.slots.setdefault(slot, virtblock)
-    yield
-    if unnamed := sorted(reached.in_arrays - reached.named.keys()):
-        findings.append(f"{len(unnamed)} times no table names a virtblock, such as {unnamed[0]}")
+    unnamed: list[int] = []
+    for some in slices(reached.in_arrays):
+        unnamed += (virtblock for virtblock in some if virtblock not in reached.named)
+        yield
+    if unnamed:
+        findings.append(f"{len(unnamed)} times no table names a virtblock, such as {min(unnamed)}")
     for region in snapshots.regions.values():
         if region.record.state is State.LIVE:
-            for finding in _running(snapshots, region):
-                yield from _noted(finding, findings)
-    for bitmap, numbers, what in (
-        (media.pages, reached.pages, "page of the metadata"),
-        (media.store, reached.blocks.keys(), "block of the store"),
-        (media.storage, reached.slots.keys(), "slot of the storage file"),
-    ):
-        yield
-        findings += _compared(bitmap, numbers, what)
+            yield from _noting(findings, region.record, _running(snapshots, region))
+    findings += yield from _compared(media.pages, reached.pages, "page of the metadata")
+    findings += yield from _compared(media.store, reached.blocks, "block of the store")
+    findings += yield from _compared(media.storage, reached.slots, "slot of the storage file")
     return findings, reached
 
 
-def _noted(finding: Finding, findings: list[str]) -> Iterator[None]:
-    if finding is None:
-        yield
-    else:
-        findings.append(finding)
+def _noting(findings: list[str], record: Record, looking: Iterator[Finding]) -> Walk[None]:
+    """All that one look at a record finds."""
+    try:
+        for finding in looking:
+            if finding is not None:
+                findings.append(finding)
+            yield
+    except DataLoss as error:
+        findings.append(f"{_described(record)}: {error.message}")
 
 
 def _owners(snapshots: Snapshots) -> Iterator[Record]:
@@ -118,6 +114,7 @@ def _arrays(snapshots: Snapshots, record: Record, reached: Reached) -> Iterator[
             yield f"{_described(record)}: page {page} of its array is used for something else, too"
         reached.pages.add(page)
         reached.in_arrays.update(page * WORDS_PER_PAGE + at for at in range(1, WORDS_PER_PAGE) if words[at])
+        yield None
 
 
 def _tables(snapshots: Snapshots, record: Record, reached: Reached, seen: set[tuple[int, int]]) -> Iterator[Finding]:
@@ -132,6 +129,7 @@ def _tables(snapshots: Snapshots, record: Record, reached: Reached, seen: set[tu
         reached.pages.add(node)
         if level == LEAF:
             yield from _leaf(snapshots, record, first, node, reached)
+        yield None
 
 
 def _leaf(snapshots: Snapshots, record: Record, first: int, leaf: int, reached: Reached) -> Iterator[str]:
@@ -179,14 +177,34 @@ def _running(snapshots: Snapshots, region: Region) -> Iterator[Finding]:
             for page, (virtblock, own) in enumerate(zip(tables.entries(media, theirs), running, strict=True), first):
                 if virtblock not in (0, own) and location(media, virtblock).place is Place.ARENA:
                     yield f"{_described(record)}, page {page}: its content is not what lies in the arena"
+            yield None
 
 
-def _compared(bitmap: Bitmap, reached: Set[int], what: str) -> Iterator[str]:
-    taken = set(bitmap.taken_numbers())
-    if lost := sorted(taken - reached):
-        yield f"{len(lost)} times a {what} is taken and nothing refers to it, such as {lost[0]}"
-    if free := sorted(reached - taken):
-        yield f"{len(free)} times a {what} is referred to and not taken, such as {free[0]}"
+def _compared(bitmap: Bitmap, reached: Iterable[int], what: str) -> Walk[list[str]]:
+    """By pages of bits, as whole numbers: one by one only where they differ."""
+    by_page: defaultdict[int, bytearray] = defaultdict(lambda: bytearray(PAGE_BYTES))
+    for some in slices(reached):
+        for number in some:
+            by_page[number // BITS_PER_PAGE][number % BITS_PER_PAGE >> 3] |= 1 << (number & 7)
+        yield
+    lost: list[int] = []
+    free: list[int] = []
+    for page in sorted({*by_page, *range(bitmap.pages)}):
+        taken = bitmap.taken_of_page(page)
+        wanted = int.from_bytes(by_page[page], "little")
+        lost += _numbers(page, taken & ~wanted)
+        free += _numbers(page, wanted & ~taken)
+        yield
+    findings = []
+    if lost:
+        findings.append(f"{len(lost)} times a {what} is taken and nothing refers to it, such as {lost[0]}")
+    if free:
+        findings.append(f"{len(free)} times a {what} is referred to and not taken, such as {free[0]}")
+    return findings
+
+
+def _numbers(page: int, bits: int) -> Iterator[int]:
+    return (page * BITS_PER_PAGE + first + at for first, count in ones(bits) for at in range(count))
 
 
 def is_at_rest(snapshots: Snapshots) -> bool:

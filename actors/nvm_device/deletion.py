@@ -23,6 +23,7 @@ from everram.actors.nvm_device.draft import Draft
 from everram.actors.nvm_device.media import NEXT_SEQUENCE_AT
 from everram.actors.nvm_device.records import Kind, Record, State
 from everram.actors.nvm_device.redo import WORD_BYTES
+from everram.actors.nvm_device.runs import runs
 from everram.actors.nvm_device.snapshots import Region, Snapshots
 from everram.actors.nvm_device.tables import LEAF, LEVELS, entry_offset
 from everram.actors.nvm_device.virtblocks import Place, chain, unpack_location, words_of
@@ -250,14 +251,3 @@ def _erase(snapshots: Snapshots, record: Record) -> None:
         draft.record(record, erase=True)
         draft.commit()
     snapshots.erased(record)
-
-
-def runs(numbers: Sequence[int]) -> list[tuple[int, int]]:
-    """Ascending numbers as (first, count) of neighbours."""
-    found: list[tuple[int, int]] = []
-    for number in numbers:
-        if found and number == found[-1][0] + found[-1][1]:
-            found[-1] = found[-1][0], found[-1][1] + 1
-        else:
-            found.append((number, 1))
-    return found

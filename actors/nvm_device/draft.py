@@ -45,12 +45,9 @@ class Draft:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        for page in self._pages:
-            self._media.pages.unreserve(page)
-        for block in self._blocks:
-            self._media.store.unreserve(block)
-        for slot in self._slots:
-            self._media.storage.unreserve(slot)
+        self._media.pages.unreserve(list(self._pages))
+        self._media.store.unreserve(list(self._blocks))
+        self._media.storage.unreserve(list(self._slots))
 
     # -- what it takes and gives back
 
@@ -64,10 +61,9 @@ class Draft:
         self._blocks.append(block)
         return block
 
-    def new_slots(self, count: int) -> list[int]:
-        slots = self._media.take_slots(count)
+    def reserved_slots(self, slots: Sequence[int]) -> None:
+        """Reserved before (`Media.take_slots`): they are its from now on."""
         self._slots += slots
-        return slots
 
     def free_page(self, page: int) -> None:
         self._freed_pages.append(page)

@@ -12,16 +12,17 @@ refer to. On demand: by `purge`. A pause stops all of them, writers that wait in
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 
-from everram.actors.nvm_device import purging
+from everram.actors.nvm_device import moving, purging
 from everram.actors.nvm_device.budget import Budget
-from everram.actors.nvm_device.purging import Candidate, Purge, everything
+from everram.actors.nvm_device.purging import Batch, everything
 from everram.actors.nvm_device.records import Record
 from everram.actors.nvm_device.snapshots import Snapshots
 from everram.actors.nvm_device.storage import StorageFile
 from everram.runtime.actor import ActorContext
 from everram.runtime.contracts.nvm_device_pb2 import PurgeControl, PurgeStatus
+from everram.runtime.environment import Clock
 from everram.runtime.errors import EverramError, FailedPrecondition, InvalidArgument, ResourceExhausted
 from everram.runtime.memory.contract import PAGE_BYTES
 
@@ -30,10 +31,10 @@ LOW_MARK, HIGH_MARK = 0.1, 0.2
 AGES_PER_LOOK = 4
 """A block is purged at the latest a quarter of the age after it has reached it."""
 LOOK_S_MAX = 60.0
+TURN_S = 0.1
+"""For which deletions and reversions have to wait, and a little longer."""
 RETRY_S = 1.0
 """After storage did not take a batch, while writers wait for it."""
-PIECE_BLOCKS = 256
-"""Handed to storage at once: other work of the loop comes between two of them."""
 
 
 class Purger:
@@ -122,10 +123,7 @@ class Purger:
     async def _keep_to_policy(self) -> None:
         try:
             if self._starved or self._budget.free_part < self._policy.low_mark:
-                async for batch in self._batches(everything):
-                    await self._purge(batch)
-                    if self._budget.free_part >= self._policy.high_mark and not self._starved:
-                        break
+                await self._purge(self._until_high_mark())
             if age_s := self._policy.age_s:
                 await self.purge(self.older_than(age_s))
             self._policy.trouble = ""
@@ -145,8 +143,7 @@ class Purger:
 
     async def purge(self, wanted: Callable[[Record], bool] = everything) -> None:
         """All that these snapshots refer to and no running point does. Raises ResourceExhausted, DataLoss."""
-        async for batch in self._batches(wanted):
-            await self._purge(batch)
+        await self._purge(purging.search(self._snapshots, wanted=wanted))
 
     async def make_room(self) -> None:
         """Raises ResourceExhausted where nothing can be purged."""
@@ -161,65 +158,71 @@ class Purger:
                 "there is no room for what snapshots need of pages that are written to, and purging is paused: "
                 "`everram region purge --resume`, or remove snapshots"
             )
-        await self._purge(batch)
+        await self._purge(iter([batch]))
 
     async def purge_batch(self) -> None:
         """As `make_room`, by whoever holds the lock."""
         batch = await self._first_batch()
         if batch is None:
             raise FailedPrecondition("nothing can be purged to make room: remove snapshots")
-        await self._move(batch[: self._places])
+        await self._move([batch])
 
-    async def _first_batch(self) -> list[Candidate] | None:
-        async for batch in self._batches(everything):
-            return batch
+    async def _first_batch(self) -> Batch | None:
+        for batch in purging.search(self._snapshots):
+            if batch:
+                return batch
+            await asyncio.sleep(0)
         return None
 
-    async def _batches(self, wanted: Callable[[Record], bool]) -> AsyncIterator[list[Candidate]]:
-        for batch in purging.search(self._snapshots, wanted=wanted):
-            if batch:
-                yield batch
-            else:
-                await asyncio.sleep(0)
+    def _until_high_mark(self) -> Iterator[Batch]:
+        for batch in purging.search(self._snapshots):
+            yield batch
+            if batch and self._budget.free_part >= self._policy.high_mark and not self._starved:
+                return
+
+    async def _purge(self, batches: Iterator[Batch]) -> None:
+        """A turn after the other, as the policy has it."""
+        ended = False
+        while not ended:
+            await self._going.wait()
+            turn = Turn(batches, self._clock, lambda: self._policy.paused or bool(self._policy.rate_bytes_per_s))
+            self._running += 1
+            try:
+                async with self._moving:
+                    moved_bytes = await self._move(turn)
+            finally:
+                self._running -= 1
+            ended = turn.is_last
+            if rate := self._policy.rate_bytes_per_s:
+                await asyncio.sleep(max(0.0, moved_bytes / rate - turn.took_s))
+
+    async def _move(self, batches: Iterable[Batch]) -> int:
+        """Copy, flush, one update each, free: how many bytes. Raises ResourceExhausted, DataLoss; then all is as
+        before."""
+        moved_bytes = 0
+        async for moved in moving.move(self._snapshots, await self._storage(), batches):
+            moved_bytes += moved * PAGE_BYTES
+            self._policy.purged_bytes += moved * PAGE_BYTES
+            self._policy.trouble = ""
+            self._room_again()
+        return moved_bytes
+
+
+class Turn:
+    """As many batches as are moved before others, who wait to delete or revert something, have their turn."""
+
+    def __init__(self, batches: Iterator[Batch], clock: Clock, only_one: Callable[[], bool]) -> None:
+        self._batches, self._clock, self._only_one = batches, clock, only_one
+        self._began_ns = clock.now_ns()
+        self.is_last = False
 
     @property
-    def _places(self) -> int:
-        """So many storage takes at once; where it takes none, one, to say so."""
-        return max(1, self._snapshots.media.storage.free)
+    def took_s(self) -> float:
+        return (self._clock.now_ns() - self._began_ns) / 1e9
 
-    async def _purge(self, batch: list[Candidate]) -> None:
-        """Raises ResourceExhausted where storage does not take all of it, after it has taken what it can."""
-        while batch:
-            places = self._places
-            await self._purge_some(batch[:places])
-            batch = batch[places:]
-
-    async def _purge_some(self, batch: list[Candidate]) -> None:
-        await self._going.wait()
-        began_ns = self._clock.now_ns()
-        self._running += 1
-        try:
-            async with self._moving:
-                await self._move(batch)
-        finally:
-            self._running -= 1
-        self._room_again()
-        if rate := self._policy.rate_bytes_per_s:
-            took_s = (self._clock.now_ns() - began_ns) / 1e9
-            await asyncio.sleep(max(0.0, len(batch) * PAGE_BYTES / rate - took_s))
-
-    async def _move(self, batch: list[Candidate]) -> None:
-        """Copy, flush, one update each, free. Raises ResourceExhausted, DataLoss; then all is as before."""
-        storage = await self._storage()
-        purge = Purge.begin(self._snapshots, batch)
-        try:
-            for first in range(0, len(purge.slots), PIECE_BLOCKS):
-                await storage.write(purge.contents(first, PIECE_BLOCKS))
-            await storage.sync()
-        except BaseException:
-            purge.end()
-            raise
-        purge.publish()
-        purge.end()
-        self._policy.purged_bytes += len(purge.slots) * PAGE_BYTES
-        self._policy.trouble = ""
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self._batches:
+            yield batch
+            if batch and (self._only_one() or self.took_s >= TURN_S):
+                return
+        self.is_last = True

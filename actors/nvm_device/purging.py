@@ -1,8 +1,8 @@
 """Purging: old blocks leave the memory for the storage file, each by ONE store to its virtblock.
 
     for batch in purging.batches(snapshots, limit):      # the blocks that no running point refers to
-        purge = Purge.begin(snapshots, batch)            # slots of the storage file are theirs
-        ...                                              # purge.contents() into purge.slots, durably
+        purge = Purge.begin(snapshots, batch)            # slots of the storage file are set apart for them
+        ...                                              # their contents (purge.load) into purge.slots, durably
         purge.publish()                                  # one word each: from here on they are read from storage
         purge.end()                                      # and their blocks are free
 
@@ -10,46 +10,48 @@ Non-active blocks are found by address: at each chunk the leaves of a region's s
 running point. A subtree that a snapshot shares with the running point is passed over whole, and a block that many
 snapshots share is found once, because they all name the same virtblock (US20220129377A1, claims 1-3).
 
-Between any two steps exactly one valid copy can be reached. The blocks and slots of a purge that is under way stand in
-the intent pages, so that a crash loses neither: `recover` frees the block of what was published and the slot of what
-was not. Nothing is deleted or reverted between `begin` and `end`; writes and new snapshots do no harm.
+Between any two steps exactly one valid copy can be reached. While contents are on their way to storage the metadata
+know nothing of it: after a crash the slots are as free as before. What `publish` does first is to take the slots and to
+write all that it is going to move into the intent pages, so that a crash from then on loses neither blocks nor slots:
+`recover` frees the block of what was published and the slot of what was not. Nothing is deleted or reverted between
+`begin` and `end`; writes and new snapshots do no harm.
 """
 
 from __future__ import annotations
 
-import itertools
-import operator
 import struct
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from itertools import compress, repeat
+from operator import ne, or_
 
 from everram.actors.nvm_device import tables
-from everram.actors.nvm_device.deletion import runs
 from everram.actors.nvm_device.draft import Draft
 from everram.actors.nvm_device.media import INTENT_ENTRIES_MAX, INTENTS, INTENTS_AT, Media
-from everram.actors.nvm_device.records import Record
-from everram.actors.nvm_device.snapshots import Region, Snapshots
-from everram.actors.nvm_device.virtblocks import Place, pack_location, publish, words_of
+from everram.actors.nvm_device.records import Record, State
+from everram.actors.nvm_device.redo import WORD_BYTES
+from everram.actors.nvm_device.runs import runs
+from everram.actors.nvm_device.snapshots import Blocks, Region, Snapshots
+from everram.actors.nvm_device.tables import CHUNK_PAGES
+from everram.actors.nvm_device.virtblocks import Place, pack_location, words_of
 from everram.runtime.errors import DataLoss, FailedPrecondition
 from everram.runtime.memory.contract import PAGE_BYTES
 
-_INTENT = struct.Struct("<QQQ")
 BATCH_BLOCKS = INTENT_ENTRIES_MAX
 """16 MiB: the disk is told to be durable once a batch."""
 LOOK_AHEAD_BLOCKS = 4 * BATCH_BLOCKS
-"""Found in one go, in some ten milliseconds."""
-PIECE_BLOCKS = 512
-"""In one change of the metadata."""
-LOAD_BLOCKS_MAX = 64
-"""That are loaded at once, where they are neighbours."""
-
+"""Of which the neighbours are brought together, where they are not found together."""
+LONG_RUN_BLOCKS = 16
+"""Whoever is found in runs so long, on average, need not wait for others; and is not copied to be written."""
+LEAVES_PER_TURN = 64
+"""Looked at in some five milliseconds, for which the loop is not served."""
+PIECE_BLOCKS = 2048
+"""In one change of the metadata, which has room for so many even where each is in another word of a bitmap."""
 
 IN_STORE, ON_STORAGE = pack_location(Place.STORE, 0), pack_location(Place.STORAGE, 0)
 
-Candidate = tuple[int, int]
-"""Virtblock, block of the store."""
-Intent = tuple[int, int, int]
-"""Virtblock, block of the store, slot of the storage file."""
+Batch = dict[int, int]
+"""Block of the store -> virtblock, ascending."""
 
 
 def everything(record: Record) -> bool:
@@ -58,7 +60,7 @@ def everything(record: Record) -> bool:
 
 def batches(
     snapshots: Snapshots, limit: int = BATCH_BLOCKS, wanted: Callable[[Record], bool] = everything
-) -> Iterator[list[Candidate]]:
+) -> Iterator[Batch]:
     """What these snapshots of all regions refer to; found some batches ahead. `Purge.begin` leaves out what is gone
     since.
 
@@ -70,141 +72,189 @@ def batches(
 
 def search(
     snapshots: Snapshots, limit: int = BATCH_BLOCKS, wanted: Callable[[Record], bool] = everything
-) -> Iterator[list[Candidate]]:
-    """The same, with an empty batch for each chunk that was looked through: others may come in between."""
-    found: list[Candidate] = []
+) -> Iterator[Batch]:
+    """The same, with an empty batch now and then: the search goes on, and others may come in between."""
+    found: Batch = {}
+    enough = BATCH_BLOCKS
     for region in list(snapshots.regions.values()):
-        for candidates in _non_active(snapshots, region, wanted):
-            found += candidates
-            yield []
-            if len(found) >= LOOK_AHEAD_BLOCKS:
-                yield from _in_batches(found, limit)
-                found = []
-    yield from _in_batches(found, limit)
+        for some in _non_active(snapshots, region, wanted):
+            found |= some
+            if len(found) >= enough:
+                blocks = sorted(found)
+                if enough < LOOK_AHEAD_BLOCKS and len(runs(blocks)) * LONG_RUN_BLOCKS > len(blocks):
+                    enough = LOOK_AHEAD_BLOCKS
+                    continue
+                yield from _in_batches(found, blocks, limit)
+                found, enough = {}, BATCH_BLOCKS
+            elif not some:
+                yield {}
+    yield from _in_batches(found, sorted(found), limit)
 
 
-def _in_batches(found: list[Candidate], limit: int) -> Iterator[list[Candidate]]:
-    found.sort(key=operator.itemgetter(1))
-    for first in range(0, len(found), limit):
-        yield found[first : first + limit]
+def _in_batches(found: Batch, blocks: Sequence[int], limit: int) -> Iterator[Batch]:
+    for first in range(0, len(blocks), limit):
+        yield {block: found[block] for block in blocks[first : first + limit]}
 
 
-def _non_active(snapshots: Snapshots, region: Region, wanted: Callable[[Record], bool]) -> Iterator[list[Candidate]]:
-    """For each chunk of a region, the blocks of the store that its running point does not refer to."""
+def _non_active(snapshots: Snapshots, region: Region, wanted: Callable[[Record], bool]) -> Iterator[Batch]:
+    """For each chunk of a region, the blocks of the store that its running point does not refer to; an empty one after
+    so many leaves, too."""
     media = snapshots.media
     chunks: defaultdict[int, set[int]] = defaultdict(set)
-    for record in filter(wanted, snapshots.live(region)):
-        for first, leaf in tables.leaves(media, record.root, [region.record.root]):
+    looked_at = 0
+    for record in filter(wanted, list(snapshots.live(region))):
+        if record.state is State.DELETING:
+            continue  # since then
+        for first, leaf in list(tables.leaves(media, record.root, [region.record.root])):
             chunks[first].add(leaf)
+        yield {}
     for first in sorted(chunks):
+        looked_at += len(chunks[first]) + 1
+        if looked_at >= LEAVES_PER_TURN:
+            looked_at = 0
+            yield {}
+        if snapshots.regions.get(region.record.name) is not region:
+            return  # it was removed since
         virtblocks: set[int] = set()
         present = {tables.leaf_of(media, record.root, first) for record in snapshots.live(region)}
-        if not present:
-            return  # of a region that is gone since
-        for leaf in chunks[first] & present:  # it was not deleted since
-            virtblocks.update(tables.entries(media, leaf))
         running = tables.leaf_of(media, region.record.root, first)
-        virtblocks.difference_update(tables.entries(media, running) if running else (), (0,))
-        ascending = sorted(virtblocks)
-        words = zip(ascending, words_of(media, ascending), strict=True)
-        yield [(virtblock, word ^ IN_STORE) for virtblock, word in words if IN_STORE <= word < ON_STORAGE]
+        active = before = tables.entries(media, running) if running else (0,) * CHUNK_PAGES
+        for leaf in chunks[first] & present:  # it was not deleted since
+            # A virtblock stands for one page, so who else names it does so in the same place; and from one leaf to the
+            # next most stay the same.
+            named = tables.entries(media, leaf)
+            virtblocks.update(compress(named, map(ne, named, before)))
+            before = named
+        virtblocks.difference_update(active)
+        virtblocks.discard(0)
+        words = zip(words_of(media, virtblocks), virtblocks, strict=True)
+        yield {word ^ IN_STORE: virtblock for word, virtblock in words if IN_STORE <= word < ON_STORAGE}
 
 
 class Purge:
-    """One batch on its way."""
+    """One batch on its way: the n-th of `blocks`, which the n-th of `virtblocks` names, goes to the n-th of `slots`."""
 
-    def __init__(self, snapshots: Snapshots, intents: Sequence[Intent]) -> None:
+    def __init__(self, snapshots: Snapshots, blocks: list[int], virtblocks: list[int], slots: list[int]) -> None:
         self._snapshots = snapshots
-        self._intents = intents
-        self.slots = [slot for _, _, slot in intents]
+        self.blocks, self.virtblocks, self.slots = blocks, virtblocks, slots
 
     @staticmethod
-    def begin(snapshots: Snapshots, batch: Sequence[Candidate]) -> Purge:
-        """Raises FailedPrecondition while another is under way, ResourceExhausted where the storage has no room; then
-        nothing has changed."""
+    def begin(snapshots: Snapshots, batch: Batch) -> Purge:
+        """Without those that another purge has on their way. Raises ResourceExhausted where the storage has no room;
+        then nothing has changed."""
         media = snapshots.media
         if len(batch) > BATCH_BLOCKS:
             raise ValueError(f"a batch of {len(batch)} blocks, at most {BATCH_BLOCKS} fit")
-        if media.word(INTENTS_AT):
-            raise FailedPrecondition("a purge is under way: wait until that has ended")
-        there = words_of(media, (virtblock for virtblock, _ in batch))
-        batch = [one for one, word in zip(batch, there, strict=True) if word == IN_STORE | one[1]]
-        intents: list[Intent] = []
-        try:
-            for first in range(0, len(batch), PIECE_BLOCKS):
-                piece = batch[first : first + PIECE_BLOCKS]
-                with Draft(media) as draft:
-                    slots = sorted(draft.new_slots(len(piece)))  # neighbours are written in one go
-                    added = [(virtblock, block, slot) for (virtblock, block), slot in zip(piece, slots, strict=True)]
-                    packed = struct.pack(f"<{3 * len(added)}Q", *itertools.chain.from_iterable(added))
-                    media.mapping.persist(INTENTS * PAGE_BYTES + first * _INTENT.size, packed)
-                    draft.word(INTENTS_AT, first + len(added))
-                    draft.commit()
-                intents += added
-        except BaseException:
-            _settle(snapshots, intents)
-            raise
-        return Purge(snapshots, intents)
+        if not snapshots.purging.isdisjoint(batch):
+            batch = {block: virtblock for block, virtblock in batch.items() if block not in snapshots.purging}
+        words = words_of(media, batch.values())
+        if words != [IN_STORE | block for block in batch]:
+            there = zip(words, batch.items(), strict=True)
+            batch = {block: virtblock for word, (block, virtblock) in there if word == IN_STORE | block}
+        slots = media.take_slots(len(batch))
+        slots.sort()  # neighbours are written in one go
+        snapshots.purging.update(batch)
+        return Purge(snapshots, list(batch), list(batch.values()), slots)
 
-    def contents(self, first: int = 0, count: int = BATCH_BLOCKS) -> Iterator[tuple[int, int, bytes]]:
-        """(slot, virtblock, content) of some of the blocks, each loaded when it is asked for."""
-        load_run = self._snapshots.blocks.load_run
-        intents = self._intents[first : first + count]
-        at = 0
-        while at < len(intents):
-            block = intents[at][1]
-            end = min(len(intents), at + LOAD_BLOCKS_MAX)
-            stop = next((other for other in range(at + 1, end) if intents[other][1] != block + other - at), end)
-            data = load_run(block, stop - at)
-            for nth, (virtblock, _, slot) in enumerate(intents[at:stop]):
-                yield slot, virtblock, data[nth * PAGE_BYTES : (nth + 1) * PAGE_BYTES]
-            at = stop
+    def load(self, first: int, target: memoryview) -> memoryview:
+        """The contents of some of the blocks, from the n-th on: in `target`, which says of how many, or elsewhere."""
+        return load_blocks(self._snapshots.blocks, self.blocks[first : first + len(target) // PAGE_BYTES], target)
 
     def publish(self) -> None:
-        """They are on storage, durably: point each virtblock there."""
-        places = ((virtblock, slot) for virtblock, _, slot in self._intents)
-        publish(self._snapshots.media, places, Place.STORAGE)
-        self._snapshots.entry_updates += len(self._intents)
+        """They are on storage, durably: point each virtblock there. Raises FailedPrecondition between another's
+        `publish` and `end`."""
+        media = self._snapshots.media
+        if media.word(INTENTS_AT):
+            raise FailedPrecondition("another purge is to be ended first")
+        for first in range(0, len(self.slots), PIECE_BLOCKS):
+            some = slice(first, first + PIECE_BLOCKS)
+            _note(media, first, self.virtblocks[some], self.blocks[some], self.slots[some])
+        words = map(or_, repeat(ON_STORAGE), self.slots)
+        media.mapping.publish_words(zip(self.virtblocks, words, strict=False))
+        self._snapshots.entry_updates += len(self.slots)
 
     def end(self) -> None:
-        _settle(self._snapshots, self._intents)
+        _settle(self._snapshots, self.virtblocks, self.blocks, self.slots)
+        self._snapshots.purging.difference_update(self.blocks)
 
     def abandon(self) -> None:
         """Storage did not take them: all is as before."""
-        _settle(self._snapshots, self._intents)
+        self._snapshots.media.storage.unreserve(self.slots)
+        self._snapshots.purging.difference_update(self.blocks)
 
 
-def under_way(media: Media) -> list[Intent]:
-    """What is being purged now, or was when a crash came. Raises DataLoss."""
+def load_blocks(store: Blocks, blocks: Sequence[int], target: memoryview) -> memoryview:
+    """Contents of many, ascending, one after the other: where they lie, if they are one long run, else in `target`."""
+    found = runs(blocks)
+    if len(found) == 1 and len(blocks) >= LONG_RUN_BLOCKS:
+        return store.view(*found[0])
+    at = 0
+    for first, count in found:
+        store.load_into(first, target[at : at + count * PAGE_BYTES])
+        at += count * PAGE_BYTES
+    return target
+
+
+# -- intents: three columns of words, of virtblocks, blocks and slots
+
+
+def _note(media: Media, first: int, virtblocks: Sequence[int], blocks: Sequence[int], slots: Sequence[int]) -> None:
+    """From now on they are what is being purged, together with those before the `first`."""
+    count = len(slots)
+    for column, numbers in enumerate((virtblocks, blocks, slots)):
+        media.mapping.persist(_intent_offset(column, first), struct.pack(f"<{count}Q", *numbers))
+    with Draft(media) as draft:
+        draft.reserved_slots(slots)
+        draft.word(INTENTS_AT, first + count)
+        draft.commit()
+
+
+def _intent_offset(column: int, nth: int) -> int:
+    return INTENTS * PAGE_BYTES + (column * INTENT_ENTRIES_MAX + nth) * WORD_BYTES
+
+
+def under_way(media: Media) -> tuple[list[int], list[int], list[int]]:
+    """Virtblocks, blocks and slots of what is being purged now, or was when a crash came. Raises DataLoss."""
     count = media.word(INTENTS_AT)
     if count > INTENT_ENTRIES_MAX:
         raise DataLoss(f"snapshots: a purge of {count} blocks cannot be under way, {INTENT_ENTRIES_MAX} at most")
-    packed = media.mapping.load(INTENTS * PAGE_BYTES, count * _INTENT.size)
-    return [(virtblock, block, slot) for virtblock, block, slot in _INTENT.iter_unpack(packed)]
+    loaded = (media.mapping.load(_intent_offset(column, 0), count * WORD_BYTES) for column in range(3))
+    virtblocks, blocks, slots = (list(struct.unpack(f"<{count}Q", numbers)) for numbers in loaded)
+    return virtblocks, blocks, slots
 
 
 def recover(snapshots: Snapshots) -> int:
     """Settle what a crash has left of a purge; the number of blocks."""
-    intents = under_way(snapshots.media)
-    _settle(snapshots, intents)
-    return len(intents)
+    virtblocks, blocks, slots = under_way(snapshots.media)
+    _settle(snapshots, virtblocks, blocks, slots)
+    return len(slots)
 
 
-def _settle(snapshots: Snapshots, intents: Sequence[Intent]) -> None:
+def _settle(snapshots: Snapshots, virtblocks: Sequence[int], blocks: Sequence[int], slots: Sequence[int]) -> None:
     """From the last to the first, so that those whose turn has not come still stand in the intent pages."""
-    media: Media = snapshots.media
-    left = len(intents)
+    left = len(slots)
     while left:
         start = max(0, left - PIECE_BLOCKS)
-        piece = intents[start:left]
-        there = words_of(media, (virtblock for virtblock, _, _ in piece))
-        moved = [word == ON_STORAGE | slot for word, (_, _, slot) in zip(there, piece, strict=True)]
-        blocks = [block for (_, block, _), is_moved in zip(piece, moved, strict=True) if is_moved]
-        with Draft(media) as draft:
-            draft.free_blocks(blocks)
-            draft.free_slots([slot for (_, _, slot), is_moved in zip(piece, moved, strict=True) if not is_moved])
-            draft.word(INTENTS_AT, start)
-            draft.commit()
-        for first, count in runs(sorted(blocks)):
-            snapshots.blocks.discard(first, count)
+        some = slice(start, left)
+        _settle_some(snapshots, start, virtblocks[some], blocks[some], slots[some])
         left = start
+
+
+def _settle_some(
+    snapshots: Snapshots, first: int, virtblocks: Sequence[int], blocks: Sequence[int], slots: Sequence[int]
+) -> None:
+    """After it, what is being purged are those before the `first`."""
+    words = words_of(snapshots.media, virtblocks)
+    places = list(map(or_, repeat(ON_STORAGE), slots))
+    left: list[int] = []
+    if words != places:
+        moved = [word == place for word, place in zip(words, places, strict=True)]
+        left = [slot for slot, is_moved in zip(slots, moved, strict=True) if not is_moved]
+        blocks = [block for block, is_moved in zip(blocks, moved, strict=True) if is_moved]
+    with Draft(snapshots.media) as draft:
+        draft.free_blocks(blocks)
+        draft.free_slots(left)
+        draft.word(INTENTS_AT, first)
+        draft.commit()
+    for run, count in runs(blocks):
+        snapshots.blocks.discard(run, count)

@@ -36,9 +36,10 @@ class Change:
         self.ranges: dict[int, bytes] = {}
 
     def word(self, offset: int, value: int) -> None:
-        self.ranges[offset] = value.to_bytes(WORD_BYTES, "little")
+        self.put(offset, value.to_bytes(WORD_BYTES, "little"))
 
     def put(self, offset: int, data: bytes) -> None:
+        self.ranges.pop(offset, None)  # the last to be put is the last to be stored, where longer ones overlap it
         self.ranges[offset] = data
 
     @property

@@ -56,8 +56,11 @@ class Blocks(Protocol):
 
     def load(self, number: int) -> bytes: ...
 
-    def load_run(self, first: int, count: int) -> bytes:
-        """So many neighbours at once."""
+    def load_into(self, first: int, target: memoryview) -> None:
+        """So many neighbours as there is room for."""
+
+    def view(self, first: int, count: int) -> memoryview:
+        """So many neighbours where they lie, until they are discarded."""
 
     def persist(self, number: int, data: bytes) -> None:
         """Persistent when this returns. Raises ResourceExhausted where the machine has no memory left."""
@@ -128,6 +131,8 @@ class Snapshots:
         self._arrays: dict[int, Array] = {}
         """Of snapshots, by sequence: those that grow still, because extents of theirs are broken up."""
         self._free_numbers: list[int] = []
+        self.purging: set[int] = set()
+        """Blocks of the store that are on their way to storage."""
         self.blocks_copied = 0
         self.entry_updates = 0
         """Virtblocks pointed elsewhere, since this host began."""

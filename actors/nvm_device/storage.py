@@ -1,50 +1,63 @@
-"""The mass-storage file: slots for purged blocks, each with a trailer that proves its content.
+"""The mass-storage file: slots for purged blocks, and for each a trailer that proves its content.
 
     storage = await StorageFile.open(disk, "nvm/purged")         # made if there is none
-    await storage.write([(slot, virtblock, data), ...])          # neighbours go to the disk in one piece
+    await storage.write(slots, virtblocks, load)                 # load(first, target) fetches their contents
     await storage.sync()                                         # and only now may a virtblock name a slot
     data = await storage.read(slot, virtblock)                   # raises DataLoss where it is not what was written
 
 Which slots are taken is for the metadata to know (`Media.storage`); a slot that is free holds anything. The trailer
 names the virtblock, and the checksum covers content, virtblock and slot: so a block that the disk has put in another's
-place is found, too. docs/formats.md, "The storage file", describes every field.
+place is found, too.
+
+Slots are whole pages that follow each other, with the trailers of many in pages before them. So a run of blocks goes
+from the memory that it lies in straight to the disk, without a copy of it here or in the system's cache; and the disk
+takes it while the next run is checksummed. docs/formats.md, "The storage file", describes every field.
 """
 
 from __future__ import annotations
 
 import asyncio
+import mmap
 import struct
 import zlib
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 
+from everram.actors.nvm_device.runs import Run, runs
 from everram.runtime.environment import Disk, DiskFile
 from everram.runtime.errors import DataLoss, FailedPrecondition, NotFound
 from everram.runtime.memory.contract import PAGE_BYTES
 
 MAGIC = b"EVRSTORE"
 MAJOR, MINOR = 1, 0
-_HEADER = struct.Struct("<8sHHII")
-"""Magic, major, minor, bytes of a block, bytes from one slot to the next; its CRC-32 follows."""
+_HEADER = struct.Struct("<8sHHIII")
+"""Magic, major, minor, bytes of a block, slots of a group, bytes from one group to the next; its CRC-32 follows."""
 _CHECKSUM = struct.Struct("<I")
 HEADER_BYTES = 4096
-_TRAILER = struct.Struct("<QII")
-"""Virtblock, CRC-32 of the content and `_PROVEN`, reserved."""
-_PROVEN = struct.Struct("<QQ")
-"""Virtblock, slot."""
-STRIDE_BYTES = PAGE_BYTES + _TRAILER.size
+TRAILER = struct.Struct("<QQ")
+"""Virtblock, CRC-32 of the content."""
+GROUP_SLOTS = 4096
+TRAILERS_BYTES = GROUP_SLOTS * TRAILER.size
+GROUP_BYTES = TRAILERS_BYTES + GROUP_SLOTS * PAGE_BYTES
 PIECE_SLOTS = 256
-"""1 MiB: enough for a disk at its full speed, and prepared in a few milliseconds, for which the loop is not served."""
+"""1 MiB: enough for a disk at its full speed, and prepared in half a millisecond, for which the loop is not served."""
+PIECES_UNDER_WAY = 2
+"""On their way to the disk, which so has the next one as soon as it is done with one, while a third is prepared."""
 
-Content = tuple[int, int, bytes]
-"""Slot, virtblock, content."""
+Load = Callable[[int, memoryview], memoryview]
+"""Fetches contents, from the n-th on, as many as there is room for: into that, or it says where they lie already."""
 
 
 class StorageFile:
-    """See the module. One writer at a time; whoever shares a slot's number shares its content."""
+    """See the module. Each slot has one writer at a time; whoever shares its number shares its content."""
 
     def __init__(self, file: DiskFile, name: str) -> None:
         self._file = file
         self.name = name
+        self._preparing = asyncio.Lock()
+        """Held until the last piece of a `write` is on its way; then the next one prepares its own."""
+        self._staging: asyncio.Queue[memoryview] = asyncio.Queue()
+        """Of a piece each: whole pages of memory, which a disk reads by itself."""
+        self._staging_made = 0
 
     @staticmethod
     async def open(disk: Disk, name: str) -> StorageFile:
@@ -67,18 +80,36 @@ class StorageFile:
     async def size_bytes(self) -> int:
         return await self._file.size()
 
-    async def write(self, contents: Iterable[Content]) -> None:
-        """Durable after the next `sync`; those that follow each other in slots that do go to the disk together. Raises
-        ResourceExhausted on a full disk, DataLoss."""
-        pieces = _packed(contents)
-        piece = next(pieces, None)
-        while piece is not None:
-            writing = asyncio.create_task(self._file.pwrite(*piece))
-            try:
-                await asyncio.sleep(0)  # it begins, and goes on while the next piece is prepared
-                piece = next(pieces, None)
-            finally:
-                await writing
+    async def write(self, slots: Sequence[int], virtblocks: Sequence[int], load: Load) -> None:
+        """Durable after the next `sync`. Neighbouring slots go to the disk together. Raises ResourceExhausted on a full
+        disk, DataLoss."""
+        writing: list[asyncio.Task[None]] = []
+        try:
+            async with self._preparing:
+                for first in range(0, len(slots), PIECE_SLOTS):
+                    some = slots[first : first + PIECE_SLOTS]
+                    staging = await self._take_staging()
+                    contents = load(first, staging[: len(some) * PAGE_BYTES])
+                    pieces = _pieces(some, virtblocks[first : first + PIECE_SLOTS], contents)
+                    writing.append(asyncio.create_task(self._write(pieces, staging)))
+                    await asyncio.sleep(0)  # it begins, and goes on while the next piece is prepared
+            for task in writing:
+                await task
+        finally:
+            # Each to its end, whatever comes of the others: it uses memory that is used again.
+            await asyncio.gather(*writing, return_exceptions=True)
+
+    async def _take_staging(self) -> memoryview:
+        if self._staging_made < PIECES_UNDER_WAY + 1 and self._staging.empty():
+            self._staging_made += 1
+            return memoryview(mmap.mmap(-1, PIECE_SLOTS * PAGE_BYTES))
+        return await self._staging.get()
+
+    async def _write(self, pieces: Sequence[tuple[int, bytes | memoryview]], staging: memoryview) -> None:
+        try:
+            await self._file.pwrite_each(pieces)
+        finally:
+            self._staging.put_nowait(staging)
 
     async def sync(self) -> None:
         """All that was written is durable when this returns. Raises DataLoss."""
@@ -86,46 +117,50 @@ class StorageFile:
 
     async def read(self, slot: int, virtblock: int) -> bytes:
         """Raises DataLoss."""
-        data = await self._file.pread(_offset(slot), STRIDE_BYTES)
-        if wrong := _wrong(data, slot, virtblock):
+        content, trailer = await self._file.pread_each(_ranges(slot, 1))
+        if wrong := _wrong(content, trailer, slot, virtblock):
             raise DataLoss(f"{self.name}: {wrong}")
-        return data[:PAGE_BYTES]
+        return content
 
     async def read_all(self, wanted: Sequence[tuple[int, int]]) -> list[bytes]:
         """Those of many (slot, virtblock), in their order; neighbours come in one piece. Raises DataLoss."""
         found: dict[int, bytes] = {}
-        async for slot, virtblock, data in self._slots(wanted):
-            if wrong := _wrong(data, slot, virtblock):
+        async for slot, virtblock, content, trailer in self._read(wanted):
+            if wrong := _wrong(content, trailer, slot, virtblock):
                 raise DataLoss(f"{self.name}: {wrong}")
-            found[slot] = data[:PAGE_BYTES]
+            found[slot] = content
         return [found[slot] for slot, _ in wanted]
 
     async def verify(self, slots: Mapping[int, int]) -> dict[int, str]:
         """What is wrong with the slots of these virtblocks (slot -> virtblock), in a plain sentence each."""
         findings: dict[int, str] = {}
-        async for slot, virtblock, data in self._slots(list(slots.items())):
-            if wrong := _wrong(data, slot, virtblock):
+        async for slot, virtblock, content, trailer in self._read(list(slots.items())):
+            if wrong := _wrong(content, trailer, slot, virtblock):
                 findings[slot] = f"{self.name}: {wrong}"
         return findings
 
-    async def _slots(self, wanted: Sequence[tuple[int, int]]) -> AsyncIterator[Content]:
-        for run in _runs(sorted(set(wanted))):
-            first = run[0][0]
-            data = await self._file.pread(_offset(first), len(run) * STRIDE_BYTES)
-            for slot, virtblock in run:
-                at = (slot - first) * STRIDE_BYTES
-                yield slot, virtblock, data[at : at + STRIDE_BYTES]
+    async def _read(self, wanted: Sequence[tuple[int, int]]) -> AsyncIterator[tuple[int, int, bytes, bytes]]:
+        """(slot, virtblock, content, trailer) of each, ascending."""
+        virtblocks = dict(wanted)
+        for first, count in _runs(sorted(virtblocks)):
+            for start in range(first, first + count, PIECE_SLOTS):
+                some = min(PIECE_SLOTS, first + count - start)
+                contents, trailers = await self._file.pread_each(_ranges(start, some))
+                for nth in range(some):
+                    content = contents[nth * PAGE_BYTES : (nth + 1) * PAGE_BYTES]
+                    trailer = trailers[nth * TRAILER.size : (nth + 1) * TRAILER.size]
+                    yield start + nth, virtblocks[start + nth], content, trailer
 
 
 def _header() -> bytes:
-    fields = _HEADER.pack(MAGIC, MAJOR, MINOR, PAGE_BYTES, STRIDE_BYTES)
+    fields = _HEADER.pack(MAGIC, MAJOR, MINOR, PAGE_BYTES, GROUP_SLOTS, GROUP_BYTES)
     return (fields + _CHECKSUM.pack(zlib.crc32(fields))).ljust(HEADER_BYTES, b"\0")
 
 
 def _check_header(name: str, header: bytes) -> None:
     if len(header) < HEADER_BYTES:
         raise DataLoss(f"{name}: {len(header)} bytes are too few for its header")
-    magic, major, minor, block_bytes, stride_bytes = _HEADER.unpack_from(header)
+    magic, major, minor, *sizes = _HEADER.unpack_from(header)
     if magic != MAGIC:
         raise DataLoss(f"{name}: {magic!r} at offset 0 is not its magic {MAGIC!r}")
     if _CHECKSUM.unpack_from(header, _HEADER.size) != (zlib.crc32(header[: _HEADER.size]),):
@@ -134,54 +169,67 @@ def _check_header(name: str, header: bytes) -> None:
         raise FailedPrecondition(
             f"{name}: written in version {major}.{minor}, this everram reads {MAJOR}.x: use the later one"
         )
-    if (block_bytes, stride_bytes) != (PAGE_BYTES, STRIDE_BYTES):
-        raise DataLoss(f"{name}: blocks of {block_bytes} bytes every {stride_bytes} bytes cannot be")
+    if sizes != [PAGE_BYTES, GROUP_SLOTS, GROUP_BYTES]:
+        raise DataLoss(f"{name}: blocks of {sizes[0]} bytes, {sizes[1]} every {sizes[2]} bytes, cannot be")
 
 
-def _offset(slot: int) -> int:
-    return HEADER_BYTES + slot * STRIDE_BYTES
+def content_offset(slot: int) -> int:
+    group, nth = divmod(slot, GROUP_SLOTS)
+    return HEADER_BYTES + group * GROUP_BYTES + TRAILERS_BYTES + nth * PAGE_BYTES
 
 
-def _checksum(data: bytes, virtblock: int, slot: int) -> int:
-    return zlib.crc32(_PROVEN.pack(virtblock, slot), zlib.crc32(data))
+def trailer_offset(slot: int) -> int:
+    group, nth = divmod(slot, GROUP_SLOTS)
+    return HEADER_BYTES + group * GROUP_BYTES + nth * TRAILER.size
 
 
-def _packed(contents: Iterable[Content]) -> Iterator[tuple[int, bytes]]:
-    """(offset, bytes) of neighbours, as many as one write may have."""
-    parts: list[bytes] = []
-    first = following = 0
-    for slot, virtblock, data in contents:
-        if len(data) != PAGE_BYTES:
-            raise ValueError(f"a block of {len(data)} bytes for slot {slot}, not {PAGE_BYTES}")
-        if slot != following or len(parts) == 2 * PIECE_SLOTS:
-            if parts:
-                yield _offset(first), b"".join(parts)
-            parts, first = [], slot
-        parts += (data, _TRAILER.pack(virtblock, _checksum(data, virtblock, slot), 0))
-        following = slot + 1
-    if parts:
-        yield _offset(first), b"".join(parts)
+def _checksum(content: bytes | memoryview, virtblock: int, slot: int) -> int:
+    """Begun with what it has to prove, so that the same content proves nothing in another place."""
+    return zlib.crc32(content, virtblock ^ slot)
 
 
-def _runs(wanted: Sequence[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
-    """Neighbours, as many as one read may have."""
-    run: list[tuple[int, int]] = []
-    for slot, virtblock in wanted:
-        if run and (slot != run[-1][0] + 1 or len(run) == PIECE_SLOTS):
-            yield run
-            run = []
-        run.append((slot, virtblock))
-    if run:
-        yield run
+def _ranges(first: int, count: int) -> tuple[Run, Run]:
+    """Where contents and trailers of neighbours lie, of one group: (offset, bytes) each."""
+    return (content_offset(first), count * PAGE_BYTES), (trailer_offset(first), count * TRAILER.size)
 
 
-def _wrong(data: bytes, slot: int, virtblock: int) -> str:
+def _pieces(
+    slots: Sequence[int], virtblocks: Sequence[int], contents: memoryview
+) -> list[tuple[int, bytes | memoryview]]:
+    """What is to be written where. The slots ascend."""
+    crc32 = zlib.crc32  # `_checksum`, of many
+    checksums = [
+        crc32(contents[at : at + PAGE_BYTES], virtblock ^ slot)
+        for at, virtblock, slot in zip(range(0, len(contents), PAGE_BYTES), virtblocks, slots, strict=True)
+    ]
+    words = [0] * (2 * len(slots))
+    words[::2], words[1::2] = virtblocks, checksums
+    trailers = struct.pack(f"<{len(words)}Q", *words)
+    pieces: list[tuple[int, bytes | memoryview]] = []
+    at = 0
+    for first, count in _runs(slots):
+        pieces.append((content_offset(first), contents[at * PAGE_BYTES : (at + count) * PAGE_BYTES]))
+        pieces.append((trailer_offset(first), trailers[at * TRAILER.size : (at + count) * TRAILER.size]))
+        at += count
+    return pieces
+
+
+def _runs(slots: Sequence[int]) -> Iterator[Run]:
+    """Neighbours within a group."""
+    for first, count in runs(slots):
+        at, end = first, first + count
+        while at < end:
+            until = min(end, (at // GROUP_SLOTS + 1) * GROUP_SLOTS)
+            yield at, until - at
+            at = until
+
+
+def _wrong(content: bytes, trailer: bytes, slot: int, virtblock: int) -> str:
     """What is wrong with a slot as it was read; empty if nothing is."""
-    where = f"slot {slot} at offset {_offset(slot)}"
-    if len(data) < STRIDE_BYTES:
+    where = f"slot {slot} at offset {content_offset(slot)}"
+    if len(content) < PAGE_BYTES or len(trailer) < TRAILER.size:
         return f"the file ends before {where} does"
-    content = data[:PAGE_BYTES]
-    found, checksum, _ = _TRAILER.unpack_from(data, PAGE_BYTES)
+    found, checksum = TRAILER.unpack(trailer)
     if checksum != _checksum(content, found, slot):
         return f"{where} does not match its checksum"
     if found != virtblock:

@@ -11,7 +11,8 @@ old blocks.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Generator
+from collections.abc import Generator, Iterable, Iterator
+from itertools import islice
 from typing import TypeVar
 
 from everram.actors.nvm_device.media import Media
@@ -22,6 +23,8 @@ from everram.runtime.memory.heap import HeapMapping
 
 T = TypeVar("T")
 Walk = Generator[None, None, T]
+TURN_NUMBERS = 8192
+"""Whatever is done with each, that many take a few milliseconds."""
 
 
 async def in_turns(walk: Walk[T]) -> T:
@@ -43,11 +46,17 @@ def at_once(walk: Walk[T]) -> T:
             return found
 
 
+def slices(numbers: Iterable[T]) -> Iterator[list[T]]:
+    """As many at once as one turn takes."""
+    rest = iter(numbers)
+    while some := list(islice(rest, TURN_NUMBERS)):
+        yield some
+
+
 def standing(snapshots: Snapshots) -> Snapshots:
     """As they are now, to be looked at only. What lies in arenas and in the store is not copied. Raises DataLoss."""
     mapping = snapshots.media.mapping
-    copy = HeapMapping(mapping.size_bytes)
-    copy.store(0, mapping.load(0, mapping.size_bytes))
+    copy = HeapMapping.of(mapping.load(0, mapping.size_bytes))
     return Snapshots.open(Media.open(_Copied(copy)), snapshots.arena_of, snapshots.blocks)
 
 

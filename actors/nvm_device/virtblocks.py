@@ -63,15 +63,7 @@ def location(media: Media, virtblock: int) -> Location:
 
 def words_of(media: Media, virtblocks: Iterable[int]) -> list[int]:
     """What many say, packed."""
-    load = media.mapping.load_u64
-    return [load(virtblock * WORD_BYTES) for virtblock in virtblocks]
-
-
-def publish(media: Media, places: Iterable[tuple[int, int]], place: Place) -> None:
-    """The content of blocks has moved: for each (virtblock, number) one store of one word, durable for itself."""
-    store, tag = media.mapping.publish_u64, pack_location(place, 0)
-    for virtblock, number in places:
-        store(virtblock * WORD_BYTES, tag | number)
+    return media.mapping.load_words(virtblocks)
 
 
 class Array:

@@ -11,6 +11,7 @@ Standard library only: guests import this module.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Protocol
 
 PAGE_BYTES = 4096
@@ -21,7 +22,7 @@ class Mapping(Protocol):
     """A range of persistent memory, addressed by offsets from 0.
 
     Offsets and lengths outside `size_bytes` raise IndexError (a bug in the caller); words demand 8-byte alignment.
-    Implementations derive from this class, for the two methods that are made of others.
+    Implementations derive from this class, for the methods that are made of others.
     """
 
     size_bytes: int
@@ -55,6 +56,17 @@ class Mapping(Protocol):
         self.store_u64(offset, value)
         self.flush(offset, 8)
         self.drain()
+
+    def load_words(self, numbers: Iterable[int]) -> list[int]:
+        """`load_u64` of many, each by its number: its offset in words."""
+        load = self.load_u64
+        return [load(number * 8) for number in numbers]
+
+    def publish_words(self, words: Iterable[tuple[int, int]]) -> None:
+        """`publish_u64` of many (number, value), one after the other: a crash leaves the first so many."""
+        publish = self.publish_u64
+        for number, value in words:
+            publish(number * 8, value)
 
     def close(self) -> None:
         """Unmap. Later accesses raise ValueError."""

@@ -5,32 +5,48 @@ scratch = HeapMapping(8 * 1024 * 1024)
 
 from __future__ import annotations
 
-import struct
+from collections.abc import Iterable
 
 from everram.runtime.memory.contract import Mapping
 
-_WORD = struct.Struct("<Q")
-
 
 class HeapMapping(Mapping):
-    """A `Mapping` over a bytearray. Only this process sees it, so publishing needs no care."""
+    """A `Mapping` over bytes of this process. Only it sees them, so publishing needs no care."""
 
     def __init__(self, size_bytes: int) -> None:
-        self.size_bytes = size_bytes
-        self._data: bytearray | None = bytearray(size_bytes)
+        self._use(bytearray(size_bytes))
+
+    @classmethod
+    def of(cls, content: bytes | bytearray) -> HeapMapping:
+        """Over these bytes themselves; stores raise TypeError where they cannot be changed."""
+        made = cls.__new__(cls)
+        made._use(content)
+        return made
+
+    def _use(self, content: bytes | bytearray) -> None:
+        self.size_bytes = len(content)
+        self._bytes = memoryview(content)
+        self._words = self._bytes[: len(content) & ~7].cast("Q")
 
     def load(self, offset: int, length: int) -> bytes:
         return bytes(self._range(offset, length))
 
     def load_u64(self, offset: int) -> int:
-        word: int = _WORD.unpack(self._word(offset))[0]
-        return word
+        if offset & 7 or offset < 0:
+            raise IndexError(f"offset {offset} is not that of a word")
+        return self._words[offset >> 3]
+
+    def load_words(self, numbers: Iterable[int]) -> list[int]:
+        words = self._words
+        return [words[number] for number in numbers]
 
     def store(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         self._range(offset, len(data))[:] = data
 
     def store_u64(self, offset: int, value: int) -> None:
-        self._word(offset)[:] = _WORD.pack(value)
+        if offset & 7 or offset < 0:
+            raise IndexError(f"offset {offset} is not that of a word")
+        self._words[offset >> 3] = value
 
     def flush(self, offset: int, length: int) -> None:
         self._range(offset, length)
@@ -39,16 +55,10 @@ class HeapMapping(Mapping):
         pass
 
     def close(self) -> None:
-        self._data = None
-
-    def _word(self, offset: int) -> memoryview:
-        if offset % _WORD.size:
-            raise IndexError(f"offset {offset} is not a multiple of {_WORD.size}")
-        return self._range(offset, _WORD.size)
+        self._words.release()
+        self._bytes.release()
 
     def _range(self, offset: int, length: int) -> memoryview:
-        if self._data is None:
-            raise ValueError("the mapping is closed")
         if offset < 0 or length < 0 or offset + length > self.size_bytes:
             raise IndexError(f"{length} bytes at {offset} of a mapping of {self.size_bytes}")
-        return memoryview(self._data)[offset : offset + length]
+        return self._bytes[offset : offset + length]

@@ -13,6 +13,7 @@ import ctypes
 import mmap
 import os
 import sys
+from collections.abc import Iterable
 
 from everram.runtime.memory.contract import Mapping
 
@@ -90,6 +91,15 @@ class Mapped(Mapping):
         self._bytes[offset:end] = data
 
     publish_u64 = store_u64
+
+    def load_words(self, numbers: Iterable[int]) -> list[int]:
+        words = self._words
+        return [words[number] for number in numbers]
+
+    def publish_words(self, words: Iterable[tuple[int, int]]) -> None:
+        stored = self._words
+        for number, value in words:
+            stored[number] = value
 
     def close(self) -> None:
         self._words.release()

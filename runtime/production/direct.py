@@ -42,6 +42,14 @@ class DirectWriter:
             write_all(self._path, self._fd, offset, b"".join(pieces))
         return [zlib.crc32(piece) for piece in pieces]
 
+    def write_each(self, pieces: Sequence[tuple[int, bytes | memoryview]]) -> None:
+        """(offset, data) each, without a copy of what is fit for it: its memory has to be whole blocks as well. Raises
+        OSError, DataLoss."""
+        for offset, data in pieces:
+            whole = offset % BLOCK_BYTES == 0 and len(data) % BLOCK_BYTES == 0 and len(data) >= LEAST_BYTES
+            if not (whole and self._write_from_there(offset, data)):
+                write_all(self._path, self._fd, offset, data)
+
     def close(self) -> None:
         if self._direct_fd >= 0:
             os.close(self._direct_fd)
@@ -62,13 +70,20 @@ class DirectWriter:
             length += len(piece)
         try:
             with memoryview(buffer) as view, view[:length] as filled:
-                write_all(self._path, self._direct_fd, offset, filled)
+                return self._write_from_there(offset, filled)
+        finally:
+            self._buffers.append(buffer)
+
+    def _write_from_there(self, offset: int, data: bytes | memoryview) -> bool:
+        """False if the file system, or its memory, is not fit for it."""
+        if self._direct_fd < 0:
+            return False
+        try:
+            write_all(self._path, self._direct_fd, offset, data)
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
             return False
-        finally:
-            self._buffers.append(buffer)
         return True
 
 

@@ -61,13 +61,23 @@ class FolderFile:
     async def pread(self, offset: int, length: int) -> bytes:
         return await _in_thread(self._path, _pread, self._descriptor(), offset, length)
 
+    async def pread_each(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        fd = self._descriptor()
+        return await _in_thread(self._path, lambda: [_pread(fd, offset, length) for offset, length in ranges])
+
     async def pwrite(self, offset: int, data: bytes | memoryview) -> None:
         await _in_thread(self._path, write_all, self._path, self._descriptor(), offset, data)
 
     async def pwrite_all(self, offset: int, pieces: Sequence[bytes | memoryview]) -> list[int]:
+        return await _in_thread(self._path, self._direct_writer().write, offset, pieces)
+
+    async def pwrite_each(self, pieces: Sequence[tuple[int, bytes | memoryview]]) -> None:
+        await _in_thread(self._path, self._direct_writer().write_each, pieces)
+
+    def _direct_writer(self) -> DirectWriter:
         if self._direct is None:
             self._direct = DirectWriter(self._path, self._descriptor())
-        return await _in_thread(self._path, self._direct.write, offset, pieces)
+        return self._direct
 
     async def sync(self) -> None:
         await _in_thread(self._path, os.fdatasync, self._descriptor())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 
 from everram.runtime.errors import AlreadyExists, InvalidArgument, NotFound, ResourceExhausted
@@ -106,6 +107,22 @@ class KeptObject:
     def read(self, offset: int, length: int) -> bytes:
         self._check(offset, length)
         return os.pread(self._fd, length, offset)
+
+    def read_into(self, offset: int, target: memoryview) -> None:
+        self._check(offset, len(target))
+        while target:
+            read = os.preadv(self._fd, [target], offset)
+            offset += read
+            target = target[read:]
+
+    def view(self, offset: int, length: int) -> memoryview:
+        self._check(offset, length)
+        try:
+            # All at once: a fault for each page would cost more than a copy.
+            flags = mmap.MAP_SHARED | mmap.MAP_POPULATE
+            return memoryview(mmap.mmap(self._fd, length, flags, mmap.PROT_READ, offset=offset))
+        except OSError as error:
+            raise ResourceExhausted(f"memory {self.name} cannot be mapped: {error}") from error
 
     def write(self, offset: int, data: bytes | memoryview) -> None:
         """Raises ResourceExhausted where the computer itself has no memory left."""

@@ -171,10 +171,18 @@ class SimulatedFile:
         async with self._operation():
             return bytes(self._file.cached[offset : offset + length])
 
-    async def pwrite(self, offset: int, data: bytes | memoryview) -> None:
+    async def pread_each(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
         async with self._operation():
-            self._media.demand(offset + len(data) - len(self._file.cached))
-            self._file.write(offset, bytes(data))
+            return [bytes(self._file.cached[offset : offset + length]) for offset, length in ranges]
+
+    async def pwrite(self, offset: int, data: bytes | memoryview) -> None:
+        await self.pwrite_each([(offset, data)])
+
+    async def pwrite_each(self, pieces: Sequence[tuple[int, bytes | memoryview]]) -> None:
+        async with self._operation():
+            for offset, data in pieces:
+                self._media.demand(offset + len(data) - len(self._file.cached))
+                self._file.write(offset, bytes(data))
 
     async def pwrite_all(self, offset: int, pieces: Sequence[bytes | memoryview]) -> list[int]:
         await self.pwrite(offset, b"".join(pieces))

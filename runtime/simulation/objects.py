@@ -254,6 +254,12 @@ class SimulatedObject:
         self._bytes.check(offset, length)
         return bytes(self._bytes.content[offset : offset + length])
 
+    def read_into(self, offset: int, target: memoryview) -> None:
+        target[:] = self.read(offset, len(target))
+
+    def view(self, offset: int, length: int) -> memoryview:
+        return memoryview(self.read(offset, length))
+
     def write(self, offset: int, data: bytes | memoryview) -> None:
         if self._gate is not None:
             self._gate()

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import errno
+import fcntl
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from everram.actors.nvm_device.block_store import GROW_BLOCKS, BlockStore
-from everram.actors.nvm_device.storage import HEADER_BYTES, PIECE_SLOTS, STRIDE_BYTES, StorageFile
+from everram.actors.nvm_device.storage import (
+    GROUP_SLOTS,
+    PIECE_SLOTS,
+    StorageFile,
+    content_offset,
+    trailer_offset,
+)
 from everram.runtime.environment import Disk, Memory
 from everram.runtime.errors import DataLoss, FailedPrecondition, ResourceExhausted
 from everram.runtime.memory.contract import PAGE_BYTES
@@ -30,6 +39,17 @@ def block(number: int) -> bytes:
     return number.to_bytes(8, "little") * (PAGE_BYTES // 8)
 
 
+async def write(storage: StorageFile, slots: Sequence[int], virtblocks: Sequence[int] | None = None) -> None:
+    """Slots that ascend, each with the `block` of its number; virtblocks are 10 more."""
+
+    def load(first: int, target: memoryview) -> memoryview:
+        count = len(target) // PAGE_BYTES
+        target[:] = b"".join(block(slot) for slot in slots[first : first + count])
+        return target
+
+    await storage.write(slots, [slot + 10 for slot in slots] if virtblocks is None else virtblocks, load)
+
+
 async def overwrite(disk: Disk, offset: int, data: bytes) -> None:
     file = await disk.open(NAME)
     await file.pwrite(offset, data)
@@ -38,63 +58,78 @@ async def overwrite(disk: Disk, offset: int, data: bytes) -> None:
 
 async def test_what_was_written_is_read(disk: Disk) -> None:
     storage = await StorageFile.open(disk, NAME)
-    slots = [*range(2, 2 + 2 * PIECE_SLOTS + 5), 0, 9000, 9001]
-    await storage.write([])
-    await storage.write([(slot, slot + 77, block(slot)) for slot in slots])
+    # Pieces, groups and what is shorter than either, each with neighbours and alone.
+    slots = [0, *range(2, 2 + 4 * PIECE_SLOTS + 5), *range(GROUP_SLOTS - 3, GROUP_SLOTS + 40), 9000, 9001]
+    await write(storage, [])
+    await write(storage, slots)
     await storage.sync()
     await storage.close()
     storage = await StorageFile.open(disk, NAME)
-    assert await storage.size_bytes() == HEADER_BYTES + 9002 * STRIDE_BYTES
-    assert await storage.read(9000, 9077) == block(9000)
-    await storage.write([(9000, 5, block(6))])
-    assert await storage.read(9000, 5) == block(6)
-    wanted = [(9001, 9078), (3, 80), (2, 79), (300, 377), (3, 80)]
+    assert await storage.size_bytes() == content_offset(9001) + PAGE_BYTES
+    assert await storage.read(9000, 9010) == block(9000)
+    await write(storage, [9000], [5])
+    assert await storage.read(9000, 5) == block(9000)
+    wanted = [(9001, 9011), (3, 13), (2, 12), (GROUP_SLOTS, GROUP_SLOTS + 10), (3, 13)]
     assert await storage.read_all(wanted) == [block(slot) for slot, _ in wanted]
-    assert await storage.verify({slot: slot + 77 for slot in slots if slot != 9000}) == {}
-    with pytest.raises(ValueError, match="slot 1"):
-        await storage.write([(0, 1, block(1)), (1, 1, b"short")])
+    assert await storage.verify({slot: slot + 10 for slot in slots if slot != 9000}) == {}
+    await storage.close()
+
+
+async def test_others_in_the_same_group_stay(disk: Disk) -> None:
+    storage = await StorageFile.open(disk, NAME)
+    await write(storage, range(600))
+    await storage.sync()
+    await write(storage, [5, *range(100, 200), 599], range(102))
+    await storage.sync()
+    assert await storage.read(100, 1) == block(100)
+    assert await storage.verify({slot: slot + 10 for slot in (4, 6, 99, 200, 598)}) == {}
     await storage.close()
 
 
 async def test_a_bad_block_is_found(disk: Disk) -> None:
     storage = await StorageFile.open(disk, NAME)
-    await storage.write([(slot, 10 + slot, block(slot)) for slot in range(8)])
+    await write(storage, range(8))
     await storage.sync()
-    await overwrite(disk, HEADER_BYTES + 3 * STRIDE_BYTES + 100, b"\xff")
-    with pytest.raises(DataLoss, match=f"slot 3 at offset {HEADER_BYTES + 3 * STRIDE_BYTES} does not match"):
-        await storage.read(3, 13)
+    await overwrite(disk, content_offset(3) + 100, b"\xff")
+    await overwrite(disk, trailer_offset(6) + 8, b"\xff\xff")
+    for slot in (3, 6):
+        with pytest.raises(DataLoss, match=f"slot {slot} at offset {content_offset(slot)} does not match"):
+            await storage.read(slot, slot + 10)
     with pytest.raises(DataLoss, match="slot 3"):
         await storage.read_all([(2, 12), (3, 13)])
     with pytest.raises(DataLoss, match="holds the content of virtblock 14, not of 15"):
         await storage.read(4, 15)
-    assert [
-        finding.count("slot 3") for finding in (await storage.verify({slot: 10 + slot for slot in range(8)})).values()
-    ] == [1]
+    found = await storage.verify({slot: 10 + slot for slot in range(8)})
+    assert [(slot, finding.count(f"slot {slot}")) for slot, finding in found.items()] == [(3, 1), (6, 1)]
     await storage.close()
 
 
 async def test_a_block_in_anothers_place_is_found(disk: Disk) -> None:
     storage = await StorageFile.open(disk, NAME)
-    await storage.write([(0, 7, block(0)), (1, 7, block(1))])
+    await write(storage, range(3), [7, 7, 8])
     file = await disk.open(NAME)
-    await file.pwrite(HEADER_BYTES + STRIDE_BYTES, await file.pread(HEADER_BYTES, STRIDE_BYTES))
-    await file.close()
+    await file.pwrite(content_offset(1), await file.pread(content_offset(0), PAGE_BYTES))
     with pytest.raises(DataLoss, match="slot 1"):
         await storage.read(1, 7)
+    await file.pwrite(trailer_offset(1), await file.pread(trailer_offset(0), 16))  # and its proof with it
+    with pytest.raises(DataLoss, match="slot 1"):
+        await storage.read(1, 7)
+    await file.close()
+    assert await storage.read(2, 8) == block(2)
     await storage.close()
 
 
 async def test_a_truncated_file(disk: Disk) -> None:
     storage = await StorageFile.open(disk, NAME)
-    await storage.write([(0, 7, block(0)), (1, 8, block(1))])
+    await write(storage, [0, 1])
     await storage.close()
     await disk.replace(NAME, (await disk.read(NAME))[:-20])
     storage = await StorageFile.open(disk, NAME)
-    assert await storage.read(0, 7) == block(0)
+    assert await storage.read(0, 10) == block(0)
     for slot in (1, 100):
         with pytest.raises(DataLoss, match=f"the file ends before slot {slot} "):
-            await storage.read(slot, 8)
-    assert len(await storage.verify({0: 7, 1: 8, 100: 8})) == 2
+            await storage.read(slot, slot + 10)
+    assert len(await storage.verify({0: 10, 1: 11, 100: 110})) == 2
     await storage.close()
     await disk.replace(NAME, b"EVRSTORE")
     with pytest.raises(DataLoss, match="too few"):
@@ -127,27 +162,53 @@ async def test_a_newer_version(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 async def test_a_full_disk() -> None:
-    media = Media(Seeds(1).stream("disk"), capacity_bytes=HEADER_BYTES + 300 * STRIDE_BYTES)
+    media = Media(Seeds(1).stream("disk"), capacity_bytes=content_offset(300))
     storage = await StorageFile.open(SimulatedDisk(media), NAME)
-    contents = [(slot, slot, block(slot)) for slot in range(600)]
-    await storage.write(contents[:20])
+    await write(storage, range(20))
     with pytest.raises(ResourceExhausted, match="full"):
-        await storage.write(contents)
-    assert await storage.read(3, 3) == block(3)
-    await storage.write(contents[:300])
-    assert await storage.verify({slot: slot for slot in range(300)}) == {}
+        await write(storage, range(6 * PIECE_SLOTS))
+    assert await storage.read(3, 13) == block(3)
+    await write(storage, range(300))
+    assert await storage.verify({slot: slot + 10 for slot in range(300)}) == {}
 
 
 async def test_what_was_synced_outlives_a_loss_of_power() -> None:
     media = Media(Seeds(3).stream("disk"))
     storage = await StorageFile.open(SimulatedDisk(media), NAME)
-    await storage.write([(slot, slot, block(slot)) for slot in range(10)])
+    await write(storage, range(10))
     await storage.sync()
-    await storage.write([(slot, slot, block(slot)) for slot in range(10, 40)])
+    await write(storage, range(10, 40))
     media.power_loss()
     storage = await StorageFile.open(SimulatedDisk(media), NAME)
-    assert await storage.verify({slot: slot for slot in range(10)}) == {}
-    assert await storage.verify({slot: slot for slot in range(10, 40)})
+    assert await storage.verify({slot: slot + 10 for slot in range(10)}) == {}
+    assert await storage.verify({slot: slot + 10 for slot in range(10, 40)})
+
+
+async def test_a_file_system_that_cannot_pass_the_cache_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refused at once, and refused when it comes to writing."""
+    refusals = 0
+
+    def pwrite(fd: int, data: bytes | memoryview, offset: int) -> int:
+        nonlocal refusals
+        if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT:
+            refusals += 1
+            raise OSError(errno.EINVAL, "not aligned")
+        return written(fd, data, offset)
+
+    written = os.pwrite
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    storage = await StorageFile.open(Folder(tmp_path), NAME)
+    await write(storage, range(600))
+    assert await storage.verify({slot: slot + 10 for slot in range(600)}) == {}
+    assert refusals
+    await storage.close()
+    monkeypatch.setattr("everram.runtime.production.direct._open_direct", lambda path: -1)
+    refusals = 0
+    storage = await StorageFile.open(Folder(tmp_path), NAME)
+    await write(storage, range(600), range(600))
+    assert await storage.verify({slot: slot for slot in range(600)}) == {}
+    assert not refusals
+    await storage.close()
 
 
 @pytest.fixture(params=["real", "simulated"])
@@ -168,6 +229,9 @@ async def test_blocks(memory: Memory) -> None:
     assert store.size_bytes == 2 * GROW_BLOCKS * PAGE_BYTES
     store = await BlockStore.open(memory)
     assert store.load(5) == block(5)
+    target = memoryview(bytearray(2 * PAGE_BYTES))
+    store.load_into(0, target)
+    assert target == store.view(0, 2) == block(0) + block(1)
     store.discard(1, 5)
     assert store.load(0) == block(0)
     kept = memory.open("nvm.blocks")

@@ -7,34 +7,34 @@ has to be what the workload had made before the step that was cut off, or after 
 
 from __future__ import annotations
 
-import struct
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
-from everram.actors.nvm_device import deletion, reverting
+from everram.actors.nvm_device import deletion, purging, reverting
 from everram.actors.nvm_device.draft import Draft
-from everram.actors.nvm_device.media import INTENTS_AT, REDO, Media
+from everram.actors.nvm_device.media import INTENTS, INTENTS_AT, REDO, Media
 from everram.actors.nvm_device.purging import Purge
 from everram.actors.nvm_device.records import Record
 from everram.actors.nvm_device.redo import Change, RedoLog
+from everram.actors.nvm_device.storage import TRAILER
 from everram.actors.nvm_device.virtblocks import Place
 from everram.runtime.errors import EverramError, ResourceExhausted
 from everram.runtime.memory.contract import PAGE_BYTES, Mapping
 from everram.runtime.simulation.entropy import Seeds
 from everram.runtime.simulation.memory import CrashState, Recording, SimMapping, power_losses, process_crashes
-from tests.snapshot_device import Device, content
+from tests.snapshot_device import Device, content, moved_by
 
 METADATA, STORE, STORAGE, ARENA_A, ARENA_B = range(5)
 METADATA_PAGES = 96
 BLOCKS = 12
 PAGES = (0, 1, 2, 512, 515)
 """That a region has here: of two chunks."""
-TRAILER = struct.Struct("<QQ")
-"""Virtblock, CRC-32 of the content."""
-STRIDE_BYTES = PAGE_BYTES + TRAILER.size
+TRAILERS_AT = BLOCKS * PAGE_BYTES
+"""In the storage file, after the slots: they are written by themselves, before or after the contents."""
 STATES_MAX = 5
 """Looked at for one moment of a power loss, and for one store that a process's death cuts off."""
 GO_ON_EVERY = 7
@@ -95,10 +95,13 @@ class RecordedBlocks:
     mapping: Mapping
 
     def load(self, number: int) -> bytes:
-        return self.load_run(number, 1)
+        return self.mapping.load(number * PAGE_BYTES, PAGE_BYTES)
 
-    def load_run(self, first: int, count: int) -> bytes:
-        return self.mapping.load(first * PAGE_BYTES, count * PAGE_BYTES)
+    def load_into(self, first: int, target: memoryview) -> None:
+        target[:] = self.view(first, len(target) // PAGE_BYTES)
+
+    def view(self, first: int, count: int) -> memoryview:
+        return memoryview(self.mapping.load(first * PAGE_BYTES, count * PAGE_BYTES))
 
     def persist(self, number: int, data: bytes) -> None:
         self.mapping.persist(number * PAGE_BYTES, data)
@@ -126,8 +129,9 @@ class RecordedDevice(Device):
         self.sync_storage()
 
     def write_storage(self, purge: Purge) -> None:
-        for slot, virtblock, data in purge.contents():
-            self.file.store(slot * STRIDE_BYTES, data + TRAILER.pack(virtblock, zlib.crc32(data)))
+        for slot, virtblock, data in moved_by(purge):
+            self.file.store(slot * PAGE_BYTES, data)
+            self.file.store(TRAILERS_AT + slot * TRAILER.size, TRAILER.pack(virtblock, zlib.crc32(data)))
 
     def sync_storage(self) -> None:
         self.file.flush(0, self.file.size_bytes)
@@ -137,8 +141,9 @@ class RecordedDevice(Device):
         place, slot = self.snapshots.locate(record, page)
         if place is not Place.STORAGE:
             return super().load(record, page)
-        data = self.file.load(slot * STRIDE_BYTES, PAGE_BYTES)
-        assert TRAILER.unpack(self.file.load(slot * STRIDE_BYTES + PAGE_BYTES, TRAILER.size))[1] == zlib.crc32(data)
+        data = self.file.load(slot * PAGE_BYTES, PAGE_BYTES)
+        trailer = TRAILER.unpack(self.file.load(TRAILERS_AT + slot * TRAILER.size, TRAILER.size))
+        assert trailer == (self.snapshots.virtblock(record, page), zlib.crc32(data))
         return data
 
     def find(self, name: str, arena: str = "a") -> Record:
@@ -167,7 +172,11 @@ def contents_of(device: RecordedDevice) -> Contents:
 def new_recording() -> Recording:
     arena = bytes(len(PAGES) * PAGE_BYTES)
     return Recording(
-        bytes(METADATA_PAGES * PAGE_BYTES), bytes(BLOCKS * PAGE_BYTES), bytes(BLOCKS * STRIDE_BYTES), arena, arena
+        bytes(METADATA_PAGES * PAGE_BYTES),
+        bytes(BLOCKS * PAGE_BYTES),
+        bytes(TRAILERS_AT + BLOCKS * TRAILER.size),
+        arena,
+        arena,
     )
 
 
@@ -382,6 +391,40 @@ def entry_unflushed(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Purge, "publish", publish)
 
 
+def intents_late(patch: pytest.MonkeyPatch) -> None:
+    """Entries name slots that are not taken yet."""
+
+    def publish(self: Purge) -> None:
+        with pytest.MonkeyPatch.context() as late:
+            late.setattr(purging, "_note", lambda *noted: noted_down.append(noted))
+            published(self)
+        while noted_down:
+            note(*noted_down.pop(0))
+
+    noted_down: list[tuple[Any, ...]] = []
+    note, published = purging._note, Purge.publish
+    patch.setattr(Purge, "publish", publish)
+
+
+def intents_unflushed(patch: pytest.MonkeyPatch) -> None:
+    """They count before they are durable."""
+
+    def noted(media: Media, *what: Any) -> None:
+        with pytest.MonkeyPatch.context() as lazy:
+            persist = SimMapping.persist
+            lazy.setattr(
+                SimMapping,
+                "persist",
+                lambda self, offset, data: (
+                    self.store if INTENTS <= offset // PAGE_BYTES < REDO else persist.__get__(self)
+                )(offset, data),
+            )
+            note(media, *what)
+
+    note = purging._note
+    patch.setattr(purging, "_note", noted)
+
+
 def intents_cleared_first(patch: pytest.MonkeyPatch) -> None:
     """Nobody knows any more of the blocks that are yet to be freed."""
 
@@ -436,6 +479,8 @@ def test_a_wrong_device_is_found(name: str, wrong: type[RecordedDevice]) -> None
         ("first writes", applied_early),
         ("first writes", page_unwritten),
         ("purge", entry_unflushed),
+        ("purge", intents_late),
+        ("purge", intents_unflushed),
         ("purge", intents_cleared_first),
         ("revert", discarded_early),
         ("revert", reverted_unwritten),

@@ -13,7 +13,7 @@ from typing import Any, cast
 import pytest
 
 from everram.actors.nvm_device.actor import NvmDevice
-from everram.actors.nvm_device.storage import HEADER_BYTES
+from everram.actors.nvm_device.storage import content_offset
 from everram.actors.vmemfs.actor import VMemFS
 from everram.runtime.contracts import common_pb2 as pb
 from everram.runtime.contracts import nvm_device_pb2 as nvm
@@ -651,8 +651,8 @@ async def test_a_block_that_storage_has_lost_stops_what_needs_it_and_nothing_els
     now = box.content()
     await box.nvm.purge(nvm.PurgeRequest())
     file = box.media.files["nvm/purged"]
-    file.cached[HEADER_BYTES + 17] ^= 1
-    with pytest.raises(DataLoss, match="slot 0 at offset 4096 does not match its checksum"):
+    file.cached[content_offset(0) + 17] ^= 1
+    with pytest.raises(DataLoss, match="slot 0 at offset 69632 does not match its checksum"):
         await box.read("s")
     assert len((await box.nvm.check(pb.Empty())).findings) == 1
     box.end()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from benchmarks._pointer_elimination import PointerTables
-from everram.actors.nvm_device import accounting, deletion, purging, reverting
+from everram.actors.nvm_device import accounting, checking, deletion, purging, reverting
 from everram.actors.nvm_device.bitmap import Bitmap
 from everram.actors.nvm_device.block_store import BlockStore
 from everram.actors.nvm_device.budget import Budget, MetadataSpace
@@ -22,6 +24,8 @@ from everram.actors.nvm_device.media import START_PAGES, Media
 from everram.actors.nvm_device.purging import Purge
 from everram.actors.nvm_device.records import Record
 from everram.actors.nvm_device.snapshots import Region, Taking
+from everram.actors.nvm_device.tables import CHUNK_PAGES
+from everram.actors.nvm_device.turns import in_turns, standing
 from everram.runtime.errors import FailedPrecondition, InvalidArgument, ResourceExhausted
 from everram.runtime.memory.contract import PAGE_BYTES
 from everram.runtime.memory.heap import HeapMapping
@@ -243,12 +247,16 @@ def test_one_purge_at_a_time() -> None:
     (batch,) = purging.batches(device.snapshots)
     purge = Purge.begin(device.snapshots, batch)
     device.check()
-    with pytest.raises(FailedPrecondition, match="under way"):
-        Purge.begin(device.snapshots, batch)
-    purge.abandon()
+    assert not Purge.begin(device.snapshots, batch).slots
+    purge.publish()
+    other = Purge.begin(device.snapshots, {})
+    with pytest.raises(FailedPrecondition, match="ended first"):
+        other.publish()
+    device.check()
+    purge.end()
     device.check()
     with pytest.raises(ValueError, match="at most"):
-        Purge.begin(device.snapshots, batch * (purging.BATCH_BLOCKS + 1))
+        Purge.begin(device.snapshots, dict.fromkeys(range(purging.BATCH_BLOCKS + 1), 0))
 
 
 @pytest.mark.parametrize("count", [1, 5])
@@ -263,7 +271,12 @@ def test_one_update_for_a_block_that_many_share(count: int) -> None:
     for page in range(4):
         device.write("a", page, b"now")
     elimination = PointerTables.of(device.snapshots, lambda pages: HeapMapping(pages * PAGE_BYTES))
-    assert {data for batch in elimination.batches(3) for _, _, data in batch} >= {content(b"shared")}
+    eliminated = set()
+    for slots, _, load, end in elimination.batches(3):
+        target = load(0, memoryview(bytearray(len(slots) * PAGE_BYTES)))
+        eliminated.update(bytes(target[at : at + PAGE_BYTES]) for at in range(0, len(target), PAGE_BYTES))
+        end()
+    assert eliminated >= {content(b"shared")}
     device.restart()
     device.blocks.content.update(dict.fromkeys(range(8), content(b"shared")))  # the baseline has discarded them
     before = device.snapshots.entry_updates
@@ -271,6 +284,69 @@ def test_one_update_for_a_block_that_many_share(count: int) -> None:
     assert device.purge() == elimination.slots == 4 + others
     assert device.snapshots.entry_updates - before == 4 + others
     assert elimination.entry_updates == 4 * count + others
+
+
+# -- large
+
+
+def large() -> tuple[Device, Record]:
+    """Some hundred chunks, written since the first of two snapshots."""
+    chunks = 100
+    device = Device(Space(), {"a": Arena(chunks * CHUNK_PAGES)}, HeapBlocks())
+    device.media.store.limit = device.media.storage.limit = chunks * CHUNK_PAGES
+    for page in range(0, chunks * CHUNK_PAGES, 4):
+        device.arenas["a"].write(page * PAGE_BYTES, bytes(PAGE_BYTES))
+    (record,) = device.take("a", name="first", pages=chunks * CHUNK_PAGES)
+    for page in range(0, chunks * CHUNK_PAGES, 4):
+        device.snapshots.before_write("a", page)
+    device.take("a", name="second", pages=chunks * CHUNK_PAGES)
+    return device, record
+
+
+def test_no_step_takes_long() -> None:
+    """In time of the processor: how busy the computer is does not matter."""
+    device, record = large()
+
+    def look() -> Iterator[object]:
+        frozen = standing(device.snapshots)
+        yield
+        kept = [frozen.records[one.sequence] for one in device.snapshots.of("a")]
+        for steps in (
+            checking.check_in_turns(frozen),
+            accounting.preview_in_turns(frozen, kept),
+            accounting.usage_in_turns(frozen, kept[1]),
+        ):
+            begun = list(took)
+            yield from steps
+            assert len(took) - len(begun) >= 100
+        yield from purging.search(device.snapshots)
+        yield from reverting.chunks(device.snapshots, record)
+
+    took: list[float] = []
+    began = time.thread_time()
+    for _ in look():
+        ended = time.thread_time()
+        took.append(ended - began)
+        began = ended
+    assert max(took) < 0.1
+
+
+async def test_others_work_during_a_check() -> None:
+    device, record = large()
+    checked = asyncio.create_task(in_turns(checking.check_in_turns(standing(device.snapshots))))
+    turns = 0
+    while not checked.done():
+        if turns < 50:
+            device.write("a", 4 * turns, b"meanwhile")
+        elif turns == 50:
+            device.delete(record)
+        turns += 1
+        await asyncio.sleep(0)
+    findings, reached = await checked
+    assert not findings
+    assert len(reached.blocks) == 100 * CHUNK_PAGES // 4
+    assert turns > 100
+    device.check()
 
 
 # -- full
@@ -443,7 +519,7 @@ class Modelled(RuleBasedStateMachine):
 
     @rule(limit=st.sampled_from([2, 100]), pages=st.sets(st.sampled_from(PAGES)), crash=st.booleans())
     def purge_while_others_work(self, limit: int, pages: set[int], crash: bool) -> None:
-        batch = next(purging.batches(self.device.snapshots, limit), [])
+        batch = next(purging.batches(self.device.snapshots, limit), {})
         purge = Purge.begin(self.device.snapshots, batch)
         self.device.store(purge)
         self.take({"a"})

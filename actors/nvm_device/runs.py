@@ -1,0 +1,31 @@
+"""Neighbours among numbers: what lies side by side is moved, marked and freed in one go."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+Run = tuple[int, int]
+"""First, count."""
+
+
+def runs(numbers: Sequence[int]) -> list[Run]:
+    """Ascending numbers, each there once, as runs of neighbours.
+
+    They ascend, so two of them that are as far apart in value as in place have only neighbours between them: a long
+    run is found in a few steps, and not one by one.
+    """
+    if len(numbers) == 1:
+        return [(numbers[0], 1)]
+    found: list[Run] = []
+    at, end = 0, len(numbers)
+    while at < end:
+        first, last, step = numbers[at], at, 1
+        while last + step < end and numbers[last + step] - first == last + step - at:
+            last += step
+            step *= 2
+        while step := step // 2:
+            if last + step < end and numbers[last + step] - first == last + step - at:
+                last += step
+        found.append((first, last - at + 1))
+        at = last + 1
+    return found
