@@ -11,8 +11,7 @@ place is found, too.
 
 Slots are whole pages that follow each other, with the trailers of many in pages before them. So a run of blocks goes
 from the memory that it lies in straight to the disk, without a copy of it here or in the system's cache; and the disk
-takes it while the next run is checksummed. docs/formats.md, "The storage
-file", describes every field.
+takes it while the next run is checksummed. docs/formats.md, "The storage file", describes every field.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -329,7 +330,7 @@ def purged(device: Device) -> Iterator[tuple[int, int]]:
 async def test_what_storage_has_no_places_for_stays() -> None:
     device, storage = await ten_to_move()
     device.media.storage.limit = 7
-    assert await told(device, storage) == [3, 3]
+    assert await told(device, storage) == [3, 3, 1]
 
 
 async def test_a_batch_that_storage_does_not_take_does_no_harm_to_another(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -388,11 +389,16 @@ def test_no_step_takes_long() -> None:
         yield from reverting.chunks(device.snapshots, record)
 
     took: list[float] = []
-    began = time.thread_time()
-    for _ in look():
-        ended = time.thread_time()
-        took.append(ended - began)
-        began = ended
+    gc.collect()
+    gc.disable()  # how long it takes is for all that other tests have left to say
+    try:
+        began = time.thread_time()
+        for _ in look():
+            ended = time.thread_time()
+            took.append(ended - began)
+            began = ended
+    finally:
+        gc.enable()
     assert max(took) < 0.1
 
 
