@@ -27,7 +27,7 @@ from everram.runtime.contracts.power_monitor_pb2 import DrainedGuest, DrainedTo,
 from everram.runtime.contracts.replicator_contract import ReplicatorRef
 from everram.runtime.contracts.replicator_pb2 import DrainRequest, FollowRequest, QuiesceRequest
 from everram.runtime.contracts.vmemfs_contract import VMemFSRef
-from everram.runtime.errors import EverramError, NotFound
+from everram.runtime.errors import DataLoss, EverramError, NotFound
 from everram.runtime.log.ring import log_name
 
 FREEZE_REASON = "power"
@@ -67,7 +67,10 @@ class AcLoss:
         freezing = self._timed(lambda: self._environment.machine.freeze("", FREEZE_REASON))
         # That there was a loss is on storage whatever comes; it takes as long as stopping the guests does.
         report.freeze_s, _ = await asyncio.gather(freezing, self._write_report())
-        report.drain_s = await self._timed(self._drain)
+        try:
+            report.drain_s = await self._timed(self._drain)
+        except EverramError as error:  # the save matters more, and takes the logs with it
+            self._context.log.error("the logs are not drained to their end: %s", error.message)
         await self._write_report()
         self._step("saving")
         report.save_s = await self._timed(self._save)
@@ -128,6 +131,9 @@ class AcLoss:
         try:
             return await self._replicator.positions(FollowRequest(guest_id=guest_id, log=log_name(guest_id)))
         except NotFound:
+            return pb.LogPositions()
+        except DataLoss as error:  # of this guest's log alone: the others' are drained
+            self._context.log.error("the log of guest %s is not drained: %s", guest_id, error.message)
             return pb.LogPositions()
 
     # -- the memory

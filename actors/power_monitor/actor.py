@@ -12,7 +12,7 @@ from collections.abc import Awaitable
 from everram.actors.power_monitor.ac_loss import FREEZE_REASON as POWER_REASON
 from everram.actors.power_monitor.ac_loss import AcLoss
 from everram.actors.power_monitor.rehearsal import rehearse
-from everram.actors.power_monitor.report import TAKEN_BACK, read_report, write_report
+from everram.actors.power_monitor.report import TAKEN_BACK, read_report, settle, write_report
 from everram.actors.power_monitor.save import save
 from everram.actors.power_monitor.ups import WAIT_FOR_LOW, UpsWatch, Verdict
 from everram.runtime.contracts import common_pb2 as pb
@@ -47,6 +47,8 @@ class PowerMonitor(PowerMonitorActor):
 
     async def on_start(self) -> None:
         self._saving = False
+        self._one = asyncio.Lock()
+        """One save at a time, and no pause of a rehearsal meanwhile: its end would let the guests go on."""
         self._state = ON_MAINS
         self._event = MachineEvent("mains")
         self._loss: AcLoss | None = None
@@ -68,8 +70,9 @@ class PowerMonitor(PowerMonitorActor):
             self._event = event
             if not event.mains and self._acting is None:
                 self.context.log.warning("the mains are lost; the battery lasts %.3f s", self._battery_s())
+                self._loss = None
                 self._acting = self.context.spawn(self._act(event.deadline_ns), name="on battery")
-            elif event.mains and self._acting is not None:
+            elif event.mains:
                 await self._mains_are_back()
 
     async def _watch_ups(self, ups: Ups) -> None:
@@ -95,6 +98,10 @@ class PowerMonitor(PowerMonitorActor):
         return max(0.0, (self._event.deadline_ns - self.context.environment.clock.now_ns()) / 1e9)
 
     async def _act(self, deadline_ns: int) -> None:
+        async with self._one:
+            await self._lose_mains(deadline_ns)
+
+    async def _lose_mains(self, deadline_ns: int) -> None:
         self._loss = loss = AcLoss(self.context, deadline_ns, self._step)
         try:
             await loss.run()
@@ -119,7 +126,10 @@ class PowerMonitor(PowerMonitorActor):
         if loss is not None:
             loss.report.outcome = TAKEN_BACK
             await write_report(self.context.environment.disk, loss.report)
-        await self._resume(POWER_REASON)
+        else:
+            await settle(self.context.environment.disk, TAKEN_BACK)  # what a host before this one had begun
+        async with self._one:
+            await self._resume(POWER_REASON)
         await self.context.environment.machine.power_kept()
         self._acting, self._state = None, ON_MAINS
         self.context.log.warning("the mains are back: the guests go on")
@@ -132,6 +142,10 @@ class PowerMonitor(PowerMonitorActor):
         return self.context.later(self._save(request.cause or "a save that was asked for"))
 
     async def _save(self, cause: str) -> power.SaveReport:
+        async with self._one:
+            return await self._save_all(cause)
+
+    async def _save_all(self, cause: str) -> power.SaveReport:
         environment = self.context.environment
         try:
             await environment.machine.freeze("", FREEZE_REASON)
@@ -176,7 +190,7 @@ class PowerMonitor(PowerMonitorActor):
     async def _rehearse(self) -> power.Rehearsal:
         self._saving = True
         try:
-            return await rehearse(self.context)
+            return await rehearse(self.context, self._one)
         finally:
             self._saving = False
 

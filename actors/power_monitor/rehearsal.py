@@ -18,15 +18,17 @@ SAMPLE_BYTES = 128 << 20
 """Of the memory: a disk's own cache has no say in it any more."""
 
 
-async def rehearse(context: ActorContext) -> Rehearsal:
-    """Raises ResourceExhausted where the storage has no room for the sample."""
+async def rehearse(context: ActorContext, pause: asyncio.Lock) -> Rehearsal:
+    """`pause` is held while the guests stand still. Raises ResourceExhausted where the storage has no room for the
+    sample."""
     environment = context.environment
     clock = environment.clock
     answer = Rehearsal(battery_s=environment.machine.battery_s)
-    began_ns = clock.now_ns()
-    await environment.machine.freeze("", FREEZE_REASON)
-    answer.freeze_s = (clock.now_ns() - began_ns) / 1e9
-    await environment.machine.thaw("", FREEZE_REASON)
+    async with pause:
+        began_ns = clock.now_ns()
+        await environment.machine.freeze("", FREEZE_REASON)
+        answer.freeze_s = (clock.now_ns() - began_ns) / 1e9
+        await environment.machine.thaw("", FREEZE_REASON)
     objects = saved_objects(environment.memory)
     answer.memory_bytes = sum(length for one in objects for _, length in one.extents())
     written = 0

@@ -10,6 +10,7 @@ from everram.runtime.errors import EverramError
 
 NAME = "power/report.json"
 UNDER_WAY, SAVED, TAKEN_BACK = "under way", "saved", "the mains came back"
+GIVEN_UP = "a person went on without what was not saved"
 """Outcomes; any other says what went wrong."""
 
 
@@ -28,9 +29,14 @@ async def read_report(disk: Disk) -> PowerReport | None:
         return None
 
 
-async def give_up(disk: Disk) -> None:
-    """A person has chosen to go on without what was not saved."""
+def is_unsaved(report: PowerReport | None) -> bool:
+    """Whether the memory is neither saved nor kept: the battery did not last, or the storage did not take it."""
+    return report is not None and report.outcome not in (SAVED, TAKEN_BACK, GIVEN_UP)
+
+
+async def settle(disk: Disk, outcome: str) -> None:
+    """What became of memory that was not saved."""
     report = await read_report(disk)
-    if report is not None and report.outcome == UNDER_WAY:
-        report.outcome = "nothing was saved before the battery was empty"
+    if report is not None and is_unsaved(report):
+        report.outcome = outcome
         await write_report(disk, report)

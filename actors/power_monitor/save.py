@@ -17,7 +17,7 @@ import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from everram.actors.power_monitor.report import UNDER_WAY, give_up, read_report
+from everram.actors.power_monitor.report import GIVEN_UP, UNDER_WAY, is_unsaved, read_report, settle
 from everram.runtime.channel import generations
 from everram.runtime.contracts.power_monitor_pb2 import SaveReport
 from everram.runtime.contracts.vmemfs_pb2 import HostRecord
@@ -160,7 +160,7 @@ async def restore(environment: Environment, open_image: str = "") -> RestoreOutc
     again = bool(token) and survey.marker is not None and survey.marker.opened_by == token
     await _clear(memory, keep=RESTORING if again else "")
     if open_image == EMPTY and survey.state != "complete":
-        await give_up(environment.disk)
+        await settle(environment.disk, GIVEN_UP)
         return RestoreOutcome("empty")
     if survey.state != "complete" and not open_image:
         await _check_not_lost(environment, survey)
@@ -171,21 +171,26 @@ async def restore(environment: Environment, open_image: str = "") -> RestoreOutc
         _check_choice(survey, open_image)
     restorer = _Restorer(environment, survey, silently, token if again else environment.entropy.token())
     try:
-        return await restorer.run(_chosen(survey, open_image, silently))
+        outcome = await restorer.run(_chosen(survey, open_image, silently))
     except BaseException:
         await _clear(memory, keep=RESTORING)
         raise
+    if not silently:
+        await settle(environment.disk, GIVEN_UP)
+    return outcome
 
 
 async def _check_not_lost(environment: Environment, survey: Survey) -> None:
-    """Raises FailedPrecondition if the mains were lost and the battery did not last until anything was saved."""
+    """Raises FailedPrecondition if the mains were lost, and nothing was saved before the battery was empty."""
     report = await read_report(environment.disk)
-    if report is None or report.outcome != UNDER_WAY or survey.state == "incomplete":
+    if report is None or not is_unsaved(report) or survey.state == "incomplete":
         return
+    why = "its battery did not last" if report.outcome == UNDER_WAY else report.outcome
     older = "; `--open opened` takes the image from before" if survey.marker is not None else ""
     raise FailedPrecondition(
-        "this machine lost its mains, and its battery did not last: nothing of its memory was saved. Choose: "
-        f"`everram power on HOST --open empty` starts it with empty memory{older}"
+        f"this machine lost its mains, and nothing of its memory was saved: {why}. Choose: "
+        f"`everram power on HOST --open empty` (`everram up --open empty` if the cluster is down) starts it with empty "
+        f"memory{older}"
     )
 
 
@@ -240,7 +245,10 @@ def _check_choice(survey: Survey, open_image: str) -> None:
             "wrote since was not saved"
         )
     ways = "; ".join(f"`everram up --open {name}` {what}" for name, what in choices)
-    raise FailedPrecondition(f"{found}. Choose: {ways}; `everram down --discard` erases it")
+    raise FailedPrecondition(
+        f"{found}. Choose: {ways} (`everram power on HOST --open ...` if the cluster is up); `everram down --discard` "
+        "erases it"
+    )
 
 
 class _Restorer:

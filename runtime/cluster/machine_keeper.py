@@ -15,7 +15,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -86,6 +86,8 @@ class MachineKeeper:
         self._began_s = 0.0
         self._settled = asyncio.Event()
         """The host is ready, or will not be."""
+        self._kept = asyncio.Event()
+        """Its mains came back before it was off, and it goes on."""
         self._dead = asyncio.Event()
 
     @property
@@ -219,11 +221,13 @@ class MachineKeeper:
         self.cut = on
 
     async def cut_power(self) -> None:
-        """Take its mains away; returns when it is off, which its battery puts off for as long as it lasts."""
+        """Take its mains away; returns when it is off, which its battery puts off for as long as it lasts. Raises
+        FailedPrecondition if it is given them back before."""
         if self.state == "off":
             return
         self._check_up()
         dead = self._dead
+        self._kept.clear()
         self.mains, self.cut_off_power = False, True
         try:
             await ask(self._socket, "mains", timeout_s=ASK_TIMEOUT_S, on=False)
@@ -231,36 +235,39 @@ class MachineKeeper:
             if not dead.is_set():  # a battery of some milliseconds may be empty before the answer
                 self.mains, self.cut_off_power = True, False
                 raise
-        await dead.wait()
+        await _first(dead.wait(), self._kept.wait())
+        if not dead.is_set():
+            raise FailedPrecondition(f"{self.name} is not off: its mains came back in time, and it goes on")
 
     async def restore_power(self) -> bool:
-        """Give its mains back; whether it is still up, and goes on."""
+        """Give its mains back; whether it is still up, and goes on. Raises like `wait_ready`."""
         self.mains = True
         if self.state == "off":
             return False
         dead = self._dead
-        try:
-            await ask(self._socket, "mains", timeout_s=ASK_TIMEOUT_S, on=True)
-        except Unavailable:
-            await dead.wait()
-            return False
-        settled = asyncio.ensure_future(self._back_to_work())
-        ended = asyncio.ensure_future(dead.wait())
-        try:
-            await asyncio.wait([settled, ended], return_when=asyncio.FIRST_COMPLETED)
-            if dead.is_set():
+        if self.state == "up":
+            try:
+                await ask(self._socket, "mains", timeout_s=ASK_TIMEOUT_S, on=True)
+            except Unavailable:
+                await dead.wait()
                 return False
-            self.cut_off_power = False
-            return True
-        finally:
-            settled.cancel()
-            ended.cancel()
+        try:
+            await _first(self._back_to_work(), dead.wait())
+        except Unavailable:
+            if not dead.is_set():
+                raise
+        if dead.is_set():
+            return False
+        self.cut_off_power = False
+        self._kept.set()
+        return True
 
     async def _back_to_work(self) -> None:
-        """Its host has taken back what it began on battery."""
+        """Its host is ready, and has taken back what it began on battery."""
         from everram.runtime.contracts.common_pb2 import Empty
         from everram.runtime.contracts.power_monitor_contract import PowerMonitorRef
 
+        await self.wait_ready()
         while True:
             with suppress(EverramError):
                 async with self._host() as host:
@@ -275,6 +282,13 @@ class MachineKeeper:
         self.choose_image(open_image)
         self.cut_off_power = False
         self.start()
+
+    async def retry(self, open_image: str) -> None:
+        """A host that has refused to start for want of a choice, once more. Raises Unavailable."""
+        self.choose_image(open_image)
+        with suppress(FailedPrecondition):  # another one was faster
+            await ask(self._socket, "retry-host", timeout_s=ASK_TIMEOUT_S)
+        self.host_state, self._settled = "starting", asyncio.Event()
 
     def choose_image(self, open_image: str) -> None:
         """What its host opens at its next start though it may not be opened silently; empty: nothing."""
@@ -376,3 +390,15 @@ class MachineKeeper:
         await asyncio.to_thread(end_marked, self._mark)
         self._children.reap()
         self.state, self.host_state, self.host_pid = "ended", "down", 0
+
+
+async def _first(*works: Coroutine[Any, Any, object]) -> None:
+    """Until one of them is done; raises what that one does."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()

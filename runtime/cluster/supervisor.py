@@ -441,14 +441,16 @@ class Supervisor:
             raise FailedPrecondition(
                 f"{machine.name} is dead: `everram fault heal {machine.name}` starts it anew, empty"
             )
-        if await machine.restore_power():
-            return
-        await asyncio.wait([self._lives[machine.name]])
-        self.check_up()
-        if machine.state == "off":  # nobody else was faster
-            machine.start_again(open_image)
-            self._lives[machine.name] = self._own(self._live(machine), machine.name)
         try:
+            if machine.host_state == "refused" and open_image:
+                await machine.retry(open_image)
+            if await machine.restore_power():
+                return
+            await asyncio.wait([self._lives[machine.name]])
+            self.check_up()
+            if machine.state == "off":  # nobody else was faster
+                machine.start_again(open_image)
+                self._lives[machine.name] = self._own(self._live(machine), machine.name)
             await machine.wait_ready()
         finally:
             machine.choose_image("")

@@ -248,9 +248,11 @@ class ImageWriter:
         return marker
 
     async def abandon(self) -> None:
-        """Give up: what was written is removed, what counted before counts on."""
+        """Give up: what was written is removed, unless it counts already; what counted before counts on."""
         await self._close()
-        await _remove(self._disk, self.generation)
+        marker = (await examine(self._disk)).marker
+        if marker is None or marker.generation != self.generation:
+            await _remove(self._disk, self.generation)
 
     async def _close(self) -> None:
         await self._pages.close()

@@ -198,7 +198,7 @@ class MachineCore:
             self.host.state = "ready"
             self.host.ready_at_ns = now_ns
             self.host.deadline_ns = now_ns + self.limits.watchdog_ns
-            if not self.mains:
+            if self._failing:  # also if they are back: the host before it may have left guests frozen
                 self._notify_mains()
         elif self._is_host(incarnation, "ready"):
             self.host.deadline_ns = now_ns + self.limits.watchdog_ns

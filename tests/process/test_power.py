@@ -145,6 +145,18 @@ def test_a_battery_that_dies_before_anything_is_saved_is_never_passed_over(tmp_p
         assert (told["state"], told["restored_from"]) == ("up", "")
 
 
+def test_a_choice_is_made_while_the_cluster_is_up(tmp_path: Path) -> None:
+    with cluster_of(tmp_path, "--hosts", "1") as cluster:
+        cluster.start_writer("alone", copies=0)
+        cluster.json("power", "cut", "h1")
+        (cluster.dir / "machines" / "h1" / "image" / "marker").unlink()
+        for _ in range(2):  # it is off at first, and then up with a host that waits for a choice
+            status, _, err = cluster.run("power", "on", "h1")
+            assert (status, "is incomplete" in err, "everram power on HOST --open" in err) == (1, True, True), err
+        cluster.json("power", "on", "h1", "--open", "incomplete")
+        assert "an unfinished save" in cluster.json("power", "status")["hosts"]["h1"]["restored_from"]
+
+
 def test_what_cannot_be_is_refused_in_plain_words(tmp_path: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="everram-test-", dir="/tmp") as runtime:
         cluster = Cluster(tmp_path, runtime)

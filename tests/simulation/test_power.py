@@ -115,7 +115,10 @@ class Run:
         before, incarnations = self.count.committed, len(self.count.recovered)
         host = self.count.host
         self.holders = set(self.cluster.holders(self.guest_id))
+        killing = asyncio.ensure_future(self._kill_host(host)) if self.draw.random() < 0.3 else None
         off = await asyncio.gather(*(self.cluster.cut_mains(name, length_s) for name in victims))
+        if killing is not None:
+            await killing
         for name, went_off in zip(victims, off, strict=True):
             if went_off:
                 await self._starts(name)
@@ -126,6 +129,13 @@ class Run:
             if saved or not any(off):
                 assert found == committed, f"{committed - found} committed transactions are gone"
         assert self.count.committed >= (before if saved else 0)
+
+    async def _kill_host(self, host: str) -> None:
+        """At any moment of the loss: the next one goes on from there."""
+        machine = self.cluster.machines[host]
+        await asyncio.sleep(self.draw.uniform(0, 0.03))
+        if machine.on and machine.core.host.state in ("starting", "ready"):
+            machine.kill_host()
 
     def _saved(self, host: str) -> bool:
         """What the report of the guest's machine says."""

@@ -243,6 +243,26 @@ async def test_a_full_disk_is_said_and_the_old_image_stays() -> None:
     assert (await contents(disk))["vmemfs", PAGE_BYTES].startswith(b"one")
 
 
+async def test_what_goes_wrong_once_it_counts_takes_nothing_away() -> None:
+    media = new_media()
+    disk = SimulatedDisk(media)
+    await save(disk, b"one")
+    await mark_opened(disk, await examine(disk), 1, "m1")
+
+    class Stuck(SimulatedDisk):
+        async def remove(self, name: str) -> None:
+            raise DataLoss(f"{name} cannot be removed")
+
+    writer = await ImageWriter.begin(Stuck(media), "power", "m1", OBJECTS)
+    await writer.write(0, PAGE_BYTES, b"two".ljust(PAGE_BYTES, b"."))
+    with pytest.raises(DataLoss):
+        await writer.finish(saved_at_ns=5)
+    writer._disk = disk
+    await writer.abandon()
+    assert (await examine(disk)).state == "complete"
+    assert (await contents(disk))["vmemfs", PAGE_BYTES].startswith(b"two")
+
+
 async def test_writes_are_whole_pages() -> None:
     writer = await ImageWriter.begin(SimulatedDisk(new_media()), "down", "m1", OBJECTS)
     with pytest.raises(InvalidArgument):

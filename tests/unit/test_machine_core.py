@@ -462,6 +462,8 @@ class AnySequence(RuleBasedStateMachine):
         status=st.sampled_from([0, EXIT_REFUSED]),
     )
     def host_event(self, event: str, status: int) -> None:
+        if event == "host_exited" and self.core.host.state in ("waiting", "refused", "ended"):
+            return  # a process ends once
         more = (status,) if event == "host_exited" else ()
         self.obey(getattr(self.core, event)(self.now, self.host, *more))
         if event == "host_exited":
@@ -587,6 +589,17 @@ def test_a_host_that_starts_on_battery_is_told() -> None:
     bench = Bench(lease_ms=0, ready=False)
     without_mains(bench)
     assert bench.core.host_ready(bench.after(10), 1) == [Notify("mains", mains=False, deadline_ns=LIMITS.battery_ns)]
+
+
+def test_a_host_that_starts_after_a_loss_is_told_that_it_is_over_until_it_goes_on() -> None:
+    """The host before it may have frozen the guests, and died."""
+    bench = Bench(lease_ms=0, ready=False)
+    without_mains(bench)
+    bench.core.set_mains(bench.after(1), True)
+    assert bench.core.host_ready(bench.after(10), 1) == [Notify("mains", mains=True)]
+    bench.core.power_kept(bench.now)
+    bench.core.host_exited(bench.after(1), 1)
+    assert bench.core.host_ready(bench.after(10), 2) == []
 
 
 def test_the_host_switches_the_machine_off_when_it_has_done_what_it_could() -> None:

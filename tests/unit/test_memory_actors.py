@@ -16,6 +16,8 @@ import pytest
 from everram.actors.nvm_device.actor import NvmDevice
 from everram.actors.nvm_device.device import Device
 from everram.actors.power_monitor.actor import PowerMonitor
+from everram.actors.power_monitor.report import SAVED, UNDER_WAY, read_report
+from everram.actors.power_monitor.save import restore
 from everram.actors.vmemfs.actor import VMemFS
 from everram.runtime.contracts import common_pb2 as pb
 from everram.runtime.contracts.nvm_device_contract import NvmDeviceRef
@@ -84,6 +86,9 @@ class Freezer:
     """The reasons for which the whole machine is frozen."""
     broken: bool = False
     """Whether there is a guest that does not stop."""
+    mains: asyncio.Queue[MachineEvent] = field(default_factory=asyncio.Queue)
+    done: asyncio.Event = field(default_factory=asyncio.Event)
+    """The host has switched the machine off, or goes on."""
 
     async def guests(self) -> list[GuestProcess]:
         return []
@@ -99,9 +104,20 @@ class Freezer:
         self.frozen.discard(reason)
 
     async def power_events(self) -> AsyncIterator[MachineEvent]:
-        """The mains never fail here."""
-        await asyncio.Event().wait()
-        yield MachineEvent("mains")
+        while True:
+            yield await self.mains.get()
+
+    def tell(self, *, mains: bool) -> None:
+        self.mains.put_nowait(MachineEvent("mains", mains=mains, deadline_ns=0 if mains else 10**12))
+
+    async def guests(self) -> list[GuestProcess]:
+        return []
+
+    async def power_off(self) -> None:
+        self.done.set()
+
+    async def power_kept(self) -> None:
+        self.done.set()
 
 
 class Quietable(ReplicatorActor):
@@ -660,3 +676,60 @@ async def test_one_save_at_a_time(machine: Machine) -> None:
     results = await asyncio.gather(power.save(SaveRequest()), power.save(SaveRequest()), return_exceptions=True)
     assert [type(result).__name__ for result in results] == ["SaveReport", "FailedPrecondition"]
     await node.stop()
+
+
+async def outcome_of(machine: Machine) -> str:
+    """Of a loss of the mains, when it is known."""
+    async with asyncio.timeout(5):
+        while (report := await read_report(SimulatedDisk(machine.media))) is None or report.outcome == UNDER_WAY:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+    return report.outcome
+
+
+async def test_mains_that_are_lost_during_a_save_wait_for_it(machine: Machine) -> None:
+    """Two saves at once would remove each other's files."""
+    node = await machine.host()
+    await node.ref(NvmDeviceRef).create_regions(request(region("ledger", MIB)))
+    SimulatedMemory(machine.objects).open("region.g.ledger").write(0, b"x" * 4096)
+    saving = asyncio.ensure_future(node.ref(PowerMonitorRef).save(SaveRequest(cause="down")))
+    await asyncio.sleep(0)
+    machine.freezer.tell(mains=False)
+    assert (await saving).generation == 1
+    await asyncio.wait_for(machine.freezer.done.wait(), 5)
+    assert await outcome_of(machine) == SAVED
+    await node.stop()
+    machine.objects = Objects(1 << 34)
+    outcome = await restore(machine.environment())
+    assert (outcome.kind, outcome.generation) == ("restored", 2)
+    assert SimulatedMemory(machine.objects).open("region.g.ledger").read(0, 4096) == b"x" * 4096
+
+
+async def test_mains_that_come_back_while_no_host_runs_leave_nobody_frozen(machine: Machine) -> None:
+    machine.freezer.frozen.add("power")  # by a host that died on battery
+    node = await machine.host()
+    machine.freezer.tell(mains=True)
+    await asyncio.wait_for(machine.freezer.done.wait(), 5)
+    assert machine.freezer.frozen == set()
+    await node.stop()
+
+
+async def test_logs_that_cannot_be_drained_are_saved_all_the_same(machine: Machine) -> None:
+    node = await machine.host()
+    await node.ref(NvmDeviceRef).create_regions(request(log_bytes=MIN_CAPACITY_BYTES))
+    await node.ref(VMemFSRef).put_guest(pb.Guest(guest_id="g", name="bank"))
+    machine.freezer.tell(mains=False)
+    assert await outcome_of(machine) == SAVED, "though nobody here can say how far the log is"
+    await node.stop()
+
+
+async def test_memory_that_storage_did_not_take_on_battery_is_never_passed_over(machine: Machine) -> None:
+    node = await machine.host()
+    machine.media.capacity_bytes = 6000
+    machine.freezer.tell(mains=False)
+    assert "free some" in await outcome_of(machine)
+    await node.stop()
+    machine.objects = Objects(1 << 34)
+    with pytest.raises(FailedPrecondition, match=r"nothing of its memory was saved: saving takes .* --open empty"):
+        await restore(machine.environment())
+    assert (await restore(machine.environment(), "empty")).kind == "empty"
+    assert (await restore(machine.environment())).kind == "empty", "it has been said once"
