@@ -110,9 +110,6 @@ class Freezer:
     def tell(self, *, mains: bool) -> None:
         self.mains.put_nowait(MachineEvent("mains", mains=mains, deadline_ns=0 if mains else 10**12))
 
-    async def guests(self) -> list[GuestProcess]:
-        return []
-
     async def power_off(self) -> None:
         self.done.set()
 
