@@ -10,7 +10,7 @@ each other alone belongs to none of them and comes back only when all of them go
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from everram.actors.nvm_device import deletion, tables
@@ -52,7 +52,10 @@ def preview(snapshots: Snapshots, records: Sequence[Record]) -> Freed:
 
 
 def preview_in_turns(snapshots: Snapshots, records: Sequence[Record]) -> Walk[Freed]:
-    places = Counter(word >> KIND_SHIFT for word in words_of(snapshots.media, (yield from _dead(snapshots, records))))
+    places: Counter[int] = Counter()
+    for dead in _dead(snapshots, records):
+        yield
+        places.update(word >> KIND_SHIFT for word in words_of(snapshots.media, dead))
     return Freed(places[Place.STORE] * PAGE_BYTES, places[Place.STORAGE] * PAGE_BYTES)
 
 
@@ -77,16 +80,18 @@ def usage_in_turns(snapshots: Snapshots, record: Record) -> Walk[Usage]:
             until = min(end, (chunk + 1) * CHUNK_PAGES)
             found.named_bytes += PAGE_BYTES * (until - at) * (chunk not in broken_up)
             at = until
-    found.owned_bytes = PAGE_BYTES * len((yield from _dead(snapshots, [record])))
+    for dead in _dead(snapshots, [record]):
+        yield
+        found.owned_bytes += PAGE_BYTES * len(dead)
     found.shared_bytes = found.named_bytes - found.owned_bytes
     return found
 
 
-def _dead(snapshots: Snapshots, records: Sequence[Record]) -> Walk[set[int]]:
-    """The virtblocks that only these snapshots name."""
+def _dead(snapshots: Snapshots, records: Sequence[Record]) -> Iterator[set[int]]:
+    """The virtblocks that only these snapshots name, a chunk at a time."""
     media = snapshots.media
     if not records:
-        return set()
+        return
     region = snapshots.region_of(records[0])
     going = {record.sequence for record in records}
     # What is being deleted already keeps nothing, though its table is still there.
@@ -95,8 +100,5 @@ def _dead(snapshots: Snapshots, records: Sequence[Record]) -> Walk[set[int]]:
     for record in records:
         for first, leaf in tables.leaves(media, record.root, kept):
             chunks[first].add(leaf)
-    dead: set[int] = set()
     for first, leaves in chunks.items():
-        yield
-        dead |= deletion.dead_virtblocks(snapshots, first, leaves, kept)
-    return dead
+        yield deletion.dead_virtblocks(snapshots, first, leaves, kept)

@@ -23,7 +23,7 @@ from everram.actors.nvm_device.draft import Draft
 from everram.actors.nvm_device.records import Record, State
 from everram.actors.nvm_device.redo import WORD_BYTES
 from everram.actors.nvm_device.snapshots import Region, Snapshots, check_not_reverting
-from everram.actors.nvm_device.tables import LEAF, entry_offset
+from everram.actors.nvm_device.tables import CHUNK_PAGES, LEAF, entry_offset
 from everram.actors.nvm_device.turns import Walk
 from everram.actors.nvm_device.virtblocks import Place, location, pack_location
 from everram.runtime.errors import FailedPrecondition
@@ -78,17 +78,27 @@ class Demand:
 
 
 def demand(snapshots: Snapshots, record: Record) -> Walk[Demand]:
-    region, found = snapshots.region_of(record), Demand()
+    media, region, found = snapshots.media, snapshots.region_of(record), Demand()
     free = 0
     for chunk in chunks(snapshots, record):
         yield
-        for page in chunk:
-            free -= bool(_is_needed(snapshots, region, page))
-            found.blocks = max(found.blocks, -free)
-            place, number = snapshots.locate(record, page)
-            free += place is Place.STORE
-            if place is Place.STORAGE:
-                found.slots[number] = snapshots.virtblock(record, page)
+        if not chunk:
+            continue
+        first = chunk[0] // CHUNK_PAGES * CHUNK_PAGES
+        theirs, ours, *others = (
+            tables.entries(media, leaf)
+            for one in (record, region.record, *snapshots.near(region))
+            if (leaf := tables.leaf_of(media, one.root, first))
+        )
+        for at in (page - first for page in chunk):
+            if ours[at] and any(one[at] == ours[at] for one in others):
+                free -= location(media, ours[at]).place is Place.ARENA  # a later snapshot needs what is there
+                found.blocks = max(found.blocks, -free)
+            if theirs[at]:
+                place, number = location(media, theirs[at])
+                free += place is Place.STORE
+                if place is Place.STORAGE:
+                    found.slots[number] = theirs[at]
     return found
 
 

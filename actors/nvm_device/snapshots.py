@@ -218,13 +218,13 @@ class Snapshots:
 
     def is_shared(self, region: Region, page: int, virtblock: int) -> bool:
         """Whether a snapshot of the region names this virtblock for this page. The running point does."""
-        for record in self._near(region):
+        for record in self.near(region):
             leaf = tables.leaf_of(self.media, record.root, page)
             if leaf and self.media.word(entry_offset(leaf, page, LEAF)) == virtblock:
                 return True
         return False
 
-    def _near(self, region: Region) -> Sequence[Record]:
+    def near(self, region: Region) -> Sequence[Record]:
         """Those that have to be asked, of any number.
 
         Who names a virtblock (or has a node) is connected in the tree of who went on from whom, for it is inherited
@@ -477,7 +477,7 @@ class Snapshots:
         if node in region.owned:
             return True
         level = LEVELS - depth
-        if any(tables.node_at(self.media, record.root, page, level) == node for record in self._near(region)):
+        if any(tables.node_at(self.media, record.root, page, level) == node for record in self.near(region)):
             return False
         region.owned.add(node)
         return True
