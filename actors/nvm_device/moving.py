@@ -4,7 +4,7 @@
 
 While one batch is on its way to the disk and made durable, the next is found, loaded and checksummed, and the one
 before is published. Each takes its own steps strictly one after the other: what overlaps are steps of different
-batches, which have nothing in common.
+batches, which have nothing in common. A batch larger than what is left of storage is moved as far as it goes.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Iterable
+from itertools import islice
 
 from everram.actors.nvm_device.purging import Batch, Purge
 from everram.actors.nvm_device.snapshots import Snapshots
@@ -40,15 +41,19 @@ async def move(snapshots: Snapshots, storage: StorageFile, batches: Iterable[Bat
             if not batch:
                 await asyncio.sleep(0)
                 continue
-            try:
-                purge = Purge.begin(snapshots, batch)
-            except EverramError as error:
-                trouble = error
-                break
-            moving.append(asyncio.create_task(_move(purge, storage)))
-            await asyncio.sleep(0)
-            if len(moving) == BATCHES_UNDER_WAY and (moved := await first_moved()):
-                yield moved
+            left = batch
+            while left and trouble is None:
+                places = snapshots.media.storage.free
+                while moving and (not places or len(moving) == BATCHES_UNDER_WAY):
+                    if moved := await first_moved():
+                        yield moved
+                some = dict(islice(left.items(), max(1, places)))  # where there is no place at all, one says so
+                left = dict(islice(left.items(), len(some), None))
+                try:
+                    moving.append(asyncio.create_task(_move(Purge.begin(snapshots, some), storage)))
+                except EverramError as error:
+                    trouble = error
+                await asyncio.sleep(0)
             if trouble is not None:
                 break
         while moving:

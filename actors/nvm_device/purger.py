@@ -167,7 +167,8 @@ class Purger:
         batch = await self._first_batch()
         if batch is None:
             raise FailedPrecondition("nothing can be purged to make room: remove snapshots")
-        await self._move(islice(self._fitting([batch]), 1))
+        # So much as storage takes: it is enough for whoever asks, who would be told of the rest.
+        await self._move([dict(islice(batch.items(), max(1, self._snapshots.media.storage.free)))])
 
     async def _first_batch(self) -> Batch | None:
         for batch in purging.search(self._snapshots):
@@ -182,24 +183,13 @@ class Purger:
             if batch and self._budget.free_part >= self._policy.high_mark and not self._starved:
                 return
 
-    def _fitting(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """No more at once than storage has places for; where it has none, one, to say so."""
-        for batch in batches:
-            rest = iter(batch.items())
-            left = len(batch)
-            while left > (places := max(1, self._snapshots.media.storage.free)):
-                yield dict(islice(rest, places))
-                left -= places
-            yield dict(rest)
-
     async def _purge(self, batches: Iterator[Batch]) -> None:
         """A turn after the other, as the policy has it. Raises ResourceExhausted where storage does not take all of it,
         after it has taken what it can."""
-        fitting = self._fitting(batches)
         ended = False
         while not ended:
             await self._going.wait()
-            turn = Turn(fitting, self._clock, lambda: self._policy.paused or bool(self._policy.rate_bytes_per_s))
+            turn = Turn(batches, self._clock, lambda: self._policy.paused or bool(self._policy.rate_bytes_per_s))
             self._running += 1
             try:
                 async with self._moving:

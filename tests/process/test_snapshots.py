@@ -26,11 +26,12 @@ from typing import NamedTuple, TypeVar
 
 import pytest
 
-from everram.actors.nvm_device.storage import content_offset
+from everram.actors.nvm_device.storage import HEADER_BYTES, TRAILERS_BYTES
 from everram.runtime.client import Cluster, Host
 from everram.runtime.contracts import common_pb2 as pb
 from everram.runtime.contracts import nvm_device_pb2 as nvm
 from everram.runtime.errors import DataLoss, DeadlineExceeded, EverramError, NotFound, Unavailable
+from everram.runtime.memory.contract import PAGE_BYTES
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = [sys.executable, "-m", "everram.runtime.cli.main"]
@@ -462,4 +463,5 @@ async def is_content(asked: Device) -> bool:
 
 def first_slot(content: bytes) -> int:
     """Offset of the first slot of a storage file that holds anything."""
-    return next(at for at in range(content_offset(0), len(content), 4096) if any(content[at : at + 4096]))
+    slots = range(HEADER_BYTES + TRAILERS_BYTES, len(content), PAGE_BYTES)
+    return next(at for at in slots if any(content[at : at + PAGE_BYTES]))
