@@ -7,7 +7,7 @@
 - `purge_vs_disk`: throughput of a purge from its search for blocks to its last update, of blocks that lie alone and of
   runs of 64, against a sequential buffered write and fdatasync of as much to the same file system, in turns. To be
   reached are 0.3 and 0.6, and 0.6 is not. On 2 cores and a disk of 3 us a block, used by others as well (load 3 to 5),
-  medians of 5 were 0.27 to 0.43 scattered and 0.31 to 0.53 in runs; buffered writes of slots with trailers reached
+  medians of 5 were 0.22 to 0.43 scattered and 0.31 to 0.53 in runs; buffered writes of slots with trailers reached
   0.16 and 0.16 to 0.31 in the same minutes. The processor is what it waits for: a block of a run takes 5 to 9 us of it,
   by how busy the cores are, of which 4 are the loop's (checksum and trailer 1.4, mapping 1.2, freeing 0.6, finding 0.4,
   slots 0.2, entries and intents 0.2). Tried: the file as it is now, with O_DIRECT, without overlap of batches, and with
