@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from collections.abc import Iterable, Sequence
@@ -32,3 +33,12 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 def plural(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def done(args: argparse.Namespace, told: dict[str, Any], words: str) -> int:
+    """The end of a command that did what it was told: its exit status."""
+    if args.json:
+        emit(told)
+    else:
+        say(words)
+    return 0

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from everram.runtime.cli.cluster import IMAGES
-from everram.runtime.cli.output import emit, note, say, table
+from everram.runtime.cli.output import done, emit, note, say, table
 from everram.runtime.cli.units import format_duration, format_size
 from everram.runtime.errors import EverramError, InvalidArgument
 
@@ -69,7 +69,7 @@ async def _cut(args: argparse.Namespace, cluster: Cluster) -> int:
 
     hosts = _chosen(args, cluster)
     await cluster.supervisor.power(PowerRequest(machines=hosts), timeout_s=CUT_TIMEOUT_S)
-    return _done(args, {"off": hosts}, f"{', '.join(hosts)} {'are' if len(hosts) > 1 else 'is'} off")
+    return done(args, {"off": hosts}, f"{', '.join(hosts)} {'are' if len(hosts) > 1 else 'is'} off")
 
 
 async def _on(args: argparse.Namespace, cluster: Cluster) -> int:
@@ -78,7 +78,7 @@ async def _on(args: argparse.Namespace, cluster: Cluster) -> int:
     hosts = _chosen(args, cluster)
     request = PowerRequest(machines=hosts, on=True, open_image=args.open)
     await cluster.supervisor.power(request, timeout_s=ON_TIMEOUT_S)
-    return _done(args, {"on": hosts}, f"{', '.join(hosts)} {'have' if len(hosts) > 1 else 'has'} power")
+    return done(args, {"on": hosts}, f"{', '.join(hosts)} {'have' if len(hosts) > 1 else 'has'} power")
 
 
 async def _status(args: argparse.Namespace, cluster: Cluster) -> int:
@@ -204,11 +204,3 @@ def _rehearsal_json(found: Rehearsal) -> dict[str, Any]:
         "save_s": round(found.save_s, 4),
         "margin_s": round(found.margin_s, 4),
     }
-
-
-def _done(args: argparse.Namespace, told: dict[str, Any], words: str) -> int:
-    if args.json:
-        emit(told)
-    else:
-        say(words)
-    return 0

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from everram.runtime.cli.output import emit, note, plural, say, table
+from everram.runtime.cli.output import done, emit, note, plural, say, table
 from everram.runtime.cli.units import duration, format_size, size
 from everram.runtime.cluster.folders import check_name
 from everram.runtime.errors import InvalidArgument
@@ -194,7 +194,7 @@ async def _create(args: argparse.Namespace, cluster: Cluster) -> int:
     kind = pb.MAPPED if args.mapped else pb.LOGGED
     act = RegionAct(guest=guest.guest_id, region=check_name(region, "region"), size_bytes=args.size_bytes, kind=kind)
     await host.hypervisor.add_region(act, timeout_s=LONG_S)
-    return _done(args, {"created": args.region}, f"{args.region} is there; {guest.name} has it from its next start on")
+    return done(args, {"created": args.region}, f"{args.region} is there; {guest.name} has it from its next start on")
 
 
 async def _grow(args: argparse.Namespace, cluster: Cluster) -> int:
@@ -203,7 +203,7 @@ async def _grow(args: argparse.Namespace, cluster: Cluster) -> int:
     found = await _found(cluster, args.region)
     act = RegionAct(guest=found.guest.guest_id, region=found.region.name, size_bytes=args.size_bytes)
     await found.host.hypervisor.grow_region(act, timeout_s=LONG_S)
-    return _done(args, {"grown": args.region}, f"{args.region} has {format_size(args.size_bytes)}")
+    return done(args, {"grown": args.region}, f"{args.region} has {format_size(args.size_bytes)}")
 
 
 async def _rm(args: argparse.Namespace, cluster: Cluster) -> int:
@@ -219,7 +219,7 @@ async def _rm(args: argparse.Namespace, cluster: Cluster) -> int:
         await host.hypervisor.drop_region(RegionAct(guest=guest.guest_id, region=region.name), timeout_s=LONG_S)
     told = {"removed": args.names, "freed_memory_bytes": memory_bytes, "freed_storage_bytes": storage_bytes}
     freed_words = f"; {_freed_words(memory_bytes, storage_bytes)}" if named else ""
-    return _done(args, told, f"{', '.join(args.names)} {'are' if len(args.names) > 1 else 'is'} removed{freed_words}")
+    return done(args, told, f"{', '.join(args.names)} {'are' if len(args.names) > 1 else 'is'} removed{freed_words}")
 
 
 def _by_host(named: Sequence[Named]) -> list[tuple[Host, Any]]:
@@ -252,7 +252,7 @@ async def _snapshot(args: argparse.Namespace, cluster: Cluster) -> int:
     ).snapshots
     names = ", ".join(f"{text}@{name}" for text in args.regions)
     told = {"snapshots": [_record_json(record) for record in taken]}
-    return _done(args, told, f"{names} {'are' if len(taken) > 1 else 'is'} taken")
+    return done(args, told, f"{names} {'are' if len(taken) > 1 else 'is'} taken")
 
 
 def _record_json(record: SnapshotRecord) -> dict[str, Any]:
@@ -308,7 +308,7 @@ async def _preview(args: argparse.Namespace, cluster: Cluster) -> int:
         memory_bytes, storage_bytes = memory_bytes + freed.memory_bytes, storage_bytes + freed.storage_bytes
     told = {"freed_memory_bytes": memory_bytes, "freed_storage_bytes": storage_bytes}
     words = f"removing {plural(len(named), 'snapshot')} would free {format_size(memory_bytes)} of memory and "
-    return _done(args, told, words + f"{format_size(storage_bytes)} of disk")
+    return done(args, told, words + f"{format_size(storage_bytes)} of disk")
 
 
 async def _revert(args: argparse.Namespace, cluster: Cluster) -> int:
@@ -318,7 +318,7 @@ async def _revert(args: argparse.Namespace, cluster: Cluster) -> int:
     act = RegionAct(guest=snapshot.guest_id, region=snapshot.region, snapshot=snapshot.name)
     guest = await host.hypervisor.revert_region(act, timeout_s=LONG_S)
     told = {"reverted": text, "guest": guest.name, "epoch": guest.epoch}
-    return _done(args, told, f"{snapshot.region} is as in {text}; {guest.name} is in epoch {guest.epoch}")
+    return done(args, told, f"{snapshot.region} is as in {text}; {guest.name} is in epoch {guest.epoch}")
 
 
 async def _clone(args: argparse.Namespace, cluster: Cluster) -> int:
@@ -329,7 +329,7 @@ async def _clone(args: argparse.Namespace, cluster: Cluster) -> int:
     act = RegionAct(guest=snapshot.guest_id, region=snapshot.region, snapshot=snapshot.name, name=name)
     guest = await host.hypervisor.clone_region(act, timeout_s=LONG_S)
     told = {"cloned": text, "region": name, "guest": guest.name}
-    return _done(args, told, f"{name} holds what {text} does; {guest.name} has it from its next start on")
+    return done(args, told, f"{name} holds what {text} does; {guest.name} has it from its next start on")
 
 
 async def _export(args: argparse.Namespace, cluster: Cluster) -> int:
@@ -355,7 +355,7 @@ async def _export(args: argparse.Namespace, cluster: Cluster) -> int:
     finally:
         aside.unlink(missing_ok=True)
     told = {"exported": text, "file": args.target, "size_bytes": record.size_bytes}
-    return _done(args, told, f"{args.target} holds what {text} does ({format_size(record.size_bytes)})")
+    return done(args, told, f"{args.target} holds what {text} does ({format_size(record.size_bytes)})")
 
 
 # -- purging and checking
@@ -423,11 +423,3 @@ async def _check(args: argparse.Namespace, cluster: Cluster) -> int:
         if not answer.findings:
             say(f"{name}: {plural(answer.blocks, 'block')} of snapshots, all as it has to be")
     return 1 if any(answer.findings for answer in answers.values()) else 0
-
-
-def _done(args: argparse.Namespace, told: dict[str, Any], words: str) -> int:
-    if args.json:
-        emit(told)
-    else:
-        say(words)
-    return 0
