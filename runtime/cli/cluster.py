@@ -14,13 +14,15 @@ from everram.runtime.cli import unbuilt
 from everram.runtime.cli.output import emit, note, plural, say
 from everram.runtime.cli.units import duration, format_duration, size
 from everram.runtime.cluster.folders import ClusterLock, Folders, Phase
-from everram.runtime.errors import InvalidArgument, NotFound, Unavailable, of_code
+from everram.runtime.errors import EverramError, InvalidArgument, NotFound, Unavailable, of_code
 from everram.runtime.version import PACKAGE_VERSION
 
 if TYPE_CHECKING:
     from everram.runtime.client import Cluster
     from everram.runtime.cluster.launch import Plan, Progress
 
+END_S = 10.0
+"""Within which a supervisor ends that does not answer any more."""
 HOST_FAULTS = ("host-kill", "hang", "machine-kill", "partition")
 GUEST_FAULTS = ("guest-kill",)
 HEAL = "heal"
@@ -240,11 +242,20 @@ async def _down(args: argparse.Namespace, folders: Folders) -> int:
     ended = os.pidfd_open(record.pid)
     try:
         async with await Cluster.connect(args.cluster, args.dir) as cluster:
-            async for progress in cluster.supervisor.down(DownRequest(discard=args.discard)):
-                if progress.HasField("error"):
-                    raise of_code(progress.error.code, progress.error.message, unknown=progress.error.unknown)
-                if not args.json:
-                    say(f"  {progress.text}")
+            refused: EverramError | None = None
+            try:
+                async for progress in cluster.supervisor.down(DownRequest(discard=args.discard)):
+                    if progress.HasField("error"):
+                        refused = of_code(progress.error.code, progress.error.message, unknown=progress.error.unknown)
+                    elif not args.json:
+                        say(f"  {progress.text}")
+            except Unavailable:
+                # A supervisor that ends may take its last words along; its record goes only if all went well.
+                await asyncio.to_thread(select.select, [ended], [], [], END_S)
+                if folders.supervisor_record() is not None:
+                    raise
+            if refused is not None:
+                raise refused
         await asyncio.to_thread(select.select, [ended], [], [])
     finally:
         os.close(ended)
