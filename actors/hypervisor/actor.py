@@ -238,13 +238,7 @@ class Hypervisor(HypervisorActor):
             if resident.guest.state not in ENDED:
                 raise FailedPrecondition(f"{resident.guest.name} runs already")
             await self._house.end_process(resident)
-            resident.ends.recent_s.clear()
-            try:
-                await self._house.begin(resident)
-            except EverramError as error:
-                resident.become(pb.FAILED, error.message)
-                await self._house.store(resident)
-                raise
+            await self._house.begin_or_fail(resident)
             return resident.stored()
 
     def restart(self, request: hv.StopRequest) -> Awaitable[pb.Guest]:

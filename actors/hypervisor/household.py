@@ -116,6 +116,16 @@ class Household:
         finally:
             log.close()
 
+    async def begin_or_fail(self, resident: Resident) -> None:
+        """As `begin`, by a person's wish: earlier ends do not count, and a guest that cannot start says why."""
+        resident.ends.recent_s.clear()
+        try:
+            await self.begin(resident)
+        except EverramError as error:
+            resident.become(pb.FAILED, error.message)
+            await self.store(resident)
+            raise
+
     async def begin_again(self, resident: Resident, epoch: int) -> None:
         """A new incarnation in place of `epoch`, which ends here if it still lives; tried until it runs or is ended."""
         while True:

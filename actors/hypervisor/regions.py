@@ -50,7 +50,7 @@ class RegionChanges:
                 await self._house.nvm.revert(named, timeout_s=MOVE_TIMEOUT_S)
             finally:
                 if ran:
-                    await self._begin(resident)
+                    await self._house.begin_or_fail(resident)
             return resident.stored()
 
     async def settle(self, guest: pb.Guest) -> None:
@@ -156,15 +156,6 @@ class RegionChanges:
         guest.regions.append(made)
         guest.spec.regions.append(pb.RegionSpec(name=made.name, size_bytes=made.size_bytes, kind=made.kind))
         await self._house.store(resident)
-
-    async def _begin(self, resident: Resident) -> None:
-        resident.ends.recent_s.clear()
-        try:
-            await self._house.begin(resident)
-        except EverramError as error:
-            resident.become(pb.FAILED, error.message)
-            await self._house.store(resident)
-            raise
 
 
 def _spec(resident: Resident, name: str) -> pb.RegionSpec:

@@ -6,7 +6,8 @@ What there is of snapshots is in `keeper`; this module finds the regions and sna
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
 from typing import TypeVar
 
 from everram.actors.nvm_device import accounting, checking
@@ -186,14 +187,19 @@ class NvmDevice(NvmDeviceActor):
         return status
 
     async def _make(self, plan: Plan, commit: Callable[[], object]) -> None:
-        """Make the plan's memory objects, then commit; if anything fails there is nothing of it."""
+        async with self._making(plan):
+            commit()
+
+    @asynccontextmanager
+    async def _making(self, plan: Plan) -> AsyncIterator[None]:
+        """The plan's memory objects are there, to be filled and committed; if anything fails there is nothing of it."""
         made: list[str] = []
         try:
             for name, size_bytes in plan.objects():
                 await self._memory.create(name, size_bytes)
                 made.append(name)
             _format(plan, self._memory)
-            commit()
+            yield
         except EverramError:
             for name in reversed(made):
                 await self._memory.remove(name)
@@ -364,23 +370,12 @@ class NvmDevice(NvmDeviceActor):
             return self._device.plan(nvm.CreateRegionsRequest(guest_id=source.guest_id, regions=[spec]))
 
         plan = planned()
-        made: list[str] = []
-        try:
-            for name, size_bytes in plan.objects():
-                await self._memory.create(name, size_bytes)
-                made.append(name)
-            _format(plan, self._memory)
+        async with self._making(plan):
             await self._keeper.fill(record, self._memory.open(plan.regions[0].arena))
             async with self._changing:
-                plan = (
-                    planned()
-                )  # once more: that took a while, and others may have the room or the name, or it is gone
+                # Once more: that took a while, and others may have the room or the name, or it is gone.
+                plan = planned()
                 self._device.metadata.add(plan.regions, None)
-        except EverramError:
-            for name in reversed(made):
-                await self._memory.remove(name)
-            raise
-        self._budget.promise(self._device.promised_bytes())
         return plan.regions[0]
 
     def grow_region(self, request: nvm.GrowRequest) -> Awaitable[pb.Region]:
