@@ -1,0 +1,124 @@
+"""How much is taken from whom, by which technique. The targets differ by technique.
+
+A balloon lets the guest choose, so it may be asked for all that is free, all clean cache that nobody uses, and a share
+of the anonymous memory that nobody uses. Swapping lets the host choose: it knows less, so it is given less, the lower
+bounds of the estimates. Sharable pages are taken off both, and nobody goes below a floor: the minimum of a guest, and
+its working set while there is any other way.
+
+    wanted = divide(demands, shortage_pages, Technique.BALLOON)
+
+Guests give in three rounds, cheapest first: what is free in any guest before cache of any other, and that before
+anonymous memory. Within a round each gives in proportion to what it has.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from everram.actors.memory_scheduler.estimates import Usage
+from everram.actors.memory_scheduler.pressure import Pressure
+from everram.runtime.formats.page_classes import PageClass
+
+ANONYMOUS_SHARE = 0.5
+"""Of inactive anonymous pages, by balloon: to give those up a guest needs a place for them."""
+BLIND_SHARE = 0.5
+"""Of what may be swapped, of a guest that does not say what its pages are."""
+
+
+class Technique(enum.Enum):
+    NONE = "none"
+    BALLOON = "balloon"
+    SWAP = "swap"
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """One guest as far as its memory is concerned, in pages."""
+
+    guest_id: str
+    resident: int
+    """Pages of the host's memory that it has: known, not estimated."""
+    usage: Usage
+    min_pages: int = 0
+    """A reservation: never taken."""
+    max_pages: int = 1 << 62
+    """What it has beyond is taken in every state."""
+    sharable: float = 0.0
+    answers: bool = True
+    """Whether it says what its pages are, and lately enough."""
+
+
+def choose(pressure: Pressure, *, answers: bool, balloon_stalls: bool, swap_works: bool) -> tuple[Technique, str]:
+    """The technique for one guest, and why, in words that end a sentence."""
+    if pressure is Pressure.HIGH:
+        return Technique.NONE, "enough memory is available"
+    swap = Technique.SWAP if swap_works else Technique.NONE
+    lost = "" if swap_works else "; swapping is off"
+    if not answers:
+        if pressure is Pressure.CLEAR:
+            return Technique.NONE, "the guest does not answer, and there is no need yet to swap"
+        return swap, f"the guest does not answer in time{lost}"
+    if pressure is Pressure.CLEAR:
+        return Technique.BALLOON, "less than the minimum is available: what is free inside guests is taken"
+    if balloon_stalls:
+        return swap, f"its balloon does not give what it was asked for{lost}"
+    if pressure >= Pressure.HARD and swap_works:
+        return Technique.SWAP, "available memory is below the threshold for ballooning alone"
+    return Technique.BALLOON, "available memory is above the threshold for swapping"
+
+
+def reclaimable(demand: Demand, technique: Technique, pressure: Pressure) -> tuple[float, float, float]:
+    """Pages that may be taken in each round: free, clean cache, anonymous. Their sum is the guest's greatest target."""
+    usage = demand.usage
+    if technique is Technique.NONE or not usage.totals:
+        return 0.0, 0.0, 0.0
+    if technique is Technique.BALLOON:
+        free = usage.pages(PageClass.FREE)
+        buffer = usage.pages(PageClass.INACTIVE_BUFFER)
+        anonymous = ANONYMOUS_SHARE * usage.pages(PageClass.INACTIVE_ANONYMOUS)
+        if pressure is Pressure.CLEAR:
+            buffer = anonymous = 0.0
+    else:
+        share = 1.0 if demand.answers else BLIND_SHARE
+        # Thrown away and not saved, but only where the guest says that it is free.
+        free = usage.low(PageClass.FREE) if demand.answers else 0.0
+        buffer = share * usage.low(PageClass.INACTIVE_BUFFER)
+        anonymous = share * usage.low(PageClass.INACTIVE_ANONYMOUS)
+    return _bounded(demand, (free, buffer, anonymous))
+
+
+def _bounded(demand: Demand, rounds: tuple[float, float, float]) -> tuple[float, float, float]:
+    """Minus sharable pages, from the dearest on; not below the floor."""
+    free, buffer, anonymous = rounds
+    spared = min(demand.sharable, anonymous)
+    anonymous -= spared
+    buffer -= min(demand.sharable - spared, buffer)
+    left = max(0.0, demand.resident - demand.min_pages)
+    free = min(free, left)
+    buffer = min(buffer, left - free)
+    return free, buffer, min(anonymous, left - free - buffer)
+
+
+def divide(
+    demands: Sequence[Demand], techniques: Mapping[str, Technique], shortage: float, pressure: Pressure
+) -> dict[str, int]:
+    """Pages to take from each guest, together at most `shortage` but for what a guest has beyond its maximum."""
+    offers = {d.guest_id: reclaimable(d, techniques[d.guest_id], pressure) for d in demands}
+    taken = {d.guest_id: float(max(0, d.resident - d.max_pages)) for d in demands}
+    left = max(0.0, shortage - sum(taken.values()))
+    for number in range(3):
+        # What was taken for the maximum came out of the first rounds.
+        open_offers = {
+            guest_id: max(0.0, min(rounds[number], sum(rounds[: number + 1]) - taken[guest_id]))
+            for guest_id, rounds in offers.items()
+        }
+        offered = sum(open_offers.values())
+        if offered <= 0 or left <= 0:
+            continue
+        part = min(1.0, left / offered)
+        for guest_id, pages in open_offers.items():
+            taken[guest_id] += pages * part
+        left -= min(left, offered)
+    return {guest_id: int(pages) for guest_id, pages in taken.items()}
