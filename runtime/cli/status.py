@@ -58,6 +58,8 @@ async def gather(cluster: Cluster) -> dict[str, Any]:
             "host_socket": m.host_socket,
             "reason": m.reason,
             "cut": m.cut,
+            "mains": m.mains,
+            "battery_s": round(m.battery_s, 3),
         }
         for m in status.machines
     ]
@@ -129,6 +131,7 @@ async def _host(host: Host) -> dict[str, Any]:
         },
         "image": power.image,
         "restored_from": power.restored_from,
+        "links": {link.peer: link.state for link in own.links},
         "channels": {channel.peer: channel.carrier for channel in own.channels},
         "channel_refused": own.channel_refused,
         "missing": list(own.missing),

@@ -12,7 +12,6 @@ from typing import Any, NoReturn
 from everram.runtime.errors import Unimplemented
 
 COMMANDS: dict[str, str] = {
-    "top": "watch the cluster's load",
     "suspend": "suspend a guest with its volatile memory",
     "resume": "resume a suspended guest",
     "upgrade": "replace the host software under running guests",

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from everram.runtime.contracts.common_pb2 import Guest, GuestSpec, Region
     from everram.runtime.contracts.host_contract import HostRef
     from everram.runtime.contracts.hypervisor_contract import HypervisorRef
+    from everram.runtime.contracts.hypervisor_pb2 import GuestList
     from everram.runtime.contracts.nvm_device_contract import NvmDeviceRef
     from everram.runtime.contracts.power_monitor_contract import PowerMonitorRef
     from everram.runtime.contracts.remote_memory_contract import MemoryAgentRef, RemoteMemoryRef
@@ -45,6 +46,8 @@ ENDED = ("dead", "off")
 """States of machines that nobody can ask."""
 PATIENCE_S = 10.0
 """How long a request waits for a host that is being restarted: half a second, on a very busy computer more."""
+LIST_TIMEOUT_S = 5.0
+"""For a host's word on its guests."""
 RETRY_S = 0.05
 LOOK_S = 1.0
 """Between looks at where a guest is whose output or end is waited for."""
@@ -254,8 +257,11 @@ class Cluster:
 
     # -- guests
 
-    async def guests(self) -> tuple[list[Guest], dict[str, EverramError]]:
-        """Every guest by name, and the hosts that could not be asked, with why.
+    async def guests(
+        self, *, patience_s: float = PATIENCE_S, timeout_s: float = LIST_TIMEOUT_S
+    ) -> tuple[list[Guest], dict[str, EverramError]]:
+        """Every guest by name, and the hosts that could not be asked, with why: waited for so long, if they have just
+        been started again, and `timeout_s` for each answer.
 
         Guests that nobody has are among them, with the state GUEST_STATE_UNSPECIFIED and the directory's word for it
         as their reason: "failing-over", "lost"; "unserved" where its host has ended and nothing is decided yet.
@@ -263,7 +269,13 @@ class Cluster:
         from everram.runtime.contracts.common_pb2 import Empty
 
         living, places = await self._living(), await self._whereabouts.read() or {}
-        asked = [patiently(lambda host=host: host.hypervisor.list(Empty()), repeatable=True) for host in living]  # type: ignore[misc]
+
+        def list_of(host: Host) -> Awaitable[GuestList]:
+            return patiently(
+                lambda: host.hypervisor.list(Empty(), timeout_s=timeout_s), repeatable=True, patience_s=patience_s
+            )
+
+        asked = [list_of(host) for host in living]
         answers = await asyncio.gather(*asked, return_exceptions=True)
         found: dict[str, Guest] = {}
         silent: dict[str, EverramError] = {}

@@ -34,7 +34,7 @@ class Hypervisor:
                 return guest
         raise NotFound("no such guest")
 
-    async def list(self, _: pb.Empty) -> GuestList:
+    async def list(self, _: pb.Empty, *, timeout_s: float = 0.0) -> GuestList:
         self.asked += 1
         return GuestList(guests=self.guests)
 
