@@ -25,9 +25,11 @@ from everram.actors.availability.registration import (
     Seen,
     name_in,
     plan_aim,
+    plan_end_hold,
     plan_forget,
     plan_give_back,
     plan_hand_to,
+    plan_hold,
     plan_register,
     plan_set_members,
     reads,
@@ -39,9 +41,11 @@ from everram.runtime.contracts.availability_pb2 import (
     AimRequest,
     GuestKey,
     HandToRequest,
+    HoldRequest,
     LeaseStatus,
     Members,
     Registration,
+    WaitingGuest,
 )
 from everram.runtime.contracts.common_pb2 import Empty, Guest
 from everram.runtime.contracts.vmemfs_contract import VMemFSRef
@@ -118,6 +122,7 @@ class Availability(AvailabilityActor):
         published_ns = max((guest.deadline_ns for guest in self._serving.values()), default=0)
         self._keeper = LeaseKeeper(self._config.lease_ttl_s, lease=record.lease_id, published_ns=published_ns)
         self._left = False
+        self._ending_holds: asyncio.Task[None] | None = None
         self._entered = False  # whether hosts/HOST is known to be there under the current lease
         self._free_bytes = self._free_told_ns = 0  # what hosts/HOST says, and since when
         self._mirror = Mirror(self._coordination)
@@ -331,6 +336,46 @@ class Availability(AvailabilityActor):
                 f"the directory's entry of host {host} cannot be read ({error}): restart that host"
             ) from error
 
+    def hold(self, request: HoldRequest) -> Awaitable[Empty]:
+        return self.context.later(self._hold(request), cancellable=True)
+
+    async def _hold(self, request: HoldRequest) -> Empty:
+        """Raises Unavailable, DeadlineExceeded if the directory cannot be reached: then ask again, or it fails over."""
+        if self._ending_holds is not None:
+            self._ending_holds.cancel()  # of an earlier loss
+        holder, guest_id, drained = self._current(), request.guest_id, list(request.drained)
+        await self._change(guest_id, "", lambda f: plan_hold(f, guest_id, drained, holder))
+        return Empty()
+
+    def end_holds(self, request: Empty) -> Empty:
+        """Answered at once, and done as soon as the directory can be reached."""
+        self._ending_holds = self.context.spawn(self._end_holds(), name="end holds")
+        return Empty()
+
+    async def _end_holds(self) -> None:
+        """Of every guest that this memory has: the mirror may not show yet which of them were held."""
+        for guest in (await self._vmemfs.guests(Empty())).guests:
+            await self._end_hold(guest.guest_id)
+
+    async def _end_hold(self, guest_id: str) -> None:
+        holder = self._current()
+        while True:
+            try:
+                await self._change(guest_id, "", lambda f: plan_end_hold(f, guest_id, holder))
+                return
+            except (Aborted, Unavailable, DeadlineExceeded):
+                await asyncio.sleep(RETRY_S)
+
+    def go_on(self, request: GuestKey) -> Awaitable[Empty]:
+        return self.context.later(self._go_on(request.guest_id))
+
+    async def _go_on(self, guest_id: str) -> Empty:
+        """Raises NotFound for a guest that nobody knows."""
+        if (await self._read(guest_id, "")).guest is None:
+            raise NotFound(f"no guest {guest_id} is in the directory")
+        await self._change(guest_id, "", lambda f: plan_end_hold(f, guest_id, None))
+        return Empty()
+
     def forget(self, request: GuestKey) -> Awaitable[Empty]:
         self._drop(request.guest_id)
         return self.context.later(self._forget(request))
@@ -352,7 +397,17 @@ class Availability(AvailabilityActor):
             failures=keeper.failures,
             held=remaining_s > 0,
             leader=leader.record.host if leader is not None and leader.record is not None else "",
+            waiting=self._waiting(),
         )
+
+    def _waiting(self) -> list[WaitingGuest]:
+        """Guests that wait for saved memory."""
+        found = sorted((guest_id, e.record) for guest_id, e in self._mirror.guests.items() if e.record is not None)
+        return [
+            WaitingGuest(guest_id=guest_id, name=str(record.raw.get("name", guest_id)), host=record.owner.host)
+            for guest_id, record in found
+            if record.saved is not None and guest_id not in self._mirror.serving
+        ]
 
     # -- the directory
 

@@ -7,7 +7,9 @@ mod_revision and, for all but placement, that nobody serves the guest. H: by its
     -               its first incarnation registers                             H  running
     running         not served, its memory has left the directory,              L  failing-over, epoch + 1
                     and somebody may have a copy
-    running         the same, nobody has a copy, and its memory is gone         L  lost
+    running         the same, but its memory was saved when the mains were      -  (it waits)
+                    lost, and is not gone, and no copy that is there has as much
+    running         not served, nobody has a copy, and its memory is gone       L  lost
     running         its user stopped it                                         H  stopped
     running         its host hands it over                                      H  moving, prefer
     moving          not served                                                  L  failing-over, epoch + 1
@@ -25,6 +27,11 @@ has never seen gets a grace at the beginning of its term: a whole cluster that s
 
 Each step is found in the record alone, so a new leader goes on where a dead one stopped, and asking twice does no harm:
 a promise of the same epoch is the same promise, and of two choices only one finds the record as it was read.
+
+*Saved*: whose machine lost its mains is promised that nothing committed is lost if the battery lasts. If its log could
+not be drained to every member, only those that have everything may go on with the guest; the others would lose what the
+saved image has. So it waits for one of those or for its owner, until a person says otherwise (`everram start GUEST
+--from-copy`), or the image turns out to be of no use: then its machine comes back with another memory.
 
 While a chosen memory has not registered, nothing was written in its epoch. So the owner before it (`previous`) still
 has everything, and if the chosen one dies it may have the guest back.
@@ -144,18 +151,28 @@ def decide(record: GuestRecord, served: bool, sight: Sight, now_ns: int, grace_u
         return Lose()
     if not record.required and record.previous is None:
         return Nothing()
+    if record.saved is not None and not sight.of(candidates(record, sight)) and not sight.gone(record.owner):
+        return Nothing()
     if not sight.left(record.owner) and now_ns < grace_until_ns:
         return Wait(grace_until_ns)
     return Raise()
 
 
 def _go_on(record: GuestRecord, sight: Sight) -> Decision:
-    members, back = sight.of(record.required), returned(record, sight)
+    members, back = sight.of(candidates(record, sight)), returned(record, sight)
     if members and (record.prefer or back is None):
         return Ask(members)
     if back is not None:
         return Appoint(back)
     return Lose() if _hopeless(record, sight) else Nothing()
+
+
+def candidates(record: GuestRecord, sight: Sight) -> tuple[str, ...]:
+    """The members of the required set that may go on with the guest: while its saved memory can come back, only those
+    that have as much."""
+    if record.saved is None or sight.gone(record.owner):
+        return record.required
+    return tuple(member for member in record.required if member in record.saved)
 
 
 def _hopeless(record: GuestRecord, sight: Sight) -> bool:
@@ -200,6 +217,7 @@ def appointed(record: GuestRecord, place: Place, start: int) -> GuestRecord:
         required=tuple(member for member in record.required if member != place.memory_id),
         destinations=tuple(each for each in record.destinations if each.memory_id != place.memory_id),
         previous=None if last.memory_id == place.memory_id else last,
+        saved=None,
         prefer=None,
         aim=None,
     )

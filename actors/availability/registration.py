@@ -93,6 +93,7 @@ def plan_register(found: Seen, guest: Guest, holder: Holder) -> Plan:
         required=record.required if record else (),
         destinations=record.destinations if record else (),
         previous=None,
+        saved=None,
     )
     serving = {"host": holder.host, "epoch": guest.epoch, "port": guest.port}
     puts = [
@@ -187,6 +188,27 @@ def plan_forget(found: Seen, guest_id: str, holder: Holder) -> Plan | None:
         changes.append(Delete(found.name.key))
         compares.append(_same(found.name.key, found.name))
     return Plan(tuple(compares), tuple(changes))
+
+
+def plan_hold(found: Seen, guest_id: str, drained: Sequence[str], holder: Holder) -> Plan | None:
+    """Let the guest wait for this host's saved memory, unless a copy with everything is there. None if nobody could go
+    on with less: every member of the required set has everything, or it is not this memory's (any more) to wait for.
+    """
+    record = _record(found)
+    if record is None or record.owner != holder.place or record.state != RUNNING:
+        return None
+    held_by = sorted(set(drained) & set(record.required))
+    if len(held_by) == len(record.required):
+        return None
+    return _rewrite(found, guest_id, record.changed(saved={"drained": held_by}))
+
+
+def plan_end_hold(found: Seen, guest_id: str, holder: Holder | None) -> Plan | None:
+    """Nobody waits for saved memory (of `holder`, if one is given); None if nobody does."""
+    record = _record(found)
+    if record is None or record.saved is None or (holder is not None and record.owner != holder.place):
+        return None
+    return _rewrite(found, guest_id, record.changed(saved=None))
 
 
 def name_in(found: Seen) -> str:

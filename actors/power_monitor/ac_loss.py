@@ -1,11 +1,16 @@
 """What a host does when the mains are lost: everything that has to be done, in the one order that is safe.
 
-    freeze the guests -> drain their logs -> save the memory, marker last -> give the lease back -> power off
+    freeze the guests -> drain their logs -> let others drain theirs to here -> save the memory, marker last
+    -> say which guests must wait for what was saved -> give the lease back -> power off
 
 The mains may come back at any time. Until the lease is given back everything can be taken back: the guests go on, and
 what was saved is out of date. From then on others may run the guests, so the machine goes off, and comes up again from
 what it saved. The battery may be empty at any time: whatever was not done then is not done. What was drained is at the
 destinations, an image without its marker never counts, and guests that were not given back end with their lease.
+
+All machines may lose their mains at once. So whoever has drained its own logs goes on receiving until those have who
+ship to it, then saves. And a guest whose log could not be drained to every member of its required set is held: it waits
+for what was saved here, and a copy that has less does not go on with it (`availability.failover`, *saved*).
 
 The report is written in steps, durably, so that it can be read afterwards how far it came.
 """
@@ -21,8 +26,10 @@ from everram.actors.power_monitor.save import save
 from everram.runtime.actor import ActorContext
 from everram.runtime.contracts import common_pb2 as pb
 from everram.runtime.contracts.availability_contract import AvailabilityRef
+from everram.runtime.contracts.availability_pb2 import HoldRequest
 from everram.runtime.contracts.nvm_device_contract import NvmDeviceRef
 from everram.runtime.contracts.nvm_device_pb2 import QuiesceMoves
+from everram.runtime.contracts.power_monitor_contract import PowerMonitorRef
 from everram.runtime.contracts.power_monitor_pb2 import DrainedGuest, DrainedTo, PowerReport
 from everram.runtime.contracts.replicator_contract import ReplicatorRef
 from everram.runtime.contracts.replicator_pb2 import DrainRequest, FollowRequest, QuiesceRequest
@@ -35,6 +42,9 @@ CAUSE = "a loss of the mains"
 DRAIN_PART = 0.5
 """Of what is left of the battery: the rest is the save's. Shipping what is outstanding takes far less."""
 IN_SYNC = "in-sync"
+HOLD_TIMEOUT_S = 1.0
+HOLD_AGAIN_S = 0.1
+"""Between attempts while the directory cannot be reached."""
 
 
 class AcLoss:
@@ -49,6 +59,10 @@ class AcLoss:
         self._nvm = context.ref(NvmDeviceRef)
         self.handing_over = False
         """From here on it cannot be taken back."""
+        self.drained = asyncio.Event()
+        """Nothing is shipped any more."""
+        self._positions_unknown: set[str] = set()
+        """guest_ids whose logs are damaged: what is saved of them is no better than what the copies have."""
         self.report = PowerReport(
             host=context.host,
             began_ns=self._clock.wall_ns(),
@@ -67,18 +81,21 @@ class AcLoss:
         freezing = self._timed(lambda: self._environment.machine.freeze("", FREEZE_REASON))
         # That there was a loss is on storage whatever comes; it takes as long as stopping the guests does.
         report.freeze_s, _ = await asyncio.gather(freezing, self._write_report())
+        shipped_by_s = DRAIN_PART * self._left_s()
         try:
-            report.drain_s = await self._timed(self._drain)
+            report.drain_s = await self._timed(lambda: self._drain(shipped_by_s))
         except EverramError as error:  # the save matters more, and takes the logs with it
             self._context.log.error("the logs are not drained to their end: %s", error.message)
-        await self._write_report()
+        self.drained.set()
+        await asyncio.gather(self._write_report(), self._let_others_drain(shipped_by_s - report.drain_s))
         self._step("saving")
         report.save_s = await self._timed(self._save)
+        self._step("handing over")
+        self.handing_over = True
+        await self._hold_guests()
         report.outcome, report.left_s = SAVED, self._left_s()
         await self._write_report()
         self._context.log.info("saved on battery, %.3f s of it left", report.left_s)
-        self._step("handing over")
-        self.handing_over = True
         await self._hand_over()
 
     async def _timed(self, work: Callable[[], Awaitable[object]]) -> float:
@@ -88,13 +105,13 @@ class AcLoss:
 
     # -- the log
 
-    async def _drain(self) -> None:
+    async def _drain(self, within_s: float) -> None:
         """The system ships what the guests have committed, as far as the battery goes."""
         guests = [guest for guest in await self._guests() if self._has_log(guest)]
         for guest in guests:
             self.report.guests.append(DrainedGuest(guest_id=guest.guest_id, name=guest.name, epoch=guest.epoch))
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(DRAIN_PART * self._left_s()):
+            async with asyncio.timeout(within_s):
                 await asyncio.gather(*(self._drain_guest(guest.guest_id) for guest in guests))
         for drained in self.report.guests:
             await self._note_positions(drained)
@@ -127,6 +144,19 @@ class AcLoss:
                 )
             )
 
+    async def _let_others_drain(self, within_s: float) -> None:
+        """Who keeps copies here may have lost its mains too: it is received and acknowledged until it is done."""
+        try:
+            copies = (await self._replicator.copies(pb.Empty())).copies
+        except EverramError as error:
+            self._context.log.error("nobody is waited for: %s", error.message)
+            return
+        sources = sorted({copy.source_host for copy in copies if copy.source_host})
+        peers = [self._context.ref(PowerMonitorRef, host) for host in sources]
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(max(0.0, within_s)):
+                await asyncio.gather(*(peer.drained(pb.Empty()) for peer in peers), return_exceptions=True)
+
     async def _positions(self, guest_id: str) -> pb.LogPositions:
         try:
             return await self._replicator.positions(FollowRequest(guest_id=guest_id, log=log_name(guest_id)))
@@ -134,6 +164,7 @@ class AcLoss:
             return pb.LogPositions()
         except DataLoss as error:  # of this guest's log alone: the others' are drained
             self._context.log.error("the log of guest %s is not drained: %s", guest_id, error.message)
+            self._positions_unknown.add(guest_id)
             return pb.LogPositions()
 
     # -- the memory
@@ -148,6 +179,27 @@ class AcLoss:
         await write_report(self._environment.disk, self.report)
 
     # -- the guests' places
+
+    async def _hold_guests(self) -> None:
+        """Before anybody may go on with them: the lease is ours until then, as long as the directory can be reached."""
+        drained = {
+            guest.guest_id: [copy.memory_id for copy in guest.copies if copy.drained] for guest in self.report.guests
+        }
+        for guest in await self._guests():
+            if self._has_log(guest) and guest.guest_id not in self._positions_unknown:
+                await self._hold(HoldRequest(guest_id=guest.guest_id, drained=drained.get(guest.guest_id, ())))
+
+    async def _hold(self, request: HoldRequest) -> None:
+        availability = self._context.ref(AvailabilityRef)
+        while True:
+            try:
+                await availability.hold(request, timeout_s=HOLD_TIMEOUT_S)
+                return
+            except EverramError as error:
+                self._context.log.warning("guest %s is not held yet: %s", request.guest_id, error.message)
+            if self._left_s() <= HOLD_AGAIN_S:
+                return
+            await asyncio.sleep(HOLD_AGAIN_S)
 
     async def _hand_over(self) -> None:
         machine = self._environment.machine

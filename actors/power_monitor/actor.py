@@ -17,6 +17,7 @@ from everram.actors.power_monitor.save import save
 from everram.actors.power_monitor.ups import WAIT_FOR_LOW, UpsWatch, Verdict
 from everram.runtime.contracts import common_pb2 as pb
 from everram.runtime.contracts import power_monitor_pb2 as power
+from everram.runtime.contracts.availability_contract import AVAILABILITY_END_HOLDS, AvailabilityRef
 from everram.runtime.contracts.nvm_device_contract import NvmDeviceRef
 from everram.runtime.contracts.nvm_device_pb2 import QuiesceMoves
 from everram.runtime.contracts.power_monitor_contract import PowerMonitorActor
@@ -70,8 +71,8 @@ class PowerMonitor(PowerMonitorActor):
             self._event = event
             if not event.mains and self._acting is None:
                 self.context.log.warning("the mains are lost; the battery lasts %.3f s", self._battery_s())
-                self._loss = None
-                self._acting = self.context.spawn(self._act(event.deadline_ns), name="on battery")
+                self._loss = AcLoss(self.context, event.deadline_ns, self._step)
+                self._acting = self.context.spawn(self._act(self._loss), name="on battery")
             elif event.mains:
                 await self._mains_are_back()
 
@@ -97,12 +98,11 @@ class PowerMonitor(PowerMonitorActor):
     def _battery_s(self) -> float:
         return max(0.0, (self._event.deadline_ns - self.context.environment.clock.now_ns()) / 1e9)
 
-    async def _act(self, deadline_ns: int) -> None:
+    async def _act(self, loss: AcLoss) -> None:
         async with self._one:
-            await self._lose_mains(deadline_ns)
+            await self._lose_mains(loss)
 
-    async def _lose_mains(self, deadline_ns: int) -> None:
-        self._loss = loss = AcLoss(self.context, deadline_ns, self._step)
+    async def _lose_mains(self, loss: AcLoss) -> None:
         try:
             await loss.run()
         except EverramError as error:
@@ -110,6 +110,8 @@ class PowerMonitor(PowerMonitorActor):
             self.context.log.error("the memory is not saved: %s", error.message)
             loss.report.outcome = error.message
             await write_report(self.context.environment.disk, loss.report)
+        finally:
+            loss.drained.set()
 
     def _step(self, step: str) -> None:
         self._state = step
@@ -124,6 +126,7 @@ class PowerMonitor(PowerMonitorActor):
             acting.cancel()
             await asyncio.wait([acting])
         if loss is not None:
+            loss.drained.set()
             loss.report.outcome = TAKEN_BACK
             await write_report(self.context.environment.disk, loss.report)
         else:
@@ -132,7 +135,16 @@ class PowerMonitor(PowerMonitorActor):
             await self._resume(POWER_REASON)
         await self.context.environment.machine.power_kept()
         self._acting, self._state = None, ON_MAINS
+        self.context.ref(AvailabilityRef).tell(AVAILABILITY_END_HOLDS, pb.Empty())  # a host before this may have held
         self.context.log.warning("the mains are back: the guests go on")
+
+    def drained(self, request: pb.Empty) -> Awaitable[pb.Empty]:
+        return self.context.later(self._drained(), cancellable=True)
+
+    async def _drained(self) -> pb.Empty:
+        if self._acting is not None and self._loss is not None:
+            await self._loss.drained.wait()
+        return pb.Empty()
 
     # -- saving on demand
 

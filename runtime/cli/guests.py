@@ -43,7 +43,11 @@ def register(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
     logs.add_argument("-f", "--follow", action="store_true", help="go on until the guest has ended for good")
     logs.add_argument("--tail", type=int, default=0, metavar="N", help="only the last N lines")
     stop = _guest_parser(subparsers, "stop", "stop a guest; its regions stay, `start` takes them up again", _stop)
-    _guest_parser(subparsers, "start", "start a guest that was stopped or has ended", _start)
+    start = _guest_parser(subparsers, "start", "start a guest that was stopped or has ended", _start)
+    start.add_argument(
+        "--from-copy", action="store_true",
+        help="one that waits for the saved memory of a host without power: go on with a copy, which has less",
+    )  # fmt: skip
     restart = _guest_parser(subparsers, "restart", "stop a guest and start it again", _restart)
     for parser in (stop, restart):
         parser.add_argument("--grace", type=duration, default=GRACE_S, metavar="D", help="before it is killed (5s)")
@@ -70,6 +74,9 @@ def _guest_parser(
         async with await Cluster.connect(args.cluster, args.dir) as cluster:
             if act is _remove and await cluster.forget_lost(args.guest):
                 return _removed(args, args.guest, "")
+            if getattr(args, "from_copy", False) and await cluster.go_on_without_saved(args.guest):
+                note(f"{args.guest} goes on with the copy that has most")
+                return _changed(args, (await cluster.find_guest(args.guest))[1])
             host, guest = await cluster.find_guest(args.guest)
             return await act(args, cluster, host, guest)
 

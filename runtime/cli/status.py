@@ -74,6 +74,7 @@ async def gather(cluster: Cluster) -> dict[str, Any]:
         "pid": status.pid,
         "hosts": machines,
         "leader": leaders[0] if leaders else "",
+        "waiting": next((h["waiting"] for h in machines if h.get("waiting")), []),
         "coordination": {
             "address": coordination.address,
             "state": coordination.state,
@@ -129,6 +130,7 @@ async def _host(host: Host) -> dict[str, Any]:
             "renewals": lease.renewals,
             "leader": lease.leader,
         },
+        "waiting": [{"guest": each.name, "host": each.host} for each in lease.waiting],
         "image": power.image,
         "restored_from": power.restored_from,
         "links": {link.peer: link.state for link in own.links},
@@ -140,6 +142,8 @@ async def _host(host: Host) -> dict[str, Any]:
 
 
 def _show(seen: dict[str, Any], as_json: bool) -> None:
+    from everram.runtime.client.cluster import waiting_words
+
     if as_json:
         emit(seen)
         return
@@ -156,6 +160,8 @@ def _show(seen: dict[str, Any], as_json: bool) -> None:
     for host in seen["hosts"]:
         if note := host["reason"] or host.get("error", "") or host.get("nvm", {}).get("warning", ""):
             say(f"{host['name']}: {note}")
+    for guest in seen["waiting"]:
+        say(waiting_words(guest["guest"], guest["host"]))
     for host in seen["hosts"]:
         if channels := host.get("channels"):
             say(f"{host['name']} reaches the memory of {', '.join(f'{p} by {c}' for p, c in channels.items())}")

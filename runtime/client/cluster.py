@@ -327,6 +327,8 @@ class Cluster:
                 )
             why = f"guest {place.name} is {place.state}"
             host = next((host for host in living if host.name == place.host), None)
+            if host is None and place.waits:
+                raise FailedPrecondition(waiting_words(place.name, place.host))
             if host is None:
                 why = f"guest {place.name} was on {place.host}, which is dead, and no other host has it yet"
             elif place.state not in SETTLING:
@@ -420,6 +422,17 @@ class Cluster:
         if moved.host != host:
             raise Aborted(f"guest {guest.name} runs on {moved.host}, because {host} could not take it: move it again")
         return moved
+
+    async def go_on_without_saved(self, name: str) -> bool:
+        """A person's choice: a guest that waits for saved memory goes on with what a copy has. Whether it waited."""
+        from everram.runtime.contracts.availability_pb2 import GuestKey
+
+        place = named(await self._whereabouts.read() or {}, name)
+        living = await self._living()
+        if place is None or not place.waits or not living or place.host in {host.name for host in living}:
+            return False
+        await living[0].availability.go_on(GuestKey(guest_id=place.guest_id))
+        return True
 
     async def forget_lost(self, name: str) -> bool:
         """Free the name of a guest that is lost; whether there was one."""
@@ -533,7 +546,16 @@ def _nowhere(place: Place) -> Guest:
         epoch=place.epoch,
         exit_status=-1,
         spec=GuestSpec(name=place.name),
-        reason="unserved" if place.state == "running" else place.state,
+        reason=f"waits for {place.host}" if place.waits else "unserved" if place.state == "running" else place.state,
+    )
+
+
+def waiting_words(guest: str, host: str) -> str:
+    """Of a guest that waits for the saved memory of a host without power, with the choice that there is."""
+    return (
+        f"guest {guest} waits for {host}, which has no power: the last that it committed is only in the memory that "
+        f"was saved there. `everram power on {host}` brings it back; `everram start {guest} --from-copy` goes on "
+        "without that, with the copy that has most"
     )
 
 

@@ -37,6 +37,8 @@ class Place:
     epoch: int
     state: str
     revision: int
+    waits: bool = False
+    """For the saved memory of `host`, unless somebody serves it: its copies have less."""
 
     @staticmethod
     def of(pair: KeyValue) -> Place:
@@ -48,6 +50,7 @@ class Place:
             epoch=int(record.get("epoch", 0)),
             state=str(record.get("state", "")),
             revision=pair.mod_revision,
+            waits=record.get("saved") is not None,
         )
 
 

@@ -19,8 +19,11 @@ AVAILABILITY_FORGET = Method("everram.v1.Availability", "Forget", availability_p
 AVAILABILITY_SET_MEMBERS = Method("everram.v1.Availability", "SetMembers", availability_pb2.Members, common_pb2.Empty)
 AVAILABILITY_AIM = Method("everram.v1.Availability", "Aim", availability_pb2.AimRequest, common_pb2.Empty)
 AVAILABILITY_HAND_TO = Method("everram.v1.Availability", "HandTo", availability_pb2.HandToRequest, common_pb2.Empty)
+AVAILABILITY_HOLD = Method("everram.v1.Availability", "Hold", availability_pb2.HoldRequest, common_pb2.Empty)
+AVAILABILITY_END_HOLDS = Method("everram.v1.Availability", "EndHolds", common_pb2.Empty, common_pb2.Empty)
+AVAILABILITY_GO_ON = Method("everram.v1.Availability", "GoOn", availability_pb2.GuestKey, common_pb2.Empty)
 AVAILABILITY_STATUS = Method("everram.v1.Availability", "Status", common_pb2.Empty, availability_pb2.LeaseStatus)
-AVAILABILITY = Contract("everram.v1.Availability", (AVAILABILITY_LEAVE, AVAILABILITY_REACHED, AVAILABILITY_REGISTER, AVAILABILITY_GIVE_BACK, AVAILABILITY_FORGET, AVAILABILITY_SET_MEMBERS, AVAILABILITY_AIM, AVAILABILITY_HAND_TO, AVAILABILITY_STATUS,))
+AVAILABILITY = Contract("everram.v1.Availability", (AVAILABILITY_LEAVE, AVAILABILITY_REACHED, AVAILABILITY_REGISTER, AVAILABILITY_GIVE_BACK, AVAILABILITY_FORGET, AVAILABILITY_SET_MEMBERS, AVAILABILITY_AIM, AVAILABILITY_HAND_TO, AVAILABILITY_HOLD, AVAILABILITY_END_HOLDS, AVAILABILITY_GO_ON, AVAILABILITY_STATUS,))
 
 
 class AvailabilityRef(Ref):
@@ -68,6 +71,21 @@ class AvailabilityRef(Ref):
     ) -> Coroutine[Any, Any, common_pb2.Empty]:
         return self.ask(AVAILABILITY_HAND_TO, request, timeout_s)
 
+    def hold(
+        self, request: availability_pb2.HoldRequest, *, timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> Coroutine[Any, Any, common_pb2.Empty]:
+        return self.ask(AVAILABILITY_HOLD, request, timeout_s)
+
+    def end_holds(
+        self, request: common_pb2.Empty, *, timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> Coroutine[Any, Any, common_pb2.Empty]:
+        return self.ask(AVAILABILITY_END_HOLDS, request, timeout_s)
+
+    def go_on(
+        self, request: availability_pb2.GuestKey, *, timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> Coroutine[Any, Any, common_pb2.Empty]:
+        return self.ask(AVAILABILITY_GO_ON, request, timeout_s)
+
     def status(
         self, request: common_pb2.Empty, *, timeout_s: float = DEFAULT_TIMEOUT_S
     ) -> Coroutine[Any, Any, availability_pb2.LeaseStatus]:
@@ -101,6 +119,15 @@ class AvailabilityActor(Actor):
         raise NotImplementedError
 
     def hand_to(self, request: availability_pb2.HandToRequest) -> common_pb2.Empty | Awaitable[common_pb2.Empty]:
+        raise NotImplementedError
+
+    def hold(self, request: availability_pb2.HoldRequest) -> common_pb2.Empty | Awaitable[common_pb2.Empty]:
+        raise NotImplementedError
+
+    def end_holds(self, request: common_pb2.Empty) -> common_pb2.Empty | Awaitable[common_pb2.Empty]:
+        raise NotImplementedError
+
+    def go_on(self, request: availability_pb2.GuestKey) -> common_pb2.Empty | Awaitable[common_pb2.Empty]:
         raise NotImplementedError
 
     def status(self, request: common_pb2.Empty) -> availability_pb2.LeaseStatus | Awaitable[availability_pb2.LeaseStatus]:

@@ -51,8 +51,26 @@ class GuestKey(_message.Message):
     again: bool
     def __init__(self, guest_id: _Optional[str] = ..., epoch: _Optional[int] = ..., again: _Optional[bool] = ...) -> None: ...
 
+class HoldRequest(_message.Message):
+    __slots__ = ("guest_id", "drained")
+    GUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    DRAINED_FIELD_NUMBER: _ClassVar[int]
+    guest_id: str
+    drained: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, guest_id: _Optional[str] = ..., drained: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class WaitingGuest(_message.Message):
+    __slots__ = ("guest_id", "name", "host")
+    GUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    HOST_FIELD_NUMBER: _ClassVar[int]
+    guest_id: str
+    name: str
+    host: str
+    def __init__(self, guest_id: _Optional[str] = ..., name: _Optional[str] = ..., host: _Optional[str] = ...) -> None: ...
+
 class LeaseStatus(_message.Message):
-    __slots__ = ("lease_id", "ttl_s", "remaining_s", "renewals", "failures", "held", "leader")
+    __slots__ = ("lease_id", "ttl_s", "remaining_s", "renewals", "failures", "held", "leader", "waiting")
     LEASE_ID_FIELD_NUMBER: _ClassVar[int]
     TTL_S_FIELD_NUMBER: _ClassVar[int]
     REMAINING_S_FIELD_NUMBER: _ClassVar[int]
@@ -60,6 +78,7 @@ class LeaseStatus(_message.Message):
     FAILURES_FIELD_NUMBER: _ClassVar[int]
     HELD_FIELD_NUMBER: _ClassVar[int]
     LEADER_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FIELD_NUMBER: _ClassVar[int]
     lease_id: int
     ttl_s: float
     remaining_s: float
@@ -67,4 +86,5 @@ class LeaseStatus(_message.Message):
     failures: int
     held: bool
     leader: str
-    def __init__(self, lease_id: _Optional[int] = ..., ttl_s: _Optional[float] = ..., remaining_s: _Optional[float] = ..., renewals: _Optional[int] = ..., failures: _Optional[int] = ..., held: _Optional[bool] = ..., leader: _Optional[str] = ...) -> None: ...
+    waiting: _containers.RepeatedCompositeFieldContainer[WaitingGuest]
+    def __init__(self, lease_id: _Optional[int] = ..., ttl_s: _Optional[float] = ..., remaining_s: _Optional[float] = ..., renewals: _Optional[int] = ..., failures: _Optional[int] = ..., held: _Optional[bool] = ..., leader: _Optional[str] = ..., waiting: _Optional[_Iterable[_Union[WaitingGuest, _Mapping]]] = ...) -> None: ...

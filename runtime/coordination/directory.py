@@ -25,6 +25,8 @@ A guest's record:
     aim                       host that shall be a destination besides: where a move is going
     previous                  {"host", "memory_id"}: whose it was before the one that was chosen, until that has
                               registered; its memory may have it back
+    saved                     {"drained": [memory_id, ...]}: its host lost its mains and saved its memory, and only
+                              these copies have everything that is in there; gone when it goes on, wherever
 
 An epoch is raised by a transaction on `everram/guests/GUEST_ID` that compares its mod_revision; `serving` is written
 only by the holder of that epoch. Unknown members of a value are kept by whoever rewrites it.

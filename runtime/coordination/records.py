@@ -84,6 +84,8 @@ class GuestRecord:
     prefer: str
     aim: str
     previous: Place | None
+    saved: tuple[str, ...] | None
+    """None: it waits for nobody's saved memory. Otherwise which copies have everything that this memory has."""
 
     @staticmethod
     def read(value: dict[str, Any]) -> GuestRecord:
@@ -94,11 +96,12 @@ class GuestRecord:
             state=_text(value, "state"),
             start=_whole(value, "start"),
             copies=_whole(value, "copies"),
-            required=tuple(_text({"required": member}, "required") for member in _several(value, "required")),
+            required=_texts(value, "required"),
             destinations=tuple(_place(member) for member in _several(value, "destinations")),
             prefer=_text(value, "prefer"),
             aim=_text(value, "aim"),
             previous=_place(value["previous"]) if value.get("previous") else None,
+            saved=_texts(value["saved"], "drained") if value.get("saved") else None,
         )
 
     def changed(self, **members: Any) -> GuestRecord:
@@ -125,6 +128,12 @@ def _text(value: dict[str, Any], name: str) -> str:
     if not isinstance(member, str):
         raise ValueError(f"{name} is {member!r}, not a text")
     return member
+
+
+def _texts(value: Any, name: str) -> tuple[str, ...]:
+    if not isinstance(value, dict):
+        raise ValueError(f"an object with {name} was expected, not {value!r}")
+    return tuple(_text({name: member}, name) for member in _several(value, name))
 
 
 def _whole(value: dict[str, Any], name: str) -> int:

@@ -25,6 +25,8 @@ from everram.runtime.simulation.world import World
 SEEDS = 15
 """Here; two hundred take a few minutes."""
 HOSTS = ("h1", "h2", "h3")
+LENGTHS_S = (0.002, 0.01, 0.05, 1.0, 4.0, 12.0)
+"""Of losses of the mains: shorter and longer than it takes to be off, than a lease, and than failovers."""
 BOUND_S = 30.0
 WAIT_S = 0.01
 
@@ -111,12 +113,15 @@ class Run:
     async def _lose_mains(self) -> None:
         """Of the guest's machine, in some cases of all."""
         victims = HOSTS if self.draw.random() < 0.3 else (self.count.host,)
-        length_s = self.draw.choice((0.002, 0.01, 0.05, 1.0))
+        apart = self.draw.random() < 0.5
+        length_s = self.draw.choice(LENGTHS_S)
+        lengths_s = [self.draw.choice(LENGTHS_S) if apart else length_s for _ in victims]
         before, incarnations = self.count.committed, len(self.count.recovered)
         host = self.count.host
         self.holders = set(self.cluster.holders(self.guest_id))
         killing = asyncio.ensure_future(self._kill_host(host)) if self.draw.random() < 0.3 else None
-        off = await asyncio.gather(*(self.cluster.cut_mains(name, length_s) for name in victims))
+        cuts = zip(victims, lengths_s, strict=True)
+        off = await asyncio.gather(*(self.cluster.cut_mains(name, length_s) for name, length_s in cuts))
         if killing is not None:
             await killing
         for name, went_off in zip(victims, off, strict=True):

@@ -17,8 +17,10 @@ from everram.actors.availability.registration import (
     Plan,
     Seen,
     plan_aim,
+    plan_end_hold,
     plan_give_back,
     plan_hand_to,
+    plan_hold,
     plan_register,
     plan_set_members,
 )
@@ -94,6 +96,29 @@ TABLE = [
     ("chosen, the last two died", record("chosen", B, previous=A), sight(dead="ab"), Lose()),
     ("the last owner is back", record("failing-over", B, previous=A), sight(A, C, dead="b"), Appoint(A)),
     ("the last owner before the chosen", record("failing-over", B, previous=A), sight(A, B), Appoint(A)),
+    ("saved, and its copy has less", record(required=["mb"], saved={"drained": []}), sight(B, seen=(A,)), Nothing()),
+    ("saved, never seen in this term", record(required=["mb"], saved={"drained": []}), sight(B), Nothing()),
+    ("saved, another copy has less", record(required=["mb", "mc"], saved={"drained": ["mc"]}), sight(B), Nothing()),
+    (
+        "saved, and a copy has as much",
+        record(required=["mb", "mc"], saved={"drained": ["mc"]}),
+        sight(B, C, seen=(A,)),
+        Raise(),
+    ),
+    (
+        "saved, asking who has as much",
+        record("failing-over", required=["mb", "mc"], saved={"drained": ["mc"]}),
+        sight(B, C),
+        Ask((C,)),
+    ),
+    ("saved, but dead", record(required=["mb"], saved={"drained": []}), sight(B, dead="a"), Raise()),
+    ("saved, but came back empty", record(required=["mb"], saved={"drained": []}), sight(B, a=REPLACED), Raise()),
+    (
+        "saved, but lost since",
+        record("failing-over", required=["mb", "mc"], saved={"drained": ["mc"]}),
+        sight(B, dead="a"),
+        Ask((B,)),
+    ),
     ("the last owner may be back", record("failing-over", B, previous=A), sight(C, dead="b"), Nothing()),
 ]
 
@@ -399,6 +424,27 @@ def test_handing_over() -> None:
         plan_hand_to(pairs(guest), "g", 3, D, ME)
     with pytest.raises(FailedPrecondition):
         plan_hand_to(pairs(guest), "g", 2, C, ME)
+
+
+def test_holding_for_what_was_saved() -> None:
+    guest = record(required=["mb", "mc"])
+    held = written(plan_hold(pairs(guest), "g", ["mc", "md"], ME))
+    assert held.saved == ("mc",)
+    assert written(plan_end_hold(pairs(held), "g", ME)).saved is None
+    assert written(plan_end_hold(pairs(held), "g", None)).saved is None, "by a person"
+    assert plan_end_hold(pairs(held), "g", Holder("b", "mb", 7)) is None, "not by another host"
+    assert plan_end_hold(pairs(guest), "g", None) is None
+    assert failover.appointed(failover.raised(held), C, 9).saved is None
+    registration = Guest(guest_id="g", name="bank", epoch=4, spec=GuestSpec(copies=1))
+    assert written(plan_register(pairs(held), registration, ME)).saved is None
+
+
+def test_nobody_is_held_without_need() -> None:
+    assert plan_hold(pairs(record(required=["mb", "mc"])), "g", ["mb", "mc"], ME) is None, "all have everything"
+    assert plan_hold(pairs(record()), "g", [], ME) is None, "without copies it waits anyway"
+    assert plan_hold(pairs(record("failing-over", required=["mb"])), "g", [], ME) is None, "it is too late"
+    assert plan_hold(pairs(record(owner=B, required=["mb"])), "g", [], ME) is None, "it is another's"
+    assert plan_hold(pairs(None), "g", [], ME) is None, "it was removed"
 
 
 def test_giving_back() -> None:
