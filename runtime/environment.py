@@ -12,7 +12,7 @@ from __future__ import annotations
 import enum
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from everram.runtime.channel.contract import Channel
 from everram.runtime.coordination.api import Coordination
@@ -39,6 +39,24 @@ class Entropy(Protocol):
         """A fresh identity: 16 lower-case hexadecimal digits."""
 
 
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """Part of a memory object that is to be written to a file: read by whoever writes it, when it does."""
+
+    memory: MemoryObject
+    offset: int
+    length: int
+
+    def __len__(self) -> int:
+        return self.length
+
+    def part(self, start: int, length: int) -> Stretch:
+        return Stretch(self.memory, self.offset + start, length)
+
+
+Piece: TypeAlias = "bytes | memoryview | Stretch"
+
+
 class DiskFile(Protocol):
     """An open file. Nothing is durable before `sync` returns; after a crash unsynced writes may be lost or torn."""
 
@@ -51,8 +69,9 @@ class DiskFile(Protocol):
     async def pwrite(self, offset: int, data: bytes | memoryview) -> None:
         """Raises ResourceExhausted on a full disk, DataLoss on an I/O error."""
 
-    async def pwrite_all(self, offset: int, pieces: Sequence[bytes | memoryview]) -> list[int]:
-        """One after the other from `offset`, as fast as the disk can; the CRC-32 of each. Raises like `pwrite`."""
+    async def pwrite_all(self, offset: int, pieces: Sequence[Piece], block_bytes: int) -> list[int]:
+        """One after the other from `offset`, as fast as the disk can; the CRC-32 of each block of so many bytes of what
+        was written, the last perhaps a shorter one. Raises like `pwrite`."""
 
     async def pwrite_each(self, pieces: Sequence[tuple[int, bytes | memoryview]]) -> None:
         """`pwrite` of each (offset, data), in one go. What is long and consists of whole pages, of the file and of
@@ -115,6 +134,10 @@ class MemoryObject(Protocol):
     def view(self, offset: int, length: int) -> memoryview:
         """Whole pages to be read where they lie, as long as somebody has the view; all of them have to be present. For
         what nobody changes meanwhile: a change may or may not be seen."""
+
+    def window(self) -> memoryview:
+        """The whole object to be read where it lies, as long as somebody has it; what is not present appears when it is
+        looked at. Not for a resizable object. For what nobody changes meanwhile, like `view`."""
 
     def write(self, offset: int, data: bytes | memoryview) -> None: ...
 

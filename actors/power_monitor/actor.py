@@ -27,6 +27,7 @@ from everram.runtime.contracts.vmemfs_contract import VMemFSRef
 from everram.runtime.environment import MachineEvent, Ups
 from everram.runtime.errors import EverramError, FailedPrecondition
 from everram.runtime.formats.image import examine, mark_opened
+from everram.runtime.formats.image_writer import tidy
 
 FREEZE_REASON = "down"
 QUIESCE_TIMEOUT_S = 60.0
@@ -61,6 +62,7 @@ class PowerMonitor(PowerMonitorActor):
             # A host that died after it had saved: what its successor acknowledged would not be in the image.
             self._replicator.tell(REPLICATOR_QUIESCE, QuiesceRequest(on=True))
         self.context.spawn(self._watch_power(), name="power")
+        self.context.spawn(self._tidy(), name="tidy")
         if self.context.environment.ups is not None:
             self.context.spawn(self._watch_ups(self.context.environment.ups), name="ups")
 
@@ -171,7 +173,15 @@ class PowerMonitor(PowerMonitorActor):
         finally:
             self._saving = False
         self.context.log.info("saved %d bytes as generation %d", report.saved_bytes, report.generation)
+        await self._tidy()
         return report
+
+    async def _tidy(self) -> None:
+        """When there is time for it: removing what no image needs any more takes the disk a while."""
+        try:
+            await tidy(self.context.environment.disk)
+        except EverramError as error:
+            self.context.log.warning("files of an older image stay: %s", error.message)
 
     def resume(self, request: pb.Empty) -> Awaitable[pb.Empty]:
         self._check_not_saving()

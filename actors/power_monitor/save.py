@@ -21,10 +21,13 @@ from everram.actors.power_monitor.report import GIVEN_UP, UNDER_WAY, is_unsaved,
 from everram.runtime.channel import generations
 from everram.runtime.contracts.power_monitor_pb2 import SaveReport
 from everram.runtime.contracts.vmemfs_pb2 import HostRecord
-from everram.runtime.environment import Environment, Memory, MemoryObject
+from everram.runtime.environment import Environment, Memory, MemoryObject, Stretch
 from everram.runtime.errors import DataLoss, FailedPrecondition, ResourceExhausted
 from everram.runtime.formats import image, nvm, vmemfs
-from everram.runtime.formats.image import PIECE_BYTES, Image, ImageWriter, SavedObject, Survey
+from everram.runtime.formats.catalog import PageRun, SavedObject
+from everram.runtime.formats.image import Survey
+from everram.runtime.formats.image_reader import Image
+from everram.runtime.formats.image_writer import ImageWriter
 from everram.runtime.formats.slots import SlotArea
 from everram.runtime.memory.contract import PAGE_BYTES
 from everram.runtime.memory.heap import HeapMapping
@@ -44,7 +47,10 @@ SNAPSHOTS = (nvm.SNAPSHOTS_NAME, nvm.STORE_NAME)
 """Metadata and old blocks of snapshots: whole or not at all. Both grow."""
 METADATA = (vmemfs.MEMORY_NAME, nvm.MEMORY_NAME)
 """Saved first and in one go: actors go on changing them while the rest is being saved."""
-PIECES_PER_TURN = 64
+PIECE_BYTES = 1 << 20
+"""Read at once, so that the loop lives on."""
+LONG_RUN_BYTES = 64 << 10
+RUNS_PER_TURN = 64
 """Of scattered pages."""
 _ORDER = (*METADATA, "log", "pages", "region")
 """What an interrupted save should have got to first."""
@@ -72,28 +78,29 @@ async def save(environment: Environment, cause: str, memory_id: str) -> SaveRepo
     Raises ResourceExhausted or DataLoss if the storage cannot take it; the image before then still counts.
     """
     started_ns = environment.clock.now_ns()
-    memory = environment.memory
     # No await until the metadata is read: what it says must be of one moment.
-    objects = saved_objects(memory)
+    objects = saved_objects(environment.memory)
     metadata = {
-        number: [(offset, saved.read(offset, length)) for offset, length in pieces_of(saved)]
-        for number, saved in enumerate(objects)
+        saved.name: [(offset, saved.read(offset, length)) for offset, length in saved.extents()]
+        for saved in objects
         if saved.name in METADATA
     }
-    await _check_room(environment, objects)
-    listing = [SavedObject(saved.name, saved.size_bytes) for saved in objects]
-    writer = await ImageWriter.begin(environment.disk, cause, memory_id, listing)
+    listing = [SavedObject(saved.name, saved.size_bytes, number) for number, saved in enumerate(objects, 1)]
+    extents = [saved.extents(0, listed.size_bytes) for saved, listed in zip(objects, listing, strict=True)]
+    await _check_room(environment, sum(length for found in extents for _, length in found))
+    plan = [
+        PageRun(listed.number, offset // PAGE_BYTES, -(-length // PAGE_BYTES))
+        for listed, found in zip(listing, extents, strict=True)
+        for offset, length in found
+    ]
+    writer = await ImageWriter.begin(environment.disk, cause, memory_id, listing, plan)
     try:
-        for number, saved in enumerate(objects):
-            if number in metadata:
-                for offset, data in metadata[number]:
-                    await writer.write(number, offset, data)
-                continue
-            for count, (offset, length) in enumerate(pieces_of(saved, listing[number].size_bytes)):
-                if offset + length <= saved.size_bytes:  # a file may have been shortened since: there is nothing then
-                    await writer.write(number, offset, saved.read(offset, length))
-                if length == PIECE_BYTES or count % PIECES_PER_TURN == 0:
-                    await asyncio.sleep(0)
+        for saved, listed, found in zip(objects, listing, extents, strict=True):
+            if saved.name in METADATA:
+                for offset, data in metadata[saved.name]:
+                    await writer.add(listed.number, offset // PAGE_BYTES, data)
+            else:
+                await _save_object(writer, saved, listed.number, found)
         await writer.finish(environment.clock.wall_ns())
     except BaseException:
         await writer.abandon()
@@ -104,6 +111,33 @@ async def save(environment: Environment, cause: str, memory_id: str) -> SaveRepo
         objects=len(objects),
         seconds=(environment.clock.now_ns() - started_ns) / 1e9,
     )
+
+
+async def _save_object(
+    writer: ImageWriter, saved: MemoryObject, number: int, extents: Sequence[tuple[int, int]]
+) -> None:
+    """Long runs are read when they are written; many short ones from a mapping, without a system call each."""
+    window = None
+    for count, (offset, length) in enumerate(extents):
+        page = offset // PAGE_BYTES
+        if saved.resizable:
+            for at in range(offset, offset + length, PIECE_BYTES):
+                await writer.add(
+                    number, at // PAGE_BYTES, _read_file(saved, at, min(PIECE_BYTES, offset + length - at))
+                )
+        elif length >= LONG_RUN_BYTES:
+            await writer.add(number, page, Stretch(saved, offset, length))
+        else:
+            window = saved.window() if window is None else window
+            await writer.add(number, page, window[offset : offset + length])
+        if count % RUNS_PER_TURN == 0:
+            await asyncio.sleep(0)
+
+
+def _read_file(saved: MemoryObject, offset: int, length: int) -> bytes:
+    """Whole pages; of a file that may have been shortened since: zeros for what is not there any more."""
+    there = max(0, min(length, saved.size_bytes - offset))
+    return saved.read(offset, there).ljust(-(-length // PAGE_BYTES) * PAGE_BYTES, b"\0")
 
 
 def saved_objects(memory: Memory) -> list[MemoryObject]:
@@ -123,8 +157,7 @@ def pieces_of(saved: MemoryObject, end: int | None = None) -> Iterable[tuple[int
             yield at, min(PIECE_BYTES, stop - at)
 
 
-async def _check_room(environment: Environment, objects: Iterable[MemoryObject]) -> None:
-    present_bytes = sum(length for saved in objects for _, length in saved.extents())
+async def _check_room(environment: Environment, present_bytes: int) -> None:
     free_bytes = await environment.disk.free_bytes()
     if present_bytes > free_bytes:
         raise ResourceExhausted(
@@ -266,6 +299,12 @@ class _Restorer:
         if marker is not None and marker.generation != generation:
             marker = None
         source = await Image.open(self._environment.disk, generation, marker)
+        try:
+            return await self._restore(source, generation, marker)
+        finally:
+            await source.close()
+
+    async def _restore(self, source: Image, generation: int, marker: image.Marker | None) -> RestoreOutcome:
         reason = await self._why_without_snapshots(whole=marker is not None)
         left_out = SNAPSHOTS if reason else ()
         if any(saved.name in left_out for saved in source.objects):

@@ -1,7 +1,7 @@
 """Large writes past the page cache, where the file system can: twice as fast, and nobody reads them again.
 
     writer = DirectWriter(path, descriptor)
-    checksums = writer.write(offset, pieces)         # in threads, several at once; durable after the file's own sync
+    checksums = writer.write(offset, pieces, 65536)  # in threads, several at once; durable after the file's own sync
 
 O_DIRECT asks for whole blocks in memory, length and place (open(2)). What is not, and every file of a file system that
 has no such writes, goes through the cache.
@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 
+from everram.runtime.environment import Piece, Stretch
 from everram.runtime.production.files import write_all
 
 BLOCK_BYTES = 4096
@@ -34,13 +35,27 @@ class DirectWriter:
         self._direct_fd = _open_direct(path)
         self._buffers: deque[mmap.mmap] = deque()
 
-    def write(self, offset: int, pieces: Sequence[bytes | memoryview]) -> list[int]:
-        """One after the other; the CRC-32 of each. Raises OSError, DataLoss."""
+    def write(self, offset: int, pieces: Sequence[Piece], block_bytes: int) -> list[int]:
+        """One after the other; the CRC-32 of each block of `block_bytes`. Raises OSError, DataLoss.
+
+        Gathered first, so that what is summed and what is written are the same bytes, even if somebody changes memory.
+        """
         length = sum(map(len, pieces))
-        whole = offset % BLOCK_BYTES == 0 and length % BLOCK_BYTES == 0 and LEAST_BYTES <= length <= BUFFER_BYTES
-        if not (whole and self._write_direct(offset, pieces)):
-            write_all(self._path, self._fd, offset, b"".join(pieces))
-        return [zlib.crc32(piece) for piece in pieces]
+        try:
+            buffer = self._buffers.pop()
+        except IndexError:
+            buffer = mmap.mmap(-1, BUFFER_BYTES)
+        if length > len(buffer):
+            buffer = mmap.mmap(-1, length)
+        try:
+            with memoryview(buffer) as view, view[:length] as filled:
+                _gather(filled, pieces)
+                whole = offset % BLOCK_BYTES == 0 and length % BLOCK_BYTES == 0 and length >= LEAST_BYTES
+                if not (whole and self._write_from_there(offset, filled)):
+                    write_all(self._path, self._fd, offset, filled)
+                return _checksums(filled, block_bytes)
+        finally:
+            self._buffers.append(buffer)
 
     def write_each(self, pieces: Sequence[tuple[int, bytes | memoryview]]) -> None:
         """(offset, data) each, without a copy of what is fit for it: its memory has to be whole blocks as well. Raises
@@ -56,24 +71,6 @@ class DirectWriter:
             self._direct_fd = -1
         self._buffers.clear()
 
-    def _write_direct(self, offset: int, pieces: Sequence[bytes | memoryview]) -> bool:
-        """False if the file system does not take it so."""
-        if self._direct_fd < 0:
-            return False
-        try:
-            buffer = self._buffers.pop()
-        except IndexError:
-            buffer = mmap.mmap(-1, BUFFER_BYTES)
-        length = 0
-        for piece in pieces:
-            buffer[length : length + len(piece)] = piece
-            length += len(piece)
-        try:
-            with memoryview(buffer) as view, view[:length] as filled:
-                return self._write_from_there(offset, filled)
-        finally:
-            self._buffers.append(buffer)
-
     def _write_from_there(self, offset: int, data: bytes | memoryview) -> bool:
         """False if the file system, or its memory, is not fit for it."""
         if self._direct_fd < 0:
@@ -85,6 +82,22 @@ class DirectWriter:
                 raise
             return False
         return True
+
+
+def _gather(target: memoryview, pieces: Sequence[Piece]) -> None:
+    at = 0
+    for piece in pieces:
+        end = at + len(piece)
+        if isinstance(piece, Stretch):
+            piece.memory.read_into(piece.offset, target[at:end])
+        else:
+            target[at:end] = piece
+        at = end
+
+
+def _checksums(data: bytes | memoryview, block_bytes: int) -> list[int]:
+    view = memoryview(data)
+    return [zlib.crc32(view[at : at + block_bytes]) for at in range(0, len(view), block_bytes)]
 
 
 def _open_direct(path: Path) -> int:

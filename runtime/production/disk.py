@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
+from everram.runtime.environment import Piece
 from everram.runtime.production.direct import DirectWriter
 from everram.runtime.production.files import errors_of, inside, make_folders, sync_folder, write_all
 
@@ -68,8 +69,8 @@ class FolderFile:
     async def pwrite(self, offset: int, data: bytes | memoryview) -> None:
         await _in_thread(self._path, write_all, self._path, self._descriptor(), offset, data)
 
-    async def pwrite_all(self, offset: int, pieces: Sequence[bytes | memoryview]) -> list[int]:
-        return await _in_thread(self._path, self._direct_writer().write, offset, pieces)
+    async def pwrite_all(self, offset: int, pieces: Sequence[Piece], block_bytes: int) -> list[int]:
+        return await _in_thread(self._path, self._direct_writer().write, offset, pieces, block_bytes)
 
     async def pwrite_each(self, pieces: Sequence[tuple[int, bytes | memoryview]]) -> None:
         await _in_thread(self._path, self._direct_writer().write_each, pieces)

@@ -124,6 +124,12 @@ class KeptObject:
         except OSError as error:
             raise ResourceExhausted(f"memory {self.name} cannot be mapped: {error}") from error
 
+    def window(self) -> memoryview:
+        try:
+            return memoryview(mmap.mmap(self._fd, self.size_bytes, mmap.MAP_SHARED, mmap.PROT_READ))
+        except (OSError, ValueError) as error:
+            raise ResourceExhausted(f"memory {self.name} cannot be mapped: {error}") from error
+
     def write(self, offset: int, data: bytes | memoryview) -> None:
         """Raises ResourceExhausted where the computer itself has no memory left."""
         view = memoryview(data).cast("B")

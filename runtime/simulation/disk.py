@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
+from everram.runtime.environment import Piece, Stretch
 from everram.runtime.errors import DataLoss, NotFound, ResourceExhausted
 from everram.runtime.simulation.entropy import Stream
 
@@ -184,9 +185,10 @@ class SimulatedFile:
                 self._media.demand(offset + len(data) - len(self._file.cached))
                 self._file.write(offset, bytes(data))
 
-    async def pwrite_all(self, offset: int, pieces: Sequence[bytes | memoryview]) -> list[int]:
-        await self.pwrite(offset, b"".join(pieces))
-        return [zlib.crc32(piece) for piece in pieces]
+    async def pwrite_all(self, offset: int, pieces: Sequence[Piece], block_bytes: int) -> list[int]:
+        data = b"".join(p.memory.read(p.offset, p.length) if isinstance(p, Stretch) else p for p in pieces)
+        await self.pwrite(offset, data)
+        return [zlib.crc32(data[at : at + block_bytes]) for at in range(0, len(data), block_bytes)]
 
     async def sync(self) -> None:
         async with self._operation():

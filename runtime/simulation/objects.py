@@ -260,6 +260,9 @@ class SimulatedObject:
     def view(self, offset: int, length: int) -> memoryview:
         return memoryview(self.read(offset, length))
 
+    def window(self) -> memoryview:
+        return self.view(0, self.size_bytes)
+
     def write(self, offset: int, data: bytes | memoryview) -> None:
         if self._gate is not None:
             self._gate()

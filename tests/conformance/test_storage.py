@@ -266,12 +266,17 @@ async def test_files_are_made_written_and_read(disk: Disk) -> None:
 async def test_many_pieces_are_written_at_once_and_summed(disk: Disk, start: int) -> None:
     batches = [[bytes([65 + batch]) * PAGE_BYTES, memoryview(b"-" * (40 * PAGE_BYTES))] for batch in range(4)]
     batches.append([b"short", memoryview(b"er")])
+    block = 16 * PAGE_BYTES
     file = await disk.open("image/pages", create=True)
     await file.pwrite(0, b"header.")
     offsets = [start + 41 * PAGE_BYTES * n for n in range(5)]
-    sums = await asyncio.gather(*map(file.pwrite_all, offsets, batches))
+    sums = await asyncio.gather(
+        *(file.pwrite_all(at, batch, block) for at, batch in zip(offsets, batches, strict=True))
+    )
     await file.sync()
-    assert sums == [[zlib.crc32(piece) for piece in batch] for batch in batches]
+    for batch, told in zip(batches, sums, strict=True):
+        whole = b"".join(batch)
+        assert told == [zlib.crc32(whole[at : at + block]) for at in range(0, len(whole), block)]
     for offset, batch in zip(offsets, batches, strict=True):
         wanted = b"".join(batch)
         assert await file.pread(offset, len(wanted)) == wanted
@@ -291,7 +296,7 @@ async def test_where_a_file_system_has_no_direct_writes_the_cache_takes_them(
 
     monkeypatch.setattr(os, "pwrite", refuse_blocks)
     file = await Folder(tmp_path).open("a", create=True)
-    await file.pwrite_all(0, [b"x" * (64 * PAGE_BYTES)])
+    await file.pwrite_all(0, [b"x" * (64 * PAGE_BYTES)], PAGE_BYTES)
     assert await file.pread(0, 1 << 20) == b"x" * (64 * PAGE_BYTES)
     await file.close()
 

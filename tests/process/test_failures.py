@@ -121,7 +121,7 @@ def test_a_machine_that_dies_while_it_saves_is_told_of(everram: Everram) -> None
     assert "h1 is not saved" in everram.run("down")
 
 
-@pytest.mark.parametrize("file", ["index.1", "pages.1"])
+@pytest.mark.parametrize("file", ["index.1", "pages.1", "catalog.1"])
 def test_a_damaged_image_is_refused_with_its_name(everram: Everram, file: str) -> None:
     everram.run("up", "--lease", "5s", "--hosts", "1", "-d")
     everram.run("down")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import zlib
@@ -9,14 +10,20 @@ from collections.abc import Sequence
 
 import pytest
 
+from everram.runtime.environment import Piece
 from everram.runtime.errors import DataLoss, EverramError, FailedPrecondition, InvalidArgument, ResourceExhausted
-from everram.runtime.formats import image
-from everram.runtime.formats.image import Image, ImageWriter, Marker, SavedObject, Survey, examine, mark_opened
+from everram.runtime.formats import image, image_files
+from everram.runtime.formats.catalog import PageRun, SavedObject
+from everram.runtime.formats.image import Marker, Survey, examine, mark_opened
+from everram.runtime.formats.image_reader import Image
+from everram.runtime.formats.image_writer import ImageWriter, tidy
+from everram.runtime.formats.segment import SegmentWriter, read_index
 from everram.runtime.memory.contract import PAGE_BYTES
 from everram.runtime.simulation.disk import DiskFaults, Media, SimulatedDisk, SimulatedFile
 from everram.runtime.simulation.entropy import Seeds
 
-OBJECTS = [SavedObject("vmemfs", 4 * PAGE_BYTES), SavedObject("region.g.ledger", 1 << 20)]
+OBJECTS = [SavedObject("vmemfs", 4 * PAGE_BYTES, 1), SavedObject("region.g.ledger", 1 << 20, 2)]
+PLAN = [PageRun(1, 1, 1), PageRun(2, 0, 200)]
 PAGE = b"0123456789abcdef" * (PAGE_BYTES // 16)
 
 
@@ -25,18 +32,26 @@ def new_media(seed: int = 1, capacity_bytes: int = 1 << 30) -> Media:
 
 
 async def save(disk: SimulatedDisk, text: bytes, cause: str = "down") -> Marker:
-    writer = await ImageWriter.begin(disk, cause, "m1", OBJECTS)
-    await writer.write(0, PAGE_BYTES, text.ljust(PAGE_BYTES, b"."))
-    await writer.write(1, 0, PAGE * 200)
-    await writer.write(1, 512 * 1024, bytes(128 * 1024))
-    return await writer.finish(saved_at_ns=5)
+    writer = await ImageWriter.begin(disk, cause, "m1", OBJECTS, PLAN)
+    await writer.add(1, 1, text.ljust(PAGE_BYTES, b"."))
+    await writer.add(2, 0, PAGE * 200)
+    marker = await writer.finish(saved_at_ns=5)
+    await tidy(disk)
+    return marker
+
+
+async def catalog_written(writer: ImageWriter) -> None:
+    await asyncio.wait([writer._catalog_written])
 
 
 async def contents(disk: SimulatedDisk, survey: Survey | None = None) -> dict[tuple[str, int], bytes]:
     survey = survey or await examine(disk)
     marker = survey.marker if survey.marker and survey.marker.generation == survey.generation else None
     opened = await Image.open(disk, survey.generation, marker)
-    return {(run.name, run.offset): run.data async for run in opened.runs()}
+    try:
+        return {(run.name, run.offset): run.data async for run in opened.runs()}
+    finally:
+        await opened.close()
 
 
 async def test_an_image_gives_back_what_was_saved_and_no_zeros() -> None:
@@ -51,7 +66,7 @@ async def test_an_image_gives_back_what_was_saved_and_no_zeros() -> None:
     found = await contents(disk)
     assert found.pop(("vmemfs", PAGE_BYTES)) == b"one".ljust(PAGE_BYTES, b".")
     assert b"".join(found[key] for key in sorted(found)) == PAGE * 200
-    assert marker.pages_bytes == PAGE_BYTES * 202
+    assert [segment.pages_bytes for segment in marker.segments] == [PAGE_BYTES * 202]
 
 
 async def test_a_new_image_replaces_the_one_before() -> None:
@@ -63,13 +78,14 @@ async def test_a_new_image_replaces_the_one_before() -> None:
     await save(disk, b"two")
     assert (await examine(disk)).state == "complete"
     assert (await contents(disk))["vmemfs", PAGE_BYTES].startswith(b"two")
-    assert sorted(media.files) == ["image/index.2", "image/marker", "image/pages.2"]
+    assert sorted(media.files) == ["image/catalog.2", "image/index.2", "image/marker", "image/pages.2"]
 
 
 async def test_an_unfinished_image_never_counts_as_complete() -> None:
     disk = SimulatedDisk(new_media())
     writer = await ImageWriter.begin(disk, "power", "m1", OBJECTS)
-    await writer.write(0, 0, PAGE)
+    await writer.add(1, 0, PAGE)
+    await catalog_written(writer)
     survey = await examine(disk)
     assert (survey.state, survey.generation, survey.unfinished) == ("incomplete", 1, 1)
     await writer.abandon()
@@ -80,6 +96,7 @@ async def test_an_unfinished_save_beside_an_older_image_is_named() -> None:
     disk = SimulatedDisk(new_media())
     await save(disk, b"one")
     writer = await ImageWriter.begin(disk, "power", "m1", OBJECTS)
+    await catalog_written(writer)
     survey = await examine(disk)
     assert (survey.state, survey.generation, survey.marker and survey.marker.generation) == ("incomplete", 2, 1)
     await writer.abandon()
@@ -125,9 +142,9 @@ class _CutFile:
         self._disk.count()
         await self._file.pwrite(offset, data)
 
-    async def pwrite_all(self, offset: int, pieces: Sequence[bytes | memoryview]) -> list[int]:
+    async def pwrite_all(self, offset: int, pieces: Sequence[Piece], block_bytes: int) -> list[int]:
         self._disk.count()
-        return await self._file.pwrite_all(offset, pieces)
+        return await self._file.pwrite_all(offset, pieces, block_bytes)
 
     async def sync(self) -> None:
         self._disk.count()
@@ -163,31 +180,109 @@ class _CutDisk(SimulatedDisk):
 async def test_an_incomplete_image_gives_back_what_verifies() -> None:
     media = new_media()
     disk = SimulatedDisk(media)
-    marker = await save(disk, b"one")
+    await save(disk, b"one")
+    whole = await contents(disk)
     del media.files["image/marker"]
-    media.files["image/pages.1"].cached[PAGE_BYTES * 3] ^= 1
+    media.files["image/pages.1"].cached[PAGE_BYTES * 40] ^= 1
     opened = await Image.open(disk, 1, None)
-    runs = [run async for run in opened.runs()]
+    runs = {(run.name, run.offset): run.data async for run in opened.runs()}
     assert len(opened.lost) == 1
-    assert "image/pages.1 is damaged at offset 8192" in opened.lost[0]
-    assert len(runs) == len(await contents_of(media, marker)) - 1
+    assert f"image/pages.1 is damaged at offset {PAGE_BYTES * 33}: 65536 bytes of region.g.ledger at" in opened.lost[0]
+    assert sum(map(len, runs.values())) == sum(map(len, whole.values())) - 16 * PAGE_BYTES
     del media.files["image/index.1"].cached[-10:]
-    assert [run async for run in (await Image.open(disk, 1, None)).runs()] == runs
+    opened = await Image.open(disk, 1, None)
+    assert [run async for run in opened.runs()] == []
+    assert opened.lost == [
+        "1 pages of vmemfs: the save did not get that far",
+        "200 pages of region.g.ledger: the save did not get that far",
+    ]
 
 
-async def contents_of(media: Media, marker: Marker) -> list[int]:
-    return [place.at for place in (await Image.open(SimulatedDisk(media), 1, None))._index.runs]
+async def flushed(disk: SimulatedDisk, first: int, text: bytes) -> SegmentWriter:
+    """A segment with the ledger's pages 0 to 9."""
+    segment = await SegmentWriter.create(disk, first, "m1")
+    for page in range(10):
+        await segment.add(2, page, text.ljust(PAGE_BYTES, b"."))
+    return segment
+
+
+async def test_a_save_goes_on_from_what_was_flushed() -> None:
+    media = new_media()
+    disk = SimulatedDisk(media)
+    segment = await flushed(disk, 1, b"flushed")
+    base = await segment.settle()
+    await segment.close()
+    assert (await examine(disk)).state == "none"
+    segment = await flushed(disk, 2, b"again")
+    await segment.settle()
+    writer = await ImageWriter.begin(
+        disk, "power", "m1", OBJECTS, [PageRun(2, 3, 1), PageRun(2, 200, 2)], base=[base], segment=segment
+    )
+    await writer.add(2, 3, b"saved".ljust(PAGE_BYTES, b"."))
+    await writer.add(2, 200, bytes(2 * PAGE_BYTES))
+    assert writer.saved_bytes == PAGE_BYTES
+    marker = await writer.finish(0)
+    assert [named.number for named in marker.segments] == [1, 2]
+    await tidy(disk)
+    found = await contents(disk)
+    pages = {offset // PAGE_BYTES: data for (_, offset), data in found.items()}
+    assert pages[0] == b"again".ljust(PAGE_BYTES, b".") * 3
+    assert pages[3] == b"saved".ljust(PAGE_BYTES, b".")
+    assert sorted(pages) == [0, 3, 4]
+    opened = await Image.open(disk, marker.generation, marker)
+    assert list(opened.spans(2)) == [(0, 10)]
+    block = await opened.block_of(2, 5)
+    assert [(run.offset // PAGE_BYTES, len(run.data) // PAGE_BYTES) for run in block] == [(0, 3), (4, 6)]
+    assert await opened.block_of(2, 100) == []
+    await opened.close()
+
+
+async def test_what_a_cut_off_save_was_to_write_is_missing_and_not_what_it_was_before() -> None:
+    disk = SimulatedDisk(new_media())
+    segment = await flushed(disk, 1, b"flushed")
+    await segment.settle()
+    plan = [PageRun(2, 3, 4)]
+    writer = await ImageWriter.begin(disk, "power", "m1", OBJECTS, plan, segment=segment)
+    await writer.add(2, 3, b"saved".ljust(PAGE_BYTES, b"."))
+    await segment.settle()
+    await catalog_written(writer)
+    survey = await examine(disk)
+    assert survey.state == "incomplete"
+    opened = await Image.open(disk, survey.generation, None)
+    pages = {run.offset // PAGE_BYTES: run.data async for run in opened.runs()}
+    assert pages.pop(3).startswith(b"saved")
+    assert sorted(pages) == [0, 7]
+    assert opened.lost == ["3 pages of region.g.ledger: the save did not get that far"]
+    await tidy(disk)
+    assert (await examine(disk)).state == "incomplete", "a person may want it"
+
+
+async def test_many_scattered_pages_of_many_batches_come_back() -> None:
+    disk = SimulatedDisk(new_media())
+    objects = [SavedObject("region.g.big", 64 << 20, 7)]
+    writer = await ImageWriter.begin(disk, "power", "m1", objects)
+    wanted = {page: b"%d" % page for page in range(0, 16384, 11)}
+    for page, text in wanted.items():
+        await writer.add(7, page, memoryview(text.ljust(PAGE_BYTES, b"\1")))
+    marker = await writer.finish(0)
+    assert len((await read_index(disk, 1)).batches) == 2
+    opened = await Image.open(disk, 1, marker)
+    found = {run.offset // PAGE_BYTES: run.data async for run in opened.runs()}
+    assert found == {page: text.ljust(PAGE_BYTES, b"\1") for page, text in wanted.items()}
+    assert opened.present_pages() == len(wanted)
+    await opened.close()
 
 
 async def test_every_flipped_byte_is_told_with_its_file() -> None:
     media = new_media()
     disk = SimulatedDisk(media)
     writer = await ImageWriter.begin(disk, "down", "m1", OBJECTS)
-    await writer.write(0, PAGE_BYTES, PAGE)
+    await writer.add(1, 1, PAGE)
     await writer.finish(0)
     right = await contents(disk)
     for name, file in media.files.items():
-        for offset in range(len(file.cached)):
+        sampled = range(PAGE_BYTES, len(file.cached), 41) if "pages" in name else ()
+        for offset in (*range(min(PAGE_BYTES, len(file.cached))), *sampled):
             file.cached[offset] ^= 0x11
             survey = await examine(disk)
             if name == image.MARKER:
@@ -202,7 +297,7 @@ async def test_every_flipped_byte_is_told_with_its_file() -> None:
     assert await contents(disk) == right
 
 
-@pytest.mark.parametrize("name", ["image/pages.1", "image/index.1"])
+@pytest.mark.parametrize("name", ["image/pages.1", "image/index.1", "image/catalog.1"])
 @pytest.mark.parametrize("what", ["missing", "shorter", "longer"])
 async def test_files_of_a_complete_image_must_be_whole(name: str, what: str) -> None:
     media = new_media()
@@ -224,10 +319,10 @@ async def test_files_of_a_complete_image_must_be_whole(name: str, what: str) -> 
 async def test_a_later_format_is_refused_with_both_versions(monkeypatch: pytest.MonkeyPatch) -> None:
     media = new_media()
     disk = SimulatedDisk(media)
-    monkeypatch.setattr(image, "VERSION", (2, 0))
+    monkeypatch.setattr(image_files, "VERSION", (3, 0))
     await save(disk, b"one")
-    monkeypatch.setattr(image, "VERSION", (1, 0))
-    with pytest.raises(FailedPrecondition, match=r"version 2\.0.*version 1\.0"):
+    monkeypatch.setattr(image_files, "VERSION", (2, 0))
+    with pytest.raises(FailedPrecondition, match=r"version 3\.0.*version 2\.0: use the later"):
         await contents(disk)
 
 
@@ -237,7 +332,7 @@ async def test_a_full_disk_is_said_and_the_old_image_stays() -> None:
     await save(disk, b"one")
     writer = await ImageWriter.begin(disk, "down", "m1", OBJECTS)
     with pytest.raises(ResourceExhausted):
-        await writer.write(1, 0, PAGE * 200)
+        await writer.add(2, 0, PAGE * 200)
         await writer.finish(0)
     await writer.abandon()
     assert (await contents(disk))["vmemfs", PAGE_BYTES].startswith(b"one")
@@ -249,15 +344,16 @@ async def test_what_goes_wrong_once_it_counts_takes_nothing_away() -> None:
     await save(disk, b"one")
     await mark_opened(disk, await examine(disk), 1, "m1")
 
-    class Stuck(SimulatedDisk):
-        async def remove(self, name: str) -> None:
-            raise DataLoss(f"{name} cannot be removed")
+    class Late(SimulatedDisk):
+        async def replace(self, name: str, data: bytes) -> None:
+            await super().replace(name, data)
+            if name == image.MARKER:
+                raise DataLoss("what was written is written")
 
-    writer = await ImageWriter.begin(Stuck(media), "power", "m1", OBJECTS)
-    await writer.write(0, PAGE_BYTES, b"two".ljust(PAGE_BYTES, b"."))
+    writer = await ImageWriter.begin(Late(media), "power", "m1", OBJECTS)
+    await writer.add(1, 1, b"two".ljust(PAGE_BYTES, b"."))
     with pytest.raises(DataLoss):
         await writer.finish(saved_at_ns=5)
-    writer._disk = disk
     await writer.abandon()
     assert (await examine(disk)).state == "complete"
     assert (await contents(disk))["vmemfs", PAGE_BYTES].startswith(b"two")
@@ -266,7 +362,7 @@ async def test_what_goes_wrong_once_it_counts_takes_nothing_away() -> None:
 async def test_writes_are_whole_pages() -> None:
     writer = await ImageWriter.begin(SimulatedDisk(new_media()), "down", "m1", OBJECTS)
     with pytest.raises(InvalidArgument):
-        await writer.write(0, 7, PAGE)
+        await writer.add(1, 0, memoryview(PAGE)[7:])
     await writer.abandon()
 
 

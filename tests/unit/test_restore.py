@@ -215,8 +215,7 @@ async def interrupted(*, with_runs: bool) -> Computer:
     index = computer.media.files["image/index.1"]
     del computer.media.files["image/marker"]
     if not with_runs:
-        end = index.cached.index(ARENA.encode()) + len(ARENA)
-        del index.cached[end:], index.durable[end:]
+        del index.cached[128:], index.durable[128:]
     computer.power_off()
     return computer
 
