@@ -21,8 +21,11 @@ from everram.actors.replicator.actor import Replicator
 from everram.actors.report import Report
 from everram.actors.vmemfs.actor import VMemFS
 from everram.runtime.contracts.availability_contract import AVAILABILITY
+from everram.runtime.contracts.host_contract import HOST
+from everram.runtime.contracts.hypervisor_contract import HYPERVISOR
 from everram.runtime.contracts.nvm_device_contract import NVM_DEVICE
-from everram.runtime.contracts.remote_memory_contract import REMOTE_MEMORY
+from everram.runtime.contracts.power_monitor_contract import POWER_MONITOR
+from everram.runtime.contracts.remote_memory_contract import MEMORY_AGENT, REMOTE_MEMORY
 from everram.runtime.contracts.replicator_contract import REPLICATOR
 from everram.runtime.contracts.vmemfs_contract import VMEMFS
 from everram.runtime.coordination.resolver import HostResolver
@@ -33,6 +36,19 @@ from everram.runtime.memory.page_service import PageService
 from everram.runtime.node import Node
 from everram.runtime.transport.link import Identity
 from everram.runtime.transport.links import Links
+
+CONTRACTS = (
+    VMEMFS,
+    NVM_DEVICE,
+    POWER_MONITOR,
+    REPLICATOR,
+    AVAILABILITY,
+    REMOTE_MEMORY,
+    MEMORY_AGENT,
+    HYPERVISOR,
+    HOST,
+)
+"""What a host answers."""
 
 
 async def compose(

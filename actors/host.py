@@ -3,6 +3,9 @@
 A machine starts it, and its end is nothing special: everything that matters is in the machine's memory, from which
 the next one goes on. It says READY when its actors serve, tells the machine that it lives from its own loop (a stuck
 loop is a dead host), and ends on SIGTERM or when the machine's socket closes.
+
+With `--successor` it is started beside a host whose software is upgraded: warm, and without memory until that host has
+handed over (`runtime.machine.upgrade` has the steps, docs/architecture.md the way from A to B).
 """
 
 from __future__ import annotations
@@ -19,12 +22,17 @@ from typing import NoReturn
 
 import uvloop
 
-from everram.actors.compose import compose
+from everram.actors.compose import CONTRACTS, compose
+from everram.actors.preflight import stand_by
+from everram.runtime.coordination.client import CoordinationClient
 from everram.runtime.environment import Machine
 from everram.runtime.errors import DataLoss, EverramError, FailedPrecondition
 from everram.runtime.formats.config import HostConfig
 from everram.runtime.node import Node
 from everram.runtime.production.environment import Production
+from everram.runtime.production.machine import SystemMachine, connect
+from everram.runtime.production.network import GrpcNetwork
+from everram.runtime.production.partition import Cut
 from everram.runtime.transport.front import Front
 
 EXIT_REFUSED = 78
@@ -40,17 +48,55 @@ async def serve(config: HostConfig) -> None:
     ending = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ending.set)
-    production = await Production.connect(config)
-    loop.add_signal_handler(signal.SIGPWR, _power_fails, production.environment.machine)
-    beating = asyncio.create_task(_beat(production.environment.machine))
+    machine = await connect()
+    machine.on_hand_over = ending.set
+    loop.add_signal_handler(signal.SIGPWR, _power_fails, machine)
+    beating = asyncio.create_task(_beat(machine))
     try:
-        node = await compose(config, production.environment, faults=production.faults, pid=os.getpid())
-        await _serve(node, production, config, ending)
+        network = GrpcNetwork(Cut.of(machine))
+        if machine.is_successor:
+            await _succeed(config, machine, network, ending)
+        else:
+            await _begin(config, machine, network, ending)
     except Exception as error:
         _fail(error)
     finally:
         beating.cancel()
+        machine.close()
+
+
+async def _begin(config: HostConfig, machine: SystemMachine, network: GrpcNetwork, ending: asyncio.Event) -> None:
+    production = await Production.furnish(config, machine, network)
+    try:
+        node = await compose(config, production.environment, faults=production.faults, pid=os.getpid())
+        await _serve(node, production, machine, _front(node, config, network), ending)
+    finally:
         await production.close()
+
+
+async def _succeed(config: HostConfig, machine: SystemMachine, network: GrpcNetwork, ending: asyncio.Event) -> None:
+    """Listen before there is anything to answer with: nobody is refused while the memory changes hands."""
+    front = _front(None, config, network)
+    await front.open()
+    coordination = CoordinationClient(config.coordination)
+    try:
+        await stand_by(machine, front.own_path, coordination)
+        front.appear()  # the host before it has seen to that, unless it was killed
+        production = await Production.furnish(config, machine, network, coordination)
+    except BaseException:
+        await coordination.close()
+        raise
+    try:
+        node = await compose(config, production.environment, faults=production.faults, pid=os.getpid())
+        await _serve(node, production, machine, front, ending)
+    finally:
+        await production.close()
+
+
+def _front(node: Node | None, config: HostConfig, network: GrpcNetwork) -> Front:
+    handlers = (network.handler,)
+    port, token = config.tcp_port, config.token
+    return Front(node, config.socket, tcp_port=port, token=token, handlers=handlers, contracts=CONTRACTS)
 
 
 def _power_fails(machine: Machine) -> None:
@@ -77,20 +123,25 @@ def _explain(error: Exception) -> int:
     return EXIT_REFUSED if isinstance(error, (FailedPrecondition, DataLoss)) else 1
 
 
-async def _serve(node: Node, production: Production, config: HostConfig, ending: asyncio.Event) -> None:
-    handlers = (production.network.handler,)
-    front = Front(node, config.socket, tcp_port=config.tcp_port, token=config.token, handlers=handlers)
+async def _serve(
+    node: Node, production: Production, machine: SystemMachine, front: Front, ending: asyncio.Event
+) -> None:
     try:
         await node.start()
-        await front.start()
-        await production.environment.machine.ready()
+        await front.start(node)
+        await machine.ready()
         async with asyncio.TaskGroup() as tasks:
             failing = tasks.create_task(node.wait_failed())
             await ending.wait()
             failing.cancel()
     finally:
+        if machine.hands_over:
+            await front.hand_to(machine.successor_socket)
         # The actors first, while their last answers can still leave.
         await node.stop()
+        await production.close()
+        if machine.hands_over:
+            await machine.handed_over()
         await front.stop()
 
 
@@ -123,14 +174,20 @@ def run(path: str) -> int:
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `everram host`."""
     parser = subparsers.add_parser("host", help="run one host from its configuration file (a machine starts it)")
-    parser.add_argument("--config", required=True, metavar="FILE")
+    _add_arguments(parser)
     parser.set_defaults(handler=lambda args: run(args.config))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="everram.actors.host")
-    parser.add_argument("--config", required=True, metavar="FILE")
+    _add_arguments(parser)
     sys.exit(run(parser.parse_args().config))
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", required=True, metavar="FILE")
+    # The machine says it as well, in its hello; here, so that a version that cannot be started warm refuses at once.
+    parser.add_argument("--successor", action="store_true", help="wait beside a host that is upgraded")
 
 
 if __name__ == "__main__":

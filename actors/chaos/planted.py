@@ -68,7 +68,7 @@ def _freeze_lost(core: MachineCore, now_ns: int, incarnation: int, exit_status: 
     for guest in core.guests.values():
         for reason in sorted(guest.reasons - {LEASE}):
             core._drop_reason(guest, reason)
-    return effects + core._take()
+    return effects + core.take()
 
 
 async def _acknowledged_early(

@@ -95,7 +95,7 @@ class Media:
     def open(space: Space) -> Media:
         """Raises DataLoss for damaged metadata, FailedPrecondition for that of a later everram."""
         mapping = space.map()
-        _check_superblock(mapping)
+        check_superblock(mapping)
         redo = RedoLog.open(mapping, REDO * PAGE_BYTES, REDO_PAGES * PAGE_BYTES, APPLIED_AT)
         media = Media(space, mapping, redo)
         for bitmap, directory in (
@@ -192,7 +192,7 @@ class Media:
         return self.word(directory * PAGE_BYTES + number * WORD_BYTES) * PAGE_BYTES
 
 
-def _check_superblock(mapping: Mapping) -> None:
+def check_superblock(mapping: Mapping) -> None:
     if mapping.size_bytes < START_PAGES * PAGE_BYTES:
         raise DataLoss(f"snapshots: {mapping.size_bytes} bytes are too few for their metadata")
     static = mapping.load(0, _STATIC.size)

@@ -14,7 +14,6 @@ from everram.runtime.errors import Unimplemented
 COMMANDS: dict[str, str] = {
     "suspend": "suspend a guest with its volatile memory",
     "resume": "resume a suspended guest",
-    "upgrade": "replace the host software under running guests",
     "memory": "the memory scheduler",
 }
 

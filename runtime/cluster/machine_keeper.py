@@ -26,6 +26,7 @@ from everram.runtime.cluster.machine_control import ask, tell_last
 from everram.runtime.cluster.remains import end_marked
 from everram.runtime.errors import DeadlineExceeded, EverramError, FailedPrecondition, Unavailable
 from everram.runtime.formats.config import HostConfig
+from everram.runtime.machine.config import MachineConfig
 from everram.runtime.machine.lives import EXIT_POWER_OFF
 from everram.runtime.machine.tree import MACHINE_MARK, read_process
 
@@ -43,6 +44,8 @@ DIE_TIMEOUT_S = 20.0
 """For a machine to wipe its memory: some milliseconds, a GiB takes a quarter of a second."""
 HEAL_TIMEOUT_S = 15.0
 """For a host to be ready again, which takes half a second; on a very busy computer more."""
+UPGRADE_TIMEOUT_S = 60.0
+"""Of the host software: to start a version for the first time may take seconds, and so may a full drain of the old."""
 START_TRIES = 4
 """A host that ended so often before it was ever ready will not be: the start of the cluster gives up."""
 LAST_WORDS_BYTES = 4096
@@ -275,6 +278,20 @@ class MachineKeeper:
                     if status.mains and status.state == "on mains":
                         return
             await asyncio.sleep(LOOK_WHILE_STARTING_S)
+
+    async def upgrade(self, python: str, *, preflight: bool, pause: bool) -> dict[str, Any]:
+        """Replace its host's software by that of the interpreter `python`, or only ask; the machine's answer. Raises
+        what it says. From then on the machine's hosts are started with that software, also after its death."""
+        self._check_up()
+        command = [python, *MachineConfig.read(str(self._folder / "machine.json")).host_command[1:]]
+        answer = await ask(
+            self._socket, "upgrade", timeout_s=UPGRADE_TIMEOUT_S, command=command, preflight=preflight, pause=pause
+        )
+        if answer["upgraded"]:
+            path = self._folder / "machine.json"
+            config = MachineConfig.read(str(path))
+            write_durably(path, dataclasses.replace(config, host_command=command).to_json())
+        return answer
 
     def start_again(self, open_image: str) -> None:
         """A machine that was off, from its image. Raises an EverramError; it is off still."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable
 from typing import TYPE_CHECKING, cast
 
+from everram.runtime.cluster.upgrading import upgrade_report
 from everram.runtime.contracts import common_pb2 as pb
 from everram.runtime.contracts import supervisor_pb2 as sv
 from everram.runtime.contracts.supervisor_contract import SupervisorActor
@@ -97,6 +98,17 @@ class _Answers(SupervisorActor):
     async def _power(self, request: sv.PowerRequest) -> pb.Empty:
         await self._supervisor.power(list(request.machines), request.on, request.open_image)
         return pb.Empty()
+
+    def upgrade(self, request: sv.UpgradeRequest) -> Awaitable[sv.UpgradeReport]:
+        return self.context.later(self._upgrade(request))
+
+    async def _upgrade(self, request: sv.UpgradeRequest) -> sv.UpgradeReport:
+        supervisor = self._supervisor
+        supervisor.check_up()
+        answer = await supervisor.machine(request.machine).upgrade(
+            request.python, preflight=request.preflight, pause=request.pause
+        )
+        return upgrade_report(answer)
 
     def reserve_port(self, request: sv.PortRequest) -> pb.Empty:
         self._supervisor.check_up()

@@ -109,6 +109,44 @@ class PowerRequest(_message.Message):
     open_image: str
     def __init__(self, machines: _Optional[_Iterable[str]] = ..., on: _Optional[bool] = ..., open_image: _Optional[str] = ...) -> None: ...
 
+class UpgradeRequest(_message.Message):
+    __slots__ = ("machine", "python", "preflight", "pause")
+    MACHINE_FIELD_NUMBER: _ClassVar[int]
+    PYTHON_FIELD_NUMBER: _ClassVar[int]
+    PREFLIGHT_FIELD_NUMBER: _ClassVar[int]
+    PAUSE_FIELD_NUMBER: _ClassVar[int]
+    machine: str
+    python: str
+    preflight: bool
+    pause: bool
+    def __init__(self, machine: _Optional[str] = ..., python: _Optional[str] = ..., preflight: _Optional[bool] = ..., pause: _Optional[bool] = ...) -> None: ...
+
+class UpgradeReport(_message.Message):
+    __slots__ = ("upgraded", "version", "producer", "format", "reads", "guests", "steps")
+    UPGRADED_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    PRODUCER_FIELD_NUMBER: _ClassVar[int]
+    FORMAT_FIELD_NUMBER: _ClassVar[int]
+    READS_FIELD_NUMBER: _ClassVar[int]
+    GUESTS_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    upgraded: bool
+    version: str
+    producer: str
+    format: str
+    reads: str
+    guests: int
+    steps: _containers.RepeatedCompositeFieldContainer[StepTime]
+    def __init__(self, upgraded: _Optional[bool] = ..., version: _Optional[str] = ..., producer: _Optional[str] = ..., format: _Optional[str] = ..., reads: _Optional[str] = ..., guests: _Optional[int] = ..., steps: _Optional[_Iterable[_Union[StepTime, _Mapping]]] = ...) -> None: ...
+
+class StepTime(_message.Message):
+    __slots__ = ("step", "ns")
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    NS_FIELD_NUMBER: _ClassVar[int]
+    step: str
+    ns: int
+    def __init__(self, step: _Optional[str] = ..., ns: _Optional[int] = ...) -> None: ...
+
 class PortRequest(_message.Message):
     __slots__ = ("port", "guest")
     PORT_FIELD_NUMBER: _ClassVar[int]

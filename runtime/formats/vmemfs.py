@@ -100,6 +100,16 @@ class Superblock:
         return "{}.{}".format(*self._area.content.version)
 
     @property
+    def producer(self) -> str:
+        """The everram that wrote it."""
+        return self._area.content.producer
+
+    @property
+    def clean(self) -> bool:
+        """Whether its host stopped in order after its last change."""
+        return self._area.content.clean
+
+    @property
     def host(self) -> HostRecord:
         return self._content.host
 

@@ -31,6 +31,8 @@ The host:
     refused    retry_host                   starting   StartHost       (likewise from waiting)
     any        stop                         stopping   CloseHost; KillHost after the grace
     stopping   host_exited                  ended      -
+    ready      it hands over for an upgrade leaving    -               (`upgrade` has the steps; then it is the
+                                                                        successor that is starting)
 
 A restart is at once, except after several short lives in a row: then it waits longer and longer, up to a limit, and
 never gives up.
@@ -95,6 +97,7 @@ from everram.runtime.machine.effects import (
     StopGuest,
 )
 from everram.runtime.machine.lives import ALIVE, EXIT_REFUSED, LEASE, REASONS, GuestLife, HostLife
+from everram.runtime.machine.upgrade import Upgrade
 
 
 class MachineCore:
@@ -123,7 +126,8 @@ class MachineCore:
         self.stopping = False
         self.ended = False
         """Whether `End` was given."""
-        self._effects: list[Effect] = []
+        self.upgrade = Upgrade(self)
+        self.effects: list[Effect] = []
 
     # -- time ----------------------------------------------------------------------------------------------------------
 
@@ -132,14 +136,14 @@ class MachineCore:
 
         0 after a refused request that came with something due: `tick` hands it out.
         """
-        if self._effects:
+        if self.effects:
             return 0
-        due = [self.host.deadline_ns, self._lease_end_ns(), self._power_end_ns()]
+        due = [self.host.deadline_ns, self.upgrade.deadline_ns, self._lease_end_ns(), self._power_end_ns()]
         return min((at for at in due if at is not None), default=None)
 
     def tick(self, now_ns: int) -> list[Effect]:
         self._advance(now_ns)
-        return self._take()
+        return self.take()
 
     def serving(self, now_ns: int) -> bool:
         """Whether the lease still lets guests run."""
@@ -166,6 +170,7 @@ class MachineCore:
         if not self.serving(now_ns):
             for guest in self._alive():
                 self._add_reason(guest, LEASE)
+        self.upgrade.advance(now_ns)
         due = self.host.deadline_ns
         if due is not None and now_ns >= due:
             self._host_due(now_ns, late_ns=now_ns - due)
@@ -173,14 +178,14 @@ class MachineCore:
     def _host_due(self, now_ns: int, late_ns: int) -> None:
         host = self.host
         if host.state == "waiting":
-            self._start_host(now_ns)
+            self.start_host(now_ns)
         elif host.state == "ready" and late_ns > self.limits.late_tick_ns:
             host.deadline_ns = now_ns + min(late_ns, self.limits.watchdog_ns)
         else:
             host.deadline_ns = None
             if host.state != "stopping":
                 host.state = "hung"
-            self._effects.append(KillHost())
+            self.effects.append(KillHost())
 
     # -- the host ------------------------------------------------------------------------------------------------------
 
@@ -188,8 +193,8 @@ class MachineCore:
         """Once, first of all: start the host."""
         if self.host.incarnation or self.stopping:
             raise FailedPrecondition("the machine has been started")
-        self._start_host(now_ns)
-        return self._take()
+        self.start_host(now_ns)
+        return self.take()
 
     def host_ready(self, now_ns: int, incarnation: int) -> list[Effect]:
         """READY=1. Repeated, it is a ping."""
@@ -198,11 +203,12 @@ class MachineCore:
             self.host.state = "ready"
             self.host.ready_at_ns = now_ns
             self.host.deadline_ns = now_ns + self.limits.watchdog_ns
+            self.upgrade.host_ready(now_ns)
             if self._failing:  # also if they are back: the host before it may have left guests frozen
                 self._notify_mains()
         elif self._is_host(incarnation, "ready"):
             self.host.deadline_ns = now_ns + self.limits.watchdog_ns
-        return self._take()
+        return self.take()
 
     def host_alive(self, now_ns: int, incarnation: int) -> list[Effect]:
         """WATCHDOG=1. Before READY=1 it begins the start timeout anew: restoring much memory takes long."""
@@ -212,58 +218,59 @@ class MachineCore:
             # Before `_advance`: a ping that is read at all, however late the machine's own tick, proves a live host.
             self.host.deadline_ns = now_ns + self.limits.watchdog_ns
         self._advance(now_ns)
-        return self._take()
+        return self.take()
 
     def host_disconnected(self, now_ns: int, incarnation: int) -> list[Effect]:
         """It closed its socket: of no use any more."""
         if self._is_host(incarnation, "starting", "ready"):
             self.host.state = "hung"
             self.host.deadline_ns = None
-            self._effects.append(KillHost())
+            self.effects.append(KillHost())
         self._advance(now_ns)
-        return self._take()
+        return self.take()
 
     def host_exited(self, now_ns: int, incarnation: int, exit_status: int = 0) -> list[Effect]:
         """Its process was reaped. Nobody waits for answers any more; guests and freeze reasons stay as they are."""
         if not self._is_host(incarnation, "starting", "ready", "hung", "stopping"):
             return self.tick(now_ns)
-        self.waiters.clear()
-        for guest in self.guests.values():
-            guest.waiters.clear()
+        self.forget_requests()
         host, limits = self.host, self.limits
         if self.stopping:
             host.state, host.deadline_ns = "ended", None
             self._end_if_empty()
-        elif host.ready_at_ns is None and exit_status == EXIT_REFUSED:
+        elif self.upgrade.host_gone(now_ns):
+            pass
+        elif host.ready_at_ns is None and exit_status == EXIT_REFUSED and self.upgrade.step != "taking":
             host.state, host.deadline_ns = "refused", None
         else:
+            self.upgrade.host_failed(refused=exit_status == EXIT_REFUSED)
             stable = host.ready_at_ns is not None and now_ns - host.ready_at_ns >= limits.stable_ns
             host.short_lives = 0 if stable else host.short_lives + 1
             host.state, host.deadline_ns = "waiting", now_ns + limits.restart_delay_ns(host.short_lives)
         self._advance(now_ns)
-        return self._take()
+        return self.take()
 
     def kill_host(self, now_ns: int) -> list[Effect]:
         """The fault `host-kill`. Raises FailedPrecondition if none runs."""
         self._advance(now_ns)
         self._demand_host()
-        self._effects.append(KillHost())
-        return self._take()
+        self.effects.append(KillHost())
+        return self.take()
 
     def hang_host(self, now_ns: int) -> list[Effect]:
         """The fault `hang`. Raises FailedPrecondition if none runs."""
         self._advance(now_ns)
         self._demand_host()
-        self._effects.append(HangHost())
-        return self._take()
+        self.effects.append(HangHost())
+        return self.take()
 
     def retry_host(self, now_ns: int) -> list[Effect]:
         """Start it now, after it refused or instead of waiting longer. Raises FailedPrecondition if one runs."""
         self._advance(now_ns)
         if self.host.state not in ("waiting", "refused"):
             raise FailedPrecondition(f"the host is {self.host.state}")
-        self._start_host(now_ns)
-        return self._take()
+        self.start_host(now_ns)
+        return self.take()
 
     def _demand_host(self) -> None:
         if self.host.state not in ("starting", "ready", "hung"):
@@ -272,13 +279,25 @@ class MachineCore:
     def _is_host(self, incarnation: int, *states: str) -> bool:
         return incarnation == self.host.incarnation and self.host.state in states
 
-    def _start_host(self, now_ns: int) -> None:
+    def start_host(self, now_ns: int) -> None:
         host = self.host
+        host.started += 1
         host.restarts += host.incarnation > 0
-        host.incarnation += 1
+        self.begin_host(now_ns, host.started)
+        self.effects.append(StartHost(host.incarnation))
+
+    def begin_host(self, now_ns: int, incarnation: int) -> None:
+        """This one is the host from now on, and is being started."""
+        host = self.host
+        host.incarnation = incarnation
         host.state, host.ready_at_ns = "starting", None
         host.deadline_ns = now_ns + self.limits.start_ns
-        self._effects.append(StartHost(host.incarnation))
+
+    def forget_requests(self) -> None:
+        """The host that made them does not wait any more."""
+        self.waiters.clear()
+        for guest in self.guests.values():
+            guest.waiters.clear()
 
     # -- mains, lease, end ---------------------------------------------------------------------------------------------
 
@@ -289,11 +308,13 @@ class MachineCore:
             self._battery_ns, self._battery_at_ns = self.battery_ns(now_ns), now_ns
             self.mains = on
             self._failing = self._failing or not on
+            if not on:
+                self.upgrade.abort("the mains have failed: upgrade when they are back")
             self._notify_mains()
-        return self._take()
+        return self.take()
 
     def _notify_mains(self) -> None:
-        self._effects.append(Notify("mains", mains=self.mains, deadline_ns=self._power_end_ns() or 0))
+        self.effects.append(Notify("mains", mains=self.mains, deadline_ns=self._power_end_ns() or 0))
 
     def power_off(self, now_ns: int) -> list[Effect]:
         """The host has done what it could do on battery. It may have handed its guests over by now, so the machine
@@ -302,13 +323,13 @@ class MachineCore:
         if not self._failing:
             raise FailedPrecondition("the machine has mains: it is switched off by its end, or by a cut")
         self._power_off("its host has switched it off")
-        return self._take()
+        return self.take()
 
     def power_kept(self, now_ns: int) -> list[Effect]:
         """The mains came back in time, and the host goes on."""
         self._advance(now_ns)
         self._failing = not self.mains
-        return self._take()
+        return self.take()
 
     @property
     def needs_host(self) -> bool:
@@ -318,21 +339,21 @@ class MachineCore:
     def _power_off(self, why: str) -> None:
         if not self.off:
             self.off = True
-            self._effects.append(PowerOff(why))
+            self.effects.append(PowerOff(why))
 
     def set_cut(self, now_ns: int, on: bool) -> list[Effect]:
         """The fault `partition`. A new host is told at its start."""
         self._advance(now_ns)
         if on != self.cut:
             self.cut = on
-            self._effects.append(Notify("network", connected=not on))
-        return self._take()
+            self.effects.append(Notify("network", connected=not on))
+        return self.take()
 
     def lease(self, now_ns: int, deadline_ns: int) -> list[Effect]:
         """A renewal. It comes too late for guests whose margin has begun: those are frozen already."""
         self._advance(now_ns)
         self.lease_deadline_ns = max(self.lease_deadline_ns, deadline_ns)
-        return self._take()
+        return self.take()
 
     def stop(self, now_ns: int) -> list[Effect]:
         """End everything; `End` follows when nothing is left. Repeated calls change nothing."""
@@ -340,20 +361,21 @@ class MachineCore:
             self.stopping = True
             for guest in self._alive():
                 self._kill(guest)
-            if self.host.state in ("waiting", "refused"):
+            self.upgrade.abort("the machine is stopping")
+            if self.host.state in ("waiting", "refused", "leaving"):
                 self.host.state, self.host.deadline_ns = "ended", None
             else:
                 self.host.state, self.host.deadline_ns = "stopping", now_ns + self.limits.stop_grace_ns
-                self._effects.append(CloseHost())
+                self.effects.append(CloseHost())
             self._end_if_empty()
         self._advance(now_ns)
-        return self._take()
+        return self.take()
 
     def _end_if_empty(self) -> None:
         empty = self.host.state == "ended" and all(guest.state == "exited" for guest in self.guests.values())
         if self.stopping and empty and not self.ended:
             self.ended = True
-            self._effects.append(End())
+            self.effects.append(End())
 
     # -- guests: requests of the host ----------------------------------------------------------------------------------
 
@@ -363,8 +385,8 @@ class MachineCore:
         before = self.guests.get(guest_id)
         self._check_spawn(now_ns, guest_id, epoch, before)
         self.guests[guest_id] = GuestLife(guest_id, epoch, waiters=[request], before=before)
-        self._effects.append(SpawnGuest(guest_id, epoch))
-        return self._take()
+        self.effects.append(SpawnGuest(guest_id, epoch))
+        return self.take()
 
     def _check_spawn(self, now_ns: int, guest_id: str, epoch: int, before: GuestLife | None) -> None:
         if self.stopping:
@@ -398,7 +420,7 @@ class MachineCore:
             guest.lease_announced |= reason == LEASE
             self._add_reason(guest, reason)
         self._await_rest(guest, request)
-        return self._take()
+        return self.take()
 
     def thaw(self, now_ns: int, guest_id: str, reason: str) -> list[Effect]:
         """Taking away an absent reason changes nothing. Raises NotFound, InvalidArgument, FailedPrecondition."""
@@ -410,12 +432,12 @@ class MachineCore:
             self.reasons.discard(reason)
             for request in [request for request, wanted in self.waiters.items() if wanted == reason]:
                 del self.waiters[request]
-                self._effects.append(Failed(request, Aborted("the machine was thawed before its guests had stopped")))
+                self.effects.append(Failed(request, Aborted("the machine was thawed before its guests had stopped")))
         elif reason in self.reasons:
             raise FailedPrecondition(f"the whole machine is frozen ({reason}); thaw the machine, not one guest")
         for guest in list(self.guests.values()) if not guest_id else [self._guest(guest_id)]:
             self._drop_reason(guest, reason)
-        return self._take()
+        return self.take()
 
     def kill(self, now_ns: int, guest_id: str, request: int) -> list[Effect]:
         """`Done` when no process of the guest is left. Raises NotFound, FailedPrecondition (being started)."""
@@ -426,7 +448,7 @@ class MachineCore:
         if guest.state in ALIVE:
             self._kill(guest)
         self._await_rest(guest, request)
-        return self._take()
+        return self.take()
 
     def forget(self, now_ns: int, guest_id: str) -> list[Effect]:
         """Raises NotFound, FailedPrecondition while it runs."""
@@ -435,7 +457,7 @@ class MachineCore:
         if guest.state != "exited":
             raise FailedPrecondition(f"guest {guest_id} is {guest.state}; stop it first")
         del self.guests[guest_id]
-        return self._take()
+        return self.take()
 
     def admit(self, now_ns: int, guest_id: str) -> list[Effect]:
         """Raises NotFound. If no process waits, because it was admitted or has ended, this changes nothing."""
@@ -443,8 +465,8 @@ class MachineCore:
         guest = self._guest(guest_id)
         if guest.attachment == "waiting":
             guest.attachment = "attached"
-            self._effects.append(Admit(guest_id))
-        return self._take()
+            self.effects.append(Admit(guest_id))
+        return self.take()
 
     # -- guests: what happened -----------------------------------------------------------------------------------------
 
@@ -458,7 +480,7 @@ class MachineCore:
         if self.stopping:
             self._kill(guest)
         self._advance(now_ns)
-        return self._take()
+        return self.take()
 
     def spawn_failed(self, now_ns: int, guest_id: str, error: EverramError) -> list[Effect]:
         guest = self._expect(guest_id, "spawning")
@@ -470,7 +492,7 @@ class MachineCore:
         self._finish_all()
         self._end_if_empty()
         self._advance(now_ns)
-        return self._take()
+        return self.take()
 
     def guest_stopped(self, now_ns: int, guest_id: str) -> list[Effect]:
         """No process of it runs. Too late (thawed or ended meanwhile) it changes nothing."""
@@ -480,7 +502,7 @@ class MachineCore:
             self._finish(guest)
             self._announce_lease(guest)
         self._advance(now_ns)
-        return self._take()
+        return self.take()
 
     def guest_exited(self, now_ns: int, guest_id: str, exit_status: int) -> list[Effect]:
         """The program's own process was reaped; what it left behind is killed."""
@@ -489,7 +511,7 @@ class MachineCore:
         if guest.state != "ending":
             self._kill(guest)
         self._advance(now_ns)
-        return self._take()
+        return self.take()
 
     def guest_gone(self, now_ns: int, guest_id: str) -> list[Effect]:
         """After `guest_exited`: no process of it is left."""
@@ -498,11 +520,11 @@ class MachineCore:
             raise AssertionError(f"guest {guest_id} is gone without an exit status")
         guest.state = "exited"
         guest.attachment, guest.attached_pid = "", 0
-        self._effects.append(Notify("exited", guest_id, guest.epoch, exit_status=guest.exit_status, pid=guest.pid))
+        self.effects.append(Notify("exited", guest_id, guest.epoch, exit_status=guest.exit_status, pid=guest.pid))
         self._finish(guest)
         self._end_if_empty()
         self._advance(now_ns)
-        return self._take()
+        return self.take()
 
     # -- attachment ----------------------------------------------------------------------------------------------------
 
@@ -527,7 +549,7 @@ class MachineCore:
         guest.attachment = "mapping" if tracked else "attached"
         if not tracked:
             self._notify_attached(guest)
-        return self._take()
+        return self.take()
 
     def tracked(self, now_ns: int, guest_id: str, pid: int) -> list[Effect]:
         """The attaching process has handed in its userfaultfd and now waits for `admit`."""
@@ -535,7 +557,7 @@ class MachineCore:
         guest.attachment = "waiting"
         self._notify_attached(guest)
         self._advance(now_ns)
-        return self._take()
+        return self.take()
 
     def untracked(self, now_ns: int, guest_id: str, pid: int) -> list[Effect]:
         """It goes on without fault service (D13)."""
@@ -543,7 +565,7 @@ class MachineCore:
         guest.attachment = "attached"
         self._notify_attached(guest)
         self._advance(now_ns)
-        return self._take()
+        return self.take()
 
     def detached(self, now_ns: int, guest_id: str, pid: int) -> list[Effect]:
         """The attached process closed its connection, most often by ending. Of another process it changes nothing."""
@@ -551,9 +573,9 @@ class MachineCore:
         if guest is not None and guest.attached_pid == pid and pid:
             guest.attachment, guest.attached_pid = "", 0
             if guest.state in ALIVE:
-                self._effects.append(Notify("detached", guest_id, guest.epoch, pid=pid))
+                self.effects.append(Notify("detached", guest_id, guest.epoch, pid=pid))
         self._advance(now_ns)
-        return self._take()
+        return self.take()
 
     def _attaching(self, guest_id: str, pid: int) -> GuestLife:
         guest = self.guests.get(guest_id)
@@ -563,12 +585,12 @@ class MachineCore:
 
     def _notify_attached(self, guest: GuestLife) -> None:
         guest.was_attached = True
-        self._effects.append(Notify("attached", guest.guest_id, guest.epoch, pid=guest.attached_pid))
+        self.effects.append(Notify("attached", guest.guest_id, guest.epoch, pid=guest.attached_pid))
 
     # -- parts ---------------------------------------------------------------------------------------------------------
 
-    def _take(self) -> list[Effect]:
-        effects, self._effects = self._effects, []
+    def take(self) -> list[Effect]:
+        effects, self.effects = self.effects, []
         return effects
 
     def _alive(self) -> list[GuestLife]:
@@ -589,12 +611,25 @@ class MachineCore:
     def _freeze_all(self, reason: str, request: int) -> list[Effect]:
         if reason == LEASE:
             raise InvalidArgument("the lease ends by its deadline; freeze single guests with this reason")
+        self.add_machine_reason(reason)
+        self.waiters[request] = reason
+        self._finish_all()
+        return self.take()
+
+    def add_machine_reason(self, reason: str) -> None:
         self.reasons.add(reason)
         for guest in self._alive():
             self._add_reason(guest, reason)
-        self.waiters[request] = reason
-        self._finish_all()
-        return self._take()
+
+    def drop_machine_reason(self, reason: str) -> None:
+        if reason in self.reasons:
+            self.reasons.discard(reason)
+            for guest in list(self.guests.values()):
+                self._drop_reason(guest, reason)
+
+    def still(self) -> bool:
+        """Whether no process of any guest runs."""
+        return all(guest.state in ("frozen", "exited") for guest in self.guests.values())
 
     def _add_reason(self, guest: GuestLife, reason: str) -> None:
         if reason in guest.reasons:
@@ -602,7 +637,7 @@ class MachineCore:
         guest.reasons.add(reason)
         if guest.state == "running":
             guest.state = "freezing"
-            self._effects.append(StopGuest(guest.guest_id))
+            self.effects.append(StopGuest(guest.guest_id))
         elif guest.state == "frozen":
             self._announce_lease(guest)
 
@@ -612,35 +647,35 @@ class MachineCore:
         guest.reasons.discard(reason)
         if not guest.reasons:
             guest.state = "running"
-            self._effects.append(ContinueGuest(guest.guest_id))
+            self.effects.append(ContinueGuest(guest.guest_id))
             self._finish(guest, lambda: Aborted(f"guest {guest.guest_id} was thawed before it had stopped"))
 
     def _kill(self, guest: GuestLife) -> None:
         guest.state = "ending"
-        self._effects.append(KillGuest(guest.guest_id))
+        self.effects.append(KillGuest(guest.guest_id))
 
     def _announce_lease(self, guest: GuestLife) -> None:
         """To the host, once, when the guest that the machine froze by itself has really stopped."""
         if LEASE in guest.reasons and not guest.lease_announced:
             guest.lease_announced = True
-            self._effects.append(Notify("frozen", guest.guest_id, guest.epoch, pid=guest.pid, reason=LEASE))
+            self.effects.append(Notify("frozen", guest.guest_id, guest.epoch, pid=guest.pid, reason=LEASE))
 
     def _await_rest(self, guest: GuestLife, request: int) -> None:
         if guest.state in ("freezing", "ending"):
             guest.waiters.append(request)
         else:
-            self._effects.append(Done(request))
+            self.effects.append(Done(request))
 
     def _finish(self, guest: GuestLife, error: Callable[[], EverramError] | None = None) -> None:
         """End the requests that wait for this guest, and those for all if it was the last."""
         for request in guest.waiters:
-            self._effects.append(Failed(request, error()) if error else Done(request))
+            self.effects.append(Failed(request, error()) if error else Done(request))
         guest.waiters.clear()
         self._finish_all()
 
     def _finish_all(self) -> None:
-        if all(guest.state in ("frozen", "exited") for guest in self.guests.values()):
-            self._effects.extend(Done(request) for request in self.waiters)
+        if self.still():
+            self.effects.extend(Done(request) for request in self.waiters)
             self.waiters.clear()
 
     def validate(self) -> None:
@@ -652,8 +687,8 @@ class MachineCore:
             assert guest.state not in ALIVE or self.reasons <= guest.reasons, "a guest runs under a frozen machine"
         assert self.stopping == (self.host.state in ("stopping", "ended"))
         assert LEASE not in self.reasons, "the lease is each guest's own reason"
-        still = all(guest.state in ("frozen", "exited") for guest in self.guests.values())
-        assert not (self.waiters and still), "a request waits for nothing"
+        assert not (self.waiters and self.still()), "a request waits for nothing"
+        self.upgrade.validate()
         waiting = [request for guest in self.guests.values() for request in guest.waiters]
         assert len({*waiting, *self.waiters}) == len(waiting) + len(self.waiters), "a request waits twice"
         assert not self.ended or (self.host.state == "ended" and all(g.state == "exited" for g in self.guests.values()))

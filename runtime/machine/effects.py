@@ -32,6 +32,10 @@ class Limits:
     delay_first_ns: int = 50 * MILLISECOND_NS
     delay_limit_ns: int = 5 * SECOND_NS
     """The pause before a restart doubles from the first to the limit: slow enough to harm nothing, never for ever."""
+    hand_over_ns: int = 8 * SECOND_NS
+    """A host that is upgraded has so long to finish what it has in hand; then it is killed, and handed over by that."""
+    pause_ns: int = 1 * SECOND_NS
+    """Guests that are stopped for a hand-over have so long to stop; then it goes on without."""
     battery_ns: int = 30 * SECOND_NS
     """How long everything runs without mains, from a full battery. It fills again as fast as it is used."""
     late_tick_ns: int = 50 * MILLISECOND_NS
@@ -66,6 +70,42 @@ class HangHost:
 @dataclass(frozen=True, slots=True)
 class CloseHost:
     """Close the host's socket, which tells it to end."""
+
+
+@dataclass(frozen=True, slots=True)
+class StartSuccessor:
+    """Start the new host software beside the host, without memory; its end is `upgrade.successor_exited`."""
+
+    incarnation: int
+
+
+@dataclass(frozen=True, slots=True)
+class EndSuccessor:
+    """SIGKILL to the successor, if it runs."""
+
+
+@dataclass(frozen=True, slots=True)
+class HandOver:
+    """Tell the host to finish and let go; then `upgrade.handed_over`, or its end."""
+
+
+@dataclass(frozen=True, slots=True)
+class PassMemory:
+    """The successor is the host now: give it every descriptor. The one before has ended, or ends by itself."""
+
+    incarnation: int
+
+
+@dataclass(frozen=True, slots=True)
+class UseFormer:
+    """Start hosts with the software from before the upgrade again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Upgraded:
+    """The upgrade has ended; without an error as it was wished."""
+
+    error: EverramError | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,4 +183,5 @@ class End:
 Effect = (
     StartHost | KillHost | HangHost | CloseHost | SpawnGuest | StopGuest | ContinueGuest | KillGuest
     | Admit | Notify | Done | Failed | PowerOff | End
+    | StartSuccessor | EndSuccessor | HandOver | PassMemory | UseFormer | Upgraded
 )  # fmt: skip

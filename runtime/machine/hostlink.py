@@ -48,8 +48,8 @@ class HostLink:
     ) -> None:
         self._loop = loop
         self._sock: socket.socket | None = sock
-        self._handle = handle
-        self._gone = gone
+        self.handle = handle
+        self.gone = gone
         self._backlog: deque[Message] = deque()
         self._version_known = False
         sock.setblocking(False)
@@ -80,7 +80,7 @@ class HostLink:
     def _end(self) -> None:
         if self._sock is not None:
             self.close()
-            self._gone()
+            self.gone()
 
     def _on_readable(self) -> None:
         self._receive()
@@ -102,7 +102,7 @@ class HostLink:
             message.close()
             self._end()
             return False
-        self._handle(message)
+        self.handle(message)
         return True
 
     def _check_version(self, message: Message) -> bool:

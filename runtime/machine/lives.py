@@ -28,6 +28,8 @@ class HostLife:
     state: str = "waiting"
     incarnation: int = 0
     """Counts starts; an event that names another one is of a dead host and is ignored."""
+    started: int = 0
+    """The last number given out, to hosts and to their successors."""
     deadline_ns: int | None = None
     """waiting: when to start; starting, ready: when it counts as hung; stopping: when to kill. None: nothing is due."""
     ready_at_ns: int | None = None
@@ -37,11 +39,13 @@ class HostLife:
     """Starts after the first, for `status`."""
 
     def validate(self) -> None:
-        assert self.state in ("waiting", "starting", "ready", "hung", "refused", "stopping", "ended"), self.state
+        states = ("waiting", "starting", "ready", "hung", "leaving", "refused", "stopping", "ended")
+        assert self.state in states, self.state
+        assert self.incarnation <= self.started
         assert self.state != "ready" or self.ready_at_ns is not None
         timed = self.state in ("starting", "ready") or (self.state == "waiting" and self.incarnation > 0)
         assert not timed or self.deadline_ns is not None, f"nothing ever ends the state {self.state}"
-        assert self.state not in ("hung", "refused", "ended") or self.deadline_ns is None
+        assert self.state not in ("hung", "leaving", "refused", "ended") or self.deadline_ns is None
 
 
 @dataclass(slots=True)

@@ -11,7 +11,7 @@ import socket
 import sys
 import traceback
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from everram.runtime.errors import EverramError, Internal, InvalidArgument, Unimplemented
@@ -38,6 +38,7 @@ from everram.runtime.machine.protocol import Message, doorbell_name
 from everram.runtime.machine.requests import BY_WORD
 from everram.runtime.machine.resident import Launch, Resident
 from everram.runtime.machine.server import Server
+from everram.runtime.machine.successor import Successor
 from everram.runtime.machine.tree import (
     MACHINE_MARK,
     blocked_in_faults,
@@ -46,6 +47,7 @@ from everram.runtime.machine.tree import (
     processes,
     send_signal,
 )
+from everram.runtime.machine.upgrades import Upgrades
 
 POLL_FIRST_NS = 200_000
 POLL_LIMIT_NS = 50_000_000
@@ -70,7 +72,10 @@ class MachineProcess:
         self.attachments: dict[str, Attachment] = {}
         self.host_pid = 0
         self.host_incarnation = 0
+        self.host_command = config.host_command
+        """Of the host software in use."""
         self.link: HostLink | None = None
+        self.upgrades = Upgrades(self)
         self._requests = 0
         self._awaited: dict[int, tuple[Reply, Callable[[], Any]]] = {}
         """The host's requests that the core has not ended yet, by number, with what makes the answer."""
@@ -166,6 +171,18 @@ class MachineProcess:
                 reply(payload())
             case e.Failed(request, error):
                 self._awaited.pop(request)[0].fail(error)
+            case e.StartSuccessor(incarnation):
+                self.upgrades.start(incarnation)
+            case e.EndSuccessor():
+                self.upgrades.end_successor()
+            case e.HandOver():
+                self.upgrades.hand_over()
+            case e.PassMemory():
+                self.upgrades.pass_memory()
+            case e.UseFormer():
+                self.upgrades.use_former()
+            case e.Upgraded(error):
+                self.upgrades.ended(error)
             case e.PowerOff(why):
                 self.loop.log(f"no power any more: {why}")
                 die(self, EXIT_POWER_OFF)
@@ -175,30 +192,48 @@ class MachineProcess:
     # -- the host ------------------------------------------------------------------------------------------------------
 
     def _start_host(self, incarnation: int) -> None:
+        self.host_incarnation = incarnation
+        try:
+            self.host_pid, self.link = self.launch_host(
+                self.host_command, incarnation, self.store.items(), self.on_message, self._host_disconnected
+            )
+        except EverramError as error:
+            self.loop.log(f"the host cannot be started: {error.message}")
+            self.feed(self.core.host_exited(self.now_ns(), incarnation))
+            return
+        self.loop.log(f"host started, process {self.host_pid}, incarnation {incarnation}")
+
+    def launch_host(
+        self,
+        command: Sequence[str],
+        incarnation: int,
+        kept: Sequence[tuple[str, int]],
+        handle: Callable[[Message], None],
+        gone: Callable[[], None],
+        *,
+        successor: bool = False,
+    ) -> tuple[int, HostLink]:
+        """Its process and our end of its socket. Raises what the program cannot be executed for."""
         config = self.config
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         environment = {key: value for key, value in os.environ.items() if key not in NOT_INHERITED}
         environment |= {**config.host_environment, MACHINE_MARK: config.mark}
         program = launch.Program(
-            argv=[os.fsencode(word) for word in config.host_command],
+            argv=[os.fsencode(word) for word in command],
             working_directory=os.fsencode(config.state_dir),
             environment={os.fsencode(key): os.fsencode(value) for key, value in environment.items()},
             output_path=f"{config.state_dir}/host.log",
-            listen_fds=[("machine", theirs.fileno()), *self.store.items()],
+            listen_fds=[("machine", theirs.fileno()), *kept],
         )
-        self.host_incarnation = incarnation
         try:
-            self.host_pid = launch.start(program).pid
-        except EverramError as error:
+            pid = launch.start(program).pid
+        except EverramError:
             ours.close()
-            self.loop.log(f"the host cannot be started: {error.message}")
-            self.feed(self.core.host_exited(self.now_ns(), incarnation))
-            return
+            raise
         finally:
             theirs.close()
-        self.loop.log(f"host started, process {self.host_pid}, incarnation {incarnation}")
-        self.link = HostLink(self.loop, ours, self._on_message, self._host_disconnected)
-        self.link.hello(
+        link = HostLink(self.loop, ours, handle, gone)
+        link.hello(
             {
                 "machine": config.machine,
                 "incarnation": incarnation,
@@ -208,8 +243,18 @@ class MachineProcess:
                 "mains": self.core.mains,
                 "battery_s": config.battery_s,
                 "connected": not self.core.cut,
+                "successor": successor,
             }
         )
+        return pid, link
+
+    def adopt(self, successor: Successor) -> None:
+        """It is the host from now on. Nobody waits for answers to the one before."""
+        self._awaited.clear()
+        self.host_pid, self.link = successor.pid, successor.link
+        self.host_incarnation, self.host_command = successor.incarnation, successor.command
+        successor.link.handle, successor.link.gone = self.on_message, self._host_disconnected
+        self.loop.log(f"host is now process {self.host_pid}, incarnation {self.host_incarnation}")
 
     def _signal_host(self, number: int) -> None:
         if self.host_pid:
@@ -226,15 +271,17 @@ class MachineProcess:
 
     def _host_ended(self, exit_status: int) -> None:
         self.loop.log(f"host ended, process {self.host_pid}, status {exit_status}")
-        self.host_pid = 0
-        if self.link is not None:
+        link, incarnation, self.host_pid = self.link, self.host_incarnation, 0
+        if link is not None:
             # What it sent before it died counts, above all the descriptors of memory it had just made.
-            self.link.drain()
-        self._close_host()
-        self._awaited.clear()
-        self.feed(self.core.host_exited(self.now_ns(), self.host_incarnation, exit_status))
+            link.drain()
+            link.close()
+        if self.link is link:  # otherwise its last word was that it had handed over
+            self.link = None
+            self._awaited.clear()
+        self.feed(self.core.host_exited(self.now_ns(), incarnation, exit_status))
 
-    def _on_message(self, message: Message) -> None:
+    def on_message(self, message: Message) -> None:
         """Owns the message's descriptors: `_store` takes the one it keeps, the rest are closed."""
         assert self.link is not None
         words = message.words
@@ -403,6 +450,8 @@ class MachineProcess:
     def _ended(self, pid: int, exit_status: int) -> None:
         if pid == self.host_pid:
             self._host_ended(exit_status)
+            return
+        if self.upgrades.reaped(pid, exit_status):
             return
         for guest in self.core.guests.values():
             if guest.live_pid == pid and guest.exit_status < 0:

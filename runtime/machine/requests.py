@@ -108,6 +108,18 @@ def free_port(machine: MachineProcess, payload: dict[str, Any], reply: Reply) ->
     reply(machine.ports.free())
 
 
+def handed_over(machine: MachineProcess, payload: dict[str, Any], reply: Reply) -> None:
+    """It has let go of everything, and will end by itself."""
+    reply()
+    machine.feed(machine.core.upgrade.handed_over(machine.now_ns(), machine.host_incarnation))
+
+
+def ingested(machine: MachineProcess, payload: dict[str, Any], reply: Reply) -> None:
+    """It has everything that was passed to it, and has read the metadata."""
+    machine.feed(machine.core.upgrade.ingested(machine.now_ns(), machine.host_incarnation))
+    reply()
+
+
 BY_WORD: dict[str, Request] = {
     "spawn": spawn,
     "freeze": freeze,
@@ -123,6 +135,8 @@ BY_WORD: dict[str, Request] = {
     "mains": mains,
     "power-off": power_off,
     "power-kept": power_kept,
+    "handed-over": handed_over,
+    "ingested": ingested,
 }
 
 

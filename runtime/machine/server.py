@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 CONNECTIONS_MAX = 1024
 """Open at a time: two orders above the guests of one machine."""
+UPGRADE = "upgrade"
+"""The one word of control whose answer takes long: it comes when the upgrade has ended."""
 _CREDENTIALS = struct.Struct("3i")
 
 
@@ -91,12 +93,15 @@ class Connection:
             raise InvalidArgument(f"this machine speaks version {VERSION}, not {message.get('everram')!r}")
         elif word == "attach":
             Attachment.begin(self, message)
-        elif isinstance(word, str) and word in CONTROLS:
+        elif isinstance(word, str) and (word in CONTROLS or word == UPGRADE):
             if self.uid not in (0, os.geteuid()):
                 raise PermissionDenied("only the machine's own user may control it")
-            self.send({"ok": True, **CONTROLS[word](self.machine, message)})
+            if word == UPGRADE:
+                self.machine.upgrades.begin(message, self.send)
+            else:
+                self.send({"ok": True, **CONTROLS[word](self.machine, message)})
         else:
-            raise InvalidArgument(f"unknown word {word!r}; known are attach, {', '.join(sorted(CONTROLS))}")
+            raise InvalidArgument(f"unknown word {word!r}; known are attach, {', '.join(sorted((*CONTROLS, UPGRADE)))}")
 
 
 class Server:
@@ -180,6 +185,7 @@ def _status(machine: MachineProcess, message: dict[str, Any]) -> dict[str, Any]:
         "cluster_id": machine.config.cluster_id,
         "pid": os.getpid(),
         "host": {"pid": machine.host_pid, "state": core.host.state, "restarts": core.host.restarts},
+        "upgrade": core.upgrade.step,
         "mains": core.mains,
         "battery_ns": core.battery_ns(machine.now_ns()),
         "battery_full_ns": core.limits.battery_ns,

@@ -1,6 +1,7 @@
 """The production environment of one host process: everything behind the seam, from the machine's socket outward.
 
-production = await Production.connect(config)
+machine = await connect()
+production = await Production.furnish(config, machine, GrpcNetwork(Cut.of(machine)))
 node = await compose(config, production.environment, faults=production.faults)
 ...
 await production.close()
@@ -25,12 +26,12 @@ from everram.runtime.production.disk import Folder
 from everram.runtime.production.doorbell import Doorbells
 from everram.runtime.production.entropy import SystemEntropy
 from everram.runtime.production.logs import OutputFiles
-from everram.runtime.production.machine import connect
+from everram.runtime.production.machine import SystemMachine
 from everram.runtime.production.memory import KeptMemory
 from everram.runtime.production.mounts import SystemMounts
 from everram.runtime.production.network import GrpcNetwork
 from everram.runtime.production.nut import NutUps
-from everram.runtime.production.partition import Cut, CutCoordination
+from everram.runtime.production.partition import CutCoordination
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,18 +45,15 @@ class Production:
     parts: contextlib.AsyncExitStack
 
     @staticmethod
-    async def connect(config: HostConfig) -> Production:
-        """Take what the machine gave this process. Raises FailedPrecondition without a machine."""
+    async def furnish(
+        config: HostConfig, machine: SystemMachine, network: GrpcNetwork, client: CoordinationClient | None = None
+    ) -> Production:
+        """Take what the machine gave this process, and `network` and `client`, if it is connected already."""
+        cut = network.cut
         async with contextlib.AsyncExitStack() as parts:
-            machine = await connect()
-            parts.callback(machine.close)
-            cut = Cut()
-            machine.on_network = cut.set
-            cut.set(machine.connected)
             memory = KeptMemory(machine, config.memory_bytes)
-            coordination = CutCoordination(CoordinationClient(config.coordination), cut)
+            coordination = CutCoordination(client or CoordinationClient(config.coordination), cut)
             parts.push_async_callback(coordination.close)
-            network = GrpcNetwork(cut)
             parts.push_async_callback(network.close)
             entropy = SystemEntropy()
             me = Identity(config.cluster_id, config.host, incarnation=entropy.token())
@@ -86,6 +84,7 @@ class Production:
             return Production(environment, network, faults, parts.pop_all())
 
     async def close(self) -> None:
+        """Let go of everything but the machine: nothing of this process touches the memory any more."""
         await self.parts.aclose()
 
 

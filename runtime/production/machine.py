@@ -73,7 +73,16 @@ class SystemMachine:
         """Whether the machine is connected to the network."""
         self.on_network: Callable[[bool], None] = lambda connected: None
         """Called at every change of `connected`, before the event is seen by anybody."""
+        self.on_hand_over: Callable[[], None] = lambda: None
+        """Called when the host software is upgraded: this host is to finish, let go, and say `handed_over`."""
+        self.hands_over = False
+        """Whether it was called."""
+        self.successor_socket = ""
+        """Then where the successor listens."""
+        self.is_successor = False
+        """Whether this process has no memory before it has `judged` what there is, and `taken` it."""
         self.memory_bytes = 0
+        self._taken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._sock = sock
         self._on_end = on_end
         self._loop = asyncio.get_running_loop()
@@ -95,6 +104,7 @@ class SystemMachine:
         self._set_connected(bool(hello.get("connected", True)))
         self.memory_bytes = int(hello["memory_bytes"])
         self.watchdog_interval_s = float(hello["watchdog_timeout_s"]) / PINGS_PER_TIMEOUT
+        self.is_successor = bool(hello.get("successor", False))
 
     def close(self) -> None:
         """Before the process ends in order; the machine starts another host."""
@@ -173,6 +183,34 @@ class SystemMachine:
 
     async def power_kept(self) -> None:
         await self._ask("power-kept", {})
+
+    # -- the upgrade of the host software: `runtime.machine.successor` -------------------------------------------------
+
+    async def peek(self, names: Sequence[str]) -> dict[str, int]:
+        """Descriptors that only read, the caller's, of those of the memory objects that there are. Of a successor."""
+        message = await self._request(Message({"DO": "peek"}, {"names": list(names)}))
+        return dict(zip(message.payload, message.fds, strict=True))
+
+    async def judged(self, reasons: Sequence[str], said: Mapping[str, Any]) -> None:
+        """Why this successor cannot take the memory; no reasons: it can."""
+        await self._ask("verdict", {**said, "reasons": list(reasons)})
+
+    async def taken(self) -> None:
+        """Returns when everything that the machine keeps is in `kept`: this process is the host now."""
+        await self._taken
+
+    async def ingested(self) -> None:
+        await self._ask("ingested", {})
+
+    async def handed_over(self) -> None:
+        """This host has let go of everything: from now on it is another's."""
+        await self._ask("handed-over", {})
+
+    def _take(self, message: Message) -> None:
+        self.kept.update(zip(message.payload["names"], message.fds, strict=True))
+        message.fds.clear()
+        if message.payload["last"]:
+            self._taken.set_result(None)
 
     # -- descriptors ---------------------------------------------------------------------------------------------------
 
@@ -270,6 +308,11 @@ class SystemMachine:
                 answer.set_result(message)
         elif message.words.get("EV") == "hello":
             self._greet(message)
+        elif message.words.get("EV") == "take":
+            self._take(message)
+        elif message.words.get("EV") == "hand-over":
+            self.hands_over, self.successor_socket = True, str(message.payload.get("socket", ""))
+            self.on_hand_over()
         elif "EV" in message.words:
             fd = message.fds.pop() if message.fds else -1
             event = _event(message.words["EV"], message.payload, fd)
@@ -299,7 +342,7 @@ class SystemMachine:
         self._on_end()
 
     def _fail_all(self, error: Unavailable) -> None:
-        for waiting in [self._hello, *self._answers.values()]:
+        for waiting in [self._hello, self._taken, *self._answers.values()]:
             if not waiting.done():
                 waiting.set_exception(error)
                 # Whoever asked may have been cancelled and gone.

@@ -32,22 +32,23 @@ class GrpcNetwork:
     """One per host; `handler` belongs into its `Front`. Streams end, and none begins, while `cut` cuts it off."""
 
     def __init__(self, cut: Cut | None = None) -> None:
-        self._cut = cut or Cut()
-        self._cut.watch(self._end_streams)
+        self.cut = cut or Cut()
+        self.cut.watch(self._end_streams)
         self._streams: weakref.WeakSet[OpenedStream | AcceptedStream] = weakref.WeakSet()
         self._channels: dict[str, grpc.aio.Channel] = {}  # by address
         self._accept: Accept | None = None
+        self._accepting = asyncio.Event()
         self.handler: grpc.GenericRpcHandler = _LinkHandler(self._serve)
 
     async def connect(self, peer: HostAddress) -> LinkStream:
         """Raises Unavailable."""
-        self._cut.check(f"host {peer.host}")
+        self.cut.check(f"host {peer.host}")
         channel = self._channels.get(peer.address)
         if channel is None:
             channel = grpc.aio.insecure_channel(peer.address, options=CHANNEL_OPTIONS)
             self._channels[peer.address] = channel
         await wait_ready(channel, f"host {peer.host}")
-        self._cut.check(f"host {peer.host}")
+        self.cut.check(f"host {peer.host}")
         call: grpc.aio.StreamStreamCall[bytes, bytes] = channel.stream_stream(CONNECT)()
         stream = OpenedStream(call)
         self._streams.add(stream)
@@ -60,6 +61,7 @@ class GrpcNetwork:
 
     def serve(self, accept: Accept) -> None:
         self._accept = accept
+        self._accepting.set()
 
     async def close(self) -> None:
         """Close the channels; streams on them end."""
@@ -68,7 +70,9 @@ class GrpcNetwork:
             await channel.close()
 
     async def _serve(self, _: Any, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
-        if self._accept is None or not self._cut.connected:
+        # A successor listens before it can accept; its peer waits for a hello, and not for ever.
+        await self._accepting.wait()
+        if self._accept is None or not self.cut.connected:
             await context.abort(grpc.StatusCode.UNAVAILABLE, "this host does not accept links now")
         stream = AcceptedStream(context)
         self._streams.add(stream)

@@ -21,6 +21,7 @@ from typing import TypeVar, cast
 from everram.runtime.coordination.api import Compare, Coordination, Delete, KeyValue, Put, Range, TxnResult, WatchBatch
 from everram.runtime.coordination.client import CALL_TIMEOUT_S, KEEPALIVE_TIMEOUT_S
 from everram.runtime.errors import Unavailable
+from everram.runtime.production.machine import SystemMachine
 
 T = TypeVar("T")
 
@@ -37,6 +38,14 @@ class Cut:
     def __init__(self) -> None:
         self.connected = True
         self._watchers: dict[object, tuple[Callable[[], None], Callable[[], None]]] = {}
+
+    @staticmethod
+    def of(machine: SystemMachine) -> Cut:
+        """As the machine says, now and from now on."""
+        cut = Cut()
+        cut.connected = machine.connected
+        machine.on_network = cut.set
+        return cut
 
     def set(self, connected: bool) -> None:
         if connected != self.connected:

@@ -22,13 +22,16 @@ from google.protobuf.message import DecodeError, Message
 from everram.runtime.errors import DeadlineExceeded, Internal, ResourceExhausted
 from everram.runtime.method import DEFAULT_TIMEOUT_S, Method
 from everram.runtime.tasks import TaskScope
-from everram.runtime.transport.grpc_common import CHANNEL_OPTIONS, from_rpc_error, wait_ready
+from everram.runtime.transport.grpc_common import CHANNEL_OPTIONS, MOVED_METADATA, from_rpc_error, wait_ready
 
 RequestT = TypeVar("RequestT", bound=Message)
 ReplyT = TypeVar("ReplyT", bound=Message)
 
 MAX_TELLS = 256
 """Tells under way: over gRPC each is a call of its own, some hundred microseconds."""
+
+LEFT_GRACE_S = 5.0
+"""For what is under way on the channel to a host that was upgraded: longer than that host lingers."""
 
 log = logging.getLogger("everram.client")
 
@@ -39,13 +42,16 @@ class ChannelCarrier:
     def __init__(self, address: str, *, whom: str, token: str = "") -> None:
         """`address`: `unix:PATH` or `HOST:PORT`; `whom`: what errors call the other side; `token`: the cluster's."""
         self.whom = whom
+        self._address = address
         self._channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+        self._left = TaskScope(f"former channels to {whom}")
         self._metadata = (("authorization", f"Bearer {token}"),) if token else None
         self._tells = TaskScope(f"tells to {whom}", self._tell_failed)
 
     async def close(self) -> None:
         """Asks under way end as *unknown*."""
         await self._tells.close()
+        await self._left.close()
         await self._channel.close()
 
     def tell(self, method: Method[RequestT, ReplyT], request: RequestT) -> None:
@@ -57,11 +63,15 @@ class ChannelCarrier:
     async def ask(self, method: Method[RequestT, ReplyT], request: RequestT, timeout_s: float) -> ReplyT:
         """Raises what the handler raised, DeadlineExceeded, Unavailable, Unauthenticated."""
         left_s = await self._ready(method, timeout_s)
-        call: Any = self._channel.unary_unary(method.path)
+        channel = self._channel
+        multicallable: Any = channel.unary_unary(method.path)
+        call = multicallable(request.SerializeToString(), timeout=left_s, metadata=self._metadata)
         try:
-            data = await call(request.SerializeToString(), timeout=left_s, metadata=self._metadata)
+            data = await call
         except grpc.aio.AioRpcError as error:
+            self._look_moved(channel, error.trailing_metadata())
             raise from_rpc_error(error, method.path) from None
+        self._look_moved(channel, await call.trailing_metadata())
         return _parse(method, data)
 
     async def stream(
@@ -69,12 +79,15 @@ class ChannelCarrier:
     ) -> AsyncGenerator[ReplyT, None]:
         """Opened by the first item that is read."""
         left_s = await self._ready(method, timeout_s)
-        call: Any = self._channel.unary_stream(method.path)
+        channel = self._channel
+        call: Any = channel.unary_stream(method.path)
         replies = call(request.SerializeToString(), timeout=left_s, metadata=self._metadata)
         try:
             while (data := await replies.read()) is not grpc.aio.EOF:
                 yield _parse(method, data)
+            self._look_moved(channel, await replies.trailing_metadata())
         except grpc.aio.AioRpcError as error:
+            self._look_moved(channel, error.trailing_metadata())
             raise from_rpc_error(error, method.path) from None
         finally:
             replies.cancel()
@@ -91,6 +104,12 @@ class ChannelCarrier:
         except TimeoutError:
             raise DeadlineExceeded(f"{self.whom} could not be reached in time for {method.path}") from None
         return None if timeout_s is None else max(0.001, timeout_s - (loop.time() - began_s))
+
+    def _look_moved(self, channel: grpc.aio.Channel, trailing: Any) -> None:
+        """Connect anew if the host that was asked is leaving and has passed the request on."""
+        if trailing and channel is self._channel and MOVED_METADATA[0] in {key for key, _ in trailing}:
+            self._left.start(channel.close(LEFT_GRACE_S), name="close")  # after what is under way on it
+            self._channel = grpc.aio.insecure_channel(self._address, options=CHANNEL_OPTIONS)
 
     def _tell_failed(self, name: str, error: BaseException) -> None:
         log.warning("%s failed: %s", name, error)

@@ -18,6 +18,9 @@ from everram.runtime.transport.link import MAX_BATCH_BYTES
 ERROR_METADATA = "everram-error-bin"
 """Trailing metadata that holds the serialised `everram.v1.Error`."""
 
+MOVED_METADATA = ("everram-moved", "1")
+"""Trailing metadata of an answer that a leaving host got from its successor: who asked should connect anew."""
+
 MESSAGE_OPTIONS: list[tuple[str, int]] = [
     ("grpc.max_receive_message_length", MAX_BATCH_BYTES),
     ("grpc.max_send_message_length", MAX_BATCH_BYTES),
@@ -30,6 +33,8 @@ CHANNEL_OPTIONS: list[tuple[str, int]] = [
     ("grpc.min_reconnect_backoff_ms", 50),
     ("grpc.max_reconnect_backoff_ms", 200),
     ("grpc.enable_http_proxy", 0),
+    # A channel that is made to connect anew must not find the old connection again.
+    ("grpc.use_local_subchannel_pool", 1),
 ]
 
 _NEVER_RAN = frozenset(
@@ -64,6 +69,8 @@ def from_rpc_error(error: grpc.aio.AioRpcError, path: str) -> EverramError:
     code = error.code()
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return DeadlineExceeded(f"{path} was not answered in time and may still take effect", unknown=True)
+    if code is grpc.StatusCode.CANCELLED:  # not by us: its server ended, and with it the call
+        return Unavailable(f"{path}: its server ended before it answered", unknown=True)
     unknown = code not in _NEVER_RAN
     number: int = code.value[0]
     return of_code(number, f"{path}: {error.details() or code.name}", unknown=unknown)

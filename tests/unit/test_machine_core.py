@@ -24,15 +24,18 @@ from everram.runtime.machine.effects import (
     Done,
     Effect,
     End,
+    EndSuccessor,
     Failed,
     HangHost,
     KillGuest,
     KillHost,
     Limits,
     Notify,
+    PassMemory,
     PowerOff,
     SpawnGuest,
     StartHost,
+    StartSuccessor,
     StopGuest,
 )
 from everram.runtime.machine.lives import EXIT_REFUSED, REASONS
@@ -410,6 +413,8 @@ class AnySequence(RuleBasedStateMachine):
         self.host = 0
         self.stopped: set[str] = set()
         """Guests whose last order was StopGuest."""
+        self.successor = 0
+        """Incarnation of the successor that runs; 0: none."""
         self.last_deadline: int | None = None
         self.obey(self.core.start(0))
 
@@ -418,6 +423,15 @@ class AnySequence(RuleBasedStateMachine):
             match effect:
                 case StartHost(incarnation):
                     self.host = incarnation
+                case StartSuccessor(incarnation):
+                    assert not self.successor, "two successors"
+                    self.successor = incarnation
+                case EndSuccessor():
+                    self.successor = 0
+                case PassMemory(incarnation):
+                    assert incarnation == self.successor, "the memory is passed to nobody"
+                    self.host, self.successor = incarnation, 0
+                    self.open.clear()
                 case SpawnGuest(guest_id):
                     self.stopped.discard(guest_id)
                 case StopGuest(guest_id):
@@ -468,6 +482,24 @@ class AnySequence(RuleBasedStateMachine):
         self.obey(getattr(self.core, event)(self.now, self.host, *more))
         if event == "host_exited":
             self.open = {r: h for r, h in self.open.items() if h == self.core.host.incarnation and h != self.host}
+
+    @rule(pause=st.booleans(), only_ask=st.booleans())
+    def upgrade(self, pause: bool, only_ask: bool) -> None:
+        self.attempt(self.core.upgrade.begin, pause=pause, only_ask=only_ask)
+
+    @rule(yes=st.booleans())
+    def verdict(self, yes: bool) -> None:
+        self.obey(self.core.upgrade.verdict(self.now, self.successor, [] if yes else ["no"], {}))
+
+    @rule(event=st.sampled_from(["handed_over", "ingested"]))
+    def hand_over_event(self, event: str) -> None:
+        self.obey(getattr(self.core.upgrade, event)(self.now, self.host))
+
+    @rule()
+    def successor_exited(self) -> None:
+        if self.successor:
+            incarnation, self.successor = self.successor, 0
+            self.obey(self.core.upgrade.successor_exited(self.now, incarnation, 137))
 
     @rule(ahead_ms=st.integers(-500, 3000))
     def lease(self, ahead_ms: int) -> None:

@@ -1,0 +1,81 @@
+"""`everram upgrade HOST ... | --all`: replace the host software under running guests, one host at a time."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from everram.runtime.cli.output import emit, say
+from everram.runtime.cli.units import format_duration
+from everram.runtime.errors import InvalidArgument
+
+if TYPE_CHECKING:
+    from everram.runtime.client import Cluster
+    from everram.runtime.contracts.supervisor_pb2 import UpgradeReport
+
+UPGRADE_TIMEOUT_S = 70.0
+"""More than the supervisor gives the machine."""
+
+
+def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = subparsers.add_parser("upgrade", help="replace the host software under running guests")
+    parser.add_argument("hosts", nargs="*", metavar="HOST")
+    parser.add_argument("--all", action="store_true", help="every host, one after the other")
+    parser.add_argument(
+        "--python", default="", metavar="VENV|WHEEL", help="which everram (default: the one this command is of)"
+    )
+    parser.add_argument("--preflight", action="store_true", help="only ask whether it could take the memory")
+    parser.add_argument("--pause", action="store_true", help="stop guests while the memory changes hands")
+    parser.set_defaults(handler=lambda args: asyncio.run(_upgrade(args)))
+
+
+async def _upgrade(args: argparse.Namespace) -> int:
+    from everram.runtime.cli.software import interpreter
+    from everram.runtime.client import Cluster
+    from everram.runtime.contracts.supervisor_pb2 import UpgradeRequest
+
+    async with await Cluster.connect(args.cluster, args.dir) as cluster:
+        hosts = _chosen(args, cluster)
+        python = await asyncio.to_thread(interpreter, args.python, cluster.folders.state)
+        told: dict[str, Any] = {}
+        for host in hosts:  # one at a time: whoever has a copy of another's guests is there meanwhile
+            request = UpgradeRequest(machine=host, python=python, preflight=args.preflight, pause=args.pause)
+            report = await cluster.supervisor.upgrade(request, timeout_s=UPGRADE_TIMEOUT_S)
+            told[host] = _json(report)
+            if not args.json:
+                say(_words(host, report))
+    if args.json:
+        emit({"hosts": told})
+    return 0
+
+
+def _chosen(args: argparse.Namespace, cluster: Cluster) -> list[str]:
+    """Raises InvalidArgument, NotFound."""
+    if args.all == bool(args.hosts):
+        raise InvalidArgument("which hosts? name them, or give --all")
+    return [host.name for host in cluster.hosts] if args.all else [cluster.host(name).name for name in args.hosts]
+
+
+def _json(report: UpgradeReport) -> dict[str, Any]:
+    return {
+        "upgraded": report.upgraded,
+        "version": report.version,
+        "producer": report.producer,
+        "format": report.format,
+        "reads": report.reads,
+        "guests": report.guests,
+        "steps_ms": {step.step: round(step.ns / 1e6, 3) for step in report.steps},
+    }
+
+
+def _words(host: str, report: UpgradeReport) -> str:
+    memory = f"VMemFS {report.format} of everram {report.producer}, {report.guests} guests"
+    if not report.upgraded:
+        return f"{host}: everram {report.version} can take its memory ({memory}; it reads up to {report.reads})"
+    seconds = {step.step: step.ns / 1e9 for step in report.steps}
+    unserved = sum(seconds.get(step, 0.0) for step in ("handing", "stopping", "taking", "ingested"))
+    return (
+        f"{host} runs everram {report.version} now: {memory}; warm in {format_duration(seconds.get('warming', 0.0))}, "
+        f"handed over in {format_duration(unserved)}"
+    )
