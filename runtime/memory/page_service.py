@@ -5,11 +5,11 @@
     service.written_pages("0f3c...", "scratch")      # exact, also after the host was killed
     service.reset("0f3c...", "scratch")              # count from zero
 
-What is decided on a fault, and why a page is protected at all, is in `reasons`; this module moves faults and decisions
-between the kernel and it. Protection is lifted page by page and not in larger clusters, although one fault for 64 KiB
-would be cheaper for a guest that writes sequentially: a page that was unprotected with its neighbour would count as
-written although it was not, and a snapshot would save content that never changes. Neighbouring pages of one batch do
-share a system call.
+What is decided on a fault, and why a page is protected at all, is in `reasons`, what belongs into a page that is
+missing in `absent`; this module moves faults and decisions between the kernel and them. Protection is lifted page by
+page and not in larger clusters, although one fault for 64 KiB would be cheaper for a guest that writes sequentially: a
+page that was unprotected with its neighbour would count as written although it was not, and a snapshot would save
+content that never changes. Neighbouring pages of one batch do share a system call.
 
 A new host attaches what the machine kept for it in the same way. The protection is still in place (it lives in the
 guest's page tables, not in the host), and every thread blocked on a fault that the old host read but did not resolve is
@@ -35,17 +35,19 @@ from everram.runtime.environment import MachineEvent, Memory, TrackedRange
 from everram.runtime.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from everram.runtime.formats.pages import PageTable, State, table_name
 from everram.runtime.memory import userfaultfd
+from everram.runtime.memory.absent import AbsentPages, Fill, keeper_of
 from everram.runtime.memory.contract import PAGE_BYTES
 from everram.runtime.memory.guard import ArenaKeeper, PageGuard
 from everram.runtime.memory.reasons import Keeper, NoteOnly, Reason, ReasonedPages
-from everram.runtime.memory.userfaultfd import Feature, Mode, PageFault
+from everram.runtime.memory.userfaultfd import FaultFlag, Feature, Mode, PageFault
 
 FAULTS_PER_TURN = 16
 """Then the loop goes round: leases and heartbeats must not wait behind a guest that writes everywhere."""
 MAX_PROTECTED_RUNS = 5000
 """Protecting a range costs 2-3 us however short, protecting 1 GiB at once about 20 ms: beyond this many, one call for
 everything is cheaper. Pages without a reason then cost one fault that lifts the protection again."""
-FEATURES = Feature.PAGEFAULT_FLAG_WP | Feature.WP_SHMEM
+FEATURES = Feature.PAGEFAULT_FLAG_WP | Feature.WP_SHMEM | Feature.MISSING_SHMEM
+ZEROS = bytes(PAGE_BYTES)
 TRACKING: Mapping[Reason, Keeper] = {Reason.UNWRITTEN: NoteOnly()}
 
 
@@ -53,6 +55,10 @@ class FaultKernel(Protocol):
     """What the service needs of the kernel: module `userfaultfd`, or a test's own."""
 
     def handshake(self, descriptor: int, wanted: Feature) -> Feature | None: ...
+
+    def fill(self, descriptor: int, address: int, data: bytes, *, protected: bool) -> None: ...
+
+    def poison(self, descriptor: int, address: int, length: int) -> None: ...
 
     def register(self, descriptor: int, address: int, length: int, mode: Mode) -> None: ...
 
@@ -65,14 +71,21 @@ class FaultKernel(Protocol):
     def read_faults(self, descriptor: int, limit: int) -> list[PageFault]: ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _ServedRange:
     """One mapping of a tracked region in a guest's address space."""
 
     region: str
+    arena: str
+    """Name of the memory that is mapped."""
     address: int
     length: int
     pages: ReasonedPages
+    lacking: set[int]
+    """Pages with a thread that waits for what belongs there."""
+
+    def address_of(self, page: int) -> int:
+        return self.address + page * PAGE_BYTES
 
     def __contains__(self, address: int) -> bool:
         return self.address <= address < self.address + self.length
@@ -102,6 +115,8 @@ class PageService:
     ) -> None:
         """`keepers`: of regions with a page table; `guard`: asked before any region is stored to."""
         self.guard = guard if guard is not None else PageGuard()
+        self.absent: list[AbsentPages] = []
+        """Asked in this order for pages that are missing."""
         self._memory = memory
         self._kernel = kernel
         self._keepers = keepers
@@ -123,7 +138,9 @@ class PageService:
                 if pages.table is not None:
                     undo.callback(pages.table.close)
                 _check_range(tracked, pages.pages)
-                ranges.append(_ServedRange(tracked.label, tracked.address, tracked.length_bytes, pages))
+                ranges.append(
+                    _ServedRange(tracked.label, tracked.memory, tracked.address, tracked.length_bytes, pages, set())
+                )
             guest = _ServedGuest(event.userfaultfd, tuple(sorted(ranges, key=lambda served: served.address)))
             _check_disjoint(guest.ranges)
             self._take_over(guest)
@@ -187,7 +204,11 @@ class PageService:
     def retry(self, guest_id: str, region: str) -> None:
         """A keeper that said "not yet" can go on: ask again for the pages whose threads wait."""
         for served in self._served(guest_id, region):
-            self._lift(self._guests[guest_id], served, served.pages.retry())
+            guest = self._guests[guest_id]
+            for page in sorted(served.lacking):
+                if page in served.lacking:  # not brought with another
+                    self._bring(guest, served, page)
+            self._lift(guest, served, served.pages.retry())
 
     def retry_all(self) -> None:
         for guest_id, guest in list(self._guests.items()):
@@ -207,7 +228,7 @@ class PageService:
         try:
             self._kernel.handshake(guest.descriptor, FEATURES)
             for served in guest.ranges:
-                self._kernel.register(guest.descriptor, served.address, served.length, Mode.WRITE_PROTECT)
+                self._kernel.register(guest.descriptor, served.address, served.length, self._mode(served.arena))
                 for first_page, count in _runs_to_protect(served):
                     self._kernel.protect(guest.descriptor, served.address + first_page * PAGE_BYTES, count * PAGE_BYTES)
             for served in guest.ranges:
@@ -216,6 +237,10 @@ class PageService:
             raise FailedPrecondition(
                 f"the faults of this guest cannot be served: {error.strerror}; its mapped regions are not tracked"
             ) from error
+
+    def _mode(self, arena: str) -> Mode:
+        lacks = any(keeper.may_lack(arena) for keeper in self.absent)
+        return Mode.WRITE_PROTECT | Mode.MISSING if lacks else Mode.WRITE_PROTECT
 
     def _serve(self, guest_id: str, guest: _ServedGuest) -> None:
         """The descriptor is readable: resolve at most one turn's faults."""
@@ -227,14 +252,81 @@ class PageService:
                 if served is None:
                     continue  # of a range that nobody registered: impossible, and nothing to resolve
                 page = (fault.address - served.address) // PAGE_BYTES
-                if served.pages.on_store(page):
+                if not fault.flags & FaultFlag.PROTECTED or keeper_of(self.absent, served.arena, page):
+                    self._bring(guest, served, page)
+                elif served.pages.on_store(page):
                     liftable.setdefault(served, set()).add(page)
             for served, pages in liftable.items():
                 self._lift(guest, served, sorted(pages))
         except OSError as error:
-            if error.errno not in (errno.ESRCH, errno.ENOENT, errno.ENOMEM):
+            self._end_of(guest_id, error)
+
+    # -- pages that are missing
+
+    def _bring(self, guest: _ServedGuest, served: _ServedRange, page: int) -> None:
+        """A thread waits for it."""
+        keeper = keeper_of(self.absent, served.arena, page)
+        found = keeper.fill(served.arena, page) if keeper is not None else Fill(page, ZEROS)
+        if found is None or not self._fill(guest, served, found):
+            served.lacking.add(page)
+
+    def _fill(self, guest: _ServedGuest, served: _ServedRange, found: Fill) -> bool:
+        """Protected: should it be a store that waits, it faults again, and is asked about with the content in place.
+        False if there is no memory for it now."""
+        data = found.data[: max(0, served.address + served.length - served.address_of(found.first))]
+        if not data:
+            return True
+        try:
+            self._kernel.fill(guest.descriptor, served.address_of(found.first), data, protected=True)
+        except OSError as error:
+            if error.errno != errno.ENOMEM:
                 raise
-            self.detach(guest_id)  # the guest's memory is gone; its end is told by the machine
+            return False
+        filled = Fill(found.first, data).pages
+        served.lacking.difference_update(filled)
+        for keeper in self.absent:
+            keeper.filled(served.arena, filled)
+        return True
+
+    def supply(self, arena: str, found: Fill) -> bool:
+        """Put pages where they are missing, through the mapping of the guest that has the memory, and tell the keepers
+        that they are `filled`; those that are still absent then have to be supplied again. False if no guest has the
+        memory mapped: then nobody would see how it is written."""
+        serving = self._serving(arena)
+        for guest_id, guest, served in serving:
+            try:
+                self._fill(guest, served, found)
+            except OSError as error:
+                self._end_of(guest_id, error)
+        return bool(serving)
+
+    def poison(self, arena: str, page: int) -> None:
+        """Nobody has what belongs there: who touches it gets SIGBUS, or waits for ever where the kernel cannot do that.
+        Its guest has to be ended."""
+        for guest_id, guest, served in self._serving(arena):
+            try:
+                self._kernel.poison(guest.descriptor, served.address_of(page), PAGE_BYTES)
+            except OSError as error:
+                if error.errno not in (errno.EINVAL, errno.EEXIST):
+                    self._end_of(guest_id, error)
+
+    def lacking_pages(self) -> int:
+        """Whose threads wait for what belongs there."""
+        return sum(len(served.lacking) for guest in self._guests.values() for served in guest.ranges)
+
+    def _serving(self, arena: str) -> list[tuple[str, _ServedGuest, _ServedRange]]:
+        return [
+            (guest_id, guest, served)
+            for guest_id, guest in self._guests.items()
+            for served in guest.ranges
+            if served.arena == arena
+        ]
+
+    def _end_of(self, guest_id: str, error: OSError) -> None:
+        """Of a guest whose memory is gone; its end is told by the machine. Raises any other error."""
+        if error.errno not in (errno.ESRCH, errno.ENOENT, errno.ENOMEM):
+            raise error
+        self.detach(guest_id)
 
     def _lift(self, guest: _ServedGuest, served: _ServedRange, pages: Iterable[int]) -> None:
         for first_page, count in _runs(pages):

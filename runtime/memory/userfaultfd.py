@@ -34,6 +34,7 @@ IOCTL_COPY = 0xC028AA03
 IOCTL_ZEROPAGE = 0xC020AA04
 IOCTL_WRITEPROTECT = 0xC018AA06
 IOCTL_CONTINUE = 0xC020AA07
+IOCTL_POISON = 0xC020AA08
 
 MESSAGE = struct.Struct("<BBHIQQQ")
 """event, reserved, reserved, reserved, flags, address, thread."""
@@ -46,6 +47,7 @@ _REGISTER = struct.Struct("QQQQ")
 _PROTECT = struct.Struct("QQQ")
 _COPY = struct.Struct("QQQQq")
 _FILL = struct.Struct("QQQq")
+_PAGE_BYTES = 4096
 _MODE_DONT_WAKE = 1
 _COPY_PROTECTED = 2
 _WP_ON = 1
@@ -164,6 +166,31 @@ def copy(
     """Fill missing pages from `source`, an address of the caller's own."""
     mode = (0 if wake else _MODE_DONT_WAKE) | (_COPY_PROTECTED if protected else 0)
     fcntl.ioctl(descriptor, IOCTL_COPY, bytearray(_COPY.pack(destination, source, length, mode, 0)))
+
+
+def fill(descriptor: int, address: int, data: bytes, *, protected: bool) -> None:
+    """Put whole pages where they are missing, and have who waits for them try again; others stay as they are."""
+    source = ctypes.cast(ctypes.c_char_p(data), ctypes.c_void_p).value or 0
+    mode, at = _MODE_DONT_WAKE | (_COPY_PROTECTED if protected else 0), 0
+    while at < len(data):
+        argument = bytearray(_COPY.pack(address + at, source + at, len(data) - at, mode, 0))
+        try:
+            fcntl.ioctl(descriptor, IOCTL_COPY, argument)
+            break
+        except OSError as error:
+            copied = _COPY.unpack(argument)[4]
+            if error.errno == errno.EEXIST:
+                at += _PAGE_BYTES
+            elif error.errno == errno.EAGAIN:
+                at += max(0, copied)
+            else:
+                raise
+    wake(descriptor, address, len(data))
+
+
+def poison(descriptor: int, address: int, length: int) -> None:
+    """Who touches these missing pages gets SIGBUS. Raises OSError: EINVAL on kernels without it."""
+    fcntl.ioctl(descriptor, IOCTL_POISON, bytearray(_FILL.pack(address, length, 0, 0)))
 
 
 def zero(descriptor: int, address: int, length: int, *, wake: bool = True) -> None:

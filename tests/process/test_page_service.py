@@ -51,6 +51,10 @@ while request := channel.recv(1 << 16):
     if do["do"] == "store":
         for page in do["pages"]:
             words[page * 512 + 500] += 1
+    elif do["do"] == "load":
+        found = [words[page * 512 + 7] for page in do["pages"]]
+        channel.send(json.dumps(found).encode())
+        continue
     elif do["do"] == "system call":
         reader, writer = os.pipe()
         os.write(writer, b"by the kernel")
@@ -66,10 +70,24 @@ while request := channel.recv(1 << 16):
 HOST = """
 import asyncio, json, socket, sys
 from everram.runtime.environment import MachineEvent, TrackedRange
+from everram.runtime.memory.absent import Fill
 from everram.runtime.memory.mapped import Mapped
 from everram.runtime.memory.page_service import PageService
 
-uffd, table, size, address, pages, channel = map(int, sys.argv[1:7])
+uffd, table, size, address, pages, lacking, channel = map(int, sys.argv[1:8])
+
+class Elsewhere:
+    # Every page but each fourth is full of its number; every eighth is brought later.
+    def __init__(self, service): self.service, self.gone = service, set()
+    def may_lack(self, arena): return True
+    def is_absent(self, arena, page): return page % 4 != 3 and page not in self.gone
+    def content(self, page):
+        run = [page, page + 1] if self.is_absent("", page + 1) else [page]
+        return Fill(page, b"".join(n.to_bytes(8, "little") * 512 for n in run))
+    def fill(self, arena, page):
+        if page % 8 or page == 0: return self.content(page)
+        asyncio.get_running_loop().call_later(0.001, lambda: self.service.supply(arena, self.content(page)))
+    def filled(self, arena, pages): self.gone.update(pages)
 
 class Memory:
     name = "pages.g.scratch"
@@ -79,6 +97,8 @@ class Memory:
 
 async def main():
     service = PageService(Memory())
+    if lacking:
+        service.absent.append(Elsewhere(service))
     loop = asyncio.get_running_loop()
     tracked = TrackedRange("scratch", "region.g.scratch", address, pages)
     service.attach(MachineEvent("attached", "g", userfaultfd=uffd, ranges=(tracked,)))
@@ -111,11 +131,11 @@ class Machine:
     def __post_init__(self) -> None:
         self.pages = PageTable.open(Mapped(self.table, PageTable.total_bytes(PAGES)))
 
-    def start_host(self) -> None:
+    def start_host(self, *, lacking: bool = False) -> None:
         self.host_channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.host_channel.settimeout(STEP_TIMEOUT_S)
         # The host gets a duplicate of its own; when it dies, this one keeps the guest from going on with zeros.
-        numbers = [self.uffd, self.table, PageTable.total_bytes(PAGES), self.address, PAGES * PAGE_BYTES]
+        numbers = [self.uffd, self.table, PageTable.total_bytes(PAGES), self.address, PAGES * PAGE_BYTES, int(lacking)]
         self.host = subprocess.Popen(
             [sys.executable, "-c", HOST, *map(str, numbers), str(theirs.fileno())],
             pass_fds=[self.uffd, self.table, theirs.fileno()],
@@ -276,3 +296,39 @@ def test_a_new_mapping_of_a_region_goes_on_with_its_table(machine: Machine) -> N
     machine.start_host()
     machine.guest_does(do="store", pages=[3, 4])
     assert machine.written() == {3, 4}
+
+
+def test_missing_pages_are_brought_for_loads_stores_and_system_calls(machine: Machine) -> None:
+    machine.start_host(lacking=True)
+    machine.tell_guest(do="load", pages=[0, 1, 3, 16, 20])
+    assert json.loads(machine.guest_channel.recv(1000)) == [0, 1, 0, 16, 20]
+    assert machine.written() == set(), "what was only brought is not written"
+    machine.guest_does(do="store", pages=[5, 7, 24, 1])
+    machine.guest_does(do="system call", page=13)
+    assert machine.written() == {1, 5, 7, 13, 24}
+    content = machine.content()
+    assert [content[page * 512 + 500] for page in (5, 7, 24, 1)] == [6, 1, 25, 2]
+    assert [content[page * 512 + 499] for page in (5, 7, 24, 1)] == [5, 0, 24, 1]
+    assert content[13 * 512 + 2] == 13, "beside what the kernel wrote"
+    assert content[40 * 512] == 0, "nobody has touched it"
+
+
+def test_missing_pages_under_threads_and_killed_hosts(machine: Machine) -> None:
+    """A successor knows nothing of what was brought before it, and puts nothing over what was written since."""
+    pages = list(range(400))
+    machine.start_host(lacking=True)
+    machine.tell_guest(do="scribble", pages=pages, threads=3, stores=3000)
+    for _ in range(3):
+        if machine.guest_is_done(0.01):
+            break
+        machine.kill_host()
+        machine.start_host(lacking=True)
+    else:
+        assert machine.guest_is_done(STEP_TIMEOUT_S)
+    words, touched = scribbled(pages, 3, 3000)
+    content = machine.content()
+    assert machine.written() == touched
+    for page in touched:
+        brought = page if page % 4 != 3 else 0
+        found = content[page * 512 : page * 512 + 512]
+        assert found == [words.get(page * 512 + at, brought) for at in range(512)]

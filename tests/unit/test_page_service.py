@@ -16,6 +16,7 @@ from everram.runtime.environment import MachineEvent, Memory, TrackedRange
 from everram.runtime.errors import FailedPrecondition, InvalidArgument, NotFound
 from everram.runtime.formats.pages import PageTable, State, table_name
 from everram.runtime.memory import page_service
+from everram.runtime.memory.absent import Fill
 from everram.runtime.memory.contract import PAGE_BYTES
 from everram.runtime.memory.heap import HeapMapping
 from everram.runtime.memory.page_service import FAULTS_PER_TURN, PageService
@@ -135,7 +136,14 @@ class FakeKernel:
     told: list[int] = field(default_factory=list)
     calls: list[str] = field(default_factory=list)
     gone: bool = False
+    full: bool = False
     largest_read: int = 0
+    mode: Mode = Mode.WRITE_PROTECT
+    present: dict[int, bytes] = field(default_factory=dict)
+    """Content of the pages that are there."""
+    poisoned: set[int] = field(default_factory=set)
+    missing: set[int] = field(default_factory=set)
+    """Of those told or blocked: because nothing is there."""
 
     def handshake(self, descriptor: int, wanted: Feature) -> Feature | None:
         return wanted
@@ -144,6 +152,25 @@ class FakeKernel:
         if self.gone:
             raise OSError(errno.ESRCH, "No such process")
         self.calls.append("register")
+        self.mode = mode
+
+    def fill(self, descriptor: int, address: int, data: bytes, *, protected: bool) -> None:
+        if self.gone:
+            raise OSError(errno.ESRCH, "No such process")
+        if self.full:
+            raise OSError(errno.ENOMEM, "Cannot allocate memory")
+        for at in range(0, len(data), PAGE_BYTES):
+            page = (address - BASE + at) // PAGE_BYTES
+            if page not in self.present:
+                self.present[page] = data[at : at + PAGE_BYTES]
+                self.protected |= {page} if protected else set()
+        woken = [page for page in self.told if page in self._pages(address, len(data))]
+        self.told = [page for page in self.told if page not in woken]
+        self.missing -= set(woken)
+        self.store(descriptor, *woken)
+
+    def poison(self, descriptor: int, address: int, length: int) -> None:
+        self.poisoned |= self._pages(address, length)
 
     def protect(self, descriptor: int, address: int, length: int) -> None:
         self.calls.append("protect")
@@ -167,11 +194,19 @@ class FakeKernel:
         self.told += pages
         if not self.blocked:
             os.eventfd_read(descriptor)
-        return [PageFault(BASE + page * PAGE_BYTES, FaultFlag.WRITE | FaultFlag.PROTECTED) for page in pages]
+        return [
+            PageFault(
+                BASE + page * PAGE_BYTES,
+                FaultFlag.WRITE if page in self.missing else FaultFlag.WRITE | FaultFlag.PROTECTED,
+            )
+            for page in pages
+        ]
 
     def store(self, descriptor: int, *pages: int) -> None:
         """Threads of the guest store to pages."""
-        faults = [page for page in pages if page in self.protected]
+        if self.mode & Mode.MISSING:
+            self.missing |= {page for page in pages if page not in self.present}
+        faults = [page for page in pages if page in self.protected | self.missing]
         if faults:
             self.blocked += faults
             os.eventfd_write(descriptor, 1)
@@ -261,6 +296,93 @@ async def test_stores_are_counted_exactly(bench: Bench) -> None:
     assert bench.kernel.protected == set(range(PAGES)) - {3, 4, 9}
     assert bench.kernel.calls[-2:] == ["unprotect 2", "unprotect 1"]
     assert service.written_pages("g", "other") is None
+
+
+@dataclass
+class Elsewhere:
+    """A keeper of absent pages, each full of its own number."""
+
+    absent: set[int]
+    now: bool = True
+    asked: list[int] = field(default_factory=list)
+
+    def may_lack(self, arena: str) -> bool:
+        return arena == "memory"
+
+    def is_absent(self, arena: str, page: int) -> bool:
+        return page in self.absent
+
+    def fill(self, arena: str, page: int) -> Fill | None:
+        self.asked.append(page)
+        return self.content(page) if self.now else None
+
+    def filled(self, arena: str, pages: range) -> None:
+        self.absent.difference_update(pages)
+
+    def content(self, page: int) -> Fill:
+        pages = [page] if page + 1 not in self.absent else [page, page + 1]
+        return Fill(page, b"".join(bytes([each]) * PAGE_BYTES for each in pages))
+
+
+async def test_pages_are_brought_before_anything_else_is_done_about_them(bench: Bench) -> None:
+    service = bench.service()
+    elsewhere = Elsewhere({3, 4, 9})
+    service.absent.append(elsewhere)
+    service.attach(bench.event((BASE, PAGES * PAGE_BYTES)))
+    assert bench.kernel.mode == Mode.WRITE_PROTECT | Mode.MISSING
+    bench.store(3, 7)
+    await until(lambda: service.written_pages("g", "scratch") == 2)
+    assert bench.kernel.present == {3: b"\3" * PAGE_BYTES, 4: b"\4" * PAGE_BYTES, 7: bytes(PAGE_BYTES)}
+    assert (elsewhere.asked, elsewhere.absent) == ([3], {9})
+    assert bench.kernel.protected == set(range(PAGES)) - {3, 7}, "a neighbour that was brought along is not written"
+
+
+async def test_a_page_that_takes_a_while_is_supplied_later(bench: Bench) -> None:
+    service = bench.service()
+    elsewhere = Elsewhere({3, 9}, now=False)
+    service.absent.append(elsewhere)
+    assert not service.supply("memory", elsewhere.content(9)), "nobody has it mapped"
+    service.attach(bench.event((BASE, PAGES * PAGE_BYTES)))
+    bench.store(3)
+    await until(lambda: service.lacking_pages() == 1)
+    assert service.written_pages("g", "scratch") == 0
+    bench.kernel.full = True
+    assert service.supply("memory", elsewhere.content(3))
+    assert (service.lacking_pages(), elsewhere.absent) == (1, {3, 9}), "there is no memory for it"
+    bench.kernel.full = False
+    assert service.supply("memory", elsewhere.content(9)), "before anybody asks"
+    assert service.supply("memory", elsewhere.content(3))
+    await until(lambda: service.written_pages("g", "scratch") == 1)
+    assert (service.lacking_pages(), elsewhere.absent) == (0, set())
+
+
+async def test_what_waits_for_memory_is_asked_for_again(bench: Bench) -> None:
+    service = bench.service()
+    service.absent.append(Elsewhere({3}))
+    service.attach(bench.event((BASE, PAGES * PAGE_BYTES)))
+    bench.kernel.full = True
+    bench.store(3)
+    await until(lambda: service.lacking_pages() == 1)
+    bench.kernel.full = False
+    service.retry_all()
+    await until(lambda: service.written_pages("g", "scratch") == 1)
+
+
+async def test_a_page_that_nobody_has_is_poisoned(bench: Bench) -> None:
+    service = bench.attached()
+    service.poison("memory", 5)
+    assert bench.kernel.poisoned == {5}
+
+
+async def test_a_guest_that_ends_while_it_is_filled_leaves_its_pages_absent(bench: Bench) -> None:
+    service = bench.service()
+    elsewhere = Elsewhere({3})
+    service.absent.append(elsewhere)
+    service.attach(bench.event((BASE, PAGES * PAGE_BYTES)))
+    bench.kernel.gone = True
+    bench.store(3)
+    await until(lambda: not service.is_served("g", "scratch"))
+    assert elsewhere.absent == {3}
 
 
 async def test_a_turn_is_bounded(bench: Bench) -> None:

@@ -1,0 +1,58 @@
+"""Pages whose content is elsewhere: not restored from an image yet, or swapped out.
+
+Their memory has a hole where they belong. The first touch of one, a load as well as a store, reaches the page service
+as a missing-page fault, and it asks the keepers here for what belongs there:
+
+    service.absent.append(keeper)                     # before guests are attached
+    keeper.fill("region.0f3c.ledger", 7)              # -> Fill(first=0, data=...): 16 pages around it; None: later
+    service.supply("region.0f3c.ledger", fill)        # later, or before anybody asks
+
+That is the first thing done on any fault: what is not there can neither be saved for a snapshot nor become dirty. A
+page that no keeper has is a hole like any other, and gets zeros. A keeper publishes that a page is absent before its
+memory is given back, and forgets it only when it is told that the page is `filled`: a guest may end in between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+from everram.runtime.memory.contract import PAGE_BYTES
+
+CLUSTER_PAGES = 16
+"""A fault costs 14-19 us with one page, 40-70 us with these 64 KiB: so many at once are the sweet spot."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fill:
+    """Neighbouring pages with what belongs there. Those that are there already stay as they are."""
+
+    first: int
+    data: bytes
+
+    @property
+    def pages(self) -> range:
+        return range(self.first, self.first + len(self.data) // PAGE_BYTES)
+
+
+class AbsentPages(Protocol):
+    """A keeper of absent pages: a restore, or swapping."""
+
+    def may_lack(self, arena: str) -> bool:
+        """Whether any page of this memory may be absent, now or later while the guest is attached. Missing pages of
+        other memory are the kernel's business, which is faster."""
+
+    def is_absent(self, arena: str, page: int) -> bool: ...
+
+    def fill(self, arena: str, page: int) -> Fill | None:
+        """A thread waits for this page, which is absent: its content, with neighbours that are absent too; None:
+        `PageService.supply` brings it, or `PageService.poison` says that nobody has it. Must not await."""
+
+    def filled(self, arena: str, pages: range) -> None:
+        """These are in memory now, and absent no more; not all of them need have been."""
+
+
+def keeper_of(keepers: Iterable[AbsentPages], arena: str, page: int) -> AbsentPages | None:
+    """Who has what belongs there; None: it is no absent page."""
+    return next((keeper for keeper in keepers if keeper.is_absent(arena, page)), None)
