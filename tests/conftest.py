@@ -7,9 +7,10 @@ import os
 import shutil
 import signal
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
+
+from tests.processes import processes_with
 
 FOLDERS = ("/usr/local/sbin", "/usr/sbin", "/sbin")
 """Where Debian puts servers; not on every user's PATH."""
@@ -55,30 +56,13 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def _everram_processes() -> dict[int, str]:
-    """Every process that the tests of this session have started, at whatever remove."""
-    found = {}
-    for folder in Path("/proc").iterdir():
-        if not folder.name.isdigit() or int(folder.name) == os.getpid():
-            continue
-        try:
-            command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            ours = SESSION_MARK.encode() in (folder / "environ").read_bytes().split(b"\0")
-            state = (folder / "stat").read_text().rsplit(")", 1)[1].split()[0]
-        except OSError:
-            continue
-        if state != "Z" and ours:
-            found[int(folder.name)] = command
-    return found
-
-
 @pytest.fixture(autouse=True)
 def _leaves_no_process(request: pytest.FixtureRequest) -> Iterator[None]:
     """A test of real processes ends with those it began with."""
     if request.node.get_closest_marker("process") is None:
         yield
         return
-    before = _everram_processes().keys()
+    before = processes_with(SESSION_MARK).keys()
     yield
-    left = {pid: command for pid, command in _everram_processes().items() if pid not in before}
+    left = {pid: command for pid, command in processes_with(SESSION_MARK).items() if pid not in before}
     assert not left, f"processes left behind: {left}"

@@ -3,124 +3,40 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import signal
 import socket
-import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from everram.runtime.cluster.folders import is_locked
 from everram.runtime.coordination import directory
 from everram.runtime.coordination.api import KeyValue, prefix
 from everram.runtime.coordination.client import CoordinationClient
 from everram.runtime.machine import tree
-
-ROOT = Path(__file__).resolve().parents[2]
-COMMAND = [sys.executable, "-m", "everram.runtime.cli.main"]
-COMMAND_TIMEOUT_S = 60.0
-PATIENCE_S = 20.0
-LONG_LEASE = "6s"
-"""Where a host's restart has to fit well inside, however slow the computer is now; a test may say another one."""
-"""For what happens by itself, on a loaded computer."""
+from tests.user import COMMAND_TIMEOUT_S, PATIENCE_S, User, free_port, until, user_in
 
 pytestmark = [pytest.mark.process, pytest.mark.timeout(170)]
 
 
-class Everram:
-    """One user with one cluster in a folder of its own."""
-
-    def __init__(self, folder: Path, runtime: str) -> None:
-        self.dir = folder / "cluster"
-        self.runtime = Path(runtime)
-        self.environment = {k: v for k, v in os.environ.items() if not k.startswith(("EVERRAM", "XDG"))}
-        self.environment |= {"XDG_RUNTIME_DIR": runtime, "EVERRAM_DIR": str(self.dir)}
-
-    def start(self, *arguments: str, cwd: Path = ROOT) -> subprocess.Popen[str]:
-        if arguments[0] == "up" and "--lease" not in arguments:
-            arguments = ("up", "--lease", LONG_LEASE, *arguments[1:])
-        pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        return subprocess.Popen([*COMMAND, *arguments], cwd=cwd, env=self.environment, text=True, **pipes)
-
-    def try_run(self, *arguments: str, cwd: Path = ROOT) -> tuple[int, str, str]:
-        """Exit status, what it printed, what it complained."""
-        with self.start(*arguments, cwd=cwd) as process:
-            try:
-                out, err = process.communicate(timeout=COMMAND_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                raise
-        return process.returncode, out, err
-
-    def run(self, *arguments: str) -> str:
-        status, out, err = self.try_run(*arguments)
-        assert status == 0, f"everram {' '.join(arguments)}: {status}\n{out}\n{err}"
-        return out
-
-    def json(self, *arguments: str) -> dict[str, Any]:
-        answer = json.loads(self.run(*arguments[:1], "--json", *arguments[1:]))
-        assert isinstance(answer, dict)
-        return answer
-
-    def refused(self, *arguments: str, status: int) -> str:
-        """Run what must fail with `status`; its one plain sentence."""
-        found, out, err = self.try_run(*arguments)
-        assert found == status, f"everram {' '.join(arguments)}: {found}\n{out}\n{err}"
-        assert err.startswith("everram: "), err
-        assert "Traceback" not in err
-        assert len(err.splitlines()) == 1, err
-        return err.removeprefix("everram: ").strip()
-
-    def ended(self) -> None:
-        """Nothing of it is left: no lock held, no socket."""
-        assert not is_locked(self.dir / "supervisor.lock")
-        left = [path for path in self.runtime.rglob("*") if path != self.runtime / "everram"]
-        assert left == []
-
-
-def until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline, f"not in {PATIENCE_S} s: {what}"
-        time.sleep(0.05)
-
-
 @pytest.fixture
-def everram(tmp_path: Path) -> Iterator[Everram]:
-    with tempfile.TemporaryDirectory(prefix="everram-test-", dir="/tmp") as runtime:
-        user = Everram(tmp_path, runtime)
-        try:
-            yield user
-        finally:
-            user.try_run("down", "--discard")
-        user.ended()
+def everram(tmp_path: Path) -> Iterator[User]:
+    with user_in(tmp_path) as user:
+        yield user
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Everram]:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[User]:
     """A small cluster for tests that leave it as they found it."""
-    with tempfile.TemporaryDirectory(prefix="everram-test-", dir="/tmp") as runtime:
-        user = Everram(tmp_path_factory.mktemp("shared"), runtime)
+    with user_in(tmp_path_factory.mktemp("shared")) as user:
         user.run("up", "--hosts", "2", "--memory", "256MiB", "--nvm", "64MiB", "-d")
-        try:
-            yield user
-        finally:
-            user.run("down", "--discard")
-        user.ended()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+        yield user
 
 
 class Teller(threading.Thread):
@@ -169,12 +85,12 @@ class Bank:
         self._socket.close()
 
 
-def host_restarts(everram: Everram, host: str) -> int:
+def host_restarts(everram: User, host: str) -> int:
     found = next(h for h in everram.json("status")["hosts"] if h["name"] == host)
     return int(found["host_restarts"]) if found["host_state"] == "ready" else -1
 
 
-def test_a_bank_lives_through_the_death_of_its_host_and_an_orderly_stop(everram: Everram) -> None:
+def test_a_bank_lives_through_the_death_of_its_host_and_an_orderly_stop(everram: User) -> None:
     started = everram.json("up", "--hosts", "3", "-d")
     assert started["hosts"] == ["h1", "h2", "h3"]
     port = free_port()
@@ -218,9 +134,9 @@ def test_a_bank_lives_through_the_death_of_its_host_and_an_orderly_stop(everram:
     assert (restored["guest_id"], restored["epoch"]) == (before["guest_id"], 2)
 
 
-def test_two_clusters_side_by_side(everram: Everram, tmp_path: Path) -> None:
+def test_two_clusters_side_by_side(everram: User, tmp_path: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="everram-test-", dir="/tmp") as runtime:
-        other = Everram(tmp_path / "deep" / ("x" * 120) / ("y" * 120), runtime)
+        other = User(tmp_path / "deep" / ("x" * 120) / ("y" * 120), runtime)
         for user in (everram, other):
             user.run("up", "--hosts", "1", "-d")
             user.run("run", "-d", "--name", "same", "--region", "r=64KiB", "--", "sleep", "1000")
@@ -271,13 +187,13 @@ def test_two_clusters_side_by_side(everram: Everram, tmp_path: Path) -> None:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
-def test_bad_input(shared: Everram, arguments: tuple[str, ...], status: int, sentence: str) -> None:
+def test_bad_input(shared: User, arguments: tuple[str, ...], status: int, sentence: str) -> None:
     assert sentence in shared.refused(*arguments, status=status)
     assert shared.json("guests")["guests"] == []
     assert shared.json("status")["ports"] == []
 
 
-def test_a_port_in_use_is_refused_before_the_guest_runs(shared: Everram) -> None:
+def test_a_port_in_use_is_refused_before_the_guest_runs(shared: User) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -287,13 +203,13 @@ def test_a_port_in_use_is_refused_before_the_guest_runs(shared: Everram) -> None
     assert shared.json("guests")["guests"] == []
 
 
-def test_a_name_is_taken_once(shared: Everram) -> None:
+def test_a_name_is_taken_once(shared: User) -> None:
     shared.run("run", "-d", "--name", "one", "--", "sleep", "1000")
     assert 'a guest named "one" exists' in shared.refused("run", "-d", "--name", "one", "--", "sleep", "9", status=2)
     shared.run("rm", "--force", "one")
 
 
-def test_lifecycle(shared: Everram) -> None:
+def test_lifecycle(shared: User) -> None:
     shared.run("run", "-d", "--name", "life", "--region", "r=64KiB", "--", "sh", "-c", "echo begun; exec sleep 1000")
     first = shared.json("inspect", "life")
     assert "is running" in shared.refused("rm", "--regions", "life", status=1)
@@ -312,7 +228,7 @@ def test_lifecycle(shared: Everram) -> None:
     assert 'no guest "life"' in shared.refused("inspect", "life", status=2)
 
 
-def test_attached_run_shows_the_output_and_returns_the_exit_status(shared: Everram) -> None:
+def test_attached_run_shows_the_output_and_returns_the_exit_status(shared: User) -> None:
     script = "echo out; echo err >&2; exit 7"
     status, out, err = shared.try_run("run", "--name", "brief", "--", "sh", "-c", script)
     assert (status, sorted(out.split())) == (7, ["err", "out"])
@@ -323,7 +239,7 @@ def test_attached_run_shows_the_output_and_returns_the_exit_status(shared: Everr
     shared.run("rm", "fine")
 
 
-def test_program_is_resolved_where_the_caller_is_with_everrams_own_first(shared: Everram, tmp_path: Path) -> None:
+def test_program_is_resolved_where_the_caller_is_with_everrams_own_first(shared: User, tmp_path: Path) -> None:
     script = tmp_path / "here.sh"
     script.write_text('#!/bin/sh\necho "$PWD $VARIABLE"\ncommand -v python\n')
     script.chmod(0o755)
@@ -336,7 +252,7 @@ def test_program_is_resolved_where_the_caller_is_with_everrams_own_first(shared:
     shared.run("rm", "here")
 
 
-def test_ctrl_c_stops_an_attached_guest(shared: Everram) -> None:
+def test_ctrl_c_stops_an_attached_guest(shared: User) -> None:
     with shared.start("run", "--name", "long", "--", "sh", "-c", "echo begun; exec sleep 1000") as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "begun\n"
@@ -346,7 +262,7 @@ def test_ctrl_c_stops_an_attached_guest(shared: Everram) -> None:
     shared.run("rm", "long")
 
 
-def test_output_that_nobody_reads_is_no_error(shared: Everram) -> None:
+def test_output_that_nobody_reads_is_no_error(shared: User) -> None:
     with shared.start("run", "--name", "chatty", "--", "sh", "-c", "while :; do echo line; done") as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "line\n"
@@ -357,7 +273,7 @@ def test_output_that_nobody_reads_is_no_error(shared: Everram) -> None:
     shared.run("rm", "--force", "chatty")
 
 
-def test_coordination_is_replaced_when_it_dies_and_when_it_hangs(shared: Everram) -> None:
+def test_coordination_is_replaced_when_it_dies_and_when_it_hangs(shared: User) -> None:
     shared.run("run", "-d", "--name", "calm", "--", "sleep", "1000")
     before = shared.json("inspect", "calm")
     for number in (signal.SIGKILL, signal.SIGSTOP):
@@ -376,7 +292,7 @@ def test_coordination_is_replaced_when_it_dies_and_when_it_hangs(shared: Everram
         shared.run("rm", "--force", name)
 
 
-def test_nothing_of_a_machine_outlives_it(everram: Everram) -> None:
+def test_nothing_of_a_machine_outlives_it(everram: User) -> None:
     """A guest's child that left its session, its process group and its parent dies with its machine."""
     everram.run("up", "--hosts", "1", "-d")
     escape = f"setsid {sys.executable} -c 'import time; time.sleep(1000)' & sleep 0.2"
@@ -392,7 +308,7 @@ def test_nothing_of_a_machine_outlives_it(everram: Everram) -> None:
     everram.run("down")
 
 
-def directory_of(everram: Everram) -> dict[str, dict[str, Any]]:
+def directory_of(everram: User) -> dict[str, dict[str, Any]]:
     """What coordination holds, by key below the root."""
 
     async def read() -> list[KeyValue]:
@@ -407,12 +323,12 @@ def directory_of(everram: Everram) -> dict[str, dict[str, Any]]:
     }
 
 
-def host_of(everram: Everram, name: str) -> dict[str, Any]:
+def host_of(everram: User, name: str) -> dict[str, Any]:
     found: dict[str, Any] = next(host for host in everram.json("status")["hosts"] if host["name"] == name)
     return found
 
 
-def test_a_killed_machine_is_dead_at_once_and_comes_back_empty(everram: Everram) -> None:
+def test_a_killed_machine_is_dead_at_once_and_comes_back_empty(everram: User) -> None:
     everram.run("up", "--hosts", "3", "--memory", "256MiB", "-d")
     bank = everram.json("run", "-d", "--name", "bank", "--region", "r=1MiB", "--copies", "0", "--", "sleep", "1000")
     everram.run("down")
@@ -454,7 +370,7 @@ def test_a_killed_machine_is_dead_at_once_and_comes_back_empty(everram: Everram)
     assert everram.json("inspect", "other")["state"] == "running"
 
 
-def test_a_cut_off_machine_serves_nobody_until_it_is_healed(everram: Everram, tmp_path: Path) -> None:
+def test_a_cut_off_machine_serves_nobody_until_it_is_healed(everram: User, tmp_path: Path) -> None:
     everram.run("up", "--hosts", "2", "--memory", "256MiB", "--lease", "2s", "-d")
     port = free_port()
     bank = ("--name", "bank", "--region", "ledger=1MiB", "--copies", "0", "--publish", str(port))
@@ -496,7 +412,7 @@ def runs(pid: int) -> bool:
     return found is not None and found.state not in "TtZX"
 
 
-def test_ctrl_c_of_up_is_the_orderly_stop(everram: Everram) -> None:
+def test_ctrl_c_of_up_is_the_orderly_stop(everram: User) -> None:
     with everram.start("up", "--hosts", "1") as process:
         assert process.stdout is not None
         until(lambda: "it runs until Ctrl-C" in process.stdout.readline(), "ready")  # type: ignore[union-attr]
@@ -511,7 +427,7 @@ def test_ctrl_c_of_up_is_the_orderly_stop(everram: Everram) -> None:
     assert everram.json("inspect", "kept")["epoch"] == 2
 
 
-def test_a_crash_of_everything_is_recognised_and_explained(everram: Everram) -> None:
+def test_a_crash_of_everything_is_recognised_and_explained(everram: User) -> None:
     everram.run("up", "--hosts", "1", "-d")
     everram.run("run", "-d", "--name", "lost", "--", "sleep", "1000")
     status = everram.json("status")
@@ -534,7 +450,7 @@ def test_a_crash_of_everything_is_recognised_and_explained(everram: Everram) -> 
     until(lambda: everram.json("inspect", "lost")["state"] == "running", "restarted from the image")
 
 
-def test_a_stop_that_cannot_save_stops_nothing(everram: Everram) -> None:
+def test_a_stop_that_cannot_save_stops_nothing(everram: User) -> None:
     everram.run("up", "--hosts", "2", "-d")
     for name in ("a", "b"):
         everram.run("run", "-d", "--name", name, "--region", "r=64KiB", "--copies", "0", "--", "sleep", "1000")
@@ -554,7 +470,7 @@ def test_a_stop_that_cannot_save_stops_nothing(everram: Everram) -> None:
     until(lambda: {g["state"] for g in everram.json("guests")["guests"]} == {"running"}, "both are restarted")
 
 
-def test_damaged_state_is_refused_with_the_files_name(everram: Everram) -> None:
+def test_damaged_state_is_refused_with_the_files_name(everram: User) -> None:
     everram.run("up", "--hosts", "1", "-d")
     everram.run("down")
     config = everram.dir / "cluster.json"
@@ -567,7 +483,7 @@ def test_damaged_state_is_refused_with_the_files_name(everram: Everram) -> None:
     assert str(host) in everram.refused("up", "-d", status=2)
 
 
-def test_without_a_cluster(everram: Everram) -> None:
+def test_without_a_cluster(everram: User) -> None:
     for command in (("status",), ("guests",), ("down",), ("run", "--", "true"), ("fault", "h1", "hang")):
         sentence = everram.refused(*command, status=1)
         assert sentence == f"no cluster is running in {everram.dir}: start one with `everram up --dir {everram.dir}`"

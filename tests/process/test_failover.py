@@ -12,12 +12,9 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,7 +22,6 @@ import grpc
 import pytest
 from google.protobuf.message import Message
 
-from everram.runtime.cluster.folders import is_locked
 from everram.runtime.contracts import common_pb2 as pb
 from everram.runtime.contracts.hypervisor_pb2 import GuestName
 from everram.runtime.contracts.replicator_pb2 import CopyList
@@ -33,12 +29,8 @@ from everram.runtime.coordination import directory
 from everram.runtime.coordination.api import prefix
 from everram.runtime.coordination.client import CoordinationClient
 from everram.runtime.errors import DeadlineExceeded, Unavailable
+from tests.user import PATIENCE_S, User, free_port, until, user_in
 
-ROOT = Path(__file__).resolve().parents[2]
-COMMAND = [sys.executable, "-m", "everram.runtime.cli.main"]
-COMMAND_TIMEOUT_S = 60.0
-PATIENCE_S = 30.0
-"""For what happens by itself, on a loaded computer."""
 HOSTS = ("h1", "h2", "h3")
 CLIENTS = 3
 M = TypeVar("M", bound=Message)
@@ -185,42 +177,8 @@ class Client(threading.Thread):
         self.join(PATIENCE_S)
 
 
-class Cluster:
-    """One cluster of three machines in a folder of its own, as its user handles it."""
-
-    def __init__(self, folder: Path, runtime: str) -> None:
-        self.dir = folder / "cluster"
-        self.runtime = Path(runtime)
-        self.environment = {k: v for k, v in os.environ.items() if not k.startswith(("EVERRAM", "XDG"))}
-        self.environment |= {"XDG_RUNTIME_DIR": runtime, "EVERRAM_DIR": str(self.dir)}
-
-    def try_run(self, *arguments: str) -> tuple[int, str, str]:
-        """Exit status, what it printed, what it complained."""
-        done = subprocess.run(
-            [*COMMAND, *arguments],
-            cwd=ROOT,
-            env=self.environment,
-            text=True,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=COMMAND_TIMEOUT_S,
-            check=False,
-        )
-        return done.returncode, done.stdout, done.stderr
-
-    def run(self, *arguments: str) -> str:
-        status, out, err = self.try_run(*arguments)
-        assert status == 0, f"everram {' '.join(arguments)}: {status}\n{out}\n{err}"
-        return out
-
-    def json(self, *arguments: str) -> dict[str, Any]:
-        answer = json.loads(self.run(*arguments[:1], "--json", *arguments[1:]))
-        assert isinstance(answer, dict)
-        return answer
-
-    def host(self, name: str) -> dict[str, Any]:
-        found: dict[str, Any] = next(host for host in self.json("status")["hosts"] if host["name"] == name)
-        return found
+class Cluster(User):
+    """One cluster of three machines, as its user handles it."""
 
     def directory(self) -> dict[str, dict[str, Any]]:
         """What coordination holds, by key below the root."""
@@ -263,11 +221,6 @@ class Cluster:
         target = self.dir / "exported"
         self.run("region", "export", snapshot, str(target))
         return target.read_bytes()
-
-    def ended(self) -> None:
-        """Nothing of it is left: no lock held, no socket."""
-        assert not is_locked(self.dir / "supervisor.lock")
-        assert [path for path in self.runtime.rglob("*") if path != self.runtime / "everram"] == []
 
 
 class Guest:
@@ -360,30 +313,12 @@ def copies_at(address: str) -> CopyList:
     return call(address, "Replicator/Copies", pb.Empty(), CopyList)
 
 
-def until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline, f"not in {PATIENCE_S} s: {what}"
-        time.sleep(0.02)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    with tempfile.TemporaryDirectory(prefix="everram-test-", dir="/tmp") as runtime:
-        cluster = Cluster(tmp_path_factory.mktemp("failover"), runtime)
+    with user_in(tmp_path_factory.mktemp("failover"), Cluster) as cluster:
         cluster.run("up", "--lease", "5s", "--hosts", "3", "--memory", "512MiB", "--nvm", "256MiB", "-d")
         cluster.look()
-        try:
-            yield cluster
-        finally:
-            cluster.run("down", "--discard")
-        cluster.ended()
+        yield cluster
 
 
 @pytest.fixture

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import shutil
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -18,65 +16,32 @@ from typing import Any
 
 import pytest
 
-redis = pytest.importorskip("redis", reason="install everram[test] to include it")
+from tests.user import PATIENCE_S, User, free_port, user_in
 
-ROOT = Path(__file__).resolve().parents[2]
-COMMAND = [sys.executable, "-m", "everram.runtime.cli.main"]
-PATIENCE_S = 30.0
+redis = pytest.importorskip("redis", reason="install everram[test] to include it")
 
 pytestmark = [pytest.mark.process, pytest.mark.timeout(170), pytest.mark.needs("redis-server", "redis-cli")]
 
 
-class Cluster:
+class Cluster(User):
     """One host with kv.py on it."""
 
     def __init__(self, folder: Path, runtime: str) -> None:
-        self.environment = {k: v for k, v in os.environ.items() if not k.startswith(("EVERRAM", "XDG"))}
-        # conftest's mark stays; everything else of everram's is this cluster's own.
-        self.environment |= {"EVERRAM_TEST_SESSION": os.environ["EVERRAM_TEST_SESSION"]}
-        self.environment |= {"XDG_RUNTIME_DIR": runtime, "EVERRAM_DIR": str(folder / "cluster")}
+        super().__init__(folder, runtime)
         self.port = free_port()
-
-    def run(self, *arguments: str) -> str:
-        done = subprocess.run(
-            [*COMMAND, *arguments],
-            cwd=ROOT,
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        assert done.returncode == 0, f"everram {' '.join(arguments)}: {done.stdout}{done.stderr}"
-        return done.stdout
-
-    def inspect(self) -> dict[str, Any]:
-        answer = json.loads(self.run("inspect", "--json", "kv"))
-        assert isinstance(answer, dict)
-        return answer
 
     def client(self) -> Any:
         return redis.Redis(port=self.port, socket_timeout=PATIENCE_S, retry=None)
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @contextmanager
 def cluster_with_kv(folder: Path) -> Iterator[Cluster]:
-    with tempfile.TemporaryDirectory(prefix="everram-test-", dir="/tmp") as runtime:
-        cluster = Cluster(folder, runtime)
-        try:
-            cluster.run("up", "--lease", "5s", "--hosts", "1", "--memory", "256MiB", "--nvm", "128MiB", "-d")
-            where = ("--name", "kv", "--region", "kv=32MiB", "--publish", str(cluster.port))
-            cluster.run("run", "-d", *where, "--", "python", "examples/kv.py")
-            answers(cluster.client())
-            yield cluster
-        finally:
-            cluster.run("down", "--discard")
+    with user_in(folder, Cluster) as cluster:
+        cluster.run("up", "--hosts", "1", "--memory", "256MiB", "--nvm", "128MiB", "-d")
+        where = ("--name", "kv", "--region", "kv=32MiB", "--publish", str(cluster.port))
+        cluster.run("run", "-d", *where, "--", "python", "examples/kv.py")
+        answers(cluster.client())
+        yield cluster
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +114,7 @@ def test_redis_py(kv: Cluster) -> None:
 def test_it_survives_its_own_end_and_its_hosts(own: Cluster) -> None:
     """What was answered is there afterwards; what was asked when it died is unknown, and neither more nor less."""
     client = own.client()
-    acknowledged, before = 0, own.inspect()
+    acknowledged, before = 0, own.json("inspect", "kv")
     for fault, target in (("guest-kill", "kv"), ("host-kill", before["host"]), ("guest-kill", "kv")):
         for _ in range(50):
             acknowledged += 1
@@ -161,7 +126,7 @@ def test_it_survives_its_own_end_and_its_hosts(own: Cluster) -> None:
         assert client.mget([f"key:{n}" for n in range(1, acknowledged + 1)]) == [
             b"%d" % (n + 1) for n in range(acknowledged)
         ]
-    assert own.inspect()["epoch"] == before["epoch"] + 2
+    assert own.json("inspect", "kv")["epoch"] == before["epoch"] + 2
 
 
 def test_an_entry_too_large_and_a_full_region_are_plain_errors(kv: Cluster) -> None:

@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
 import socket
-import subprocess
-import sys
-import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-COMMAND = [sys.executable, "-m", "everram.runtime.cli.main"]
-PATIENCE_S = 30.0
+from tests.user import PATIENCE_S, User, free_port, until, user_in
 
 pytestmark = [pytest.mark.process, pytest.mark.timeout(150)]
 
@@ -40,29 +31,7 @@ while True:
 """
 
 
-class Cluster:
-    def __init__(self, folder: Path, runtime: str) -> None:
-        self.environment = {k: v for k, v in os.environ.items() if not k.startswith("XDG")}
-        self.environment |= {"XDG_RUNTIME_DIR": runtime, "EVERRAM_DIR": str(folder / "cluster")}
-
-    def run(self, *arguments: str) -> str:
-        done = subprocess.run(
-            [*COMMAND, *arguments],
-            cwd=ROOT,
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        assert done.returncode == 0, f"everram {' '.join(arguments)}: {done.stdout}{done.stderr}"
-        return done.stdout
-
-    def json(self, *arguments: str) -> dict[str, Any]:
-        answer = json.loads(self.run(*arguments[:1], "--json", *arguments[1:]))
-        assert isinstance(answer, dict)
-        return answer
-
+class Cluster(User):
     def in_sync(self, guest: str) -> bool:
         return any(
             copy["state"] == "in-sync" and copy["required"] for copy in self.json("inspect", guest)["destinations"]
@@ -74,25 +43,8 @@ class Cluster:
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[Cluster]:
-    with tempfile.TemporaryDirectory(prefix="everram-test-", dir="/tmp") as runtime:
-        made = Cluster(tmp_path, runtime)
-        try:
-            yield made
-        finally:
-            made.run("down", "--discard")
-
-
-def until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline, f"not in {PATIENCE_S} s: {what}"
-        time.sleep(0.02)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    with user_in(tmp_path, Cluster) as made:
+        yield made
 
 
 def count(port: int, times: int) -> int:
@@ -109,7 +61,7 @@ def count(port: int, times: int) -> int:
 
 
 def test_a_lost_machine_takes_nothing_promised_with_it(cluster: Cluster) -> None:
-    cluster.run("up", "--lease", "5s", "--hosts", "3", "--memory", "256MiB", "--channel", "tcp", "-d")
+    cluster.run("up", "--hosts", "3", "--memory", "256MiB", "--channel", "tcp", "-d")
     port = free_port()
     where = ("--name", "counter", "--region", "n=8MiB", "--copies", "2", "--publish", str(port))
     host = cluster.json("run", "-d", *where, "--", "python", "-c", COUNTER)["host"]

@@ -15,9 +15,6 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
-import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -32,12 +29,8 @@ from everram.runtime.contracts import common_pb2 as pb
 from everram.runtime.contracts import nvm_device_pb2 as nvm
 from everram.runtime.errors import DataLoss, DeadlineExceeded, EverramError, NotFound, Unavailable
 from everram.runtime.memory.contract import PAGE_BYTES
+from tests.user import PATIENCE_S, User, user_in
 
-ROOT = Path(__file__).resolve().parents[2]
-COMMAND = [sys.executable, "-m", "everram.runtime.cli.main"]
-COMMAND_TIMEOUT_S = 60.0
-PATIENCE_S = 30.0
-LEASE = "6s"
 PAGES = 128
 REGION_BYTES = PAGES * 4096
 WORDS_PER_PAGE = 8
@@ -88,37 +81,8 @@ while True:
 """
 
 
-class Everram:
-    """One user with one cluster of one host in a folder of its own."""
-
-    def __init__(self, folder: Path, runtime: str) -> None:
-        self.dir = folder / "cluster"
-        self.environment = {k: v for k, v in os.environ.items() if not k.startswith(("EVERRAM", "XDG"))}
-        self.environment |= {"XDG_RUNTIME_DIR": runtime, "EVERRAM_DIR": str(self.dir)}
-
-    def try_run(self, *arguments: str) -> tuple[int, str, str]:
-        done = subprocess.run(
-            [*COMMAND, *arguments],
-            cwd=ROOT,
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            timeout=COMMAND_TIMEOUT_S,
-            check=False,
-        )
-        return done.returncode, done.stdout, done.stderr
-
-    def run(self, *arguments: str) -> str:
-        status, out, err = self.try_run(*arguments)
-        assert status == 0, f"everram {' '.join(arguments)}: {status}\n{out}\n{err}"
-        return out
-
-    def refused(self, *arguments: str) -> str:
-        """Run what must fail; its one plain sentence."""
-        status, out, err = self.try_run(*arguments)
-        assert status not in (0, -signal.SIGKILL), f"everram {' '.join(arguments)}: {out}"
-        assert len(err.splitlines()) == 1, err
-        return err.removeprefix("everram: ").strip()
+class Everram(User):
+    """With one cluster of one host."""
 
     async def begin(self, program: str, *regions: str) -> None:
         arguments = [word for region in regions for word in ("--region", region)]
@@ -128,14 +92,10 @@ class Everram:
 
 @pytest.fixture
 def everram(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Everram]:
-    with tempfile.TemporaryDirectory(prefix="everram-test-", dir="/tmp") as runtime:
-        user = Everram(tmp_path, runtime)
+    with user_in(tmp_path, Everram) as user:
         for name in ("XDG_RUNTIME_DIR", "EVERRAM_DIR"):
             monkeypatch.setenv(name, user.environment[name])
-        try:
-            yield user
-        finally:
-            user.try_run("down", "--discard")
+        yield user
 
 
 async def until(condition: Callable[[], Awaitable[object]], what: str) -> None:
@@ -275,7 +235,7 @@ def check_instants(instants: list[Instant]) -> None:
 
 async def test_snapshots_of_a_writing_guest_are_instants_whatever_happens_afterwards(everram: Everram) -> None:
     dice = random.Random(SEED)
-    everram.run("up", "--lease", LEASE, "--hosts", "1", "--memory", "512MiB", "--nvm", "256MiB", "-d")
+    everram.run("up", "--hosts", "1", "--memory", "512MiB", "--nvm", "256MiB", "-d")
     logged_bytes = REGION_BYTES + 8 * HISTORY
     await everram.begin(GUEST, f"plain={REGION_BYTES}B,mapped", f"logged={logged_bytes}B")
     sizes: dict[tuple[str, str], int] = {}
@@ -297,7 +257,7 @@ async def test_snapshots_of_a_writing_guest_are_instants_whatever_happens_afterw
     async with device() as asked:
         before = await asked.hashes(sizes)
     everram.run("down")
-    everram.run("up", "--lease", LEASE, "-d")
+    everram.run("up", "-d")
     async with device() as asked:
         await until(lambda: running(asked), "the guest runs again")
         assert await asked.hashes(sizes) == before, "they outlive a machine that was switched off"
@@ -387,9 +347,7 @@ async def running(asked: Device) -> bool:
 
 
 async def test_a_full_device_makes_writers_wait_and_says_what_to_do(everram: Everram) -> None:
-    everram.run(
-        *("up", "--lease", LEASE, "--hosts", "1", "--memory", "96MiB", "--nvm", "24MiB", "--storage", "1MiB", "-d")
-    )
+    everram.run(*("up", "--hosts", "1", "--memory", "96MiB", "--nvm", "24MiB", "--storage", "1MiB", "-d"))
     await everram.begin(SCRIBBLER, "plain=6MiB,mapped")
     async with device() as asked:
         number = 0
@@ -446,9 +404,9 @@ async def test_a_full_device_makes_writers_wait_and_says_what_to_do(everram: Eve
             "region", "export", "plain@s0", str(everram.dir / "out")
         )
         assert not (everram.dir / "out").exists()
-        checked, out, _ = everram.try_run("region", "check")
+        checked, out, err = everram.try_run("region", "check")
         assert checked == 1
-        assert "does not match its checksum" in out
+        assert "does not match its checksum" in out, err
         everram.run("region", "rm", "plain@s0")
         assert not await asked.findings()
         everram.run("rm", "--force", "--regions", "writer")

@@ -6,54 +6,21 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import textwrap
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from everram.runtime.log.record import HEADER_BYTES
 from everram.runtime.log.ring import APPLIED, APPLIED_COPY, DATA_OFFSET, EPOCH_START, TAIL, WORD_MASK
-
-COMMAND = [sys.executable, "-m", "everram.runtime.cli.main"]
-COMMAND_TIMEOUT_S = 60.0
-PATIENCE_S = 20.0
-"""For what happens by itself, on a loaded computer."""
+from tests.user import User, until, user_in
 
 pytestmark = [pytest.mark.process, pytest.mark.timeout(120)]
 
 
-class Everram:
-    """The command, for one cluster of one host."""
-
-    def __init__(self, folder: Path, runtime: str) -> None:
-        self.folder = folder
-        self.environment = {k: v for k, v in os.environ.items() if not k.startswith(("EVERRAM_DIR", "XDG"))}
-        self.environment |= {"XDG_RUNTIME_DIR": runtime, "EVERRAM_DIR": str(folder / "cluster")}
-
-    def try_run(self, *arguments: str) -> tuple[int, str, str]:
-        """Exit status, what it printed, what it complained."""
-        done = subprocess.run(
-            [*COMMAND, *arguments], cwd=self.folder, env=self.environment, stdin=subprocess.DEVNULL,
-            capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S, check=False,
-        )  # fmt: skip
-        return done.returncode, done.stdout, done.stderr
-
-    def run(self, *arguments: str) -> str:
-        status, out, err = self.try_run(*arguments)
-        assert status == 0, f"everram {' '.join(arguments)}: {status}\n{out}\n{err}"
-        return out
-
-    def inspect(self, guest: str) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self.run("inspect", "--json", guest))
-        return found
-
-    def host(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self.run("status", "--json"))["hosts"][0]
-        return found
+class Stranger(User):
+    """With one cluster of one host."""
 
     def said(self, guest: str, *words: str) -> str:
         """The guest's output, once every word is in it."""
@@ -61,22 +28,11 @@ class Everram:
         return self.run("logs", guest)
 
 
-def until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline, f"not in {PATIENCE_S} s: {what}"
-        time.sleep(0.05)
-
-
 @pytest.fixture(scope="module")
-def everram(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Everram]:
-    with tempfile.TemporaryDirectory(prefix="everram-test-", dir="/tmp") as runtime:
-        user = Everram(tmp_path_factory.mktemp("strangers"), runtime)
-        user.run("up", "--lease", "5s", "--hosts", "1", "--memory", "128MiB", "--nvm", "64MiB", "-d")
-        try:
-            yield user
-        finally:
-            user.run("down", "--discard")
+def everram(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stranger]:
+    with user_in(tmp_path_factory.mktemp("strangers"), Stranger) as user:
+        user.run("up", "--hosts", "1", "--memory", "128MiB", "--nvm", "64MiB", "-d")
+        yield user
 
 
 COUNTS = """
@@ -123,8 +79,8 @@ print(json.dumps([services, status, guests, refused]))
 """
 
 
-def test_a_client_without_our_code_lists_services_and_calls_them(everram: Everram) -> None:
-    before = everram.host()
+def test_a_client_without_our_code_lists_services_and_calls_them(everram: Stranger) -> None:
+    before = everram.host("h1")
     everram.run("run", "-d", "--name", "seen", "--", "sleep", "1000")
     client = [sys.executable, "-I", "-c", CLIENT, before["host_socket"]]
     done = subprocess.run(client, capture_output=True, text=True, timeout=30, check=False)
@@ -138,14 +94,14 @@ def test_a_client_without_our_code_lists_services_and_calls_them(everram: Everra
     assert {code for code, _ in refused.values()} == {"INVALID_ARGUMENT"}, refused
     assert len(refused) == 4
     assert all("Traceback" not in details for _, details in refused.values())
-    assert everram.host()["host_restarts"] == before["host_restarts"]
+    assert everram.host("h1")["host_restarts"] == before["host_restarts"]
     everram.run("rm", "--force", "seen")
 
 
-def test_a_stranger_with_a_guests_own_words_may_not_attach(everram: Everram) -> None:
+def test_a_stranger_with_a_guests_own_words_may_not_attach(everram: Stranger) -> None:
     everram.run("run", "-d", "--name", "mine", "--region", "r=64KiB", "--", "python", "-c", COUNTS)
     everram.said("mine", "counted to 1")
-    pid = everram.inspect("mine")["pid"]
+    pid = everram.json("inspect", "mine")["pid"]
     words = [word.partition("=") for word in Path(f"/proc/{pid}/environ").read_text().split("\0")]
     environment = {name: value for name, _, value in words if name.startswith("EVERRAM_")}
     attach = [sys.executable, "-c", "from everram.runtime import guest; guest.attach()"]
@@ -153,7 +109,7 @@ def test_a_stranger_with_a_guests_own_words_may_not_attach(everram: Everram) -> 
     done = subprocess.run(attach, env=environment, capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode == 1
     assert "does not belong to guest" in done.stderr.splitlines()[-1]
-    after = everram.inspect("mine")
+    after = everram.json("inspect", "mine")
     assert (after["pid"], after["state"], after["epoch"]) == (pid, "running", 1)
     everram.run("rm", "--regions", "--force", "mine")
 
@@ -180,12 +136,12 @@ time.sleep(1000)
 """
 
 
-def test_a_guests_forked_child_writes_nothing_and_its_parent_goes_on(everram: Everram) -> None:
+def test_a_guests_forked_child_writes_nothing_and_its_parent_goes_on(everram: Stranger) -> None:
     everram.run("run", "-d", "--name", "forks", "--region", "r=64KiB", "--", "python", "-c", textwrap.dedent(FORK))
     said = everram.said("forks", "parent:")
     assert said.count("child: this process is a forked child of a guest") == 2
     assert "parent: 7 then 9" in said
-    assert everram.inspect("forks")["restarts"] == 0
+    assert everram.json("inspect", "forks")["restarts"] == 0
     everram.run("rm", "--regions", "--force", "forks")
 
 
@@ -210,12 +166,12 @@ class Log:
 
 
 @pytest.mark.parametrize("where", ["magic", "checksum", "tail", "payload"])
-def test_a_damaged_log_is_refused_and_whole_again_once_mended(everram: Everram, where: str) -> None:
+def test_a_damaged_log_is_refused_and_whole_again_once_mended(everram: Stranger, where: str) -> None:
     """Somebody flips a bit: the guest is not started on it, nothing is erased, and the right bit brings all back."""
     everram.run("run", "-d", "--name", "counts", "--region", "r=64KiB", "--", "python", "-c", COUNTS)
     everram.said("counts", "counted to 1")
     everram.run("stop", "counts")
-    log = Log(everram.host()["pid"], everram.inspect("counts")["guest_id"])
+    log = Log(everram.host("h1")["pid"], everram.json("inspect", "counts")["guest_id"])
     # As if it had died before its transaction was applied, so that the record is needed.
     applied = log.word(EPOCH_START)
     log.set_word(APPLIED_COPY, applied ^ WORD_MASK)
@@ -227,8 +183,8 @@ def test_a_damaged_log_is_refused_and_whole_again_once_mended(everram: Everram, 
     assert status == 1
     assert complaint.startswith("everram: its log is damaged, so it cannot start: ")
     assert len(complaint.splitlines()) == 1
-    assert everram.inspect("counts")["state"] == "failed"
-    assert "damaged" in everram.inspect("counts")["reason"]
+    assert everram.json("inspect", "counts")["state"] == "failed"
+    assert "damaged" in everram.json("inspect", "counts")["reason"]
 
     log.flip(at)
     everram.run("start", "counts")
