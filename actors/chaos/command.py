@@ -17,7 +17,7 @@ from functools import partial
 from hashlib import blake2b
 
 from everram.actors.chaos.planted import PLANTED
-from everram.actors.chaos.simulate import TIERS, simulate
+from everram.actors.chaos.simulate import SCENARIOS, TIERS, simulate
 from everram.actors.chaos.swarm import Outcome, run_all
 from everram.runtime.cli.units import duration
 
@@ -33,6 +33,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     sim = commands.add_parser("sim", help="simulate whole clusters under faults, one for each seed")
     sim.add_argument("--seeds", type=_seeds, default=range(1, 21), metavar="A..B", help="default 1..20")
     sim.add_argument("--tier", choices=sorted(TIERS), default="quick", help="how long and how hard (default quick)")
+    sim.add_argument("--scenario", choices=SCENARIOS, help="only this one, instead of one drawn for each seed")
     sim.add_argument("--plant", choices=sorted(PLANTED), help="plant a known bug, which has to be found")
     sim.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), metavar="N", help="processes at once")
     sim.add_argument("--digest", action="store_true", help="print the digest of everything that happened")
@@ -43,13 +44,14 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     replay.add_argument("seed", type=int, metavar="SEED")
     replay.add_argument("--until", type=duration, metavar="D", help="stop there, in virtual time: 500ms, 2s")
     replay.add_argument("--tier", choices=sorted(TIERS), default="quick")
+    replay.add_argument("--scenario", choices=SCENARIOS)
     replay.add_argument("--plant", choices=sorted(PLANTED))
     replay.set_defaults(handler=run_replay)
 
 
 def run_sim(args: argparse.Namespace) -> int:
     started_s = time.monotonic()
-    run = partial(_outcome, tier=args.tier, plant=args.plant or "")
+    run = partial(_outcome, tier=args.tier, scenario=args.scenario or "", plant=args.plant or "")
     outcomes: list[Outcome] = []
     for outcome in run_all(args.seeds, run, max(1, args.workers)):
         outcomes.append(outcome)
@@ -73,7 +75,8 @@ def run_sim(args: argparse.Namespace) -> int:
 
 
 def run_replay(args: argparse.Namespace) -> int:
-    result = simulate(args.seed, tier=args.tier, plant=args.plant or "", echo=print, until_s=args.until)
+    scenario, plant = args.scenario or "", args.plant or ""
+    result = simulate(args.seed, tier=args.tier, scenario=scenario, plant=plant, echo=print, until_s=args.until)
     print(f"seed {args.seed}: {result.configuration}")
     print(f"digest {result.digest}, {result.steps} steps, {result.virtual_s:.3f} virtual seconds")
     for violation in result.violations:
@@ -81,8 +84,8 @@ def run_replay(args: argparse.Namespace) -> int:
     return 1 if result.violations else 0
 
 
-def _outcome(seed: int, *, tier: str, plant: str) -> Outcome:
-    return simulate(seed, tier=tier, plant=plant).to_json()
+def _outcome(seed: int, *, tier: str, scenario: str, plant: str) -> Outcome:
+    return simulate(seed, tier=tier, scenario=scenario, plant=plant).to_json()
 
 
 def _failure(outcome: Outcome, args: argparse.Namespace) -> Outcome:
@@ -97,7 +100,8 @@ def _failure(outcome: Outcome, args: argparse.Namespace) -> Outcome:
 def _replay_command(seed: int, args: argparse.Namespace) -> str:
     plant = f" --plant {args.plant}" if args.plant else ""
     tier = f" --tier {args.tier}" if args.tier != "quick" else ""
-    return f"everram chaos replay {seed}{tier}{plant}"
+    scenario = f" --scenario {args.scenario}" if args.scenario else ""
+    return f"everram chaos replay {seed}{tier}{scenario}{plant}"
 
 
 def _digest(outcomes: list[Outcome]) -> str:

@@ -3,13 +3,15 @@
     with planted("lost-wakeup"):
         simulate(seed)
 
-For tests only; nothing but the chaos commands imports this module.
+For tests only; nothing but the chaos commands imports this module. Each names the scenario that has to find it within
+SEEDS_MAX seeds: `everram chaos planted` tries them all, and docs/planted.md has what it said.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from everram.actors.nvm_device.draft import Draft
@@ -133,22 +135,41 @@ def _blocks_kept(draft: Draft, blocks: Sequence[int]) -> None:
     """What a deletion or a purge has done with stays taken."""
 
 
-PLANTED: dict[str, tuple[tuple[Any, str, Any], ...]] = {
-    "torn-publish": ((LogWriter, "publish", _torn_publish),),
-    "apply-before-append": ((GuestCore, "commit", _apply_before_append),),
-    "applied-early": ((LogWriter, "publish", _applied_early),),
-    "lost-wakeup": ((LogReader, "announce_sleep", _lost_wakeup),),
-    "freeze-lost": ((MachineCore, "host_exited", _freeze_lost),),
-    "acknowledged-early": ((Shipper, "_ship", _acknowledged_early),),
-    "promise-ignored": ((CopyKeeper, "promise", _promise_ignored),),
-    "epoch-unchecked": ((copy_keeper, "_check_epoch", _epoch_unchecked), (KeptCopy, "fenced", property(_never_fenced))),
-    "shrunk-uncommitted": ((GuestLog, "_commit_members", _shrunk_uncommitted),),
-    "empty-set-satisfies": ((GuestCore, "replicated", _empty_set_satisfies),),
-    "lease-late": ((GuestCore, "commit", _lease_late),),
-    "copied-later": ((SnapshotKeeper, "_copy_out", _copied_later),),
-    "blocks-kept": ((Draft, "free_blocks", _blocks_kept),),
+Mistake = tuple[Any, str, Any]
+"""What is replaced by what: (owner, attribute, mistake)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plant:
+    scenario: str
+    """That has to find it, one of simulate.SCENARIOS."""
+    mistakes: tuple[Mistake, ...]
+
+    @staticmethod
+    def of(scenario: str, *mistakes: Mistake) -> Plant:
+        return Plant(scenario, mistakes)
+
+
+SEEDS_MAX = 200
+"""Within which each has to be found."""
+
+PLANTED: dict[str, Plant] = {
+    "torn-publish": Plant.of("ring", (LogWriter, "publish", _torn_publish)),
+    "apply-before-append": Plant.of("ring", (GuestCore, "commit", _apply_before_append)),
+    "applied-early": Plant.of("ring", (LogWriter, "publish", _applied_early)),
+    "lost-wakeup": Plant.of("ring", (LogReader, "announce_sleep", _lost_wakeup)),
+    "freeze-lost": Plant.of("cluster", (MachineCore, "host_exited", _freeze_lost)),
+    "acknowledged-early": Plant.of("failover", (Shipper, "_ship", _acknowledged_early)),
+    "promise-ignored": Plant.of("failover", (CopyKeeper, "promise", _promise_ignored)),
+    "epoch-unchecked": Plant.of(
+        "failover", (copy_keeper, "_check_epoch", _epoch_unchecked), (KeptCopy, "fenced", property(_never_fenced))
+    ),
+    "shrunk-uncommitted": Plant.of("failover", (GuestLog, "_commit_members", _shrunk_uncommitted)),
+    "empty-set-satisfies": Plant.of("failover", (GuestCore, "replicated", _empty_set_satisfies)),
+    "lease-late": Plant.of("failover", (GuestCore, "commit", _lease_late)),
+    "copied-later": Plant.of("cluster", (SnapshotKeeper, "_copy_out", _copied_later)),
+    "blocks-kept": Plant.of("cluster", (Draft, "free_blocks", _blocks_kept)),
 }
-"""name -> what is replaced by what: (owner, attribute, mistake)."""
 
 
 @contextmanager
@@ -157,8 +178,9 @@ def planted(name: str) -> Iterator[None]:
     if not name:
         yield
         return
-    right = [(owner, attribute, vars(owner)[attribute]) for owner, attribute, _ in PLANTED[name]]
-    for owner, attribute, mistake in PLANTED[name]:
+    mistakes = PLANTED[name].mistakes
+    right = [(owner, attribute, vars(owner)[attribute]) for owner, attribute, _ in mistakes]
+    for owner, attribute, mistake in mistakes:
         setattr(owner, attribute, mistake)
     try:
         yield

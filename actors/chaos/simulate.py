@@ -51,12 +51,16 @@ def simulate(
     scenario: str = "",
     echo: Callable[[str], None] | None = None,
     until_s: float | None = None,
+    to_first: bool = False,
 ) -> Result:
-    """Run one seed to its end, or to `until_s` of virtual time. `scenario`: one of SCENARIOS instead of a draw."""
+    """Run one seed to its end, to `until_s` of virtual time, or `to_first` violation. `scenario`: one of SCENARIOS
+    instead of a draw."""
     world = World(seed, echo)
     with planted(plant):
         configuration, story = _draw(world, TIERS[tier], scenario)
         world.note("seed", f"{seed}: {configuration}")
+        if to_first:
+            story = _to_first_violation(world, story)
         world.run(story if until_s is None else _until(story, until_s))
     return Result(seed, configuration, tuple(world.violations), world.digest, world.loop.steps, world.now_s)
 
@@ -81,3 +85,13 @@ async def _until(scenario: Coroutine[Any, Any, None], until_s: float) -> None:
             await scenario
     except TimeoutError:
         return
+
+
+async def _to_first_violation(world: World, scenario: Coroutine[Any, Any, None]) -> None:
+    found = asyncio.get_running_loop().create_future()
+    world.violated = lambda: found.done() or found.set_result(None)
+    running = asyncio.ensure_future(scenario)
+    await asyncio.wait((running, found), return_when=asyncio.FIRST_COMPLETED)
+    if running.done():
+        running.result()
+    running.cancel()

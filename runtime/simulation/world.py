@@ -63,6 +63,8 @@ class World:
         self.fabric = Fabric(self.loop, self.seeds.stream("network"), LinkFaults())
         self.coordination = CoordinationServer(self.loop, self.fabric, self.seeds.stream("coordination"))
         self.violations: list[Violation] = []
+        self.violated: Callable[[], object] = lambda: None
+        """Called at each violation."""
         self._media: dict[str, Media] = {}
         self._supervisor = self.seeds.stream("supervisor")
 
@@ -88,6 +90,7 @@ class World:
         if sum(found.property == violated for found in self.violations) < VIOLATIONS_MAX:
             self.violations.append(Violation(violated, self.now_s, what))
         self.note("VIOLATION", f"{violated}: {what}")
+        self.violated()
 
     def run(self, scenario: Coroutine[Any, Any, None]) -> None:
         """Run to the end of `scenario`, then end the world. What goes wrong is in `violations`."""

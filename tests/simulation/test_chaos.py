@@ -11,21 +11,20 @@ from typing import Any
 
 import pytest
 
-from everram.actors.chaos.planted import PLANTED, planted
+from everram.actors.chaos.planted import PLANTED, SEEDS_MAX, planted
 from everram.actors.chaos.simulate import SCENARIOS, Result, simulate
 from everram.actors.chaos.swarm import run_all
 from everram.runtime.log.writer import LogWriter
 
 WORKERS = len(os.sched_getaffinity(0))
-SEEDS_MAX = 200
-FIRST_SEED = {"freeze-lost": 30}
+FIRST_SEED: dict[str, int] = {}
 """Where a search begins if seeds before are known to find nothing: it may take SEEDS_MAX all the same."""
 
 pytestmark = pytest.mark.timeout(240)
 
 
-def outcome(seed: int, plant: str = "", scenario: str = "") -> dict[str, Any]:
-    return simulate(seed, plant=plant, scenario=scenario).to_json()
+def outcome(seed: int, plant: str = "", scenario: str = "", to_first: bool = False) -> dict[str, Any]:
+    return simulate(seed, plant=plant, scenario=scenario, to_first=to_first).to_json()
 
 
 def chaos(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -38,35 +37,41 @@ def chaos(*arguments: str, **environment: str) -> subprocess.CompletedProcess[st
 def test_a_seed_has_one_digest_whatever_the_hash_seed() -> None:
     digests = set()
     for hash_seed in ("1", "2"):
-        done = chaos("sim", "--seeds", "1..8", "--json", PYTHONHASHSEED=hash_seed)
+        done = chaos("sim", "--seeds", "1..3", "--json", PYTHONHASHSEED=hash_seed)
         assert done.returncode == 0, done.stdout + done.stderr
         digests.add(json.loads(done.stdout)["digest"])
     assert len(digests) == 1
 
 
 def test_a_seed_has_one_digest_in_company_and_alone() -> None:
-    swarm = {each["seed"]: each["digest"] for each in run_all(range(1, 5), outcome, WORKERS)}
-    assert swarm == {seed: simulate(seed).digest for seed in (4, 3, 2, 1)}
+    swarm = {each["seed"]: each["digest"] for each in run_all((5, 6), outcome, WORKERS)}
+    assert swarm == {seed: simulate(seed).digest for seed in (6, 5)}
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_a_small_swarm_finds_nothing(scenario: str) -> None:
     bad = [
-        each for each in run_all(range(1000, 1008), partial(outcome, scenario=scenario), WORKERS) if each["violations"]
+        each for each in run_all(range(1000, 1002), partial(outcome, scenario=scenario), WORKERS) if each["violations"]
     ]
     assert not bad
 
 
 @pytest.mark.parametrize("plant", sorted(PLANTED))
-def test_a_planted_bug_is_found_and_replayed_by_its_seed(plant: str) -> None:
+def test_a_planted_bug_is_found_by_its_scenario(plant: str) -> None:
     first = FIRST_SEED.get(plant, 1)
-    outcomes = run_all(range(first, first + SEEDS_MAX), partial(outcome, plant=plant), WORKERS)
+    run = partial(outcome, plant=plant, scenario=PLANTED[plant].scenario, to_first=True)
+    outcomes = run_all(range(first, first + SEEDS_MAX), run, WORKERS)
     found = next((each for each in outcomes if each["violations"]), None)
     outcomes.close()  # type: ignore[attr-defined]
     assert found is not None, f"{plant} was not found in {SEEDS_MAX} seeds"
-    again = next(iter(run_all([found["seed"]], partial(outcome, plant=plant), 1)))
+
+
+def test_a_found_bug_is_replayed_by_its_seed() -> None:
+    outcomes = run_all(range(1, 1 + SEEDS_MAX), partial(outcome, plant="apply-before-append", scenario="ring"), 1)
+    found = next(each for each in outcomes if each["violations"])
+    outcomes.close()  # type: ignore[attr-defined]
+    again, clean = (outcome(found["seed"], plant, "ring") for plant in ("apply-before-append", ""))
     assert again == found
-    clean = next(iter(run_all([found["seed"]], outcome, 1)))
     assert not clean["violations"]
 
 
@@ -87,12 +92,12 @@ def test_a_replay_is_readable_and_stops_where_it_is_told_to() -> None:
 
 
 def test_a_violation_is_reported_with_how_to_replay_it() -> None:
-    done = chaos("sim", "--seeds", "1..4", "--plant", "apply-before-append", "--json")
+    done = chaos("sim", "--seeds", "1..2", "--scenario", "ring", "--plant", "apply-before-append", "--json")
     assert done.returncode == 1
     summary = json.loads(done.stdout)
-    assert (summary["runs"], summary["violations"] > 0) == (4, True)
+    assert (summary["runs"], summary["violations"] > 0) == (2, True)
     failure = summary["failures"][0]
-    assert failure["replay"] == f"everram chaos replay {failure['seed']} --plant apply-before-append"
+    assert failure["replay"] == f"everram chaos replay {failure['seed']} --scenario ring --plant apply-before-append"
     assert failure["violations"][0]["property"]
 
 
