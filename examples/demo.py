@@ -28,9 +28,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from everram.actors.chaos.lanes import Lane, Marks, Rate, Spans, States, draw
 from everram.examples.demo_clients import STRAY, Client, Memory, Record, Stray, ask_memory
 from everram.examples.demo_proof import verify
-from everram.examples.lanes import Lane, draw
 from everram.runtime.cli import unbuilt
 from everram.runtime.cli.output import emit, note, plural, say
 from everram.runtime.cli.units import duration
@@ -368,7 +368,7 @@ def report_of(run: Run, memory: Memory) -> dict[str, Any]:
         "end_ms": ms(run.end_s),
         "answers": {"bin_ms": BIN_MS, "counts": _counted(run)},
         "hosts": {
-            host: [{"at_ms": ms(at_s), "state": run.watch.legend[state]} for at_s, state in states]
+            host: [{"at_ms": ms(at_s), "state": run.watch.legend[state].words} for at_s, state in states]
             for host, states in run.watch.states.items()
         },
     }
@@ -399,15 +399,15 @@ def holds(report: dict[str, Any]) -> bool:
 
 def picture_of(run: Run) -> str:
     gap_s = run.gap_s()
-    lanes = [
-        Lane.of_rate("clients", run.answers()),
-        *(Lane.of_states(host, states) for host, states in run.watch.states.items()),
-        Lane.of_mark("fault", run.fault_s, f"^ {run.fault} of {run.before.host}"),
-        Lane.of_span("gap", *gap_s, f"{1000 * (gap_s[1] - gap_s[0]):.0f} ms"),
+    lanes: list[Lane] = [
+        Rate("clients", run.answers()),
+        *(States(host, states, run.watch.legend) for host, states in run.watch.states.items()),
+        Marks("fault", [(run.fault_s, f"^ {run.fault} of {run.before.host}")]),
+        Spans("gap", [(*gap_s, f"{1000 * (gap_s[1] - gap_s[0]):.0f} ms")]),
     ]
     unicode = (sys.stdout.encoding or "").lower().startswith("utf")
     used = {state for states in run.watch.states.values() for _, state in states}
-    legend = "   ".join(f"{letter} {meaning}" for letter, meaning in run.watch.legend.items() if letter in used)
+    legend = "   ".join(f"{letter} {state.words}" for letter, state in run.watch.legend.items() if letter in used)
     return f"{draw(lanes, run.watch.began_s, run.end_s, unicode=unicode)}\n\n  {legend}"
 
 

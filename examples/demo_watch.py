@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Iterable
 from typing import Any
 
+from everram.actors.chaos.lanes import State
 from everram.runtime.client import Cluster
 from everram.runtime.contracts.common_pb2 import Empty
 from everram.runtime.contracts.supervisor_pb2 import MachineStatus
@@ -23,13 +24,16 @@ LOOK_S = 0.02
 RETRY_S = 0.05
 SERVES, COPY, UP, SOFTWARE_DOWN, CUT, DEAD, OFF = "=", "c", "-", "!", "/", "x", "o"
 LEGEND = {
-    SERVES: "serves the bank",
-    COPY: "keeps its copy",
-    UP: "up",
-    SOFTWARE_DOWN: "host software down, memory and guests live",
-    CUT: "cut off",
-    DEAD: "dead",
-    OFF: "off, its memory saved or not",
+    state.letter: state
+    for state in (
+        State(SERVES, "serves the bank", "serves"),
+        State(COPY, "keeps its copy", "copy"),
+        State(UP, "up"),
+        State(SOFTWARE_DOWN, "host software down, memory and guests live", "warn"),
+        State(CUT, "cut off", "dead"),
+        State(DEAD, "dead", "dead"),
+        State(OFF, "off, its memory saved or not", "dead"),
+    )
 }
 
 

@@ -166,7 +166,7 @@ PLANTED: dict[str, Plant] = {
     ),
     "shrunk-uncommitted": Plant.of("failover", (GuestLog, "_commit_members", _shrunk_uncommitted)),
     "empty-set-satisfies": Plant.of("failover", (GuestCore, "replicated", _empty_set_satisfies)),
-    "lease-late": Plant.of("failover", (GuestCore, "commit", _lease_late)),
+    "lease-late": Plant.of("cluster", (GuestCore, "commit", _lease_late)),
     "copied-later": Plant.of("cluster", (SnapshotKeeper, "_copy_out", _copied_later)),
     "blocks-kept": Plant.of("cluster", (Draft, "free_blocks", _blocks_kept)),
 }

@@ -88,10 +88,11 @@ async def _until(scenario: Coroutine[Any, Any, None], until_s: float) -> None:
 
 
 async def _to_first_violation(world: World, scenario: Coroutine[Any, Any, None]) -> None:
-    found = asyncio.get_running_loop().create_future()
-    world.violated = lambda: found.done() or found.set_result(None)
+    found = asyncio.Event()
+    world.violated = found.set
     running = asyncio.ensure_future(scenario)
-    await asyncio.wait((running, found), return_when=asyncio.FIRST_COMPLETED)
+    finding = asyncio.ensure_future(found.wait())
+    await asyncio.wait((running, finding), return_when=asyncio.FIRST_COMPLETED)
     if running.done():
         running.result()
     running.cancel()

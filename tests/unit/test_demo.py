@@ -9,10 +9,10 @@ from xml.etree import ElementTree
 
 import pytest
 
+from everram.actors.chaos.lanes import Lane, Marks, Rate, Spans, State, States, draw
 from everram.examples.demo import holds
 from everram.examples.demo_clients import Acknowledgement, Entry, Memory, Record, Transfer
 from everram.examples.demo_proof import verify
-from everram.examples.lanes import Lane, draw
 from everram.examples.ledger import ACCOUNTS, OPENING_BALANCE
 
 Move = tuple[int, int, int]
@@ -144,12 +144,13 @@ def test_each_fault_can_hold() -> None:
 
 
 def test_lanes() -> None:
-    lanes = [
-        Lane.of_rate("rate", [0.1, 0.2, 0.3, 1.5]),
-        Lane.of_states("host", [(0.0, "="), (2.4, "x"), (2.5, "=")]),
-        Lane.of_mark("fault", 2.2, "^ h1"),
-        Lane.of_span("gap", 0.6, 2.9, "2"),
-        Lane.of_span("short", 0.6, 1.4, "7 ms"),
+    legend = {"=": State("=", "serves", "serves"), "x": State("x", "dead", "dead")}
+    lanes: list[Lane] = [
+        Rate("rate", [0.1, 0.2, 0.3, 1.5]),
+        States("host", [(0.0, "="), (2.4, "x"), (2.5, "=")], legend),
+        Marks("fault", [(2.2, "^ h1")]),
+        Spans("gap", [(0.6, 2.9, "2")]),
+        Spans("short", [(0.6, 1.4, "7 ms")]),
     ]
     assert draw(lanes, 0.0, 4.0, unicode=False, columns=8).splitlines() == [
         " rate |@  -    |",
@@ -177,6 +178,6 @@ def test_a_run_becomes_a_picture() -> None:
         }
     )
     script = runpy.run_path(str(Path(__file__).parents[2] / "docs" / "draw_failover.py"))
-    drawn = ElementTree.fromstring(script["Drawing"](report).draw())
+    drawn = ElementTree.fromstring(script["draw"](report))
     words = "".join(drawn.itertext())
     assert all(said in words for said in ("machine-kill of h1", "<h2>", "30 ms", "+5 ms proven dead", "3 transfers"))
