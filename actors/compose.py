@@ -5,13 +5,14 @@
 
 Order matters twice. Before any actor exists, the machine's memory is made whole: kept by the machine, restored from an
 image, or empty. Then actors start after those they ask: VMemFS, the NVM device, the power monitor, the replicator, the
-lease, remote memory, and the guests last; they stop in the reverse order.
+lease, remote memory, the memory scheduler, and the guests last; they stop in the reverse order.
 """
 
 from __future__ import annotations
 
 from everram.actors.availability.actor import Availability
 from everram.actors.hypervisor.actor import Hypervisor
+from everram.actors.memory_scheduler.actor import MemoryScheduler
 from everram.actors.nvm_device.actor import NvmDevice
 from everram.actors.power_monitor.actor import PowerMonitor
 from everram.actors.power_monitor.save import restore
@@ -23,6 +24,7 @@ from everram.actors.vmemfs.actor import VMemFS
 from everram.runtime.contracts.availability_contract import AVAILABILITY
 from everram.runtime.contracts.host_contract import HOST
 from everram.runtime.contracts.hypervisor_contract import HYPERVISOR
+from everram.runtime.contracts.memory_scheduler_contract import MEMORY_SCHEDULER
 from everram.runtime.contracts.nvm_device_contract import NVM_DEVICE
 from everram.runtime.contracts.power_monitor_contract import POWER_MONITOR
 from everram.runtime.contracts.remote_memory_contract import MEMORY_AGENT, REMOTE_MEMORY
@@ -45,6 +47,7 @@ CONTRACTS = (
     AVAILABILITY,
     REMOTE_MEMORY,
     MEMORY_AGENT,
+    MEMORY_SCHEDULER,
     HYPERVISOR,
     HOST,
 )
@@ -69,6 +72,7 @@ async def compose(
     node.add(lambda: Availability(config), after=(VMEMFS,))
     node.add(RemoteMemory, after=(AVAILABILITY,))
     node.add(lambda: MemoryAgent(config), after=(NVM_DEVICE, REMOTE_MEMORY))
-    node.add(lambda: Hypervisor(config.host, faults), after=(NVM_DEVICE, REPLICATOR, AVAILABILITY))
+    node.add(lambda: MemoryScheduler(config, faults), after=(VMEMFS,))
+    node.add(lambda: Hypervisor(config.host, faults), after=(NVM_DEVICE, REPLICATOR, AVAILABILITY, MEMORY_SCHEDULER))
     node.add(lambda: Report(config, node, pid), after=(NVM_DEVICE,))
     return node

@@ -145,6 +145,10 @@ class MemoryObject(Protocol):
         """(offset, length) of what is present, or of that part of it between two offsets of pages; page-aligned but
         for the object's end, ascending."""
 
+    @property
+    def present_bytes(self) -> int:
+        """How much memory it takes."""
+
     def punch(self, offset: int, length: int) -> None:
         """Give the pages back; they read as zeros afterwards."""
 

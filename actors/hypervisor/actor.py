@@ -20,6 +20,7 @@ from everram.runtime.contracts import common_pb2 as pb
 from everram.runtime.contracts import hypervisor_pb2 as hv
 from everram.runtime.contracts.availability_pb2 import Registration
 from everram.runtime.contracts.hypervisor_contract import HypervisorActor
+from everram.runtime.contracts.memory_scheduler_pb2 import GuestMemoryKeys
 from everram.runtime.contracts.nvm_device_pb2 import CreateRegionsRequest, RegionFilter
 from everram.runtime.contracts.replicator_pb2 import FollowRequest
 from everram.runtime.environment import GuestProcess, MachineEvent
@@ -61,6 +62,7 @@ class Hypervisor(HypervisorActor):
             await house.machine.kill(stranger)
             await house.machine.forget(stranger)
         await self._remove_orphaned_regions()
+        await house.memory.retain(GuestMemoryKeys(guest_ids=sorted(house.residents)))
         self.context.spawn(self._watch_machine(), name="machine events")
 
     async def _adopt(self, guest: pb.Guest, process: GuestProcess | None) -> None:
@@ -139,8 +141,7 @@ class Hypervisor(HypervisorActor):
             if guest.epoch != epoch or guest.state in ENDED or not resident.process_gone.is_set():
                 return
             self._house.say_ended(resident)
-            if self._faults:
-                self._faults.detach(guest.guest_id)
+            self._house.let_go(guest)
             now_s = self.context.environment.clock.now_ns() / 1e9
             decision = resident.ends.decide(guest.spec.restart, guest.exit_status, now_s)
             if not isinstance(decision, Restart):

@@ -27,6 +27,8 @@ def check(spec: pb.GuestSpec) -> None:
         raise InvalidArgument(f"arguments and environment take {size_bytes} bytes; at most {MAX_COMMAND_BYTES} fit")
     if spec.copies > COPIES_MAX:
         raise InvalidArgument(f"{spec.copies} copies asked for; a guest may have {COPIES_MAX}")
+    if not spec.memory_bytes and (spec.memory_min_bytes or spec.memory_max_bytes):
+        raise InvalidArgument("a min or max of memory needs memory: run it with --memory SIZE")
     if spec.publish_port > 65535:
         raise InvalidArgument(f"{spec.publish_port} is not a TCP port: choose one from 1 to 65535")
     _check_regions(spec)

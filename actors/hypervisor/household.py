@@ -20,6 +20,8 @@ from everram.runtime.actor import ActorContext
 from everram.runtime.contracts import common_pb2 as pb
 from everram.runtime.contracts.availability_contract import AvailabilityRef
 from everram.runtime.contracts.availability_pb2 import GuestKey, Registration
+from everram.runtime.contracts.memory_scheduler_contract import MEMORY_SCHEDULER_RELEASE, MemorySchedulerRef
+from everram.runtime.contracts.memory_scheduler_pb2 import GuestMemory, GuestMemoryKey, MemoryGrant
 from everram.runtime.contracts.nvm_device_contract import NvmDeviceRef
 from everram.runtime.contracts.nvm_device_pb2 import AdoptRequest, RegionFilter
 from everram.runtime.contracts.replicator_contract import REPLICATOR_FOLLOW, REPLICATOR_UNFOLLOW, ReplicatorRef
@@ -51,6 +53,7 @@ class Household:
         self.vmemfs = context.ref(VMemFSRef)
         self.availability = context.ref(AvailabilityRef)
         self.replicator = context.ref(ReplicatorRef)
+        self.memory = context.ref(MemorySchedulerRef)
         self.residents: dict[str, Resident] = {}
         """By guest_id."""
 
@@ -92,15 +95,33 @@ class Household:
         finally:
             log.close()
         try:
+            volatile = await self._volatile(guest)
             await self.store(resident)
             self.follow(resident)  # before the directory has it: then its log can be shipped at once
             await self.availability.register(Registration(guest=resident.stored()), timeout_s=REGISTER_TIMEOUT_S)
         except EverramError:
             self.say_ended(resident)
             raise
-        process = await self.machine.spawn(resident.launch(memory.size_bytes, tracking=self.faults is not None))
+        launch = resident.launch(memory.size_bytes, volatile, tracking=self.faults is not None)
+        process = await self.machine.spawn(launch)
         resident.lives(process.pid)
         await self.store(resident)
+
+    async def _volatile(self, guest: pb.Guest) -> MemoryGrant | None:
+        """Empty memory of its own for the next incarnation, if it has any. Raises what the host has no room for."""
+        spec = guest.spec
+        if not spec.memory_bytes:
+            return None
+        request = GuestMemory(guest_id=guest.guest_id, name=guest.name, memory_bytes=spec.memory_bytes)
+        request.min_bytes, request.max_bytes = spec.memory_min_bytes, spec.memory_max_bytes
+        return await self.memory.prepare(request)
+
+    def let_go(self, guest: pb.Guest) -> None:
+        """Its process has ended: nobody serves its faults any more, and its volatile memory is given back."""
+        if self.faults:
+            self.faults.detach(guest.guest_id)
+        if guest.spec.memory_bytes:
+            self.memory.tell(MEMORY_SCHEDULER_RELEASE, GuestMemoryKey(guest=guest.guest_id))
 
     def say_ended(self, resident: Resident) -> None:
         """In the log of a guest without a process: whoever wants to write to it is sure then that none comes before the
@@ -196,8 +217,7 @@ class Household:
             ended = await self.machine.kill(resident.guest.guest_id)
             resident.died(ended.exit_status)
         self.say_ended(resident)
-        if self.faults:
-            self.faults.detach(resident.guest.guest_id)
+        self.let_go(resident.guest)
         if give_back:
             await self.give_back(resident.guest, again=again)
 

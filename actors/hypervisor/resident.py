@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 
 from everram.actors.hypervisor.life import ENDED, Ends
 from everram.runtime.contracts import common_pb2 as pb
+from everram.runtime.contracts.memory_scheduler_pb2 import MemoryGrant
 from everram.runtime.environment import Grant, GuestLaunch
 from everram.runtime.errors import DataLoss
+from everram.runtime.formats.page_classes import CLASSES_LABEL, MEMORY_LABEL
 from everram.runtime.log.ring import Ring, RingCorrupt, log_name
 from everram.runtime.memory.contract import Mapping
 
@@ -69,7 +71,7 @@ class Resident:
         """Where its stdout and stderr go, relative to the machine's state folder."""
         return f"guests/{self.guest.guest_id}.log"
 
-    def launch(self, log_bytes: int, *, tracking: bool) -> GuestLaunch:
+    def launch(self, log_bytes: int, volatile: MemoryGrant | None, *, tracking: bool) -> GuestLaunch:
         """What the machine needs to start the current epoch; `tracking`: whether this host serves faults."""
         guest, spec = self.guest, self.guest.spec
         grants = [Grant("log", "log", self.log_name, log_bytes)]
@@ -77,6 +79,9 @@ class Resident:
             role = "mapped" if region.kind == pb.MAPPED else "logged"
             # Of logged regions too: their stores are not noted, but a snapshot has to see the first one to each page.
             grants.append(Grant(region.name, role, region.arena, region.size_bytes, tracking))
+        if volatile is not None:
+            grants.append(Grant(MEMORY_LABEL, "memory", volatile.memory, volatile.memory_bytes, tracking))
+            grants.append(Grant(CLASSES_LABEL, "classes", volatile.classes, volatile.classes_bytes))
         return GuestLaunch(
             guest_id=guest.guest_id,
             name=guest.name,

@@ -122,3 +122,12 @@ def divide(
             taken[guest_id] += pages * part
         left -= min(left, offered)
     return {guest_id: int(pages) for guest_id, pages in taken.items()}
+
+
+def squeeze(demands: Sequence[Demand], shortage: float) -> dict[str, int]:
+    """Where nothing is inactive any more and the host has nothing left: from everybody, in proportion to what each has
+    beyond its minimum."""
+    beyond = {d.guest_id: max(0, d.resident - d.min_pages) for d in demands}
+    whole = sum(beyond.values())
+    part = min(1.0, shortage / whole) if whole else 0.0
+    return {guest_id: int(pages * part) for guest_id, pages in beyond.items()}

@@ -28,7 +28,9 @@ from everram.runtime.formats.catalog import PageRun, SavedObject
 from everram.runtime.formats.image import Survey
 from everram.runtime.formats.image_reader import Image
 from everram.runtime.formats.image_writer import ImageWriter
+from everram.runtime.formats.page_classes import PREFIX as CLASSES_PREFIX
 from everram.runtime.formats.slots import SlotArea
+from everram.runtime.formats.swap_table import MEMORY_PREFIX, TABLE_PREFIX
 from everram.runtime.memory.contract import PAGE_BYTES
 from everram.runtime.memory.heap import HeapMapping
 from everram.runtime.sizes import size_text
@@ -43,6 +45,8 @@ _NOT_SAVED = (RESTORING, generations.MEMORY_NAME)
 _TOKEN_BYTES = 16
 VOLATILE_PREFIX, FILE_PREFIX = "vfile.", "file."
 """Of the files of remote memory: those that end with this memory, and those that are saved. Both are resizable."""
+_VOLATILE = (VOLATILE_PREFIX, MEMORY_PREFIX, CLASSES_PREFIX, TABLE_PREFIX)
+"""Guests' own memory, and what is known of it, end with this memory too."""
 SNAPSHOTS = (nvm.SNAPSHOTS_NAME, nvm.STORE_NAME)
 """Metadata and old blocks of snapshots: whole or not at all. Both grow."""
 METADATA = (vmemfs.MEMORY_NAME, nvm.MEMORY_NAME)
@@ -146,7 +150,7 @@ def saved_objects(memory: Memory) -> list[MemoryObject]:
 
 
 def _is_saved(name: str) -> bool:
-    return name not in _NOT_SAVED and not name.startswith(VOLATILE_PREFIX)
+    return name not in _NOT_SAVED and not name.startswith(_VOLATILE)
 
 
 def pieces_of(saved: MemoryObject, end: int | None = None) -> Iterable[tuple[int, int]]:

@@ -77,6 +77,12 @@ def _register_up(up: argparse.ArgumentParser) -> None:
     up.add_argument(
         "--storage", type=size, metavar="SIZE", help="disk for what snapshots hold (default: four times --nvm)"
     )
+    up.add_argument(
+        "--swap",
+        type=size,
+        metavar="SIZE",
+        help="disk for guests' pages (default: twice their part of --memory)",
+    )
     up.add_argument("--nvm", type=size, metavar="SIZE", help="how much of it is persistent (default 512MiB)")
     up.add_argument("--coordination", default="embedded", metavar="WHERE", help="embedded (the default)")
     up.add_argument(
@@ -127,6 +133,7 @@ def up_command(args: argparse.Namespace) -> int:
         channel=args.channel,
         lease_ttl_s=args.lease,
         storage_bytes=args.storage,
+        swap_bytes=args.swap,
         battery_s=args.battery,
         ups=args.ups,
         on_battery=args.on_battery,

@@ -13,7 +13,6 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from everram.runtime.cli import unbuilt
 from everram.runtime.cli.output import emit, note, say, table
 from everram.runtime.cli.units import duration, format_size, parse_size, size
 from everram.runtime.cluster.folders import check_name
@@ -90,7 +89,7 @@ def _guest_parser(
 def _register_run(run: argparse.ArgumentParser) -> None:
     run.usage = (
         "everram run [-d] [--name NAME] [--region NAME=SIZE[,mapped]]... [--publish PORT] "
-        "[--restart always|on-failure|no] [--log SIZE] [--copies K] -- PROGRAM [ARG]..."
+        "[--restart always|on-failure|no] [--log SIZE] [--copies K] [--memory SIZE] -- PROGRAM [ARG]..."
     )
     run.add_argument("-d", "--detach", action="store_true", help="return when it runs; otherwise its output is shown")
     run.add_argument("--name", metavar="NAME", help="its name (default: the program's, with a number if need be)")
@@ -112,7 +111,13 @@ def _register_run(run: argparse.ArgumentParser) -> None:
         metavar="K",
         help="on how many other hosts its logged regions are kept too (default: 1, if there are any and another host)",
     )
-    unbuilt.add_flags(run, "run")
+    run.add_argument(
+        "--memory",
+        type=size,
+        default=0,
+        metavar="SIZE",
+        help="volatile memory of its own, which the host may ask back while others need it more",
+    )
     run.add_argument("program", nargs="+", metavar="PROGRAM", help="the program and its arguments, after --")
     run.set_defaults(handler=run_command)
 
@@ -205,6 +210,7 @@ def spec_of(args: argparse.Namespace, name: str, regions: list[tuple[str, int, b
         restart=policies[args.restart or ("always" if args.detach else "no")],
         publish_port=args.publish or 0,
         log_bytes=args.log,
+        memory_bytes=args.memory,
     )
 
 

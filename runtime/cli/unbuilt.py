@@ -14,14 +14,12 @@ from everram.runtime.errors import Unimplemented
 COMMANDS: dict[str, str] = {
     "suspend": "suspend a guest with its volatile memory",
     "resume": "resume a suspended guest",
-    "memory": "the memory scheduler",
 }
 
 FLAGS: dict[str, dict[str, str]] = {
     "up": {
         "--config": "a cluster described by a file",
     },
-    "run": {"--memory": "a limit on a guest's volatile memory"},
 }
 """By command. Those of SWITCHES take no value."""
 

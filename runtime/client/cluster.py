@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from everram.runtime.contracts.host_contract import HostRef
     from everram.runtime.contracts.hypervisor_contract import HypervisorRef
     from everram.runtime.contracts.hypervisor_pb2 import GuestList
+    from everram.runtime.contracts.memory_scheduler_contract import MemorySchedulerRef
     from everram.runtime.contracts.nvm_device_contract import NvmDeviceRef
     from everram.runtime.contracts.power_monitor_contract import PowerMonitorRef
     from everram.runtime.contracts.remote_memory_contract import MemoryAgentRef, RemoteMemoryRef
@@ -64,6 +65,7 @@ class Host:
         from everram.runtime.contracts.availability_contract import AvailabilityRef
         from everram.runtime.contracts.host_contract import HostRef
         from everram.runtime.contracts.hypervisor_contract import HypervisorRef
+        from everram.runtime.contracts.memory_scheduler_contract import MemorySchedulerRef
         from everram.runtime.contracts.nvm_device_contract import NvmDeviceRef
         from everram.runtime.contracts.power_monitor_contract import PowerMonitorRef
         from everram.runtime.contracts.remote_memory_contract import MemoryAgentRef, RemoteMemoryRef
@@ -75,6 +77,7 @@ class Host:
         self.hypervisor: HypervisorRef = HypervisorRef(carrier)
         self.nvm_device: NvmDeviceRef = NvmDeviceRef(carrier)
         self.power_monitor: PowerMonitorRef = PowerMonitorRef(carrier)
+        self.memory_scheduler: MemorySchedulerRef = MemorySchedulerRef(carrier)
         self.vmemfs: VMemFSRef = VMemFSRef(carrier)
         self.replicator: ReplicatorRef = ReplicatorRef(carrier)
         self.availability: AvailabilityRef = AvailabilityRef(carrier)

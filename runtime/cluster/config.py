@@ -44,6 +44,8 @@ class ClusterConfig:
     """How long guests may serve without a renewal: as long as a failover without proof of death waits at least."""
     storage_bytes: int = 0
     """Of the disk, for purged blocks of each host; 0: as HostConfig says."""
+    swap_bytes: int = 0
+    """Of the disk, for pages of each host's guests; 0: as HostConfig says."""
     ups: str = ""
     on_battery: str = "wait"
     """As in HostConfig."""

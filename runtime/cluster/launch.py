@@ -59,6 +59,7 @@ class Wishes:
     """`tcp` for all hosts, or `h2=tcp,h3=shm` for single ones."""
     lease_ttl_s: float | None = None
     storage_bytes: int | None = None
+    swap_bytes: int | None = None
     battery_s: float | None = None
     ups: str | None = None
     on_battery: str | None = None
@@ -100,6 +101,7 @@ def _new(folders: Folders, wishes: Wishes) -> ClusterConfig:
         token=secrets.token_hex(16),
         lease_ttl_s=wishes.lease_ttl_s or LEASE_TTL_S,
         storage_bytes=wishes.storage_bytes or 0,
+        swap_bytes=wishes.swap_bytes or 0,
         ups=wishes.ups or "",
         on_battery=wishes.on_battery or "wait",
         battery_s=BATTERY_DEFAULT_S if wishes.battery_s is None else wishes.battery_s,
@@ -127,6 +129,7 @@ def _known(folders: Folders, wishes: Wishes) -> ClusterConfig:
         channel=_channel(wishes, config),
         lease_ttl_s=wishes.lease_ttl_s or config.lease_ttl_s,
         storage_bytes=wishes.storage_bytes or config.storage_bytes,
+        swap_bytes=wishes.swap_bytes or config.swap_bytes,
         ups=config.ups if wishes.ups is None else wishes.ups,
         on_battery=wishes.on_battery or config.on_battery,
         battery_s=config.battery_s if wishes.battery_s is None else wishes.battery_s,
@@ -174,6 +177,7 @@ def _write_machine(folders: Folders, config: ClusterConfig, host: str, open_imag
         memory_bytes=config.memory_bytes,
         nvm_bytes=config.nvm_bytes,
         storage_bytes=config.storage_bytes,
+        swap_bytes=config.swap_bytes,
         ups=config.ups,
         on_battery=config.on_battery,
         token=config.token,

@@ -196,7 +196,7 @@ class EnvironmentVariable(_message.Message):
     def __init__(self, name: _Optional[str] = ..., value: _Optional[bytes] = ...) -> None: ...
 
 class GuestSpec(_message.Message):
-    __slots__ = ("name", "argv", "working_directory", "environment", "regions", "restart", "publish_port", "copies", "log_bytes")
+    __slots__ = ("name", "argv", "working_directory", "environment", "regions", "restart", "publish_port", "copies", "log_bytes", "memory_bytes", "memory_min_bytes", "memory_max_bytes")
     NAME_FIELD_NUMBER: _ClassVar[int]
     ARGV_FIELD_NUMBER: _ClassVar[int]
     WORKING_DIRECTORY_FIELD_NUMBER: _ClassVar[int]
@@ -206,6 +206,9 @@ class GuestSpec(_message.Message):
     PUBLISH_PORT_FIELD_NUMBER: _ClassVar[int]
     COPIES_FIELD_NUMBER: _ClassVar[int]
     LOG_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_MIN_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_MAX_BYTES_FIELD_NUMBER: _ClassVar[int]
     name: str
     argv: _containers.RepeatedScalarFieldContainer[bytes]
     working_directory: bytes
@@ -215,4 +218,7 @@ class GuestSpec(_message.Message):
     publish_port: int
     copies: int
     log_bytes: int
-    def __init__(self, name: _Optional[str] = ..., argv: _Optional[_Iterable[bytes]] = ..., working_directory: _Optional[bytes] = ..., environment: _Optional[_Iterable[_Union[EnvironmentVariable, _Mapping]]] = ..., regions: _Optional[_Iterable[_Union[RegionSpec, _Mapping]]] = ..., restart: _Optional[_Union[RestartPolicy, str]] = ..., publish_port: _Optional[int] = ..., copies: _Optional[int] = ..., log_bytes: _Optional[int] = ...) -> None: ...
+    memory_bytes: int
+    memory_min_bytes: int
+    memory_max_bytes: int
+    def __init__(self, name: _Optional[str] = ..., argv: _Optional[_Iterable[bytes]] = ..., working_directory: _Optional[bytes] = ..., environment: _Optional[_Iterable[_Union[EnvironmentVariable, _Mapping]]] = ..., regions: _Optional[_Iterable[_Union[RegionSpec, _Mapping]]] = ..., restart: _Optional[_Union[RestartPolicy, str]] = ..., publish_port: _Optional[int] = ..., copies: _Optional[int] = ..., log_bytes: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., memory_min_bytes: _Optional[int] = ..., memory_max_bytes: _Optional[int] = ...) -> None: ...

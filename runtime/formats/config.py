@@ -14,6 +14,9 @@ from pathlib import Path
 from everram.runtime.errors import InvalidArgument
 
 STORAGE_PART = 4
+FILES_PART = 4
+"""Files may take this part of the machine's memory."""
+SWAP_PART = 2
 LEASE_TTL_S = 2.0
 """How long guests may serve without a renewal (D5); a host restart must fit well inside."""
 
@@ -50,6 +53,19 @@ class HostConfig:
     """How other hosts' memory is reached, and this one's: "shm", "tcp", or "auto": the better of both for each peer."""
     open_image: str = ""
     """Named choice for an image that may not be opened silently: "incomplete" or "opened" (D1)."""
+
+    swap_bytes: int = 0
+    """What pages of guests may take of the disk; 0: SWAP_PART times `guest_memory_bytes`."""
+
+    @property
+    def guest_memory_bytes(self) -> int:
+        """What guests' volatile memory may take: what regions and files leave of `memory_bytes`."""
+        files_bytes = self.files_bytes or self.memory_bytes // FILES_PART
+        return max(0, self.memory_bytes - self.nvm_bytes - files_bytes)
+
+    @property
+    def swap_space_bytes(self) -> int:
+        return self.swap_bytes or SWAP_PART * self.guest_memory_bytes
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"

@@ -19,13 +19,17 @@ from everram.runtime.memory.contract import PAGE_BYTES, Mapping
 
 MAGIC = int.from_bytes(b"EVRCLASS", "little")
 VERSION = 1
+MEMORY_LABEL, CLASSES_LABEL = "@memory", "@classes"
+"""What a guest's volatile memory and this table are called among its grants: no region can have such a name."""
 PREFIX = "classes."
 """Of the memory objects' names; a guest_id follows. Never saved: they end with the guest's process."""
 
 _MAGIC, _VERSION, _PAGES = 0, 8, 16
-_TICK, _TARGET, _QUESTION = 64, 72, 80
+QUESTION_OFFSET = 80
+"""Of the word on which the guest's agent sleeps (futex)."""
+_TICK, _TARGET, _QUESTION = 64, 72, QUESTION_OFFSET
 """The host's words, a cache line of their own."""
-_ANSWER, _BALLOONED, _WANTED, _REFAULTS = 128, 136, 144, 152
+_ANSWER, _BALLOONED, _WANTED, _REFAULTS, _KEPT = 128, 136, 144, 152, 160
 """The guest's words."""
 KINDS_OFFSET = PAGE_BYTES
 """The header has a page to itself, so that it can grow."""
@@ -185,6 +189,14 @@ class PageClasses:
     def set_refaults(self, count: int) -> None:
         self._mapping.store_u64(_REFAULTS, count)
 
+    @property
+    def is_kept(self) -> bool:
+        """Whether the guest keeps this table at all: what one says that does not means nothing, "free" included."""
+        return self._mapping.load_u64(_KEPT) == MAGIC
+
+    def set_kept(self) -> None:
+        self._mapping.store_u64(_KEPT, MAGIC)
+
     # -- pages
 
     def kinds(self) -> bytes:
@@ -198,6 +210,11 @@ class PageClasses:
     def kind(self, page: int) -> int:
         self._check(page, 1)
         return self._mapping.load(KINDS_OFFSET + page, 1)[0]
+
+    def touched(self, page: int) -> int:
+        """As one of `touches`."""
+        self._check(page, 1)
+        return self._mapping.load(self._touched_offset + page, 1)[0]
 
     def set_kind(self, first_page: int, count: int, kind: int) -> None:
         """A guest says so before it uses the pages in that way, and after it has ceased to."""

@@ -8,8 +8,9 @@
         tx.store(ledger, 0, b"...")
     me.wait_replicated(tx.lsn, timeout_s=1.0)     # only where the caller wants to know
 
-`me.dict(name)` and `me.records(name, layout)` are for those who want no offsets. Threads and tasks may each have a
-transaction open; `attach_async` gives the same for programs on an event loop. A forked child is detached.
+`me.memory` is volatile memory that the host may ask back. `me.dict(name)` and `me.records(name, layout)` are for those
+who want no offsets. Threads and tasks may each have a transaction open; `attach_async` gives the same for programs on
+an event loop. A forked child is detached.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from everram.runtime.guest.errors import (
     LogCorrupt,
     LogFull,
     NotAGuest,
+    OutOfMemory,
     RegionError,
     Timeout,
 )
@@ -39,6 +41,7 @@ __all__ = [
     "LogCorrupt",
     "LogFull",
     "NotAGuest",
+    "OutOfMemory",
     "Region",
     "RegionError",
     "Timeout",

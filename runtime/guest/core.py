@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 from everram.runtime.guest.errors import Detached, Fenced, LogCorrupt, LogFull, RegionError
 from everram.runtime.guest.region import Region
 from everram.runtime.guest.transaction import Transaction
+from everram.runtime.guest.volatile import Volatile
 from everram.runtime.log.record import RawStore
 from everram.runtime.log.replay import replay
 from everram.runtime.log.ring import LEASE, Ring
@@ -42,6 +43,7 @@ class GuestCore:
         ring_bell: Callable[[], None] = no_bell,
         recovered: bool = False,
         port: int = 0,
+        memory: Volatile | None = None,
     ) -> None:
         """Raises LogCorrupt, and Fenced if the ring is already of a later incarnation."""
         if ring.epoch != epoch:
@@ -53,6 +55,8 @@ class GuestCore:
         """Whether an earlier incarnation has run on this memory."""
         self.port = port
         """Where this incarnation should listen; 0 if nowhere."""
+        self.memory = memory
+        """Volatile memory; None if it was run without --memory."""
         self.ring = ring
         self.regions = {region.name: region for region in regions}
         self._mappings = tuple(region.mapping for region in regions)

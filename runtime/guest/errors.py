@@ -31,5 +31,9 @@ class RegionError(GuestError):
     """No such region, outside of it, or not written in this way."""
 
 
+class OutOfMemory(GuestError):
+    """The guest's volatile memory is full. Nothing was changed; free something first."""
+
+
 class LogCorrupt(GuestError):
     """The log is not what this guest wrote: nothing was applied from it."""

@@ -10,8 +10,10 @@ import socket
 from dataclasses import dataclass
 from typing import Any
 
+from everram.runtime.formats.page_classes import MEMORY_LABEL, PageClasses
 from everram.runtime.guest.errors import NotAGuest
 from everram.runtime.guest.region import Region
+from everram.runtime.guest.volatile import Volatile
 from everram.runtime.memory import userfaultfd
 from everram.runtime.memory.mapped import Mapped
 from everram.runtime.memory.userfaultfd import Feature
@@ -19,6 +21,8 @@ from everram.runtime.memory.userfaultfd import Feature
 MESSAGE_BYTES_MAX = 64 * 1024
 DESCRIPTORS_MAX = 253
 """The kernel's limit in one message."""
+OTHER_ROLES = ("log", "memory", "classes")
+"""Of grants that are no regions."""
 TIMEOUT_S = 30.0
 """For one answer: long enough for a host that is just being restarted to take up fault service."""
 
@@ -33,6 +37,10 @@ class Granted:
     log: Mapped
     regions: list[Region]
     doorbell: int
+    memory: Volatile | None = None
+    """Volatile memory, where the guest has any."""
+    memory_mapping: Mapped | None = None
+    table_mapping: Mapped | None = None
     userfaultfd: int = -1
     """Kept open for life: if the last one closed, blocked threads would go on with zeros."""
 
@@ -41,6 +49,9 @@ class Granted:
         self.log.close()
         for region in self.regions:
             region.mapping.close()
+        for mapping in (self.memory_mapping, self.table_mapping):
+            if mapping is not None and self.memory is None:  # its views go with the process
+                mapping.close()
         os.close(self.doorbell)
         if self.userfaultfd >= 0:
             os.close(self.userfaultfd)
@@ -62,6 +73,7 @@ def ask(path: str, guest_id: str, epoch: int) -> Granted:
         tracked = [grant["label"] for grant in answer["grants"] if grant["tracked"]]
         if tracked:
             _hand_over_faults(granted, tracked if answer["tracking"] else [])
+        use_memory(granted)
         undo.pop_all()
     return granted
 
@@ -77,12 +89,26 @@ def _map(connection: socket.socket, answer: dict[str, Any], descriptors: list[in
         mappings = [Mapped(fd, grant["size_bytes"]) for fd, grant in zip(descriptors, grants, strict=False)]
         doorbell = os.dup(descriptors[-1])  # close-on-exec too
     regions: list[Region] = []
+    others: dict[str, Mapped] = {}
     for mapping, grant in zip(mappings, grants, strict=True):
-        if grant["role"] == "log":
-            log = mapping
+        if grant["role"] in OTHER_ROLES:
+            others[grant["role"]] = mapping
         else:
             regions.append(Region(grant["label"], len(regions), grant["role"], mapping, grant["size_bytes"]))
-    return Granted(connection, answer["epoch"], answer["recovered"], log, regions, doorbell)
+    granted = Granted(connection, answer["epoch"], answer["recovered"], others["log"], regions, doorbell)
+    granted.memory_mapping, granted.table_mapping = others.get("memory"), others.get("classes")
+    return granted
+
+
+def use_memory(granted: Granted) -> None:
+    """Begin to use the volatile memory, once its faults are served; nothing to do without any. Raises NotAGuest."""
+    if granted.memory_mapping is None or granted.table_mapping is None:
+        return
+    try:
+        classes = PageClasses.open(granted.table_mapping)
+    except ValueError as error:
+        raise NotAGuest(f"this library does not fit the host: {error}; start the guest with its everram") from error
+    granted.memory = Volatile(granted.memory_mapping, classes)
 
 
 def _hand_over_faults(granted: Granted, labels: list[str]) -> None:
@@ -94,14 +120,18 @@ def _hand_over_faults(granted: Granted, labels: list[str]) -> None:
     if descriptor >= 0:
         try:
             # Here, because the features belong to this address space whoever makes the call.
-            userfaultfd.handshake(descriptor, Feature.PAGEFAULT_FLAG_WP | Feature.WP_SHMEM)
+            wanted = Feature.PAGEFAULT_FLAG_WP | Feature.WP_SHMEM | Feature.MISSING_SHMEM
+            userfaultfd.handshake(descriptor, wanted)
         except OSError:
             os.close(descriptor)
             descriptor = -1
+    mapped = {region.name: (_address(region), region.size_bytes) for region in granted.regions}
+    if granted.memory_mapping is not None:
+        mapped[MEMORY_LABEL] = granted.memory_mapping.address, granted.memory_mapping.size_bytes
     ranges = [
-        {"label": r.name, "address": _address(r), "length": r.size_bytes}
-        for r in granted.regions
-        if r.name in labels and descriptor >= 0
+        {"label": label, "address": address, "length": size_bytes}
+        for label, (address, size_bytes) in mapped.items()
+        if label in labels and descriptor >= 0
     ]
     _exchange(granted.connection, {"do": "track", "ranges": ranges}, [descriptor] if descriptor >= 0 else [])
     granted.userfaultfd = descriptor

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 
-from everram.runtime.guest import granted
+from everram.runtime.guest import agent, granted
 from everram.runtime.guest.core import GuestCore
 from everram.runtime.guest.errors import Detached, GuestError, LogCorrupt, NotAGuest
 from everram.runtime.log.ring import Ring, RingCorrupt
@@ -46,6 +46,8 @@ def _attach() -> GuestCore:
         held.close()
         raise
     _holds.append(held)
+    if held.memory is not None and held.table_mapping is not None:
+        agent.start(held.memory, held.table_mapping.address)
     return core
 
 
@@ -64,6 +66,7 @@ def _core(held: granted.Granted, guest_id: str, name: str, port: str) -> GuestCo
         ring_bell=_Bell(held.doorbell),
         recovered=held.recovered,
         port=int(port),
+        memory=held.memory,
     )
 
 

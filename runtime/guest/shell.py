@@ -9,10 +9,11 @@ from functools import partial
 
 from everram.runtime.guest.core import GuestCore
 from everram.runtime.guest.dictionary import Dictionary
-from everram.runtime.guest.errors import LogFull, Timeout
+from everram.runtime.guest.errors import LogFull, RegionError, Timeout
 from everram.runtime.guest.records import Records
 from everram.runtime.guest.region import Region
 from everram.runtime.guest.transaction import Transaction
+from everram.runtime.guest.volatile import Volatile
 from everram.runtime.log.record import RawStore
 
 POLL_S = 0.0005
@@ -68,6 +69,13 @@ class Guest:
     def region(self, name: str) -> Region:
         """Raises RegionError."""
         return self.core.region(name)
+
+    @property
+    def memory(self) -> Volatile:
+        """Its volatile memory, which ends with the process (`--memory SIZE`). Raises RegionError without any."""
+        if self.core.memory is None:
+            raise RegionError(f"guest {self.name} has no memory of its own: run it with --memory")
+        return self.core.memory
 
     def dict(self, name: str) -> Dictionary:
         """A persistent dictionary that fills the region `name`. Raises RegionError if it holds something else."""

@@ -101,6 +101,15 @@ class Mapped(Mapping):
         for number, value in words:
             stored[number] = value
 
+    def keep_from_children(self) -> None:
+        """Children that this process forks do not have the mapping."""
+        self._mmap.madvise(mmap.MADV_DONTFORK)
+
+    def punch(self, offset: int, length: int) -> None:
+        """Give whole pages back; they read as zeros afterwards, in every mapping."""
+        if length:
+            self._mmap.madvise(mmap.MADV_REMOVE, offset, length)
+
     def close(self) -> None:
         self._words.release()
         self._bytes.release()

@@ -33,11 +33,13 @@ from typing import Protocol
 
 from everram.runtime.environment import MachineEvent, Memory, TrackedRange
 from everram.runtime.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
+from everram.runtime.formats.page_classes import MEMORY_LABEL
 from everram.runtime.formats.pages import PageTable, State, table_name
 from everram.runtime.memory import userfaultfd
 from everram.runtime.memory.absent import AbsentPages, Fill, keeper_of
 from everram.runtime.memory.contract import PAGE_BYTES
 from everram.runtime.memory.guard import ArenaKeeper, PageGuard
+from everram.runtime.memory.paging import PagedMemory, Pager
 from everram.runtime.memory.reasons import Keeper, NoteOnly, Reason, ReasonedPages
 from everram.runtime.memory.userfaultfd import FaultFlag, Feature, Mode, PageFault
 
@@ -96,6 +98,8 @@ class _ServedGuest:
     descriptor: int
     ranges: tuple[_ServedRange, ...]
     """Ascending by address, disjoint."""
+    paged: PagedMemory | None = None
+    """Its volatile memory."""
 
     def find(self, address: int) -> _ServedRange | None:
         index = bisect_right(self.ranges, address, key=lambda served: served.address) - 1
@@ -121,6 +125,15 @@ class PageService:
         self._kernel = kernel
         self._keepers = keepers
         self._guests: dict[str, _ServedGuest] = {}
+        self._pager: Pager | None = None
+
+    def use_pager(self, pager: Pager | None) -> None:
+        """Who pages guests' volatile memory from now on; told of those that are there already."""
+        self._pager = pager
+        if pager is not None:
+            for guest_id, guest in self._guests.items():
+                if guest.paged is not None:
+                    pager.attached(guest_id, guest.paged)
 
     def attach(self, event: MachineEvent) -> None:
         """Serve the ranges of an "attached" event from now on; the descriptor is the service's own, whatever happens.
@@ -132,8 +145,12 @@ class PageService:
         with contextlib.ExitStack() as undo:
             undo.callback(os.close, event.userfaultfd)
             os.set_blocking(event.userfaultfd, False)
-            ranges = []
+            ranges, paged = [], None
             for tracked in event.ranges:
+                if tracked.label == MEMORY_LABEL:
+                    _check_range(tracked, self._memory.open(tracked.memory).size_bytes // PAGE_BYTES)
+                    paged = PagedMemory.of(event.userfaultfd, event.pid, tracked)
+                    continue
                 pages = self._pages(event.guest_id, tracked)
                 if pages.table is not None:
                     undo.callback(pages.table.close)
@@ -141,12 +158,14 @@ class PageService:
                 ranges.append(
                     _ServedRange(tracked.label, tracked.memory, tracked.address, tracked.length_bytes, pages, set())
                 )
-            guest = _ServedGuest(event.userfaultfd, tuple(sorted(ranges, key=lambda served: served.address)))
+            guest = _ServedGuest(event.userfaultfd, tuple(sorted(ranges, key=lambda served: served.address)), paged)
             _check_disjoint(guest.ranges)
             self._take_over(guest)
             asyncio.get_running_loop().add_reader(guest.descriptor, self._serve, event.guest_id, guest)
             undo.pop_all()
         self._guests[event.guest_id] = guest
+        if paged is not None and self._pager is not None:
+            self._pager.attached(event.guest_id, paged)
 
     def _pages(self, guest_id: str, tracked: TrackedRange) -> ReasonedPages:
         """Of a region with a page table, or of one whose stores are not noted."""
@@ -162,6 +181,10 @@ class PageService:
         guest = self._guests.pop(guest_id, None)
         if guest is None:
             return
+        if guest.paged is not None:
+            guest.paged.gone = True
+            if self._pager is not None:
+                self._pager.detached(guest_id)
         asyncio.get_running_loop().remove_reader(guest.descriptor)
         os.close(guest.descriptor)
         for served in guest.ranges:
@@ -248,6 +271,11 @@ class PageService:
             faults = self._kernel.read_faults(guest.descriptor, FAULTS_PER_TURN)
             liftable: dict[_ServedRange, set[int]] = {}
             for fault in faults:
+                if guest.paged is not None and fault.address in guest.paged:
+                    page, protected = guest.paged.page_of(fault)
+                    if self._pager is not None:  # without one it waits: whoever comes has it told again
+                        self._pager.fault(guest_id, page, protected=protected)
+                    continue
                 served = guest.find(fault.address)
                 if served is None:
                     continue  # of a range that nobody registered: impossible, and nothing to resolve

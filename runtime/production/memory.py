@@ -6,6 +6,7 @@ import mmap
 import os
 
 from everram.runtime.errors import AlreadyExists, InvalidArgument, NotFound, ResourceExhausted
+from everram.runtime.formats.swap_table import MEMORY_PREFIX
 from everram.runtime.machine.fdstore import is_name
 from everram.runtime.machine.protocol import NO_MEMORY
 from everram.runtime.memory import memfd
@@ -25,7 +26,9 @@ class KeptMemory:
             name: KeptObject(name, fd) for name, fd in machine.kept.items() if not name.startswith(NO_MEMORY)
         }
         self._resizable = {name: kept for name, kept in self._objects.items() if kept.resizable}
-        self._promised_bytes = sum(kept.size_bytes for kept in self._objects.values() if not kept.resizable)
+        self._promised_bytes = sum(
+            kept.size_bytes for name, kept in self._objects.items() if not kept.resizable and _is_promised(name)
+        )
 
     def names(self) -> list[str]:
         return sorted(self._objects)
@@ -42,19 +45,20 @@ class KeptMemory:
             raise InvalidArgument(f"a memory of {size_bytes} bytes cannot be made")
         if name in self._machine.kept:
             raise AlreadyExists(f"the machine keeps a memory named {name} already")
-        self._check_room(size_bytes)
+        promised_bytes = size_bytes if _is_promised(name) else 0
+        self._check_room(promised_bytes)
         # Counted before the machine answers: somebody else may create meanwhile.
-        self._promised_bytes += size_bytes
+        self._promised_bytes += promised_bytes
         try:
             fd = memfd.create(name, size_bytes, resizable=resizable)
             await self._machine.keep(name, fd)
         except BaseException:
-            self._promised_bytes -= size_bytes
+            self._promised_bytes -= promised_bytes
             raise
         made = self._objects[name] = KeptObject(name, fd)
         if resizable:
             self._resizable[name] = made
-            self._promised_bytes -= size_bytes
+            self._promised_bytes -= promised_bytes
         return made
 
     def resize(self, name: str, size_bytes: int) -> None:
@@ -74,7 +78,12 @@ class KeptMemory:
         if removed is not None:
             await self._machine.drop(name)
             if self._resizable.pop(name, None) is None:
-                self._promised_bytes -= removed.size_bytes
+                self._promised_bytes -= removed.size_bytes if _is_promised(name) else 0
+
+
+def _is_promised(name: str) -> bool:
+    """Guests' volatile memory may be more than there is: the memory scheduler counts what they have."""
+    return not name.startswith(MEMORY_PREFIX)
 
 
 class KeptObject:
@@ -151,6 +160,10 @@ class KeptObject:
 
     def extents(self, start: int = 0, end: int | None = None) -> list[tuple[int, int]]:
         return memfd.extents(self._fd, start, self.size_bytes if end is None else min(end, self.size_bytes))
+
+    @property
+    def present_bytes(self) -> int:
+        return os.fstat(self._fd).st_blocks * 512
 
     def punch(self, offset: int, length: int) -> None:
         self._check(offset, length)

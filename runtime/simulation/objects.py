@@ -271,6 +271,10 @@ class SimulatedObject:
     def extents(self, start: int = 0, end: int | None = None) -> list[tuple[int, int]]:
         return self._bytes.extents(start, end)
 
+    @property
+    def present_bytes(self) -> int:
+        return sum(length for _, length in self.extents())
+
     def punch(self, offset: int, length: int) -> None:
         self._bytes.punch(offset, length)
 

@@ -178,7 +178,7 @@ def test_two_clusters_side_by_side(everram: User, tmp_path: Path) -> None:
         (("run", "-d", "--publish", "99999", "--", "sleep", "9"), 2, "1 to 65535"),
         (("run", "-d", "--copies", "2", "--", "sleep", "9"), 2, "choose 0 to 1"),
         (("run", "-d", "--publish", "0", "--", "sleep", "9"), 2, "1 to 65535"),
-        (("run", "-d", "--memory", "1GiB", "--", "sleep", "9"), 2, "not built yet"),
+        (("run", "-d", "--memory", "64KiB", "--", "sleep", "9"), 2, "at least 1.0 MiB"),
         (("up", "--coordination", "etcd://127.0.0.1:2379"), 2, "not built yet"),
         (("up", "-d"), 2, "already running"),
         (("power", "cut"), 2, "name hosts, or give --all"),

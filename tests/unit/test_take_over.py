@@ -18,6 +18,8 @@ from everram.runtime.contracts import replicator_pb2 as rp
 from everram.runtime.contracts.availability_contract import AvailabilityActor
 from everram.runtime.contracts.availability_pb2 import GuestKey, Registration
 from everram.runtime.contracts.hypervisor_contract import HypervisorRef
+from everram.runtime.contracts.memory_scheduler_contract import MemorySchedulerActor
+from everram.runtime.contracts.memory_scheduler_pb2 import GuestMemoryKeys
 from everram.runtime.contracts.nvm_device_contract import NVM_DEVICE, NvmDeviceRef
 from everram.runtime.contracts.nvm_device_pb2 import CreateRegionsRequest, GrowRequest, RegionFilter, RegionName
 from everram.runtime.contracts.replicator_contract import ReplicatorActor
@@ -117,6 +119,13 @@ class Copies(ReplicatorActor):
         return pb.Empty()
 
 
+class NoMemory(MemorySchedulerActor):
+    """Guests here have no volatile memory of their own."""
+
+    def retain(self, request: GuestMemoryKeys) -> pb.Empty:
+        return pb.Empty()
+
+
 class Directory(AvailabilityActor):
     def reached(self, request: GuestKey) -> GuestKey:
         return GuestKey(guest_id=request.guest_id, epoch=10)
@@ -151,6 +160,7 @@ class Host:
         node.add(lambda: NvmDevice(64 * MIB, 64 * MIB), after=(VMEMFS,))
         node.add(lambda: Copies(self))
         node.add(Directory)
+        node.add(NoMemory)
         node.add(lambda: Hypervisor("h1"), after=(NVM_DEVICE,))
         await node.start()
 

@@ -1,0 +1,66 @@
+"""What the memory scheduler tells of a guest, in the contract's words."""
+
+from __future__ import annotations
+
+from everram.actors.memory_scheduler.guest_memory import GuestMemory
+from everram.actors.memory_scheduler.pressure import Pressure
+from everram.actors.memory_scheduler.sampling import SAMPLE_PAGES
+from everram.runtime.contracts import memory_scheduler_pb2 as ms
+from everram.runtime.formats.page_classes import PageClass
+from everram.runtime.memory.contract import PAGE_BYTES
+
+
+def guest_status(guest: GuestMemory, now_ns: int) -> ms.GuestMemoryStatus:
+    counters = guest.counters
+    return ms.GuestMemoryStatus(
+        guest_id=guest.guest_id,
+        name=guest.name,
+        memory_bytes=guest.pages * PAGE_BYTES,
+        min_bytes=guest.min_pages * PAGE_BYTES,
+        max_bytes=guest.max_pages * PAGE_BYTES,
+        resident_bytes=guest.resident * PAGE_BYTES,
+        working_set_bytes=int(guest.usage.working_set) * PAGE_BYTES,
+        ballooned_bytes=guest.balloon.held * PAGE_BYTES,
+        swapped_bytes=guest.swapped * PAGE_BYTES,
+        answers=guest.answers(now_ns),
+        paused=guest.paused,
+        technique=guest.technique.value,
+        reason=guest.reason,
+        swapped_in_pages=counters.swapped_in,
+        swapped_out_pages=counters.swapped_out,
+        ballooned_pages=counters.ballooned,
+        discarded_pages=counters.discarded,
+        refaults=guest.classes.refaults,
+        misplaced_pages=counters.misplaced,
+    )
+
+
+def explanation(guest: GuestMemory, pressure: Pressure, now_ns: int) -> ms.MemoryExplanation:
+    return ms.MemoryExplanation(
+        guest=guest_status(guest, now_ns),
+        classes=[
+            ms.ClassEstimate(name=word(known), pages=total.pages, low=total.low, high=total.high)
+            for known, total in guest.usage.totals.items()
+        ],
+        sampled_pages=min(SAMPLE_PAGES, guest.pages),
+        samples=guest.usage.samples,
+        decisions=[
+            ms.MemoryDecision(
+                ago_s=(now_ns - decision.until_ns) / 1e9,
+                since_s=(now_ns - decision.at_ns) / 1e9,
+                times=decision.times,
+                pressure=decision.pressure.name.lower(),
+                technique=decision.technique.value,
+                target_bytes=decision.target * PAGE_BYTES,
+                reclaimed_bytes=decision.reclaimed * PAGE_BYTES,
+                reason=decision.reason,
+                available_bytes=max(0, decision.available_bytes),
+            )
+            for decision in guest.history.decisions
+        ],
+        pressure=pressure.name.lower(),
+    )
+
+
+def word(known: PageClass) -> str:
+    return known.name.lower().replace("_", " ")
