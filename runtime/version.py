@@ -3,4 +3,4 @@
 A constant, because asking the installed package costs every start of a host the import of `importlib.metadata`.
 """
 
-PACKAGE_VERSION = "0.1.0"
+PACKAGE_VERSION = "0.2.0"

@@ -23,6 +23,7 @@ from everram.runtime.contracts.hypervisor_contract import HypervisorActor
 from everram.runtime.contracts.memory_scheduler_pb2 import GuestMemoryKeys
 from everram.runtime.contracts.nvm_device_pb2 import CreateRegionsRequest, RegionFilter
 from everram.runtime.contracts.replicator_pb2 import FollowRequest
+from everram.runtime.contracts.vmemfs_pb2 import DamagedGuest
 from everram.runtime.environment import GuestProcess, MachineEvent
 from everram.runtime.errors import (
     AlreadyExists,
@@ -57,6 +58,8 @@ class Hypervisor(HypervisorActor):
         processes = {process.guest_id: process for process in await house.machine.guests()}
         for guest in stored.guests:
             await self._adopt(guest, processes.pop(guest.guest_id, None))
+        for damaged in stored.damaged:
+            await self._isolate(damaged, processes.pop(damaged.guest.guest_id, None))
         for stranger in processes:
             # Recorded before it was started, so a process without a record is the rest of a removal.
             await house.machine.kill(stranger)
@@ -82,6 +85,24 @@ class Hypervisor(HypervisorActor):
             self.context.spawn(self._after_end(resident, record.epoch), name=f"end of {record.name}")
         else:
             self.context.spawn(self._house.begin_again(resident, record.epoch), name=f"begin {record.name} again")
+
+    async def _isolate(self, damaged: DamagedGuest, process: GuestProcess | None) -> None:
+        """End a guest of which not everything is known any more, and give its place back: a copy elsewhere may go on.
+        What there is of its memory stays, and a record that says why it does not run here."""
+        guest = pb.Guest()
+        guest.CopyFrom(damaged.guest)
+        guest.host = self._host
+        resident = self._house.residents[guest.guest_id] = Resident(guest)
+        if process is not None:
+            ended = await self._house.machine.kill(guest.guest_id)
+            guest.epoch = max(guest.epoch, process.epoch)
+            resident.died(ended.exit_status)
+        resident.become(pb.FAILED, damaged.reason)
+        if not guest.regions:
+            own = await self._house.nvm.list_regions(RegionFilter(guest_id=guest.guest_id))
+            guest.regions.extend(own.regions)
+        await self._house.store(resident)
+        self.context.spawn(self._house.give_back(guest), name=f"give back {guest.name}")
 
     async def _go_on(self, resident: Resident, epoch: int) -> None:
         """Register an incarnation that outlived this host's predecessor; it serves meanwhile, until its lease ends."""

@@ -6,7 +6,7 @@ import argparse
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from everram.runtime.cli.output import emit, say
+from everram.runtime.cli.output import emit, note, say
 from everram.runtime.cli.units import format_duration
 from everram.runtime.errors import InvalidArgument
 
@@ -27,6 +27,9 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     parser.add_argument("--preflight", action="store_true", help="only ask whether it could take the memory")
     parser.add_argument("--pause", action="store_true", help="stop guests while the memory changes hands")
+    parser.add_argument(
+        "--rollback", action="store_true", help="to the version before: write what it can read, and say what is lost"
+    )
     parser.set_defaults(handler=lambda args: asyncio.run(_upgrade(args)))
 
 
@@ -34,15 +37,23 @@ async def _upgrade(args: argparse.Namespace) -> int:
     from everram.runtime.cli.software import interpreter
     from everram.runtime.client import Cluster
     from everram.runtime.contracts.supervisor_pb2 import UpgradeRequest
+    from everram.runtime.contracts.vmemfs_pb2 import RollbackRequest
 
     async with await Cluster.connect(args.cluster, args.dir) as cluster:
         hosts = _chosen(args, cluster)
         python = await asyncio.to_thread(interpreter, args.python, cluster.folders.state)
         told: dict[str, Any] = {}
         for host in hosts:  # one at a time: whoever has a copy of another's guests is there meanwhile
+            if args.rollback:
+                rolled = await cluster.host(host).vmemfs.rollback(RollbackRequest(only_ask=args.preflight))
+                told[host] = {"format": rolled.format, "lost": list(rolled.lost)}
+                for sentence in rolled.lost:
+                    note(f"everram: {host}: with VMemFS {rolled.format} is lost: {sentence}")
+                if args.preflight:
+                    continue
             request = UpgradeRequest(machine=host, python=python, preflight=args.preflight, pause=args.pause)
             report = await cluster.supervisor.upgrade(request, timeout_s=UPGRADE_TIMEOUT_S)
-            told[host] = _json(report)
+            told[host] = told.get(host, {}) | _json(report)
             if not args.json:
                 say(_words(host, report))
     if args.json:

@@ -20,7 +20,8 @@ VMEMFS_COPIES = Method("everram.v1.VMemFS", "Copies", common_pb2.Empty, replicat
 VMEMFS_PUT_HOST = Method("everram.v1.VMemFS", "PutHost", vmemfs_pb2.HostRecord, vmemfs_pb2.Generation)
 VMEMFS_GET_HOST = Method("everram.v1.VMemFS", "GetHost", common_pb2.Empty, vmemfs_pb2.HostRecord)
 VMEMFS_STATUS = Method("everram.v1.VMemFS", "Status", common_pb2.Empty, vmemfs_pb2.VMemFSStatus)
-VMEMFS = Contract("everram.v1.VMemFS", (VMEMFS_PUT_GUEST, VMEMFS_REMOVE_GUEST, VMEMFS_GUESTS, VMEMFS_PUT_COPY, VMEMFS_REMOVE_COPY, VMEMFS_COPIES, VMEMFS_PUT_HOST, VMEMFS_GET_HOST, VMEMFS_STATUS,))
+VMEMFS_ROLLBACK = Method("everram.v1.VMemFS", "Rollback", vmemfs_pb2.RollbackRequest, vmemfs_pb2.RollbackReport)
+VMEMFS = Contract("everram.v1.VMemFS", (VMEMFS_PUT_GUEST, VMEMFS_REMOVE_GUEST, VMEMFS_GUESTS, VMEMFS_PUT_COPY, VMEMFS_REMOVE_COPY, VMEMFS_COPIES, VMEMFS_PUT_HOST, VMEMFS_GET_HOST, VMEMFS_STATUS, VMEMFS_ROLLBACK,))
 
 
 class VMemFSRef(Ref):
@@ -73,6 +74,11 @@ class VMemFSRef(Ref):
     ) -> Coroutine[Any, Any, vmemfs_pb2.VMemFSStatus]:
         return self.ask(VMEMFS_STATUS, request, timeout_s)
 
+    def rollback(
+        self, request: vmemfs_pb2.RollbackRequest, *, timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> Coroutine[Any, Any, vmemfs_pb2.RollbackReport]:
+        return self.ask(VMEMFS_ROLLBACK, request, timeout_s)
+
 
 class VMemFSActor(Actor):
     """Answers the VMemFS contract: override every method."""
@@ -104,4 +110,7 @@ class VMemFSActor(Actor):
         raise NotImplementedError
 
     def status(self, request: common_pb2.Empty) -> vmemfs_pb2.VMemFSStatus | Awaitable[vmemfs_pb2.VMemFSStatus]:
+        raise NotImplementedError
+
+    def rollback(self, request: vmemfs_pb2.RollbackRequest) -> vmemfs_pb2.RollbackReport | Awaitable[vmemfs_pb2.RollbackReport]:
         raise NotImplementedError

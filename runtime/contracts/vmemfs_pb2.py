@@ -26,7 +26,7 @@ from everram.runtime.contracts import common_pb2 as everram_dot_runtime_dot_cont
 from everram.runtime.contracts import replicator_pb2 as everram_dot_runtime_dot_contracts_dot_replicator__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&everram/runtime/contracts/vmemfs.proto\x12\neverram.v1\x1a&everram/runtime/contracts/common.proto\x1a*everram/runtime/contracts/replicator.proto\"\x1b\n\x07GuestId\x12\x10\n\x08guest_id\x18\x01 \x01(\t\" \n\nGeneration\x12\x12\n\ngeneration\x18\x01 \x01(\x04\"1\n\x0cStoredGuests\x12!\n\x06guests\x18\x01 \x03(\x0b\x32\x11.everram.v1.Guest\"O\n\nHostRecord\x12\x11\n\tmemory_id\x18\x01 \x01(\t\x12\x10\n\x08lease_id\x18\x02 \x01(\x03\x12\r\n\x05image\x18\x03 \x01(\t\x12\r\n\x05hosts\x18\x04 \x01(\x04\"|\n\x0cVMemFSStatus\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\x04\x12\r\n\x05hosts\x18\x03 \x01(\x04\x12%\n\x05\x66iles\x18\x04 \x03(\x0b\x32\x16.everram.v1.StoredFile\x12\x11\n\tmemory_id\x18\x05 \x01(\t\"E\n\nStoredFile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x12\x15\n\rpresent_bytes\x18\x03 \x01(\x04\x32\xff\x03\n\x06VMemFS\x12\x35\n\x08PutGuest\x12\x11.everram.v1.Guest\x1a\x16.everram.v1.Generation\x12:\n\x0bRemoveGuest\x12\x13.everram.v1.GuestId\x1a\x16.everram.v1.Generation\x12\x35\n\x06Guests\x12\x11.everram.v1.Empty\x1a\x18.everram.v1.StoredGuests\x12\x33\n\x07PutCopy\x12\x10.everram.v1.Copy\x1a\x16.everram.v1.Generation\x12;\n\nRemoveCopy\x12\x15.everram.v1.GuestCopy\x1a\x16.everram.v1.Generation\x12\x31\n\x06\x43opies\x12\x11.everram.v1.Empty\x1a\x14.everram.v1.CopyList\x12\x39\n\x07PutHost\x12\x16.everram.v1.HostRecord\x1a\x16.everram.v1.Generation\x12\x34\n\x07GetHost\x12\x11.everram.v1.Empty\x1a\x16.everram.v1.HostRecord\x12\x35\n\x06Status\x12\x11.everram.v1.Empty\x1a\x18.everram.v1.VMemFSStatusb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&everram/runtime/contracts/vmemfs.proto\x12\neverram.v1\x1a&everram/runtime/contracts/common.proto\x1a*everram/runtime/contracts/replicator.proto\"\x1b\n\x07GuestId\x12\x10\n\x08guest_id\x18\x01 \x01(\t\" \n\nGeneration\x12\x12\n\ngeneration\x18\x01 \x01(\x04\"\\\n\x0cStoredGuests\x12!\n\x06guests\x18\x01 \x03(\x0b\x32\x11.everram.v1.Guest\x12)\n\x07\x64\x61maged\x18\x02 \x03(\x0b\x32\x18.everram.v1.DamagedGuest\"@\n\x0c\x44\x61magedGuest\x12 \n\x05guest\x18\x01 \x01(\x0b\x32\x11.everram.v1.Guest\x12\x0e\n\x06reason\x18\x02 \x01(\t\"O\n\nHostRecord\x12\x11\n\tmemory_id\x18\x01 \x01(\t\x12\x10\n\x08lease_id\x18\x02 \x01(\x03\x12\r\n\x05image\x18\x03 \x01(\t\x12\r\n\x05hosts\x18\x04 \x01(\x04\"W\n\x03Hop\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x10\n\x08software\x18\x02 \x01(\t\x12\r\n\x05\x66ound\x18\x03 \x01(\t\x12\x10\n\x08producer\x18\x04 \x01(\t\x12\r\n\x05\x63lean\x18\x05 \x01(\x08\"(\n\x07History\x12\x1d\n\x04hops\x18\x01 \x03(\x0b\x32\x0f.everram.v1.Hop\"i\n\nFileRecord\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08guest_id\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\x12\'\n\x07\x65xtents\x18\x04 \x03(\x0b\x32\x16.everram.v1.FileExtent\"N\n\nFileExtent\x12\x0c\n\x04page\x18\x01 \x01(\x04\x12\x0e\n\x06object\x18\x02 \x01(\t\x12\x13\n\x0bobject_page\x18\x03 \x01(\x04\x12\r\n\x05pages\x18\x04 \x01(\x04\"#\n\x0fRollbackRequest\x12\x10\n\x08only_ask\x18\x01 \x01(\x08\".\n\x0eRollbackReport\x12\x0e\n\x06\x66ormat\x18\x01 \x01(\t\x12\x0c\n\x04lost\x18\x02 \x03(\t\"\xdd\x01\n\x0cVMemFSStatus\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\x04\x12\r\n\x05hosts\x18\x03 \x01(\x04\x12%\n\x05\x66iles\x18\x04 \x03(\x0b\x32\x16.everram.v1.StoredFile\x12\x11\n\tmemory_id\x18\x05 \x01(\t\x12\x10\n\x08producer\x18\x06 \x01(\t\x12$\n\x07history\x18\x07 \x01(\x0b\x32\x13.everram.v1.History\x12\'\n\x07records\x18\x08 \x03(\x0b\x32\x16.everram.v1.FileRecord\"E\n\nStoredFile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x12\x15\n\rpresent_bytes\x18\x03 \x01(\x04\x32\xc4\x04\n\x06VMemFS\x12\x35\n\x08PutGuest\x12\x11.everram.v1.Guest\x1a\x16.everram.v1.Generation\x12:\n\x0bRemoveGuest\x12\x13.everram.v1.GuestId\x1a\x16.everram.v1.Generation\x12\x35\n\x06Guests\x12\x11.everram.v1.Empty\x1a\x18.everram.v1.StoredGuests\x12\x33\n\x07PutCopy\x12\x10.everram.v1.Copy\x1a\x16.everram.v1.Generation\x12;\n\nRemoveCopy\x12\x15.everram.v1.GuestCopy\x1a\x16.everram.v1.Generation\x12\x31\n\x06\x43opies\x12\x11.everram.v1.Empty\x1a\x14.everram.v1.CopyList\x12\x39\n\x07PutHost\x12\x16.everram.v1.HostRecord\x1a\x16.everram.v1.Generation\x12\x34\n\x07GetHost\x12\x11.everram.v1.Empty\x1a\x16.everram.v1.HostRecord\x12\x35\n\x06Status\x12\x11.everram.v1.Empty\x1a\x18.everram.v1.VMemFSStatus\x12\x43\n\x08Rollback\x12\x1b.everram.v1.RollbackRequest\x1a\x1a.everram.v1.RollbackReportb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,13 +38,27 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GENERATION']._serialized_start=167
   _globals['_GENERATION']._serialized_end=199
   _globals['_STOREDGUESTS']._serialized_start=201
-  _globals['_STOREDGUESTS']._serialized_end=250
-  _globals['_HOSTRECORD']._serialized_start=252
-  _globals['_HOSTRECORD']._serialized_end=331
-  _globals['_VMEMFSSTATUS']._serialized_start=333
-  _globals['_VMEMFSSTATUS']._serialized_end=457
-  _globals['_STOREDFILE']._serialized_start=459
-  _globals['_STOREDFILE']._serialized_end=528
-  _globals['_VMEMFS']._serialized_start=531
-  _globals['_VMEMFS']._serialized_end=1042
+  _globals['_STOREDGUESTS']._serialized_end=293
+  _globals['_DAMAGEDGUEST']._serialized_start=295
+  _globals['_DAMAGEDGUEST']._serialized_end=359
+  _globals['_HOSTRECORD']._serialized_start=361
+  _globals['_HOSTRECORD']._serialized_end=440
+  _globals['_HOP']._serialized_start=442
+  _globals['_HOP']._serialized_end=529
+  _globals['_HISTORY']._serialized_start=531
+  _globals['_HISTORY']._serialized_end=571
+  _globals['_FILERECORD']._serialized_start=573
+  _globals['_FILERECORD']._serialized_end=678
+  _globals['_FILEEXTENT']._serialized_start=680
+  _globals['_FILEEXTENT']._serialized_end=758
+  _globals['_ROLLBACKREQUEST']._serialized_start=760
+  _globals['_ROLLBACKREQUEST']._serialized_end=795
+  _globals['_ROLLBACKREPORT']._serialized_start=797
+  _globals['_ROLLBACKREPORT']._serialized_end=843
+  _globals['_VMEMFSSTATUS']._serialized_start=846
+  _globals['_VMEMFSSTATUS']._serialized_end=1067
+  _globals['_STOREDFILE']._serialized_start=1069
+  _globals['_STOREDFILE']._serialized_end=1138
+  _globals['_VMEMFS']._serialized_start=1141
+  _globals['_VMEMFS']._serialized_end=1721
 # @@protoc_insertion_point(module_scope)

@@ -9,6 +9,9 @@ store: a crash at any store leaves the old content or the new one, never a mixtu
 version and which features it was written with, so a later everram can take over an area and an earlier one can tell
 that it must not. Records it does not know are kept on rewrite unless they are marked required. docs/formats.md,
 "Two-slot record area", has the layout.
+
+Where a format is indexed, the last record says of every other what it is and whose, and where it ends: a damaged record
+then costs only what it holds (`Content.damaged`), and is named.
 """
 
 from __future__ import annotations
@@ -34,6 +37,13 @@ _SLOT = struct.Struct("<4sHHQQQIIQ32s")
 _SLOT_MAGIC = b"SLOT"
 _RECORDS_OFFSET = 128
 _RECORD = struct.Struct("<HHI")
+INDEX = 0x7FFF
+"""Type of the record that says of the others what they are."""
+_ENTRY = struct.Struct("<HHIIH")
+"""Of the index: type, flags, length and CRC-32 of a record, as in the record itself, and the length of its key."""
+_INDEX_END = struct.Struct("<I4s")
+"""Bytes of the index with this, and a magic: so it is found from the end."""
+_INDEX_MAGIC = b"INDX"
 _NOTHING = bytes(PAGE_BYTES)
 _CLEAN = 1
 _REQUIRED = 1
@@ -56,6 +66,8 @@ class Format:
     required_features: int = 0
     optional_features: int = 0
     when_full: str = "remove something first"
+    indexed_since: tuple[int, int] | None = None
+    """The version from which on it has an index; None: it has none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +78,18 @@ class Record:
     payload: bytes
     required: bool = False
     """A reader that does not know the type must refuse the area instead of skipping the record."""
+    key: str = ""
+    """Whose it is, for the index."""
+
+
+@dataclass(frozen=True, slots=True)
+class Damaged:
+    """A record that does not match its checksum, as far as the index knows it."""
+
+    type: int
+    key: str
+    offset: int
+    """In the area."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +105,7 @@ class Content:
     clean: bool
     """Its writer stopped in order after this commit."""
     records: tuple[Record, ...] = field(repr=False)
+    damaged: tuple[Damaged, ...] = ()
 
 
 class SlotArea:
@@ -144,7 +169,24 @@ class SlotArea:
             clean=clean,
             records=(*records, *(r for r in old.records if r.type not in kind.record_types)),
         )
-        slot = _pack(new)
+        return self._commit(new)
+
+    def rewrite(self, records: Iterable[Record], kind: Format, *, clean: bool = False) -> int:
+        """As `commit`, but in an earlier version of the format, with nothing that it does not know."""
+        content = Content(
+            generation=self.content.generation + 1,
+            version=kind.version,
+            required_features=kind.required_features,
+            optional_features=kind.optional_features,
+            producer=PACKAGE_VERSION,
+            clean=clean,
+            records=tuple(records),
+        )
+        return self._commit(content)
+
+    def _commit(self, new: Content) -> int:
+        kind, generation = self._kind, new.generation
+        slot = _pack(new, indexed=kind.indexed_since is not None and new.version >= kind.indexed_since)
         capacity = _slot_bytes(self._mapping.size_bytes)
         if len(slot) > capacity or generation > MAX_GENERATION:
             raise ResourceExhausted(
@@ -196,6 +238,7 @@ class _Reader:
             raise self._damaged(start, "the slot's header does not match its checksum")
         if own != generation or length > _slot_bytes(self._mapping.size_bytes) - _RECORDS_OFFSET:
             raise self._damaged(start, f"the slot says generation {own} and {length} bytes of records")
+        records, damaged = self._records(start + _RECORDS_OFFSET, count, length, generation, (major, minor))
         content = Content(
             generation=generation,
             version=(major, minor),
@@ -203,15 +246,35 @@ class _Reader:
             optional_features=optional,
             producer=producer.rstrip(b"\0").decode("ascii", "replace"),
             clean=bool(flags & _CLEAN),
-            records=self._records(start + _RECORDS_OFFSET, count, length, generation),
+            records=tuple(record for record in records if record.type != INDEX),
+            damaged=tuple(damaged),
         )
         self._check_understood(content)
         return content
 
-    def _records(self, start: int, count: int, length: int, generation: int) -> tuple[Record, ...]:
+    def _records(
+        self, start: int, count: int, length: int, generation: int, version: tuple[int, int]
+    ) -> tuple[list[Record], list[Damaged]]:
+        """Those that verify, and those that the index names instead."""
         data = self._mapping.load(start, length)
         records: list[Record] = []
-        at = 0
+        try:
+            self._walk(data, start, count, generation, records)
+        except DataLoss:
+            since = self._kind.indexed_since
+            if since is None or version < since:
+                raise
+            index = _find_index(data, generation)
+            if index is not None:
+                return _by_index(data, start, index, generation)
+            if len(records) < count - 1:
+                raise
+            # It is the index that is damaged: nobody misses it while all it speaks of is right.
+        return records, []
+
+    def _walk(self, data: bytes, start: int, count: int, generation: int, records: list[Record]) -> None:
+        """Raises DataLoss at the first record that does not verify; those before it are in `records` by then."""
+        at, length = 0, len(data)
         overhead = _RECORD.size + _CHECKSUM.size
         for _ in range(count):
             if at + overhead > length:
@@ -228,7 +291,6 @@ class _Reader:
             at = end
         if at != length:
             raise self._damaged(start + at, f"{length - at} bytes after the last record")
-        return tuple(records)
 
     def _check_understood(self, content: Content) -> None:
         kind = self._kind
@@ -270,8 +332,54 @@ def _record_checksum(generation: int, header: bytes, payload: bytes) -> int:
     return zlib.crc32(payload, zlib.crc32(header, zlib.crc32(generation.to_bytes(8, "little"))))
 
 
-def _pack(content: Content) -> bytes:
-    records = b"".join(_pack_record(content.generation, record) for record in content.records)
+def _find_index(data: bytes, generation: int) -> bytes | None:
+    """The payload of the index at the end of the records; None if it does not verify."""
+    if len(data) < _INDEX_END.size:
+        return None
+    length, magic = _INDEX_END.unpack_from(data, len(data) - _INDEX_END.size)
+    at = len(data) - length - _CHECKSUM.size - _RECORD.size
+    if magic != _INDEX_MAGIC or length < _INDEX_END.size or at < 0:
+        return None
+    payload = data[len(data) - length :]
+    checksum = _CHECKSUM.pack(_record_checksum(generation, _RECORD.pack(INDEX, 0, length), payload))
+    return payload if data[at + _RECORD.size : at + _RECORD.size + _CHECKSUM.size] == checksum else None
+
+
+def _by_index(data: bytes, start: int, index: bytes, generation: int) -> tuple[list[Record], list[Damaged]]:
+    """The records, each found and verified by what the index says of it."""
+    records: list[Record] = []
+    damaged: list[Damaged] = []
+    at = entry_at = 0
+    while entry_at < len(index) - _INDEX_END.size:
+        kind, flags, length, checksum, key_bytes = _ENTRY.unpack_from(index, entry_at)
+        entry_at += _ENTRY.size
+        key = index[entry_at : entry_at + key_bytes].decode("utf-8", "replace")
+        entry_at += key_bytes
+        payload_at = at + _RECORD.size + _CHECKSUM.size
+        payload = data[payload_at : payload_at + length]
+        if _record_checksum(generation, _RECORD.pack(kind, flags, length), payload) == checksum:
+            records.append(Record(kind, payload, bool(flags & _REQUIRED)))
+        else:
+            damaged.append(Damaged(kind, key, start + at))
+        at = payload_at + length
+    return records, damaged
+
+
+def _index_of(generation: int, records: Iterable[Record]) -> Record:
+    entries = []
+    for record in records:
+        header, key = _record_header(record), record.key.encode()
+        checksum = _record_checksum(generation, header, record.payload)
+        entries.append(_ENTRY.pack(*_RECORD.unpack(header), checksum, len(key)) + key)
+    payload = b"".join(entries)
+    return Record(INDEX, payload + _INDEX_END.pack(len(payload) + _INDEX_END.size, _INDEX_MAGIC))
+
+
+def _pack(content: Content, *, indexed: bool) -> bytes:
+    listed = content.records
+    if indexed:
+        listed = (*listed, _index_of(content.generation, listed))
+    records = b"".join(_pack_record(content.generation, record) for record in listed)
     header = _SLOT.pack(
         _SLOT_MAGIC,
         *content.version,
@@ -279,17 +387,20 @@ def _pack(content: Content) -> bytes:
         content.optional_features,
         content.generation,
         _CLEAN if content.clean else 0,
-        len(content.records),
+        len(listed),
         len(records),
         content.producer.encode("ascii", "replace")[:_PRODUCER_BYTES],
     )
     return (header + _CHECKSUM.pack(zlib.crc32(header))).ljust(_RECORDS_OFFSET, b"\0") + records
 
 
+def _record_header(record: Record) -> bytes:
+    return _RECORD.pack(record.type, _REQUIRED if record.required else 0, len(record.payload))
+
+
 def _pack_record(generation: int, record: Record) -> bytes:
-    header = _RECORD.pack(record.type, _REQUIRED if record.required else 0, len(record.payload))
-    checksum = _CHECKSUM.pack(_record_checksum(generation, header, record.payload))
-    return header + checksum + record.payload
+    header = _record_header(record)
+    return header + _CHECKSUM.pack(_record_checksum(generation, header, record.payload)) + record.payload
 
 
 def _dotted(pair: tuple[int, int]) -> str:

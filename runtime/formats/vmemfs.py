@@ -1,42 +1,62 @@
-"""The VMemFS superblock, version 1: what a host leaves in memory for its successor.
+"""The VMemFS superblock, version 2: what a host leaves in memory for its successor.
 
     superblock = Superblock.format(mapping, host)
-    superblock.put_guest(guest)
+    superblock.put_guest(guest, files)
     Superblock.open(mapping).guests()
 
-A two-slot record area (`slots`) with one record for the host, one for each guest and one for each copy that is kept for
-another host. The files of VMemFS are the memory objects themselves; the records of guests and copies name theirs.
-docs/formats.md, "VMemFS superblock", has the fields.
+A two-slot record area (`slots`) with one record for the host, one for each guest, one for each copy that is kept for
+another host, one for each file, and the history of the hosts that have served this memory. A file is what of the
+memory objects belongs together (`vmemfs_files`). A guest whose record is damaged is named and costs no other.
+
+A version reads what earlier ones have written, and writes the latest from its first change on; `roll_back` writes the
+version before from then on. docs/formats.md, "VMemFS superblock", has the fields.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from google.protobuf.message import DecodeError
 
 from everram.runtime.contracts import common_pb2 as pb
 from everram.runtime.contracts.replicator_pb2 import Copy
-from everram.runtime.contracts.vmemfs_pb2 import HostRecord
+from everram.runtime.contracts.vmemfs_pb2 import FileRecord, History, Hop, HostRecord
 from everram.runtime.errors import DataLoss, NotFound
 from everram.runtime.formats.slots import Format, Record, SlotArea
 from everram.runtime.memory.contract import Mapping
 
 MEMORY_NAME = "vmemfs"
 MEMORY_BYTES = 8 * 1024 * 1024
-"""Sparse. Each of the two slots then holds some 8000 guests of half a KiB: more than a machine runs."""
-HOST, GUEST, COPY = 1, 2, 3
+"""Sparse. Each of the two slots then holds some 4000 guests of one KiB with their files: more than a machine runs."""
+HOST, GUEST, COPY, FILE, HISTORY = 1, 2, 3, 4, 5
+NAME, MAGIC, WHEN_FULL = "VMemFS superblock", b"EVRVMEMF", "remove guests that are no longer needed"
 FORMAT = Format(
-    name="VMemFS superblock",
-    magic=b"EVRVMEMF",
-    version=(1, 1),
-    record_types=frozenset({HOST, GUEST, COPY}),
-    when_full="remove guests that are no longer needed",
+    name=NAME,
+    magic=MAGIC,
+    version=(2, 0),
+    record_types=frozenset({HOST, GUEST, COPY, FILE, HISTORY}),
+    when_full=WHEN_FULL,
+    indexed_since=(2, 0),
 )
-
+BEFORE = Format(
+    name=NAME, magic=MAGIC, version=(1, 1), record_types=frozenset({HOST, GUEST, COPY}), when_full=WHEN_FULL
+)
+"""The version before, which this one can write: it has no files, no history and no index."""
+HOPS_MAX = 16
+"""Of the history that is kept."""
 
 _CopyKey = tuple[str, str]
 """guest_id, copy_id."""
+
+
+@dataclass(frozen=True, slots=True)
+class DamagedRecord:
+    """A guest's record that does not verify; its name is from the index."""
+
+    guest_id: str
+    name: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,49 +66,53 @@ class _Content:
     host: HostRecord
     guests: dict[str, pb.Guest] = field(default_factory=dict)
     copies: dict[_CopyKey, Copy] = field(default_factory=dict)
+    files: dict[str, FileRecord] = field(default_factory=dict)
+    hops: tuple[Hop, ...] = ()
 
-    def records(self) -> list[Record]:
-        messages: list[tuple[int, HostRecord | pb.Guest | Copy]] = [(HOST, self.host)]
-        messages += ((GUEST, self.guests[guest_id]) for guest_id in sorted(self.guests))
-        messages += ((COPY, self.copies[key]) for key in sorted(self.copies))
-        return [Record(kind, m.SerializeToString(deterministic=True), required=True) for kind, m in messages]
+    def records(self, kind: Format) -> list[Record]:
+        records = [_record(HOST, self.host)]
+        records += (_record(GUEST, guest, f"{guest.guest_id} {guest.name}") for _, guest in sorted(self.guests.items()))
+        records += (_record(COPY, self.copies[key], " ".join(key)) for key in sorted(self.copies))
+        if FILE in kind.record_types:
+            records += (_record(FILE, self.files[name], name, required=False) for name in sorted(self.files))
+        if HISTORY in kind.record_types and self.hops:
+            records.append(_record(HISTORY, History(hops=self.hops), required=False))
+        return records
 
 
 class Superblock:
     """The host's record, the guests' and the copies'; each change is one commit, whole or not at all."""
 
-    def __init__(self, area: SlotArea, content: _Content) -> None:
+    def __init__(self, area: SlotArea, content: _Content, damaged: Sequence[DamagedRecord] = ()) -> None:
         self._area = area
         self._content = content
+        self._kind = FORMAT
+        self.damaged = tuple(damaged)
+        """Guests whose records do not verify; nothing of them is in the next commit."""
 
     @staticmethod
     def format(mapping: Mapping, host: HostRecord, guests: tuple[pb.Guest, ...] = ()) -> Superblock:
         """A new superblock; it does not exist before its first commit is published, here at the end."""
         content = _Content(host, {guest.guest_id: _stored(guest) for guest in guests})
-        return Superblock(SlotArea.format(mapping, FORMAT, content.records()), content)
+        return Superblock(SlotArea.format(mapping, FORMAT, content.records(FORMAT)), content)
 
     @staticmethod
     def open(mapping: Mapping) -> Superblock:
         """Raises DataLoss for a damaged superblock, FailedPrecondition for one of a later everram."""
         area = SlotArea.open(mapping, FORMAT)
-        host: HostRecord | None = None
-        guests: dict[str, pb.Guest] = {}
-        copies: dict[_CopyKey, Copy] = {}
-        for number, record in enumerate(area.content.records):
-            try:
-                if record.type == HOST:
-                    host = HostRecord.FromString(record.payload)
-                elif record.type == GUEST:
-                    guest = pb.Guest.FromString(record.payload)
-                    guests[guest.guest_id] = guest
-                elif record.type == COPY:
-                    copy = Copy.FromString(record.payload)
-                    copies[_copy_key(copy)] = copy
-            except DecodeError as error:
-                raise DataLoss(f"{FORMAT.name} is damaged: record {number} cannot be decoded: {error}") from error
-        if host is None or not host.memory_id:
-            raise DataLoss(f"{FORMAT.name} is damaged: it has no record of its host's memory")
-        return Superblock(area, _Content(host, guests, copies))
+        content = _decoded(area.content.records)
+        damaged = []
+        for record in area.content.damaged:
+            if record.type in (HOST, COPY):
+                # Without the one nothing can be gone on with; the other may hold promises that nobody may forget.
+                raise DataLoss(
+                    f"{NAME} is damaged at offset {record.offset}: the record of {record.key or 'its host'} does not "
+                    "match its checksum"
+                )
+            if record.type == GUEST:
+                guest_id, _, name = record.key.partition(" ")
+                damaged.append(DamagedRecord(guest_id, name, f"its record in the {NAME} is damaged"))
+        return Superblock(area, content, damaged)
 
     @property
     def generation(self) -> int:
@@ -96,7 +120,7 @@ class Superblock:
 
     @property
     def version(self) -> str:
-        """Version of the format it was last written in: "1.1"."""
+        """Version of the format it was last written in: "2.0"."""
         return "{}.{}".format(*self._area.content.version)
 
     @property
@@ -123,21 +147,58 @@ class Superblock:
         copies = self._content.copies
         return [copies[key] for key in sorted(copies)]
 
+    def files(self) -> list[FileRecord]:
+        """By name."""
+        return [self._content.files[name] for name in sorted(self._content.files)]
+
+    def history(self) -> tuple[Hop, ...]:
+        """The latest hosts, oldest first."""
+        return self._content.hops
+
+    def succeed(self, software: str) -> int:
+        """Another host has taken this memory: count it, and note what it found."""
+        host = HostRecord()
+        host.CopyFrom(self.host)
+        host.hosts += 1
+        hop = Hop(number=host.hosts, software=software)
+        if host.hosts > 1:
+            hop.found, hop.producer, hop.clean = self.version, self.producer, self.clean
+        return self._commit(replace(self._content, host=host, hops=(*self._content.hops, hop)[-HOPS_MAX:]))
+
+    def lost_by_rollback(self) -> list[str]:
+        """What the version before has no place for, in sentences."""
+        lost = []
+        if self._content.hops:
+            lost.append(f"the history of {len(self._content.hops)} hosts that have served this memory")
+        if self._content.files:
+            lost.append(f"the records of {len(self._content.files)} files: damage to them will not be noticed")
+        unknown = sorted({r.type for r in self._area.content.records if r.type not in FORMAT.record_types})
+        if unknown:
+            lost.append(f"records of a later everram (types {', '.join(map(str, unknown))})")
+        return lost
+
+    def roll_back(self) -> int:
+        """Write the version before, now and at every change that follows."""
+        self._kind = BEFORE
+        return self._commit(replace(self._content, files={}, hops=()))
+
     def put_host(self, host: HostRecord) -> int:
         """The new generation; persistent. Raises ResourceExhausted, and then nothing has changed."""
         return self._commit(replace(self._content, host=host))
 
-    def put_guest(self, guest: pb.Guest) -> int:
-        """Add or replace by guest_id, without the fields that are answered and not kept."""
+    def put_guest(self, guest: pb.Guest, files: Sequence[FileRecord] = ()) -> int:
+        """Add or replace by guest_id, without the fields that are answered and not kept; `files` are all of its."""
         guests = {**self._content.guests, guest.guest_id: _stored(guest)}
-        return self._commit(replace(self._content, guests=guests))
+        kept = {name: file for name, file in self._content.files.items() if file.guest_id != guest.guest_id}
+        return self._commit(replace(self._content, guests=guests, files=kept | {file.name: file for file in files}))
 
     def remove_guest(self, guest_id: str) -> int:
         """Raises NotFound."""
         if guest_id not in self._content.guests:
             raise NotFound(f"the superblock has no guest {guest_id}")
         guests = {key: guest for key, guest in self._content.guests.items() if key != guest_id}
-        return self._commit(replace(self._content, guests=guests))
+        files = {name: file for name, file in self._content.files.items() if file.guest_id != guest_id}
+        return self._commit(replace(self._content, guests=guests, files=files))
 
     def put_copy(self, copy: Copy) -> int:
         """Add or replace by guest_id and copy_id, without the fields that are answered and not kept."""
@@ -155,14 +216,52 @@ class Superblock:
             return self.generation
         return self._commit(replace(self._content, copies=kept))
 
-    def mark_clean(self) -> int:
-        """This host stops in order: what is here is what it knew."""
-        return self._commit(self._content, clean=True)
+    def mark_clean(self, files: Sequence[FileRecord] = ()) -> int:
+        """This host stops in order: what is here is what it knew, and `files` are all that there are."""
+        return self._commit(replace(self._content, files={file.name: file for file in files}), clean=True)
 
     def _commit(self, content: _Content, *, clean: bool = False) -> int:
-        generation = self._area.commit(content.records(), clean=clean)
+        records = content.records(self._kind)
+        if self._kind is FORMAT:
+            generation = self._area.commit(records, clean=clean)
+        else:
+            generation = self._area.rewrite(records, self._kind, clean=clean)
         self._content = content
         return generation
+
+
+_Message = HostRecord | pb.Guest | Copy | FileRecord | History
+
+
+def _record(kind: int, message: _Message, key: str = "", *, required: bool = True) -> Record:
+    return Record(kind, message.SerializeToString(deterministic=True), required, key)
+
+
+def _decoded(records: Sequence[Record]) -> _Content:
+    """Raises DataLoss."""
+    host = HostRecord()
+    content = _Content(host)
+    hops: tuple[Hop, ...] = ()
+    for number, record in enumerate(records):
+        try:
+            if record.type == HOST:
+                host.MergeFromString(record.payload)
+            elif record.type == GUEST:
+                guest = pb.Guest.FromString(record.payload)
+                content.guests[guest.guest_id] = guest
+            elif record.type == COPY:
+                copy = Copy.FromString(record.payload)
+                content.copies[_copy_key(copy)] = copy
+            elif record.type == FILE:
+                file = FileRecord.FromString(record.payload)
+                content.files[file.name] = file
+            elif record.type == HISTORY:
+                hops = tuple(History.FromString(record.payload).hops)
+        except DecodeError as error:
+            raise DataLoss(f"{NAME} is damaged: record {number} cannot be decoded: {error}") from error
+    if not host.memory_id:
+        raise DataLoss(f"{NAME} is damaged: it has no record of its host's memory")
+    return replace(content, hops=hops)
 
 
 def _copy_key(copy: Copy) -> _CopyKey:

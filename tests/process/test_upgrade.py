@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import tarfile
 import tempfile
 import threading
 import time
@@ -21,10 +23,15 @@ import pytest
 from everram.runtime.client import Cluster
 from everram.runtime.contracts.common_pb2 import Empty
 from everram.runtime.errors import FailedPrecondition
+from everram.runtime.version import PACKAGE_VERSION
 
 COMMAND = [sys.executable, "-m", "everram.runtime.cli.main"]
 COMMAND_TIMEOUT_S = 90.0
 PATIENCE_S = 30.0
+ROOT = Path(__file__).resolve().parents[2]
+LATER = ("version=(2, 0),", "runtime/formats/vmemfs.py")
+"""What the commit brought into which file before which there was 0.1.0, which writes VMemFS 1.1."""
+BUILD_TIMEOUT_S = 120.0
 
 pytestmark = [pytest.mark.process, pytest.mark.timeout(150)]
 
@@ -81,6 +88,30 @@ def site() -> Iterator[Site]:
             yield cluster
         finally:
             cluster.tell("down", "--discard")
+
+
+def git(*words: str) -> bytes:
+    """Raises OSError, CalledProcessError."""
+    return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, timeout=PATIENCE_S, check=True).stdout
+
+
+@pytest.fixture(scope="module")
+def older(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A wheel of the version before, built from the repository's history."""
+    source, out = tmp_path_factory.mktemp("older"), tmp_path_factory.mktemp("wheel")
+    parts = ("pyproject.toml", "README.md", "LICENSE", "runtime", "actors", "examples")
+    try:
+        found = git("log", "--reverse", "--format=%H", f"-S{LATER[0]}", "--", LATER[1]).split()
+        archive = git("archive", f"{found[0].decode()}^", *parts)
+    except (OSError, subprocess.CalledProcessError, IndexError):
+        pytest.skip("there is no git history here to build the version before from")
+    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+        tar.extractall(source, filter="data")
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--wheel-dir", str(out), str(source)]
+    built = subprocess.run(command, capture_output=True, text=True, timeout=BUILD_TIMEOUT_S, check=False)
+    assert built.returncode == 0, built.stderr
+    (wheel,) = out.glob("everram-*.whl")
+    return wheel
 
 
 class Teller(threading.Thread):
@@ -186,6 +217,33 @@ def test_guests_clients_and_copies_notice_nothing_of_upgrades_in_a_row(site: Sit
     assert ask(port, "LAST teller") == teller.done
     assert ask(port, "SUM") == 100_000
     assert site.host(home)["host_restarts"] == 0
+
+
+def test_a_later_memory_is_refused_by_the_version_before_and_rolled_back_for_it(site: Site, older: Path) -> None:
+    port = int(site.environment["PORT"])
+    before, home = site.guest(), site.guest()["host"]
+    pid = site.host(home)["host_pid"]
+    refused = site.tell("upgrade", home, "--python", str(older), code=1)
+    assert f"written by everram {PACKAGE_VERSION} in version 2.0, this is everram 0.1.0 with version 1.1" in refused
+    assert site.host(home)["host_pid"] == pid, "it was asked, and nothing was touched"
+    told = site.told("upgrade", home, "--rollback", "--preflight")["hosts"][home]
+    assert told["format"] == "1.1"
+    assert len(told["lost"]) == 2
+    teller = Teller(port, "traveller")
+    teller.start()
+    for way in (["--rollback", "--python", str(older)], []) * 2:
+        done = teller.done
+        wait_for(lambda done=done: teller.done > done + 20 or not teller.is_alive(), "nothing is transferred")  # type: ignore[misc]
+        told = site.told("upgrade", home, *way)["hosts"][home]
+        assert (told["version"], told["format"]) == (("0.1.0", "1.1") if way else (PACKAGE_VERSION, "1.1"))
+        assert site.host(home)["version"] == told["version"]
+    teller.enough.set()
+    teller.join(PATIENCE_S)
+    assert teller.failure is None, repr(teller.failure)
+    after = site.guest()
+    assert (after["pid"], after["epoch"], after["host"]) == (before["pid"], before["epoch"], home)
+    assert ask(port, "LAST traveller") == teller.done
+    assert ask(port, "SUM") == 100_000
 
 
 def test_a_host_that_is_killed_while_it_hands_over_is_succeeded_all_the_same(site: Site) -> None:

@@ -596,7 +596,8 @@ async def test_guests_and_the_memorys_identity_outlive_hosts(machine: Machine) -
     after = await vmemfs.get_host(pb.Empty())
     assert (after.memory_id, after.lease_id, after.hosts) == (before.memory_id, 7, before.hosts + 1)
     status = await vmemfs.status(pb.Empty())
-    assert (status.version, status.memory_id, status.hosts) == ("1.1", after.memory_id, 2)
+    assert (status.version, status.memory_id, status.hosts) == ("2.0", after.memory_id, 2)
+    assert [(hop.number, hop.clean) for hop in status.history.hops] == [(1, False), (2, True)]
     assert [file.name for file in status.files] == list(METADATA)
     assert all(0 < file.present_bytes <= 64 * 1024 for file in status.files if file.name != "nvm.blocks")
     await second.stop()

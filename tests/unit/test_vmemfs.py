@@ -1,0 +1,224 @@
+"""VMemFS over versions and over damage: what a host left is read as it was, or refused by name, guest by guest."""
+
+from __future__ import annotations
+
+import zlib
+from pathlib import Path
+
+import pytest
+
+from everram.runtime.contracts import common_pb2 as pb
+from everram.runtime.contracts.replicator_pb2 import Copy
+from everram.runtime.contracts.vmemfs_pb2 import FileExtent, FileRecord, HostRecord
+from everram.runtime.errors import DataLoss, FailedPrecondition
+from everram.runtime.formats.slots import GENERATION_OFFSET, SLOTS_OFFSET, Format, Record, SlotArea
+from everram.runtime.formats.vmemfs import BEFORE, FORMAT, HOPS_MAX, Superblock
+from everram.runtime.formats.vmemfs_files import check, device_files, guest_files
+from everram.runtime.memory.contract import PAGE_BYTES
+from everram.runtime.memory.heap import HeapMapping
+from everram.runtime.version import PACKAGE_VERSION
+
+SIZE_BYTES = 9 * PAGE_BYTES
+IMAGES = Path(__file__).resolve().parents[1] / "images"
+VERSIONS = ("1.1", "2.0")
+"""Of each an image is kept, as the everram of its time left it, with the same content."""
+
+
+def guest(guest_id: str, **fields: object) -> pb.Guest:
+    made = pb.Guest(guest_id=guest_id, name=f"name-{guest_id}", state=pb.RUNNING, epoch=3, **fields)  # type: ignore[arg-type]
+    made.regions.add(name="r", guest_id=guest_id, size_bytes=8192, arena=f"region.{guest_id}.r")
+    return made
+
+
+def sizes(*guest_ids: str) -> dict[str, int]:
+    return {f"{kind}{g}{rest}": 8192 for g in guest_ids for kind, rest in (("log.", ""), ("region.", ".r"))}
+
+
+def image(version: str) -> HeapMapping:
+    return HeapMapping.of(bytearray(zlib.decompress((IMAGES / f"vmemfs-{version}.z").read_bytes())))
+
+
+def content(superblock: Superblock) -> tuple[HostRecord, list[pb.Guest], list[Copy]]:
+    return superblock.host, superblock.guests(), superblock.copies()
+
+
+# -- versions ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_every_version_up_to_this_one_is_read_and_taken_over(version: str) -> None:
+    mapping = image(version)
+    found = Superblock.open(mapping)
+    copy = Copy(guest=pb.Guest(guest_id="c", name="name-c"), copy_id="c1", promised_epoch=4)
+    host = HostRecord(memory_id="m1", lease_id=9, hosts=3)
+    assert content(found) == (host, [guest("a"), guest("b")], [copy])
+    assert (found.version, found.clean) == (version, True)
+    producer = found.producer
+    found.succeed(PACKAGE_VERSION)
+    taken = Superblock.open(mapping)
+    assert (taken.version, taken.producer, taken.clean) == ("2.0", PACKAGE_VERSION, False)
+    [hop] = taken.history()[-1:]
+    assert (hop.number, hop.found, hop.producer, hop.clean) == (4, version, producer, True)
+    assert content(taken)[1:] == content(found)[1:]
+
+
+def test_an_image_is_kept_of_the_version_that_is_written() -> None:
+    assert VERSIONS[-1] == "{}.{}".format(*FORMAT.version)
+    assert VERSIONS[-2] == "{}.{}".format(*BEFORE.version)
+
+
+def test_an_earlier_version_refuses_naming_both() -> None:
+    with pytest.raises(FailedPrecondition, match=r"version 2\.0.*with version 1\.1: a later format"):
+        SlotArea.open(image("2.0"), BEFORE)
+
+
+def test_what_a_later_version_requires_is_refused_and_what_it_only_adds_survives() -> None:
+    mapping = image("2.0")
+    later = Format(FORMAT.name, FORMAT.magic, (2, 1), FORMAT.record_types | {77}, indexed_since=(2, 0))
+    area = SlotArea.open(mapping, later)
+    area.commit([*area.content.records, Record(77, b"of tomorrow", key="x")])
+    superblock = Superblock.open(mapping)
+    superblock.put_guest(guest("d"))
+    assert Record(77, b"of tomorrow") in SlotArea.open(mapping, later).content.records
+    assert any("types 77" in sentence for sentence in superblock.lost_by_rollback())
+    area = SlotArea.open(mapping, later)
+    area.commit([*(r for r in area.content.records if r.type != 77), Record(77, b"", required=True)])
+    with pytest.raises(FailedPrecondition, match=r"2\.1.*2\.0.*type 77"):
+        Superblock.open(mapping)
+
+
+def test_a_rollback_writes_the_version_before_and_says_what_is_lost() -> None:
+    mapping = HeapMapping(SIZE_BYTES)
+    superblock = Superblock.format(mapping, HostRecord(memory_id="m1"))
+    superblock.succeed(PACKAGE_VERSION)
+    superblock.put_guest(guest("a"), guest_files(guest("a"), sizes("a")))
+    assert [sentence.split()[:2] for sentence in superblock.lost_by_rollback()] == [
+        ["the", "history"],
+        ["the", "records"],
+    ]
+    superblock.roll_back()
+    superblock.put_guest(guest("b"), guest_files(guest("b"), sizes("b")))
+    superblock.mark_clean(device_files({"nvm": 8192}))
+    old = SlotArea.open(mapping, BEFORE)
+    assert (old.content.version, old.content.clean) == ((1, 1), True)
+    assert {record.type for record in old.content.records} == {1, 2}
+    found = Superblock.open(mapping)
+    assert content(found) == (HostRecord(memory_id="m1", hosts=1), [guest("a"), guest("b")], [])
+    found.succeed(PACKAGE_VERSION)
+    assert Superblock.open(mapping).version == "2.0", "and back again"
+
+
+def test_the_history_is_of_the_latest_hosts() -> None:
+    superblock = Superblock.format(HeapMapping(SIZE_BYTES), HostRecord(memory_id="m1"))
+    for number in range(HOPS_MAX + 5):
+        superblock.succeed(f"0.{number}")
+    assert superblock.host.hosts == HOPS_MAX + 5
+    assert [hop.number for hop in superblock.history()] == list(range(6, HOPS_MAX + 6))
+    assert superblock.history()[0].found == "2.0"
+
+
+# -- damage ------------------------------------------------------------------------------------------------------------
+
+
+def left() -> tuple[HeapMapping, Superblock]:
+    mapping = HeapMapping(SIZE_BYTES)
+    superblock = Superblock.format(mapping, HostRecord(memory_id="m1"))
+    for name in ("a", "b", "c"):
+        superblock.put_guest(guest(name, reason="x" * 40), guest_files(guest(name), sizes(name)))
+    superblock.succeed("1")
+    return mapping, superblock
+
+
+def test_no_flipped_byte_of_it_is_ever_believed() -> None:
+    """Every byte of the header, the published word and the slot in use: refused, or right but for what is named."""
+    mapping, superblock = left()
+    whole = {g.guest_id: g for g in superblock.guests()}
+    half = (SIZE_BYTES - SLOTS_OFFSET) // 2 // PAGE_BYTES * PAGE_BYTES
+    slot = SLOTS_OFFSET + (superblock.generation & 1) * half
+    used = range(slot, slot + len(mapping.load(slot, half).rstrip(b"\0")) + 8)
+    named: set[str] = set()
+    refused = 0
+    for offset in [*range(28), *range(GENERATION_OFFSET, GENERATION_OFFSET + 8), *used]:
+        right = mapping.load(offset, 1)
+        mapping.store(offset, bytes([right[0] ^ 0x40]))
+        try:
+            found = Superblock.open(mapping)
+        except (DataLoss, FailedPrecondition) as error:
+            assert error.message.startswith("VMemFS superblock")
+            refused += 1
+        else:
+            assert found.host == superblock.host
+            damaged = {record.guest_id for record in found.damaged}
+            assert damaged | {g.guest_id for g in found.guests()} == whole.keys()
+            assert all(whole[g.guest_id] == g for g in found.guests())
+            assert len(damaged) <= 1
+            assert all(record.name == f"name-{record.guest_id}" for record in found.damaged)
+            named |= damaged
+        mapping.store(offset, right)
+    assert named == whole.keys()
+    assert refused < 350, "most of it is guests' and files' records, and the index"
+    assert content(Superblock.open(mapping)) == content(superblock)
+
+
+def test_a_damaged_guest_is_named_and_costs_no_other() -> None:
+    mapping, superblock = left()
+    at = mapping.load(0, SIZE_BYTES).rindex(b"name-b" + b"\x18")  # in its record: the state follows the name
+    mapping.store(at, b"X")
+    found = Superblock.open(mapping)
+    [damaged] = found.damaged
+    assert (damaged.guest_id, damaged.name) == ("b", "name-b")
+    assert [g.guest_id for g in found.guests()] == ["a", "c"]
+    found.put_guest(pb.Guest(guest_id="b", name="name-b", state=pb.FAILED))
+    assert [g.guest_id for g in Superblock.open(mapping).guests()] == ["a", "b", "c"]
+    assert superblock.host == found.host
+
+
+def test_files_are_compared_with_what_the_machine_has() -> None:
+    there = sizes("a", "b") | {"nvm": 8192}
+    files = [*guest_files(guest("a"), there), *guest_files(guest("b"), there), *device_files(there)]
+    assert len(files) == 5
+    assert check(files, there) == []
+    [missing] = check(files, {name: size for name, size in there.items() if name != "region.b.r"})
+    assert (missing.guest_id, missing.file) == ("b", "guests/b/regions/r")
+    assert "does not have its memory region.b.r" in missing.reason
+    [short] = check(files, there | {"log.a": 4096})
+    assert (short.guest_id, short.file) == ("a", "guests/a/log")
+    assert "not inside log.a" in short.reason
+    [device] = check(files, {name: size for name, size in there.items() if name != "nvm"})
+    assert device.guest_id == ""
+
+
+def file(name: str, guest_id: str, *extents: tuple[int, str, int, int]) -> FileRecord:
+    parts = [FileExtent(page=page, object=held, object_page=at, pages=pages) for page, held, at, pages in extents]
+    return FileRecord(name=name, guest_id=guest_id, size_bytes=sum(e[3] for e in extents) * PAGE_BYTES, extents=parts)
+
+
+def test_a_page_that_two_files_claim_is_nobodys() -> None:
+    files = [file("fa", "a", (0, "o", 0, 4)), file("fb", "b", (0, "o", 3, 4)), file("fc", "c", (0, "o", 8, 1))]
+    faults = check(files, {"o": 9 * PAGE_BYTES})
+    assert {fault.guest_id for fault in faults} == {"a", "b"}
+    assert all("page 3 of o is in fa and in fb" in fault.reason for fault in faults)
+    assert {fault.guest_id for fault in check(files, None)} == {"a", "b"}, "whatever the machine has"
+
+
+@pytest.mark.parametrize(
+    ("extents", "why"),
+    [
+        ([(0, "o", 0, 2), (2, "o", 1, 2)], "page 1 of o is in it twice"),
+        ([(0, "o", 0, 2), (1, "o", 4, 2)], "overlap at page 1"),
+        ([(0, "o", 0, 2), (3, "o", 4, 2)], "have a gap at page 3"),
+        ([(0, "o", 7, 3)], "not inside o"),
+    ],
+)
+def test_extents_that_cannot_be_are_recognised(extents: list[tuple[int, str, int, int]], why: str) -> None:
+    faults = check([file("fa", "a", *extents), file("fb", "b", (0, "p", 0, 1))], {"o": 9 * PAGE_BYTES, "p": 4096})
+    assert faults
+    assert all((fault.guest_id, fault.file) == ("a", "fa") for fault in faults)
+    assert why in faults[0].reason
+
+
+def test_a_file_that_is_longer_than_its_pages_is_recognised() -> None:
+    short = file("fa", "a", (0, "o", 0, 2))
+    short.size_bytes = 3 * PAGE_BYTES
+    [fault] = check([short], {"o": 9 * PAGE_BYTES})
+    assert "2 pages do not hold 12288 bytes" in fault.reason
