@@ -19,13 +19,10 @@ import asyncio
 import itertools
 import json
 import os
-import shutil
 import sys
-import tempfile
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from everram.actors.chaos.lanes import Lane, Marks, Rate, Spans, States, draw
@@ -36,8 +33,7 @@ from everram.runtime.cli.output import emit, note, plural, say
 from everram.runtime.cli.units import duration
 from everram.runtime.client import Cluster
 from everram.runtime.cluster import launch
-from everram.runtime.cluster.folders import Folders
-from everram.runtime.cluster.remains import end_remains
+from everram.runtime.cluster.temporary import temporary_cluster
 from everram.runtime.errors import EverramError, InvalidArgument, Unavailable
 
 if TYPE_CHECKING:
@@ -112,42 +108,10 @@ class Run:
 # -- the course of it
 
 
-@asynccontextmanager
-async def own_cluster(tell: Callable[[str], None], battery_s: float | None = None) -> AsyncIterator[Cluster]:
-    """A cluster of its own, in a temporary folder; nothing of it is left afterwards, whatever happens."""
-    state = Path(tempfile.mkdtemp(prefix="everram-demo-"))
-    folders = Folders.of(None, str(state), os.environ)
-    try:
-        wishes = launch.Wishes(hosts=HOSTS, memory_bytes=MEMORY_BYTES, nvm_bytes=NVM_BYTES, battery_s=battery_s)
-        launch.prepare(folders, wishes)
-        progress = launch.start(folders)
-        try:
-            tell(f"a cluster of {HOSTS} hosts is ready after {await asyncio.to_thread(_until_ready, progress):.2f} s")
-            async with await Cluster.connect(None, str(state)) as cluster:
-                yield cluster
-        finally:
-            await asyncio.shield(asyncio.to_thread(_end, progress, folders))
-    finally:
-        shutil.rmtree(state, ignore_errors=True)
-
-
-def _until_ready(progress: launch.Progress) -> float:
-    for step in progress:
-        if step["kind"] == "ready":
-            return float(step["seconds"])
-        if step["kind"] == "error":
-            raise Unavailable(f"the demo's cluster does not start: {step['text']}")
-    raise Unavailable("the demo's cluster does not start: its supervisor ended")
-
-
-def _end(progress: launch.Progress, folders: Folders) -> None:
-    """Nothing of a demo is worth saving, so it ends the way that cannot fail."""
-    progress.kill()
-    progress.wait()
-    end_remains(folders)
-    folders.remove_run()
-    with progress:
-        pass
+def own_cluster(tell: Callable[[str], None], battery_s: float | None = None) -> AbstractAsyncContextManager[Cluster]:
+    """Of the demo alone; nothing of it is left afterwards."""
+    wishes = launch.Wishes(hosts=HOSTS, memory_bytes=MEMORY_BYTES, nvm_bytes=NVM_BYTES, battery_s=battery_s)
+    return temporary_cluster(wishes, prefix="everram-demo-", tell=tell)
 
 
 class Demo:

@@ -1,7 +1,8 @@
-"""`everram chaos`: proof by simulation.
+"""`everram chaos`: proof by simulation, and on real clusters.
 
     everram chaos sim --seeds 1..200             # whole clusters, workloads and faults, each drawn from its seed
     everram chaos replay 17 --until 1.5s         # one of them again, exactly, with everything it did
+    everram chaos run --seed 7 --duration 120s --report r.html      # a real cluster, broken by a drawn schedule
 
 A violation is printed with the seed that replays it. Exit status 0 only if none was found.
 """
@@ -17,9 +18,12 @@ from functools import partial
 from hashlib import blake2b
 
 from everram.actors.chaos.planted import PLANTED
+from everram.actors.chaos.real import command as real
+from everram.actors.chaos.seeds import parse_seeds
 from everram.actors.chaos.simulate import SCENARIOS, TIERS, simulate
 from everram.actors.chaos.swarm import Outcome, run_all
 from everram.runtime.cli.units import duration
+from everram.runtime.errors import InvalidArgument
 
 SHOWN_MAX = 20
 """Violations printed in full; the rest is counted."""
@@ -41,12 +45,14 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     sim.set_defaults(handler=run_sim)
 
     replay = commands.add_parser("replay", help="one seed again, exactly, with everything it did")
-    replay.add_argument("seed", type=int, metavar="SEED")
+    replay.add_argument("seed", type=_seed, metavar="SEED")
     replay.add_argument("--until", type=duration, metavar="D", help="stop there, in virtual time: 500ms, 2s")
     replay.add_argument("--tier", choices=sorted(TIERS), default="quick")
     replay.add_argument("--scenario", choices=SCENARIOS)
     replay.add_argument("--plant", choices=sorted(PLANTED))
     replay.set_defaults(handler=run_replay)
+
+    real.register(commands)
 
 
 def run_sim(args: argparse.Namespace) -> int:
@@ -132,11 +138,11 @@ def _show_summary(summary: Outcome, *, with_digest: bool) -> None:
 
 
 def _seeds(text: str) -> range:
-    first, dots, last = text.partition("..")
     try:
-        seeds = range(int(first), int(last if dots else first) + 1)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a range of seeds such as 1..200") from None
-    if not seeds or seeds[0] < 0:
-        raise argparse.ArgumentTypeError(f"{text!r} has no seed in it: give A..B with A <= B")
-    return seeds
+        return parse_seeds(text)
+    except InvalidArgument as error:
+        raise argparse.ArgumentTypeError(error.message) from None
+
+
+def _seed(text: str) -> int:
+    return _seeds(text)[0]

@@ -141,7 +141,7 @@ class _Drawing:
                 self._curve(lane.name, levels, top, f"to {max(levels, default=0):,.0f} {lane.unit}", "lag")
             case States():
                 self._name(lane.name, top)
-                ends = [*(at_s for at_s, _ in lane.samples[1:]), self.end_s]
+                ends = [*(at_s for at_s, _ in lane.samples), self.end_s][1:]
                 for (at_s, letter), end_s in zip(lane.samples, ends, strict=True):
                     state = lane.legend[letter]
                     self.block(at_s, end_s, top, state.colour, state.words)
@@ -150,8 +150,17 @@ class _Drawing:
                 self._marks(lane, top)
             case Spans():
                 self._name(lane.name, top)
-                for begin_s, end_s, words in lane.spans:
+                nexts = [*(begin_s for begin_s, _, _ in lane.spans), self.end_s][1:]
+                for (begin_s, end_s, words), next_s in zip(lane.spans, nexts, strict=True):
                     self.block(begin_s, end_s, top, "warn", words, f"{words}: {end_s - begin_s:.3f} s")
+                    self._beside(begin_s, end_s, next_s, top, words)
+
+    def _beside(self, begin_s: float, end_s: float, next_s: float, top: float, words: str) -> None:
+        """What does not fit into a block, where there is room for it before the next."""
+        length = LETTER_WIDTH * len(words) + 8
+        right = max(self.x(end_s), self.x(begin_s) + 1.5)
+        if self.x(end_s) - self.x(begin_s) <= length < self.x(next_s) - right:
+            self.text(right + 4, top + 14.5, words, "ink small")
 
     def _name(self, name: str, top: float) -> None:
         self.text(LEFT - 12, top + 15, name, anchor="end")

@@ -1,26 +1,18 @@
 """The ledger workload: a guest whose transactions move money between accounts, so that the sum never changes.
 
-The region holds a count of transfers and the balances, far apart, so that one transfer is three stores to different
-pages. The program tells its journal what it does; each incarnation first has the checkers compare what it finds there.
+What lies where is in `ledger_region`. The program tells its journal what it does; each incarnation first has the
+checkers compare what it finds there.
 """
 
 from __future__ import annotations
 
 from everram.actors.chaos.checks import all_or_nothing, commit_order, nothing_lost, nothing_promised_lost
 from everram.actors.chaos.journal import Found, Journal, Transfer
+from everram.actors.chaos.ledger_region import ACCOUNTS, FILLER_MAX_BYTES, REGION_BYTES, read, transfer
 from everram.actors.chaos.workload import Committed, Workload, nobody
 from everram.runtime.guest.aio import AsyncGuest
 from everram.runtime.guest.errors import Fenced, LogFull, Timeout
-from everram.runtime.guest.region import Region
-from everram.runtime.memory.contract import PAGE_BYTES
 from everram.runtime.simulation.world import World
-
-ACCOUNTS = 12
-_COUNT_AT = 0
-_ACCOUNT_AT = tuple(PAGE_BYTES * (1 + account) + 8 * account for account in range(ACCOUNTS))
-_FILLER_AT = PAGE_BYTES * (ACCOUNTS + 1)
-FILLER_MAX_BYTES = 2000
-"""What some transfers also write, so that records differ in size and wrap around the ring at every place."""
 
 CHECKS = (nothing_lost, nothing_promised_lost, all_or_nothing, commit_order)
 CHECKS_OF_A_COPY = (nothing_promised_lost, all_or_nothing, commit_order)
@@ -30,6 +22,8 @@ WAITS, WAIT_S = 0.5, 0.3
 
 class Ledger(Workload):
     """One ledger over all its incarnations."""
+
+    region_bytes = REGION_BYTES
 
     def __init__(
         self, world: World, name: str, *, pause_s: float, committed: Committed, replicated: Committed = nobody
@@ -58,12 +52,7 @@ class Ledger(Workload):
         record = self.journal.begin(source, target, amount)
         try:
             with me.transaction() as tx:
-                tx.store_u64(region, _COUNT_AT, record.number)
-                for account, change in ((source, -amount), (target, amount)):
-                    balance = _signed(tx.load_u64(region, _ACCOUNT_AT[account])) + change
-                    tx.store(region, _ACCOUNT_AT[account], balance.to_bytes(8, "little", signed=True))
-                if self.stream.random() < 0.3:
-                    tx.store(region, _FILLER_AT, self.stream.randbytes(self.stream.randrange(1, FILLER_MAX_BYTES)))
+                transfer(tx, region, record.number, source, target, amount, self._filler())
         except (Fenced, LogFull):
             self.journal.discard(record)
             raise
@@ -73,6 +62,10 @@ class Ledger(Workload):
             await self._wait(me, record)
         return record.number
 
+    def _filler(self) -> bytes:
+        wanted = self.stream.random() < 0.3
+        return self.stream.randbytes(self.stream.randrange(1, FILLER_MAX_BYTES)) if wanted else b""
+
     async def _wait(self, me: AsyncGuest, record: Transfer) -> None:
         try:
             await me.wait_replicated(record.lsn, WAIT_S)
@@ -80,22 +73,3 @@ class Ledger(Workload):
             return
         self.journal.promised = max(self.journal.promised, record.number)
         self.replicated(me, record.lsn)
-
-
-def read(region: Region) -> Found:
-    balances = tuple(_signed(region.load_u64(at)) for at in _ACCOUNT_AT)
-    return Found(region.load_u64(_COUNT_AT), balances)
-
-
-def understand(content: bytes) -> Found:
-    """The same, of a copy of the region."""
-    words = memoryview(content)
-
-    def word(at: int) -> int:
-        return int.from_bytes(words[at : at + 8], "little")
-
-    return Found(word(_COUNT_AT), tuple(_signed(word(at)) for at in _ACCOUNT_AT))
-
-
-def _signed(word: int) -> int:
-    return word - (1 << 64) if word >> 63 else word

@@ -21,7 +21,8 @@ from everram.actors.chaos.checks.under_lease import UnderLease
 from everram.actors.chaos.cluster import Cluster, Preemption, announce
 from everram.actors.chaos.counter import Counter
 from everram.actors.chaos.injector import Injector
-from everram.actors.chaos.ledger import Ledger, understand
+from everram.actors.chaos.ledger import Ledger
+from everram.actors.chaos.ledger_region import understand
 from everram.actors.chaos.mapped import Mapped
 from everram.actors.chaos.plan import ClusterPlan, GuestPlan
 from everram.actors.chaos.snapshots import SnapshotUser, clear

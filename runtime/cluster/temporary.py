@@ -1,0 +1,64 @@
+"""A local cluster of one's own, in a temporary folder; nothing of it is left afterwards, whatever happens.
+
+async with temporary_cluster(Wishes(hosts=3), prefix="everram-demo-", tell=print) as cluster: ...
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from everram.runtime.cluster import launch
+from everram.runtime.cluster.folders import Folders
+from everram.runtime.cluster.remains import end_remains
+from everram.runtime.errors import Unavailable
+
+if TYPE_CHECKING:
+    from everram.runtime.client import Cluster
+
+
+@asynccontextmanager
+async def temporary_cluster(
+    wishes: launch.Wishes, *, prefix: str, tell: Callable[[str], None]
+) -> AsyncIterator[Cluster]:
+    from everram.runtime.client import Cluster
+
+    state = Path(tempfile.mkdtemp(prefix=prefix))
+    folders = Folders.of(None, str(state), os.environ)
+    try:
+        launch.prepare(folders, wishes)
+        progress = launch.start(folders)
+        try:
+            took_s = await asyncio.to_thread(_until_ready, progress)
+            tell(f"a cluster of {wishes.hosts} hosts is ready after {took_s:.2f} s")
+            async with await Cluster.connect(None, str(state)) as cluster:
+                yield cluster
+        finally:
+            await asyncio.shield(asyncio.to_thread(_end, progress, folders))
+    finally:
+        shutil.rmtree(state, ignore_errors=True)
+
+
+def _until_ready(progress: launch.Progress) -> float:
+    for step in progress:
+        if step["kind"] == "ready":
+            return float(step["seconds"])
+        if step["kind"] == "error":
+            raise Unavailable(f"the cluster does not start: {step['text']}")
+    raise Unavailable("the cluster does not start: its supervisor ended")
+
+
+def _end(progress: launch.Progress, folders: Folders) -> None:
+    """Nothing of it is worth saving, so it ends the way that cannot fail."""
+    progress.kill()
+    progress.wait()
+    end_remains(folders)
+    folders.remove_run()
+    with progress:
+        pass
