@@ -60,19 +60,22 @@ async def compose(
     """The node of one host, not started. Raises FailedPrecondition for an image that may not be opened silently."""
     guard = PageGuard() if faults is None else faults.guard
     storage_bytes = config.storage_bytes or STORAGE_PART * config.nvm_bytes
-    await restore(environment, config.open_image)
+    outcome = await restore(environment, config.open_image, faults, lazily=config.restore == "lazy")
     node = Node(environment, config.host)
     me = Identity(config.cluster_id, config.host, config.host_id, incarnation=environment.entropy.token())
     resolver = HostResolver(environment.coordination)
     node.use_links(Links(node, environment.network, me, resolver.resolve, environment.entropy.token))
     node.add(VMemFS)
     node.add(lambda: NvmDevice(config.nvm_bytes, storage_bytes, guard=guard, writers=faults), after=(VMEMFS,))
-    node.add(lambda: PowerMonitor(config.on_battery), after=(VMEMFS,))
+    node.add(lambda: PowerMonitor(config.on_battery, outcome.backfill), after=(VMEMFS,))
     node.add(lambda: Replicator(config, guard), after=(NVM_DEVICE,))
     node.add(lambda: Availability(config), after=(VMEMFS,))
     node.add(RemoteMemory, after=(AVAILABILITY,))
     node.add(lambda: MemoryAgent(config), after=(NVM_DEVICE, REMOTE_MEMORY))
     node.add(lambda: MemoryScheduler(config, faults), after=(VMEMFS,))
-    node.add(lambda: Hypervisor(config.host, faults), after=(NVM_DEVICE, REPLICATOR, AVAILABILITY, MEMORY_SCHEDULER))
+    node.add(
+        lambda: Hypervisor(config.host, faults, outcome.backfill),
+        after=(NVM_DEVICE, REPLICATOR, AVAILABILITY, MEMORY_SCHEDULER),
+    )
     node.add(lambda: Report(config, node, pid), after=(NVM_DEVICE,))
     return node

@@ -63,6 +63,9 @@ class DiskFile(Protocol):
     async def pread(self, offset: int, length: int) -> bytes:
         """Up to `length` bytes; shorter at the end of the file."""
 
+    def pread_now(self, offset: int, length: int) -> bytes:
+        """`pread` for who cannot await: it holds the loop up for as long as the disk takes."""
+
     async def pread_each(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
         """`pread` of each (offset, length), in one go."""
 
@@ -189,6 +192,8 @@ class Grant:
     """Logical size, at most the object's."""
     tracked: bool = False
     """Whether its faults are served by the host: the guest makes a userfaultfd and waits for `admit`."""
+    lacking: bool = False
+    """Whether pages of it are still on storage: only a process whose faults are served may attach."""
 
 
 @dataclass(frozen=True, slots=True)

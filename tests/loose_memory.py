@@ -36,7 +36,9 @@ class LooseMemory:
         self.open(name).resize(size_bytes)
 
     async def remove(self, name: str) -> None:
-        os.close(self._objects.pop(name).descriptor)
+        removed = self._objects.pop(name)
+        removed.lack = None
+        os.close(removed.descriptor)
 
     def close(self) -> None:
         while self._objects:

@@ -25,6 +25,7 @@ from everram.actors.availability.registration import (
     Seen,
     name_in,
     plan_aim,
+    plan_disown,
     plan_end_hold,
     plan_forget,
     plan_give_back,
@@ -291,6 +292,15 @@ class Availability(AvailabilityActor):
     async def _give_back(self, request: GuestKey) -> Empty:
         holder, guest_id, epoch = self._current(), request.guest_id, request.epoch
         await self._change(guest_id, "", lambda f: plan_give_back(f, guest_id, epoch, holder, again=request.again))
+        return Empty()
+
+    def disown(self, request: GuestKey) -> Awaitable[Empty]:
+        self._drop(request.guest_id)
+        return self.context.later(self._disown(request.guest_id))
+
+    async def _disown(self, guest_id: str) -> Empty:
+        holder = self._current()
+        await self._change(guest_id, "", lambda f: plan_disown(f, guest_id, holder))
         return Empty()
 
     def set_members(self, request: Members) -> Awaitable[Empty]:

@@ -18,6 +18,9 @@ from everram.runtime.coordination.directory import decode, encode, guest_key, na
 from everram.runtime.coordination.records import FAILING_OVER, MOVING, RUNNING, STOPPED, GuestRecord, Place
 from everram.runtime.errors import AlreadyExists, DataLoss, FailedPrecondition, InvalidArgument
 
+DAMAGED = "damaged-"
+"""Before the memory_id of one that has lost part of a guest: no memory has that name."""
+
 
 @dataclass(frozen=True, slots=True)
 class Holder:
@@ -209,6 +212,18 @@ def plan_end_hold(found: Seen, guest_id: str, holder: Holder | None) -> Plan | N
     if record is None or record.saved is None or (holder is not None and record.owner != holder.place):
         return None
     return _rewrite(found, guest_id, record.changed(saved=None))
+
+
+def plan_disown(found: Seen, guest_id: str, holder: Holder) -> Plan | None:
+    """Part of the guest's memory here is lost, and no process of it lives. With a required set the guest belongs to a
+    memory that does not exist any more, so that one of the members is chosen; without one it is stopped. None if it is
+    not ours."""
+    record = _record(found)
+    if record is None or record.owner != holder.place or record.state != RUNNING:
+        return None
+    lost = record.changed(memory_id=f"{DAMAGED}{holder.memory_id}") if record.required else None
+    planned = _rewrite(found, guest_id, lost or record.changed(state=STOPPED))
+    return Plan(planned.compare, (*planned.success, Delete(serving_key(guest_id))))
 
 
 def name_in(found: Seen) -> str:

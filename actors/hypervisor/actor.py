@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable
 
 from everram.actors.hypervisor import admission, output
-from everram.actors.hypervisor.faults import FaultService
+from everram.actors.hypervisor.faults import FaultService, Restoring
 from everram.actors.hypervisor.handover import Handover
 from everram.actors.hypervisor.household import GRACE_S, REGISTER_TIMEOUT_S, REMOVE_TIMEOUT_S, Household
 from everram.actors.hypervisor.life import ENDED, Restart, word
@@ -37,21 +37,25 @@ from everram.runtime.errors import (
 
 
 class Hypervisor(HypervisorActor):
-    """Guests of one host. `faults` serves the page faults of tracked regions; None where this computer cannot."""
+    """Guests of one host. `faults` serves the page faults of tracked regions; None where this computer cannot.
+    `restoring`: what comes from an image while guests run."""
 
-    def __init__(self, host: str, faults: FaultService | None = None) -> None:
+    def __init__(self, host: str, faults: FaultService | None = None, restoring: Restoring | None = None) -> None:
         self._host = host
         self._faults = faults
+        self._restoring = restoring
 
     # -- start and adoption
 
     async def on_start(self) -> None:
-        house = self._house = Household(self.context, self._host, self._faults)
+        house = self._house = Household(self.context, self._host, self._faults, self._restoring)
         self._handover = Handover(house)
         self._regions_of = RegionChanges(house)
         if self._faults:
             for event in await house.machine.tracked():
                 await self._serve_faults(event)
+        if self._restoring is not None:
+            self._restoring.start(self.context.spawn, self._give_up)
         stored = await house.vmemfs.guests(pb.Empty())
         for guest in stored.guests:
             await self._regions_of.settle(guest)
@@ -67,6 +71,14 @@ class Hypervisor(HypervisorActor):
         await self._remove_orphaned_regions()
         await house.memory.retain(GuestMemoryKeys(guest_ids=sorted(house.residents)))
         self.context.spawn(self._watch_machine(), name="machine events")
+
+    def _give_up(self, guest_id: str, damage: str) -> None:
+        self.context.spawn(self._give_up_guest(guest_id, damage), name=f"give up {guest_id}")
+
+    async def _give_up_guest(self, guest_id: str, damage: str) -> None:
+        resident = self._house.residents.get(guest_id)
+        if resident is not None:
+            await self._house.give_up(resident, damage)
 
     async def _adopt(self, guest: pb.Guest, process: GuestProcess | None) -> None:
         """Take over a guest that this host's predecessor, or this memory's last machine, left."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from typing import Protocol
 
 from everram.runtime.environment import MachineEvent
@@ -18,3 +20,13 @@ class FaultService(Protocol):
 
     def written_pages(self, guest_id: str, region: str) -> int | None:
         """How many pages of a tracked region were written; None if it is not tracked here."""
+
+
+class Restoring(Protocol):
+    """Memory that comes from an image while its guests run already; `everram.actors.power_monitor.backfill`."""
+
+    def start(self, spawn: Callable[..., asyncio.Task[None]], on_damage: Callable[[str, str], None]) -> None:
+        """Once every guest that lives is served. `on_damage`: (guest_id, what is lost of its memory), perhaps again."""
+
+    def may_lack(self, arena: str) -> bool:
+        """Whether pages of this memory are still to come."""

@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import signal
 
-from everram.actors.hypervisor.faults import FaultService
+from everram.actors.hypervisor.faults import FaultService, Restoring
 from everram.actors.hypervisor.life import ENDED
 from everram.actors.hypervisor.resident import Resident, begin_epoch
 from everram.runtime.actor import ActorContext
@@ -28,7 +28,7 @@ from everram.runtime.contracts.replicator_contract import REPLICATOR_FOLLOW, REP
 from everram.runtime.contracts.replicator_pb2 import FollowRequest, GuestCopy
 from everram.runtime.contracts.vmemfs_contract import VMemFSRef
 from everram.runtime.contracts.vmemfs_pb2 import GuestId
-from everram.runtime.errors import DeadlineExceeded, EverramError, NotFound, Unavailable
+from everram.runtime.errors import Aborted, DataLoss, DeadlineExceeded, EverramError, NotFound, Unavailable
 from everram.runtime.log.ring import Ring, RingCorrupt
 
 GRACE_S = 5.0
@@ -42,12 +42,16 @@ RETRY_S = 0.2
 
 
 class Household:
-    """`faults` serves the page faults of tracked regions; None where this computer cannot."""
+    """`faults` serves the page faults of tracked regions; None where this computer cannot. `restoring`: what comes from
+    an image while guests run."""
 
-    def __init__(self, context: ActorContext, host: str, faults: FaultService | None) -> None:
+    def __init__(
+        self, context: ActorContext, host: str, faults: FaultService | None, restoring: Restoring | None = None
+    ) -> None:
         self.context = context
         self.host = host
         self.faults = faults
+        self.restoring = restoring
         self.machine = context.environment.machine
         self.nvm = context.ref(NvmDeviceRef)
         self.vmemfs = context.ref(VMemFSRef)
@@ -78,6 +82,10 @@ class Household:
     async def begin(self, resident: Resident) -> None:
         """Start the next incarnation; `changing` is held."""
         guest, environment = resident.guest, self.context.environment
+        if guest.damaged:
+            raise DataLoss(
+                f"it has lost memory and cannot start: {guest.damaged}; `everram rm {guest.name}` gives it up"
+            )
         own = (await self.nvm.list_regions(RegionFilter(guest_id=guest.guest_id))).regions
         if reverting := next((region.name for region in own if region.reverting), ""):
             raise Unavailable(f"region {reverting} is being reverted: the guest can start when that has ended")
@@ -102,7 +110,8 @@ class Household:
         except EverramError:
             self.say_ended(resident)
             raise
-        launch = resident.launch(memory.size_bytes, volatile, tracking=self.faults is not None)
+        tracking = self.faults is not None
+        launch = resident.launch(memory.size_bytes, volatile, tracking=tracking, lacking=self._lacks)
         process = await self.machine.spawn(launch)
         resident.lives(process.pid)
         await self.store(resident)
@@ -122,6 +131,28 @@ class Household:
             self.faults.detach(guest.guest_id)
         if guest.spec.memory_bytes:
             self.memory.tell(MEMORY_SCHEDULER_RELEASE, GuestMemoryKey(guest=guest.guest_id))
+
+    def _lacks(self, arena: str) -> bool:
+        return self.restoring is not None and self.restoring.may_lack(arena)
+
+    async def give_up(self, resident: Resident, damage: str) -> None:
+        """Part of its memory cannot be had: this memory never serves it again. A copy may, if there is one."""
+        async with resident.changing:
+            if resident.guest.damaged:
+                return
+            resident.guest.damaged = damage
+            await self.store(resident)  # before it could start again, whatever follows
+            await self.end_process(resident, give_back=False)
+            resident.become(pb.FAILED, f"it has lost memory: {damage}")
+            await self.store(resident)
+        key = GuestKey(guest_id=resident.guest.guest_id, epoch=resident.guest.epoch)
+        while True:
+            try:
+                await self.availability.disown(key)
+                return
+            except (Aborted, Unavailable, DeadlineExceeded) as error:
+                self.context.log.warning("%s is not given up yet: %s", resident.guest.name, error.message)
+            await asyncio.sleep(RETRY_S)
 
     def say_ended(self, resident: Resident) -> None:
         """In the log of a guest without a process: whoever wants to write to it is sure then that none comes before the

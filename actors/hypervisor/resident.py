@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from everram.actors.hypervisor.life import ENDED, Ends
@@ -71,14 +72,23 @@ class Resident:
         """Where its stdout and stderr go, relative to the machine's state folder."""
         return f"guests/{self.guest.guest_id}.log"
 
-    def launch(self, log_bytes: int, volatile: MemoryGrant | None, *, tracking: bool) -> GuestLaunch:
-        """What the machine needs to start the current epoch; `tracking`: whether this host serves faults."""
+    def launch(
+        self,
+        log_bytes: int,
+        volatile: MemoryGrant | None,
+        *,
+        tracking: bool,
+        lacking: Callable[[str], bool] = lambda _: False,
+    ) -> GuestLaunch:
+        """What the machine needs to start the current epoch; `tracking`: whether this host serves faults; `lacking`:
+        whether pages of a memory are still to come."""
         guest, spec = self.guest, self.guest.spec
         grants = [Grant("log", "log", self.log_name, log_bytes)]
         for region in guest.regions:
             role = "mapped" if region.kind == pb.MAPPED else "logged"
             # Of logged regions too: their stores are not noted, but a snapshot has to see the first one to each page.
-            grants.append(Grant(region.name, role, region.arena, region.size_bytes, tracking))
+            lacks = lacking(region.arena)
+            grants.append(Grant(region.name, role, region.arena, region.size_bytes, tracking, lacks))
         if volatile is not None:
             grants.append(Grant(MEMORY_LABEL, "memory", volatile.memory, volatile.memory_bytes, tracking))
             grants.append(Grant(CLASSES_LABEL, "classes", volatile.classes, volatile.classes_bytes))

@@ -48,13 +48,19 @@ HOLD_AGAIN_S = 0.1
 
 
 class AcLoss:
-    """One loss of the mains. `step` is told what is being done."""
+    """One loss of the mains. `step` is told what is being done; `restored`: wait until all memory is there."""
 
-    def __init__(self, context: ActorContext, deadline_ns: int, step: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        context: ActorContext,
+        deadline_ns: int,
+        step: Callable[[str], None],
+        restored: Callable[[], Awaitable[None]],
+    ) -> None:
         self._context, self._environment = context, context.environment
         self._clock = context.environment.clock
         self._deadline_ns = deadline_ns
-        self._step = step
+        self._step, self._restored = step, restored
         self._replicator = context.ref(ReplicatorRef)
         self._nvm = context.ref(NvmDeviceRef)
         self.handing_over = False
@@ -173,6 +179,7 @@ class AcLoss:
         await self._replicator.quiesce(QuiesceRequest(on=True))
         await self._nvm.quiesce(QuiesceMoves(on=True))
         host = await self._context.ref(VMemFSRef).get_host(pb.Empty())
+        await self._restored()
         self.report.saved.CopyFrom(await save(self._environment, CAUSE, host.memory_id))
 
     async def _write_report(self) -> None:

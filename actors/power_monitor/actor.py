@@ -11,6 +11,7 @@ from collections.abc import Awaitable
 
 from everram.actors.power_monitor.ac_loss import FREEZE_REASON as POWER_REASON
 from everram.actors.power_monitor.ac_loss import AcLoss
+from everram.actors.power_monitor.backfill import Backfill
 from everram.actors.power_monitor.rehearsal import rehearse
 from everram.actors.power_monitor.report import TAKEN_BACK, read_report, settle, write_report
 from everram.actors.power_monitor.save import save
@@ -28,6 +29,7 @@ from everram.runtime.environment import MachineEvent, Ups
 from everram.runtime.errors import EverramError, FailedPrecondition
 from everram.runtime.formats.image import examine, mark_opened
 from everram.runtime.formats.image_writer import tidy
+from everram.runtime.memory.contract import PAGE_BYTES
 
 FREEZE_REASON = "down"
 QUIESCE_TIMEOUT_S = 60.0
@@ -42,8 +44,9 @@ class PowerMonitor(PowerMonitorActor):
     """One save at a time. The whole machine is frozen for it and stays so, over restarts of this host too: whoever
     asked for the save either ends the machine or asks to resume. A save that fails resumes by itself."""
 
-    def __init__(self, on_battery: str = WAIT_FOR_LOW) -> None:
-        """`on_battery`: what that means of a UPS, ACT_AT_ONCE or WAIT_FOR_LOW."""
+    def __init__(self, on_battery: str = WAIT_FOR_LOW, backfill: Backfill | None = None) -> None:
+        """`on_battery`: what that means of a UPS, ACT_AT_ONCE or WAIT_FOR_LOW. `backfill`: a restore that goes on."""
+        self._backfill = backfill
         self._on_battery = on_battery
         self._ups = self._ups_warning = ""
 
@@ -73,7 +76,7 @@ class PowerMonitor(PowerMonitorActor):
             self._event = event
             if not event.mains and self._acting is None:
                 self.context.log.warning("the mains are lost; the battery lasts %.3f s", self._battery_s())
-                self._loss = AcLoss(self.context, event.deadline_ns, self._step)
+                self._loss = AcLoss(self.context, event.deadline_ns, self._step, self._restored)
                 self._acting = self.context.spawn(self._act(self._loss), name="on battery")
             elif event.mains:
                 await self._mains_are_back()
@@ -114,6 +117,11 @@ class PowerMonitor(PowerMonitorActor):
             await write_report(self.context.environment.disk, loss.report)
         finally:
             loss.drained.set()
+
+    async def _restored(self) -> None:
+        """What is saved has to be in memory."""
+        if self._backfill is not None:
+            await self._backfill.finished()
 
     def _step(self, step: str) -> None:
         self._state = step
@@ -166,6 +174,7 @@ class PowerMonitor(PowerMonitorActor):
             await self._replicator.quiesce(QuiesceRequest(on=True))
             await self._nvm.quiesce(QuiesceMoves(on=True), timeout_s=QUIESCE_TIMEOUT_S)
             host = await self.context.ref(VMemFSRef).get_host(pb.Empty())
+            await self._restored()
             report = await save(environment, cause, host.memory_id)
         except BaseException:
             await self._resume(FREEZE_REASON)
@@ -232,6 +241,7 @@ class PowerMonitor(PowerMonitorActor):
             state=self._state,
             ups=self._ups,
             warning=self._ups_warning,
+            restoring_bytes=self._backfill.left_pages * PAGE_BYTES if self._backfill is not None else 0,
         )
         last = self._loss.report if self._loss is not None else await read_report(disk)
         if last is not None:

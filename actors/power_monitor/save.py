@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 
+from everram.actors.power_monitor.backfill import RECORD, Backfill
 from everram.actors.power_monitor.report import GIVEN_UP, UNDER_WAY, is_unsaved, read_report, settle
 from everram.runtime.channel import generations
 from everram.runtime.contracts.power_monitor_pb2 import SaveReport
@@ -33,6 +34,7 @@ from everram.runtime.formats.slots import SlotArea
 from everram.runtime.formats.swap_table import MEMORY_PREFIX, TABLE_PREFIX
 from everram.runtime.memory.contract import PAGE_BYTES
 from everram.runtime.memory.heap import HeapMapping
+from everram.runtime.memory.page_service import PageService
 from everram.runtime.sizes import size_text
 
 log = logging.getLogger("everram.power_monitor")
@@ -40,7 +42,7 @@ log = logging.getLogger("everram.power_monitor")
 RESTORING = "restoring"
 EMPTY = "empty"
 """The named choice of a machine whose memory was lost on battery: start without it."""
-_NOT_SAVED = (RESTORING, generations.MEMORY_NAME)
+_NOT_SAVED = (RESTORING, RECORD, generations.MEMORY_NAME)
 """The generation table says what peers may touch of this memory, now; the next memory has its own."""
 _TOKEN_BYTES = 16
 VOLATILE_PREFIX, FILE_PREFIX = "vfile.", "file."
@@ -71,6 +73,8 @@ class RestoreOutcome:
     """Why the image was saved."""
     lost: tuple[str, ...] = ()
     """What an image that is not whole did not give back, in sentences."""
+    backfill: Backfill | None = None
+    """What is still in the image; see there."""
 
 
 # -- saving
@@ -180,18 +184,20 @@ def _order(name: str) -> tuple[int, str]:
 # -- restoring
 
 
-async def restore(environment: Environment, open_image: str = "") -> RestoreOutcome:
+async def restore(
+    environment: Environment, open_image: str = "", faults: PageService | None = None, *, lazily: bool = True
+) -> RestoreOutcome:
     """Make the machine's memory whole before any actor starts; harmless if the machine kept it.
 
     `open_image`: the named choice, "incomplete", "opened" or "empty", where none must be made silently. Raises
     FailedPrecondition with the choices if one is needed, DataLoss if the image is damaged (with file and offset); the
-    image is then as it was.
+    image is then as it was. `lazily`: leave in the image at first what faults are served for.
     """
     memory = environment.memory
     if _is_whole(memory):
         if RESTORING in memory.names():
             await memory.remove(RESTORING)
-        return RestoreOutcome("kept")
+        return RestoreOutcome("kept", backfill=await Backfill.resume(environment.disk, memory, faults))
     survey = await image.examine(environment.disk)
     token = _token(memory)
     again = bool(token) and survey.marker is not None and survey.marker.opened_by == token
@@ -206,7 +212,9 @@ async def restore(environment: Environment, open_image: str = "") -> RestoreOutc
     silently = again or survey.state == "complete"
     if not silently:
         _check_choice(survey, open_image)
-    restorer = _Restorer(environment, survey, silently, token if again else environment.entropy.token())
+    restorer = _Restorer(
+        environment, survey, silently, token if again else environment.entropy.token(), faults if lazily else None
+    )
     try:
         outcome = await restorer.run(_chosen(survey, open_image, silently))
     except BaseException:
@@ -291,29 +299,37 @@ def _check_choice(survey: Survey, open_image: str) -> None:
 class _Restorer:
     """One restore, from an image to whole memory."""
 
-    def __init__(self, environment: Environment, survey: Survey, silently: bool, token: str) -> None:
+    def __init__(
+        self, environment: Environment, survey: Survey, silently: bool, token: str, faults: PageService | None
+    ) -> None:
         self._environment = environment
         self._memory = environment.memory
         self._survey = survey
         self._silently = silently
         self._token = token
+        self._faults = faults
+        """Of guests, if it is to be lazy."""
 
     async def run(self, generation: int) -> RestoreOutcome:
         marker = self._survey.marker
         if marker is not None and marker.generation != generation:
             marker = None
         source = await Image.open(self._environment.disk, generation, marker)
+        outcome = None
         try:
-            return await self._restore(source, generation, marker)
+            outcome = await self._restore(source, generation, marker)
         finally:
-            await source.close()
+            if outcome is None or outcome.backfill is None:
+                await source.close()
+        return outcome
 
     async def _restore(self, source: Image, generation: int, marker: image.Marker | None) -> RestoreOutcome:
         reason = await self._why_without_snapshots(whole=marker is not None)
         left_out = SNAPSHOTS if reason else ()
         if any(saved.name in left_out for saved in source.objects):
             source.lost.append(f"the snapshots of all regions: {reason}")
-        metadata = await self._fill(source, left_out)
+        lazy = self._lazy(source, marker)
+        metadata = await self._fill(source, left_out, {saved.number for saved in lazy})
         superblock = metadata.get(vmemfs.MEMORY_NAME)
         if superblock is None or SlotArea.is_blank(superblock) or SlotArea.is_blank(metadata[nvm.MEMORY_NAME]):
             raise DataLoss(
@@ -323,6 +339,9 @@ class _Restorer:
         nvm.Metadata.open(metadata[nvm.MEMORY_NAME])
         cause = marker.cause if marker else "an unfinished save"
         record = self._host_record(vmemfs.Superblock.open(superblock), f"generation {generation}, {cause}")
+        backfill = None
+        if lazy and self._faults is not None:
+            backfill = await Backfill.begin(source, generation, self._memory, self._faults, lazy)
         await self._open_durably(generation, record.memory_id)
         target = (await self._memory.create(vmemfs.MEMORY_NAME, superblock.size_bytes)).map()
         SlotArea.copy(superblock, target)
@@ -331,7 +350,13 @@ class _Restorer:
             await self._memory.remove(RESTORING)
         for sentence in source.lost:
             log.warning("lost: %s", sentence)
-        return RestoreOutcome("restored", generation, cause, tuple(source.lost))
+        return RestoreOutcome("restored", generation, cause, tuple(source.lost), backfill)
+
+    def _lazy(self, source: Image, marker: image.Marker | None) -> list[SavedObject]:
+        """What guests can do without at first. Of an image that is not whole everything is looked at beforehand."""
+        if self._faults is None or marker is None or not marker.whole:
+            return []
+        return [saved for saved in source.objects if Backfill.takes(saved, source)]
 
     async def _why_without_snapshots(self, *, whole: bool) -> str:
         """Empty if they can be had: what nobody would notice must not be opened."""
@@ -341,8 +366,8 @@ class _Restorer:
             return "blocks were purged since, perhaps over those that they had purged"
         return ""
 
-    async def _fill(self, source: Image, left_out: Sequence[str]) -> dict[str, HeapMapping]:
-        """Make every object but the superblock's; the metadata, which has to be looked into."""
+    async def _fill(self, source: Image, left_out: Sequence[str], lazy: Container[int]) -> dict[str, HeapMapping]:
+        """Make every object but the superblock's, and read all but `lazy`; the metadata is given back."""
         targets: dict[str, MemoryObject] = {}
         metadata = {o.name: HeapMapping(o.size_bytes) for o in source.objects if o.name in METADATA}
         metadata.setdefault(nvm.MEMORY_NAME, HeapMapping(2 * PAGE_BYTES))
@@ -350,7 +375,7 @@ class _Restorer:
             if saved.name != vmemfs.MEMORY_NAME and saved.name not in left_out:
                 resizable = saved.name.startswith(FILE_PREFIX) or saved.name in SNAPSHOTS
                 targets[saved.name] = await self._memory.create(saved.name, saved.size_bytes, resizable=resizable)
-        async for run in source.runs():
+        async for run in source.runs({saved.number for saved in source.objects if saved.number not in lazy}):
             if run.name in metadata:
                 metadata[run.name].store(run.offset, run.data)
             if run.name in targets:

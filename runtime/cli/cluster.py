@@ -75,6 +75,11 @@ def _register_up(up: argparse.ArgumentParser) -> None:
         help="what a UPS on battery means: save at once, or wait until its battery is low (the default)",
     )
     up.add_argument(
+        "--restore",
+        choices=("lazy", "eager"),
+        help="saved memory is read while guests run already (the default), or before they start",
+    )
+    up.add_argument(
         "--storage", type=size, metavar="SIZE", help="disk for what snapshots hold (default: four times --nvm)"
     )
     up.add_argument(
@@ -137,6 +142,7 @@ def up_command(args: argparse.Namespace) -> int:
         battery_s=args.battery,
         ups=args.ups,
         on_battery=args.on_battery,
+        restore=args.restore,
     )
     plan = launch.prepare(folders, wishes)
     if not args.json:

@@ -112,6 +112,8 @@ async def _status(args: argparse.Namespace, cluster: Cluster) -> int:
     ]
     say(table(("HOST", "STATE", "MAINS", "BATTERY", "DOING", "IMAGE", "MEMORY IS FROM"), rows))
     for name, one in told.items():
+        if one.get("restoring_bytes"):
+            say(f"{name}: {format_size(one['restoring_bytes'])} of its memory are still read from the image")
         if one.get("warning"):
             say(f"{name}: {one['warning']}")
         if "last" in one:
@@ -127,6 +129,7 @@ def _status_json(status: PowerStatus) -> dict[str, Any]:
         "restored_from": status.restored_from,
         "ups": status.ups,
         "warning": status.warning,
+        "restoring_bytes": status.restoring_bytes,
     }
     if status.HasField("last"):
         told["last"] = report_json(status.last)

@@ -48,6 +48,7 @@ class ClusterConfig:
     """Of the disk, for pages of each host's guests; 0: as HostConfig says."""
     ups: str = ""
     on_battery: str = "wait"
+    restore: str = "lazy"
     """As in HostConfig."""
     battery_s: float = 30.0
     """How long each machine runs without mains."""

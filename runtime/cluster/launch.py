@@ -63,6 +63,7 @@ class Wishes:
     battery_s: float | None = None
     ups: str | None = None
     on_battery: str | None = None
+    restore: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +105,7 @@ def _new(folders: Folders, wishes: Wishes) -> ClusterConfig:
         swap_bytes=wishes.swap_bytes or 0,
         ups=wishes.ups or "",
         on_battery=wishes.on_battery or "wait",
+        restore=wishes.restore or "lazy",
         battery_s=BATTERY_DEFAULT_S if wishes.battery_s is None else wishes.battery_s,
     )
     config = replace(config, channel=_channel(wishes, config))
@@ -132,6 +134,7 @@ def _known(folders: Folders, wishes: Wishes) -> ClusterConfig:
         swap_bytes=wishes.swap_bytes or config.swap_bytes,
         ups=config.ups if wishes.ups is None else wishes.ups,
         on_battery=wishes.on_battery or config.on_battery,
+        restore=wishes.restore or config.restore,
         battery_s=config.battery_s if wishes.battery_s is None else wishes.battery_s,
     )
     if grown.memory_bytes < config.memory_bytes or grown.nvm_bytes < config.nvm_bytes:
@@ -180,6 +183,7 @@ def _write_machine(folders: Folders, config: ClusterConfig, host: str, open_imag
         swap_bytes=config.swap_bytes,
         ups=config.ups,
         on_battery=config.on_battery,
+        restore=config.restore,
         token=config.token,
         lease_ttl_s=config.lease_ttl_s,
         # A TCP port is opened on request only: where nobody is made to use TCP, shared memory reaches everybody.

@@ -15,6 +15,7 @@ AVAILABILITY_LEAVE = Method("everram.v1.Availability", "Leave", common_pb2.Empty
 AVAILABILITY_REACHED = Method("everram.v1.Availability", "Reached", availability_pb2.GuestKey, availability_pb2.GuestKey)
 AVAILABILITY_REGISTER = Method("everram.v1.Availability", "Register", availability_pb2.Registration, common_pb2.Empty)
 AVAILABILITY_GIVE_BACK = Method("everram.v1.Availability", "GiveBack", availability_pb2.GuestKey, common_pb2.Empty)
+AVAILABILITY_DISOWN = Method("everram.v1.Availability", "Disown", availability_pb2.GuestKey, common_pb2.Empty)
 AVAILABILITY_FORGET = Method("everram.v1.Availability", "Forget", availability_pb2.GuestKey, common_pb2.Empty)
 AVAILABILITY_SET_MEMBERS = Method("everram.v1.Availability", "SetMembers", availability_pb2.Members, common_pb2.Empty)
 AVAILABILITY_AIM = Method("everram.v1.Availability", "Aim", availability_pb2.AimRequest, common_pb2.Empty)
@@ -23,7 +24,7 @@ AVAILABILITY_HOLD = Method("everram.v1.Availability", "Hold", availability_pb2.H
 AVAILABILITY_END_HOLDS = Method("everram.v1.Availability", "EndHolds", common_pb2.Empty, common_pb2.Empty)
 AVAILABILITY_GO_ON = Method("everram.v1.Availability", "GoOn", availability_pb2.GuestKey, common_pb2.Empty)
 AVAILABILITY_STATUS = Method("everram.v1.Availability", "Status", common_pb2.Empty, availability_pb2.LeaseStatus)
-AVAILABILITY = Contract("everram.v1.Availability", (AVAILABILITY_LEAVE, AVAILABILITY_REACHED, AVAILABILITY_REGISTER, AVAILABILITY_GIVE_BACK, AVAILABILITY_FORGET, AVAILABILITY_SET_MEMBERS, AVAILABILITY_AIM, AVAILABILITY_HAND_TO, AVAILABILITY_HOLD, AVAILABILITY_END_HOLDS, AVAILABILITY_GO_ON, AVAILABILITY_STATUS,))
+AVAILABILITY = Contract("everram.v1.Availability", (AVAILABILITY_LEAVE, AVAILABILITY_REACHED, AVAILABILITY_REGISTER, AVAILABILITY_GIVE_BACK, AVAILABILITY_DISOWN, AVAILABILITY_FORGET, AVAILABILITY_SET_MEMBERS, AVAILABILITY_AIM, AVAILABILITY_HAND_TO, AVAILABILITY_HOLD, AVAILABILITY_END_HOLDS, AVAILABILITY_GO_ON, AVAILABILITY_STATUS,))
 
 
 class AvailabilityRef(Ref):
@@ -50,6 +51,11 @@ class AvailabilityRef(Ref):
         self, request: availability_pb2.GuestKey, *, timeout_s: float = DEFAULT_TIMEOUT_S
     ) -> Coroutine[Any, Any, common_pb2.Empty]:
         return self.ask(AVAILABILITY_GIVE_BACK, request, timeout_s)
+
+    def disown(
+        self, request: availability_pb2.GuestKey, *, timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> Coroutine[Any, Any, common_pb2.Empty]:
+        return self.ask(AVAILABILITY_DISOWN, request, timeout_s)
 
     def forget(
         self, request: availability_pb2.GuestKey, *, timeout_s: float = DEFAULT_TIMEOUT_S
@@ -107,6 +113,9 @@ class AvailabilityActor(Actor):
         raise NotImplementedError
 
     def give_back(self, request: availability_pb2.GuestKey) -> common_pb2.Empty | Awaitable[common_pb2.Empty]:
+        raise NotImplementedError
+
+    def disown(self, request: availability_pb2.GuestKey) -> common_pb2.Empty | Awaitable[common_pb2.Empty]:
         raise NotImplementedError
 
     def forget(self, request: availability_pb2.GuestKey) -> common_pb2.Empty | Awaitable[common_pb2.Empty]:

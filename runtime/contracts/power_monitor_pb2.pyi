@@ -26,7 +26,7 @@ class SaveReport(_message.Message):
     def __init__(self, generation: _Optional[int] = ..., saved_bytes: _Optional[int] = ..., objects: _Optional[int] = ..., seconds: _Optional[float] = ...) -> None: ...
 
 class PowerStatus(_message.Message):
-    __slots__ = ("image", "image_generation", "restored_from", "mains", "battery_s", "state", "last", "ups", "warning")
+    __slots__ = ("image", "image_generation", "restored_from", "mains", "battery_s", "state", "last", "ups", "warning", "restoring_bytes")
     IMAGE_FIELD_NUMBER: _ClassVar[int]
     IMAGE_GENERATION_FIELD_NUMBER: _ClassVar[int]
     RESTORED_FROM_FIELD_NUMBER: _ClassVar[int]
@@ -36,6 +36,7 @@ class PowerStatus(_message.Message):
     LAST_FIELD_NUMBER: _ClassVar[int]
     UPS_FIELD_NUMBER: _ClassVar[int]
     WARNING_FIELD_NUMBER: _ClassVar[int]
+    RESTORING_BYTES_FIELD_NUMBER: _ClassVar[int]
     image: str
     image_generation: int
     restored_from: str
@@ -45,7 +46,8 @@ class PowerStatus(_message.Message):
     last: PowerReport
     ups: str
     warning: str
-    def __init__(self, image: _Optional[str] = ..., image_generation: _Optional[int] = ..., restored_from: _Optional[str] = ..., mains: _Optional[bool] = ..., battery_s: _Optional[float] = ..., state: _Optional[str] = ..., last: _Optional[_Union[PowerReport, _Mapping]] = ..., ups: _Optional[str] = ..., warning: _Optional[str] = ...) -> None: ...
+    restoring_bytes: int
+    def __init__(self, image: _Optional[str] = ..., image_generation: _Optional[int] = ..., restored_from: _Optional[str] = ..., mains: _Optional[bool] = ..., battery_s: _Optional[float] = ..., state: _Optional[str] = ..., last: _Optional[_Union[PowerReport, _Mapping]] = ..., ups: _Optional[str] = ..., warning: _Optional[str] = ..., restoring_bytes: _Optional[int] = ...) -> None: ...
 
 class PowerReport(_message.Message):
     __slots__ = ("host", "began_ns", "outcome", "battery_s", "freeze_s", "drain_s", "save_s", "left_s", "guests", "saved")

@@ -54,6 +54,8 @@ class HostConfig:
     open_image: str = ""
     """Named choice for an image that may not be opened silently: "incomplete" or "opened" (D1)."""
 
+    restore: str = "lazy"
+    """"lazy": guests run before all of their memory is read, where this computer can; "eager": after."""
     swap_bytes: int = 0
     """What pages of guests may take of the disk; 0: SWAP_PART times `guest_memory_bytes`."""
 

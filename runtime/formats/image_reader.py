@@ -20,8 +20,9 @@ import asyncio
 import zlib
 from array import array
 from bisect import bisect_right
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 from everram.runtime.environment import Disk, DiskFile
@@ -86,6 +87,7 @@ class Image:
         self._files: dict[int, DiskFile] = {}
         self._opening = asyncio.Lock()
         self._places = {saved.number: array("Q", bytes(8 * saved.pages)) for saved in self.objects}
+        self._presence = {saved.number: bytearray(saved.pages) for saved in self.objects}
         self._paint(catalog)
 
     @staticmethod
@@ -113,24 +115,28 @@ class Image:
 
     def spans(self, number: int) -> Iterator[tuple[int, int]]:
         """(first page, count) of what holds anything, ascending."""
-        places, start = self._places[number], -1
-        for page, place in enumerate(places):
-            if place and start < 0:
-                start = page
-            elif not place and start >= 0:
-                yield start, page - start
-                start = -1
-        if start >= 0:
-            yield start, len(places) - start
+        presence = self.presence(number)
+        start = presence.find(1)
+        while start >= 0:
+            end = presence.find(0, start)
+            end = len(presence) if end < 0 else end
+            yield start, end - start
+            start = presence.find(1, end)
 
-    def present_pages(self) -> int:
-        return sum(len(places) - places.count(0) for places in self._places.values())
+    def presence(self, number: int) -> bytearray:
+        """A byte for each page of an object: 1 where it holds anything."""
+        return bytearray(self._presence[number])
 
-    async def runs(self) -> AsyncIterator[Run]:
-        """Everything that was saved, verified. Raises DataLoss with the file and the offset."""
+    def present_pages(self, number: int | None = None) -> int:
+        """Of one object, or of all."""
+        wanted = self._presence.values() if number is None else (self._presence[number],)
+        return sum(presence.count(1) for presence in wanted)
+
+    async def runs(self, numbers: Container[int] | None = None) -> AsyncIterator[Run]:
+        """Everything that was saved (of these objects), verified. Raises DataLoss with the file and the offset."""
         for ordinal in range(len(self._segments)):
             for batch in self._segments[ordinal].index.batches:
-                live = list(self._live(ordinal, batch))
+                live = list(self._live(ordinal, batch, numbers))
                 for first in range(0, len(batch.sums), PIECE_BLOCKS):
                     last = min(len(batch.sums), first + PIECE_BLOCKS)
                     for run in await self._read_blocks(ordinal, batch, first, last, live):
@@ -139,14 +145,49 @@ class Image:
     async def block_of(self, number: int, page: int) -> list[Run]:
         """The block that holds a page: all that is live of it, verified; nothing if the page holds zeros. Raises
         DataLoss with the file and the offset."""
+        located = self._locate(number, page)
+        if located is None:
+            return []
+        ordinal, batch, block = located
+        return await self._read_blocks(ordinal, batch, block, block + 1, list(self._live(ordinal, batch)))
+
+    async def prepare(self) -> None:
+        """Open every file that is needed, so that `block_now` can do with reading. Raises DataLoss."""
+        for ordinal, segment in enumerate(self._segments):
+            if segment.index.batches:
+                await self._file(ordinal)
+
+    def block_now(self, number: int, page: int) -> list[Run]:
+        """`block_of` for who cannot await; after `prepare`."""
+        located = self._locate(number, page)
+        if located is None:
+            return []
+        ordinal, batch, block = located
+        start, end, wanted = _wanted(batch, block, block + 1, list(self._live(ordinal, batch)))
+        data = self._files[ordinal].pread_now(start * PAGE_BYTES, (end - start) * PAGE_BYTES)
+        return self._checked(ordinal, batch, block, block + 1, wanted, data)
+
+    def pages_with(self, number: int, page: int) -> list[tuple[str, int, int]]:
+        """(object, first page, count) of what is in the block of a page, without reading it."""
+        located = self._locate(number, page)
+        if located is None:
+            return []
+        ordinal, batch, block = located
+        start, end, wanted = _wanted(batch, block, block + 1, list(self._live(ordinal, batch)))
+        return [
+            (self._by_number[each].name, first + max(0, start - at), min(at + count, end) - max(at, start))
+            for at, each, first, count in wanted
+        ]
+
+    def _locate(self, number: int, page: int) -> tuple[int, Batch, int] | None:
+        """Segment, batch and block of a page; None if it holds zeros."""
         place = self._places[number][page]
         if not place or place == _MISSING:
-            return []
+            return None
         ordinal, at = place >> _SEGMENT_SHIFT, place & ((1 << _SEGMENT_SHIFT) - 1)
         segment = self._segments[ordinal]
         batch = segment.index.batches[bisect_right(segment.starts, at) - 1]
-        block = (at - batch.start) // BLOCK_PAGES
-        return await self._read_blocks(ordinal, batch, block, block + 1, list(self._live(ordinal, batch)))
+        return ordinal, batch, (at - batch.start) // BLOCK_PAGES
 
     async def close(self) -> None:
         files, self._files = self._files, {}
@@ -169,7 +210,8 @@ class Image:
                         continue  # of an object that is no more
                     known = min(count, len(places) - page)
                     first = ordinal << _SEGMENT_SHIFT | at
-                    places[page : page + known] = array("Q", range(first, first + known) if at else bytes(8 * known))
+                    places[page : page + known] = _ascending(first, known) if at else array("Q", bytes(8 * known))
+                    self._presence[number][page : page + known] = (b"\1" if at else b"\0") * known
         if not forgotten:
             self._forget_planned(catalog)
         for saved in self.objects:
@@ -181,16 +223,19 @@ class Image:
         if self._lenient:  # otherwise the marker says that it got to its end
             for run in catalog.plan:
                 self._places[run.number][run.page : run.page + run.pages] = array("Q", [_MISSING]) * run.pages
+                self._presence[run.number][run.page : run.page + run.pages] = b"\1" * run.pages
 
-    def _live(self, ordinal: int, batch: Batch) -> Iterator[tuple[int, int, int, int]]:
+    def _live(
+        self, ordinal: int, batch: Batch, numbers: Container[int] | None = None
+    ) -> Iterator[tuple[int, int, int, int]]:
         """(place in the file, object, page, count) of what no later batch has written again, ascending by place."""
         for number, page, count, at in batch.placed():
             places = self._places.get(number)
-            if not at or places is None:
+            if not at or places is None or (numbers is not None and number not in numbers):
                 continue
             first = ordinal << _SEGMENT_SHIFT | at
             here = places[page : page + count]
-            if here == array("Q", range(first, first + count)):
+            if here == _ascending(first, count):
                 yield at, number, page, count
             else:
                 for start, end in _matches(here, first):
@@ -202,12 +247,22 @@ class Image:
         self, ordinal: int, batch: Batch, first: int, last: int, live: Sequence[tuple[int, int, int, int]]
     ) -> list[Run]:
         """What is live of blocks `first` to `last` of a batch, verified."""
-        start, end = batch.start + first * BLOCK_PAGES, min(batch.start + last * BLOCK_PAGES, batch.start + batch.pages)
-        wanted = [run for run in live if run[0] < end and run[0] + run[3] > start]
+        start, end, wanted = _wanted(batch, first, last, live)
         if not wanted:
             return []
-        number = self._segments[ordinal].index.number
         data = await (await self._file(ordinal)).pread(start * PAGE_BYTES, (end - start) * PAGE_BYTES)
+        return self._checked(ordinal, batch, first, last, wanted, data)
+
+    def _checked(
+        self,
+        ordinal: int,
+        batch: Batch,
+        first: int,
+        last: int,
+        wanted: Sequence[tuple[int, int, int, int]],
+        data: bytes,
+    ) -> list[Run]:
+        start, end, _ = _wanted(batch, first, last, ())
         bad = {
             block
             for block in range(first, last)
@@ -219,7 +274,7 @@ class Image:
             )
         }
         if bad:
-            return self._salvaged(number, batch, bad, wanted, start, end, data)
+            return self._salvaged(self._segments[ordinal].index.number, batch, bad, wanted, start, end, data)
         return list(self._cut(wanted, start, end, data))
 
     def _cut(self, wanted: Iterable[tuple[int, int, int, int]], start: int, end: int, data: bytes) -> Iterator[Run]:
@@ -280,6 +335,27 @@ class Image:
                 self._files[ordinal] = file
                 check_header(await file.pread(0, PAGE_BYTES), PAGES_MAGIC, number, name, PAGE_BYTES)
             return self._files[ordinal]
+
+
+def _wanted(
+    batch: Batch, first: int, last: int, live: Sequence[tuple[int, int, int, int]]
+) -> tuple[int, int, list[tuple[int, int, int, int]]]:
+    """Where blocks `first` to `last` begin and end in the file, and what is live of them."""
+    start, end = batch.start + first * BLOCK_PAGES, min(batch.start + last * BLOCK_PAGES, batch.start + batch.pages)
+    return start, end, [run for run in live if run[0] < end and run[0] + run[3] > start]
+
+
+@lru_cache
+def _ramp(count: int) -> tuple[int, int]:
+    """The words 0, 1, 2, ... and the words 1, 1, 1, ... as one number each."""
+    words = array("Q", range(count)), array("Q", [1]) * count
+    return int.from_bytes(words[0].tobytes(), "little"), int.from_bytes(words[1].tobytes(), "little")
+
+
+def _ascending(first: int, count: int) -> array[int]:
+    """first, first + 1, ...: one addition of long numbers, a sixth of the time of an array of a range."""
+    ramp, ones = _ramp(count)
+    return array("Q", (ramp + first * ones).to_bytes(8 * count, "little"))
 
 
 def _matches(places: Sequence[int], first: int) -> Iterator[tuple[int, int]]:

@@ -63,6 +63,11 @@ class Attachment:
             raise InvalidArgument("a track message carries one userfaultfd, or none if it names no ranges")
         if machine.core.guests[self.guest_id].attachment != "mapping":
             raise FailedPrecondition("this process is attached already")
+        if not ranges and any(grant.lacking for grant in resident.launch.grants):
+            raise FailedPrecondition(
+                "the memory of this guest is being restored, and a process without userfaultfd cannot use it before "
+                "that has ended: start it again then"
+            )
         if not ranges:
             machine.feed(machine.core.untracked(machine.now_ns(), self.guest_id, self.pid))
             self.admit()

@@ -22,6 +22,7 @@ class Grant:
     memory: str
     size_bytes: int
     tracked: bool
+    lacking: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +126,7 @@ def _grant(payload: Any) -> Grant:
         memory=_text(payload["memory"]),
         size_bytes=_number(payload["size_bytes"]),
         tracked=bool(payload["tracked"]),
+        lacking=bool(payload.get("lacking")),
     )
 
 

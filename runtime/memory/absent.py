@@ -53,6 +53,29 @@ class AbsentPages(Protocol):
         """These are in memory now, and absent no more; not all of them need have been."""
 
 
+class Lack(Protocol):
+    """What the host itself asks about one object, before it touches it: its own accesses are not trapped."""
+
+    def bring(self, offset: int, length: int) -> None:
+        """All of this range is in memory when this returns. Raises DataLoss if it cannot be had, ResourceExhausted."""
+
+    def extents(self, start: int, end: int) -> list[tuple[int, int]]:
+        """(offset, length) of what is absent, ascending."""
+
+
+class LackingObject(Protocol):
+    """A memory object that may have absent pages."""
+
+    lack: Lack | None
+
+    @property
+    def inode(self) -> int:
+        """Tells it from every other object that has or had its name."""
+
+    def fill(self, offset: int, data: bytes) -> None:
+        """Put there what was absent; nobody has it mapped. Raises ResourceExhausted."""
+
+
 def keeper_of(keepers: Iterable[AbsentPages], arena: str, page: int) -> AbsentPages | None:
     """Who has what belongs there; None: it is no absent page."""
     return next((keeper for keeper in keepers if keeper.is_absent(arena, page)), None)

@@ -333,6 +333,8 @@ class PageService:
         Its guest has to be ended."""
         for guest_id, guest, served in self._serving(arena):
             try:
+                # Its protection is a mark where a page would be, and what is marked is not missing.
+                self._kernel.unprotect(guest.descriptor, served.address_of(page), PAGE_BYTES)
                 self._kernel.poison(guest.descriptor, served.address_of(page), PAGE_BYTES)
             except OSError as error:
                 if error.errno not in (errno.EINVAL, errno.EEXIST):

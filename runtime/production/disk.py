@@ -62,6 +62,10 @@ class FolderFile:
     async def pread(self, offset: int, length: int) -> bytes:
         return await _in_thread(self._path, _pread, self._descriptor(), offset, length)
 
+    def pread_now(self, offset: int, length: int) -> bytes:
+        with errors_of(self._path):
+            return _pread(self._descriptor(), offset, length)
+
     async def pread_each(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
         fd = self._descriptor()
         return await _in_thread(self._path, lambda: [_pread(fd, offset, length) for offset, length in ranges])

@@ -367,6 +367,7 @@ def _launch_payload(launch: GuestLaunch) -> dict[str, Any]:
                 "memory": grant.memory,
                 "size_bytes": grant.size_bytes,
                 "tracked": grant.tracked,
+                "lacking": grant.lacking,
             }
             for grant in launch.grants
         ],

@@ -10,6 +10,7 @@ from everram.runtime.formats.swap_table import MEMORY_PREFIX
 from everram.runtime.machine.fdstore import is_name
 from everram.runtime.machine.protocol import NO_MEMORY
 from everram.runtime.memory import memfd
+from everram.runtime.memory.absent import Lack
 from everram.runtime.memory.contract import PAGE_BYTES
 from everram.runtime.memory.mapped import Mapped
 from everram.runtime.production.machine import SystemMachine
@@ -87,13 +88,16 @@ def _is_promised(name: str) -> bool:
 
 
 class KeptObject:
-    """`environment.MemoryObject`. Mappings of a removed object stay valid; everything else raises OSError."""
+    """`environment.MemoryObject`, and `absent.LackingObject`: every access of this process brings first what lacks, so
+    that only guests, whose faults are served, see it come. Mappings of a removed object stay valid; everything else
+    raises OSError."""
 
     def __init__(self, name: str, fd: int) -> None:
         self.name = name
         self.resizable = memfd.is_resizable(fd)
         self._fixed_bytes = os.fstat(fd).st_size
         self._fd = fd
+        self.lack: Lack | None = None
 
     @property
     def size_bytes(self) -> int:
@@ -102,12 +106,19 @@ class KeptObject:
     @property
     def descriptor(self) -> int:
         """Still this object's own."""
+        self._bring(0, self.size_bytes)
         return self._fd
+
+    @property
+    def inode(self) -> int:
+        """Tells it from every other object that has or had its name."""
+        return os.fstat(self._fd).st_ino
 
     def map(self) -> Mapped:
         size_bytes = self.size_bytes
         if not size_bytes:
             raise InvalidArgument(f"memory {self.name} is empty: there is nothing to map")
+        self._bring(0, size_bytes)
         try:
             return Mapped(self._fd, size_bytes)
         except (OSError, OverflowError) as error:
@@ -134,6 +145,7 @@ class KeptObject:
             raise ResourceExhausted(f"memory {self.name} cannot be mapped: {error}") from error
 
     def window(self) -> memoryview:
+        self._bring(0, self.size_bytes)
         try:
             return memoryview(mmap.mmap(self._fd, self.size_bytes, mmap.MAP_SHARED, mmap.PROT_READ))
         except (OSError, ValueError) as error:
@@ -141,8 +153,12 @@ class KeptObject:
 
     def write(self, offset: int, data: bytes | memoryview) -> None:
         """Raises ResourceExhausted where the computer itself has no memory left."""
+        self._check(offset, memoryview(data).nbytes)
+        self.fill(offset, data)
+
+    def fill(self, offset: int, data: bytes | memoryview) -> None:
+        """`write`, without bringing what lacks there."""
         view = memoryview(data).cast("B")
-        self._check(offset, len(view))
         while view:
             try:
                 written = os.pwrite(self._fd, view, offset)
@@ -159,7 +175,9 @@ class KeptObject:
             raise ResourceExhausted(f"memory {self.name} cannot be {size_bytes} bytes long: {error}") from error
 
     def extents(self, start: int = 0, end: int | None = None) -> list[tuple[int, int]]:
-        return memfd.extents(self._fd, start, self.size_bytes if end is None else min(end, self.size_bytes))
+        end = self.size_bytes if end is None else min(end, self.size_bytes)
+        found = memfd.extents(self._fd, start, end)
+        return found if self.lack is None else _joined(found + self.lack.extents(start, end))
 
     @property
     def present_bytes(self) -> int:
@@ -169,9 +187,27 @@ class KeptObject:
         self._check(offset, length)
         if offset % PAGE_BYTES or length % PAGE_BYTES:
             raise IndexError("a hole is made of whole pages")
-        if length:
+        if self.lack is not None:  # a hole would be taken for a page that lacks
+            self.fill(offset, bytes(length))
+        elif length:
             memfd.punch(self._fd, offset, length)
+
+    def _bring(self, offset: int, length: int) -> None:
+        if self.lack is not None:
+            self.lack.bring(offset, length)
 
     def _check(self, offset: int, length: int) -> None:
         if offset < 0 or length < 0 or offset + length > self.size_bytes:
             raise IndexError(f"{length} bytes at {offset} are not inside {self.size_bytes}")
+        self._bring(offset, length)
+
+
+def _joined(extents: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Ascending, neighbours as one."""
+    joined: list[tuple[int, int]] = []
+    for offset, length in sorted(extents):
+        if joined and sum(joined[-1]) >= offset:
+            joined[-1] = (joined[-1][0], max(sum(joined[-1]), offset + length) - joined[-1][0])
+        else:
+            joined.append((offset, length))
+    return joined

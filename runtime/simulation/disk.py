@@ -172,6 +172,9 @@ class SimulatedFile:
         async with self._operation():
             return bytes(self._file.cached[offset : offset + length])
 
+    def pread_now(self, offset: int, length: int) -> bytes:
+        return bytes(self._file.cached[offset : offset + length])
+
     async def pread_each(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
         async with self._operation():
             return [bytes(self._file.cached[offset : offset + length]) for offset, length in ranges]

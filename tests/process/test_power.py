@@ -174,3 +174,53 @@ def test_what_cannot_be_is_refused_in_plain_words(tmp_path: Path) -> None:
             status, _, err = cluster.run(*words)
             assert (status != 0, why in err) == (True, True), err
         assert cluster.json("power", "on", "h1") == {"on": ["h1"]}, "it has power already"
+
+
+LAZY = """
+import random, signal, sys
+from everram.runtime import guest
+me = guest.attach()
+words = memoryview(me.region("data").view).cast("B").cast("Q")
+pages = len(words) // 512
+if words[7] != 1:
+    for page in range(pages):
+        words[page * 512] = words[page * 512 + 511] = page + 1
+    words[7] = 1
+    print("written", pages, flush=True)
+else:
+    order = list(range(pages))
+    random.Random(sys.argv[1]).shuffle(order)
+    wrong = 0
+    for page in order:
+        wrong += words[page * 512] != page + 1 or words[page * 512 + 511] != page + 1
+        words[page * 512 + 3] += 1
+    print("wrong", wrong, flush=True)
+    print("times", words[3], flush=True)
+signal.pause()
+"""
+
+
+@pytest.mark.needs("userfaultfd")
+def test_guests_run_while_their_memory_is_read(tmp_path: Path) -> None:
+    with cluster_of(tmp_path, "--hosts", "1", "--nvm", "256MiB", "--memory", "512MiB") as cluster:
+        options = ["--name", "big", "--region", "data=96MiB,mapped", "--copies", "0"]
+        cluster.json("run", "-d", *options, "--", "python", "-c", LAZY, "5")
+        until(lambda: cluster.numbers("big", "written"), "all pages are written")
+        for times in (1, 2):
+            cluster.json("power", "cut", "h1")
+            cluster.json("power", "on", "h1")
+            if times == 2:  # its successor goes on with what is still in the image
+                cluster.json("fault", "h1", "host-kill")
+            until(lambda n=times: len(cluster.numbers("big", "times")) == n, "it has looked at all")  # type: ignore[misc]
+            until(lambda: not cluster.json("power", "status")["hosts"]["h1"].get("restoring_bytes", 1), "all is read")
+        assert set(cluster.numbers("big", "wrong")) == {0}
+        cluster.json("power", "cut", "h1")
+        pages = next((cluster.dir / "machines" / "h1" / "image").glob("pages.*"))
+        with pages.open("r+b") as file:  # in the midst of the region
+            file.seek(pages.stat().st_size // 2)
+            file.write(b"rubbish")
+        cluster.json("power", "on", "h1")
+        until(lambda: cluster.json("inspect", "big")["state"] == "failed", "it is given up")
+        assert "do not match their checksum" in cluster.json("inspect", "big")["reason"]
+        status, _, err = cluster.run("start", "big")
+        assert (status, "has lost memory" in err) == (1, True)

@@ -17,6 +17,7 @@ from everram.actors.availability.registration import (
     Plan,
     Seen,
     plan_aim,
+    plan_disown,
     plan_end_hold,
     plan_give_back,
     plan_hand_to,
@@ -445,6 +446,21 @@ def test_nobody_is_held_without_need() -> None:
     assert plan_hold(pairs(record("failing-over", required=["mb"])), "g", [], ME) is None, "it is too late"
     assert plan_hold(pairs(record(owner=B, required=["mb"])), "g", [], ME) is None, "it is another's"
     assert plan_hold(pairs(None), "g", [], ME) is None, "it was removed"
+
+
+def test_disowning_what_was_lost_here() -> None:
+    guest = record(required=["mb"], saved={"drained": []})
+    disowned = written(plan_disown(pairs(guest), "g", ME))
+    assert disowned.owner.host == "a"
+    seen_after = sight(A, B)
+    assert decide(disowned, False, seen_after, NOW, LATER) == Raise()
+    assert decide(failover.raised(disowned), False, seen_after, NOW, LATER) == Ask((B,)), (
+        "what was saved is no candidate"
+    )
+    assert duties.demotion("g", failover.appointed(disowned, B, 9), A) is not None
+    assert written(plan_disown(pairs(record()), "g", ME)).state == "stopped", "nobody else has it"
+    assert plan_disown(pairs(record(owner=B)), "g", ME) is None
+    assert plan_disown(pairs(None), "g", ME) is None
 
 
 def test_giving_back() -> None:

@@ -1,0 +1,382 @@
+"""Restoring lazily: on real memory, from a simulated disk, with a guest of the test's own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import random
+from collections.abc import AsyncIterator, Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import pytest
+
+from everram.actors.power_monitor.backfill import RECORD, Backfill
+from everram.actors.power_monitor.save import RestoreOutcome, restore, save
+from everram.runtime.contracts import common_pb2 as pb
+from everram.runtime.contracts.vmemfs_pb2 import HostRecord
+from everram.runtime.environment import Environment, MachineEvent, Memory, TrackedRange
+from everram.runtime.errors import DataLoss
+from everram.runtime.formats import nvm
+from everram.runtime.formats.image_files import pages_name
+from everram.runtime.formats.vmemfs import Superblock
+from everram.runtime.memory.contract import PAGE_BYTES
+from everram.runtime.memory.page_service import PageService
+from everram.runtime.memory.userfaultfd import FaultFlag, Feature, Mode, PageFault
+from everram.runtime.production.memory import KeptObject
+from everram.runtime.simulation.disk import DiskFaults, Media, SimulatedDisk
+from everram.runtime.simulation.entropy import Seeds, SimulatedEntropy
+from tests.loose_memory import LooseMemory
+
+ARENA, OTHER, SMALL, COPY = "region.g.ledger", "region.h.ledger", "region.g.small", "region.f.ledger@c"
+PAGES = 400
+BASE = 0x7F00_0000_0000
+
+
+def content(page: int) -> bytes:
+    """Of a page that was saved; each fifth was never written."""
+    return bytes(PAGE_BYTES) if page % 5 == 4 else page.to_bytes(8, "little") * (PAGE_BYTES // 8)
+
+
+class FixedClock:
+    def now_ns(self) -> int:
+        return 1
+
+    def wall_ns(self) -> int:
+        return 2
+
+
+@dataclass
+class GuestMapping:
+    """A guest that has ARENA mapped, and its threads that wait. What it is given goes to the real memory."""
+
+    arena: KeptObject
+    mode: Mode = Mode.WRITE_PROTECT
+    waiting: list[int] = field(default_factory=list)
+    told: list[int] = field(default_factory=list)
+    poisoned: set[int] = field(default_factory=set)
+    gone: bool = False
+
+    def __post_init__(self) -> None:
+        self.descriptor = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+
+    def event(self) -> MachineEvent:
+        tracked = TrackedRange("ledger", ARENA, BASE, PAGES * PAGE_BYTES)
+        return MachineEvent("attached", "g", 1, userfaultfd=os.dup(self.descriptor), ranges=(tracked,))
+
+    def touch(self, page: int) -> None:
+        self.waiting.append(page)
+        os.eventfd_write(self.descriptor, 1)
+
+    def handshake(self, descriptor: int, wanted: Feature) -> Feature | None:
+        return wanted
+
+    def register(self, descriptor: int, address: int, length: int, mode: Mode) -> None:
+        self.mode = mode
+
+    def protect(self, descriptor: int, address: int, length: int) -> None:
+        pass
+
+    def unprotect(self, descriptor: int, address: int, length: int) -> None:
+        pass
+
+    def wake(self, descriptor: int, address: int, length: int) -> None:
+        self.waiting += self.told
+        self.told = []
+        if self.waiting:
+            os.eventfd_write(self.descriptor, 1)
+
+    def fill(self, descriptor: int, address: int, data: bytes, *, protected: bool) -> None:
+        if self.gone:
+            raise OSError(errno.ESRCH, "No such process")
+        first = (address - BASE) // PAGE_BYTES
+        for n in range(len(data) // PAGE_BYTES):
+            if not present(self.arena, first + n):
+                self.arena.fill((first + n) * PAGE_BYTES, data[n * PAGE_BYTES : (n + 1) * PAGE_BYTES])
+        filled = range(first, first + len(data) // PAGE_BYTES)
+        self.told = [page for page in self.told if page not in filled]
+
+    def poison(self, descriptor: int, address: int, length: int) -> None:
+        self.poisoned.add((address - BASE) // PAGE_BYTES)
+
+    def read_faults(self, descriptor: int, limit: int) -> list[PageFault]:
+        os.eventfd_read(descriptor)
+        pages, self.waiting = self.waiting, []
+        self.told += pages
+        return [PageFault(BASE + page * PAGE_BYTES, FaultFlag(0)) for page in pages]
+
+
+def present(kept: KeptObject, page: int) -> bool:
+    lack, kept.lack = kept.lack, None
+    try:
+        return bool(kept.extents(page * PAGE_BYTES, (page + 1) * PAGE_BYTES))
+    finally:
+        kept.lack = lack
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 - of state of the test's own kernel, which signals nobody
+            await asyncio.sleep(0)
+
+
+@dataclass
+class Bench:
+    """A machine's disk and memory, hosts that come and go, and the tasks of the last one."""
+
+    media: Media
+    memory: LooseMemory = field(default_factory=LooseMemory)
+    guest: GuestMapping | None = None
+    hosts: int = 0
+    tasks: list[asyncio.Task[Any]] = field(default_factory=list)
+    damages: list[str] = field(default_factory=list)
+    services: list[PageService] = field(default_factory=list)
+
+    def environment(self) -> Environment:
+        nothing = cast("Any", None)
+        entropy = SimulatedEntropy(Seeds(self.hosts).stream("entropy"))
+        disk, memory = SimulatedDisk(self.media), cast("Memory", self.memory)
+        return Environment(FixedClock(), entropy, disk, memory, nothing, nothing, nothing, nothing, nothing, nothing)
+
+    async def restored(self) -> tuple[RestoreOutcome, PageService]:
+        self.hosts += 1
+        kernel = cast("Any", self.guest) if self.guest is not None else GuestMapping(cast("Any", None))
+        faults = PageService(cast("Memory", self.memory), kernel=kernel)
+        self.services.append(faults)
+        return await restore(self.environment(), faults=faults), faults
+
+    def spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        self.tasks.append(asyncio.ensure_future(work))
+        return self.tasks[-1]
+
+    def start(self, backfill: Backfill) -> None:
+        backfill.start(self.spawn, lambda guest_id, why: self.damages.append(guest_id))
+
+    async def kill_host(self) -> None:
+        """Nothing of it goes on; what it knew is gone."""
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+        self.tasks.clear()
+        for service in self.services:
+            service.close()
+        for name in self.memory.names():
+            self.memory.open(name).lack = None
+
+    def lose_memory(self) -> None:
+        for name in self.memory.names():
+            os.close(self.memory.open(name).descriptor)
+        self.memory = LooseMemory()
+
+    def mapped(self) -> GuestMapping:
+        self.guest = GuestMapping(self.memory.open(ARENA))
+        return self.guest
+
+    def found(self, name: str = ARENA) -> list[bytes]:
+        kept = self.memory.open(name)
+        return [kept.read(page * PAGE_BYTES, PAGE_BYTES) for page in range(kept.size_bytes // PAGE_BYTES)]
+
+
+@pytest.fixture
+async def bench() -> AsyncIterator[Bench]:
+    media = Media(Seeds(1).stream("disk"), 1 << 30, DiskFaults(latency_min_s=0, latency_max_s=0))
+    bench = Bench(media)
+    memory = bench.memory
+    first = Superblock.format(memory.make("vmemfs", 16 * PAGE_BYTES).map(), HostRecord(memory_id="m1", lease_id=5))
+    first.put_guest(pb.Guest(guest_id="g", name="bank"))
+    metadata = nvm.Metadata.format(memory.make("nvm", 16 * PAGE_BYTES).map())
+    metadata.add([pb.Region(name="ledger", guest_id="g", arena=ARENA, size_bytes=PAGES * PAGE_BYTES)], None)
+    for name, pages, other in ((ARENA, PAGES, 0), (OTHER, PAGES, 0), (SMALL, 8, 1000), (COPY, PAGES, 1000)):
+        kept = memory.make(name, pages * PAGE_BYTES)
+        for page in range(pages):
+            if page % 5 != 4:
+                kept.write(page * PAGE_BYTES, content(page + other))
+    await save(bench.environment(), "down", "m1")
+    bench.lose_memory()
+    yield bench
+    await bench.kill_host()
+    if bench.guest is not None:
+        os.close(bench.guest.descriptor)
+    bench.lose_memory()
+
+
+async def test_only_regions_of_guests_are_left_in_the_image(bench: Bench) -> None:
+    outcome, _ = await bench.restored()
+    assert (outcome.kind, outcome.generation) == ("restored", 1)
+    assert outcome.backfill is not None
+    assert outcome.backfill.left_pages == 2 * PAGES * 4 // 5
+    assert [name for name in bench.memory.names() if bench.memory.open(name).lack is not None] == [ARENA, OTHER]
+    assert bench.found(SMALL) == [content(page + 1000) for page in range(8)]
+    assert bench.found(COPY) == [content(page + 1000) for page in range(PAGES)]
+
+
+async def test_everything_comes_by_itself(bench: Bench) -> None:
+    outcome, faults = await bench.restored()
+    assert outcome.backfill is not None
+    bench.start(outcome.backfill)
+    await outcome.backfill.finished()
+    await asyncio.gather(*bench.tasks)
+    assert outcome.backfill.left_pages == 0
+    assert faults.absent == []
+    assert RECORD not in bench.memory.names()
+    for name in (ARENA, OTHER):
+        assert bench.memory.open(name).lack is None
+        assert bench.found(name) == [content(page) for page in range(PAGES)]
+
+
+async def test_eagerly_by_choice(bench: Bench) -> None:
+    faults = PageService(cast("Memory", bench.memory))
+    outcome = await restore(bench.environment(), faults=faults, lazily=False)
+    assert outcome.backfill is None
+    assert bench.found() == [content(page) for page in range(PAGES)]
+
+
+async def test_what_a_guest_touches_comes_at_once(bench: Bench) -> None:
+    outcome, faults = await bench.restored()
+    assert outcome.backfill is not None
+    guest = bench.mapped()
+    faults._kernel = cast("Any", guest)
+    faults.attach(guest.event())
+    assert guest.mode & Mode.MISSING
+    guest.touch(207)
+    await until(lambda: faults.lacking_pages() > 0)
+    bench.start(outcome.backfill)
+    await until(lambda: not guest.told and present(guest.arena, 207))
+    assert guest.arena.read(207 * PAGE_BYTES, PAGE_BYTES) == content(207)
+    await outcome.backfill.finished()
+    assert bench.found() == [content(page) for page in range(PAGES)]
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_the_host_never_sees_a_hole_and_never_loses_a_store(bench: Bench, seed: int) -> None:
+    """Accesses of every kind, at random, while pages come; the host dies in the midst of it, again and again."""
+    dice = random.Random(seed)
+    outcome, _ = await bench.restored()
+    expected = [content(page) for page in range(PAGES)]
+    for _ in range(6):
+        if outcome.backfill is not None:
+            bench.start(outcome.backfill)
+        kept = bench.memory.open(ARENA)
+        for _ in range(dice.randrange(12)):
+            access(kept, dice, expected)
+            for _ in range(dice.randrange(3)):
+                await asyncio.sleep(0)
+        await bench.kill_host()
+        outcome, _ = await bench.restored()
+        assert outcome.kind == "kept"
+    assert bench.found() == expected
+    assert bench.found(OTHER) == [content(page) for page in range(PAGES)]
+
+
+def access(kept: KeptObject, dice: random.Random, expected: list[bytes]) -> None:
+    page, count = dice.randrange(PAGES - 20), dice.randrange(1, 20)
+    offset, length = page * PAGE_BYTES, count * PAGE_BYTES
+    kind = dice.choice(("read", "read into", "write", "write within", "view", "punch", "extents"))
+    if kind == "read":
+        assert kept.read(offset, length) == b"".join(expected[page : page + count])
+    elif kind == "read into":
+        target = bytearray(length)
+        kept.read_into(offset, memoryview(target))
+        assert target == b"".join(expected[page : page + count])
+    elif kind == "view":
+        view = kept.view(offset, length)
+        assert view == b"".join(expected[page : page + count])
+    elif kind == "write":
+        kept.write(offset, b"w" * length)
+        expected[page : page + count] = [b"w" * PAGE_BYTES] * count
+    elif kind == "write within":
+        kept.write(offset + 100, b"v" * 50)
+        expected[page] = expected[page][:100] + b"v" * 50 + expected[page][150:]
+    elif kind == "punch":
+        kept.punch(offset, length)
+        expected[page : page + count] = [bytes(PAGE_BYTES)] * count
+    else:
+        inside = {at // PAGE_BYTES for o, n in kept.extents() for at in range(o, o + n, PAGE_BYTES)}
+        assert inside >= {at for at, there in enumerate(expected) if any(there)}
+
+
+async def test_a_mapping_has_everything(bench: Bench) -> None:
+    await bench.restored()
+    mapping = bench.memory.open(ARENA).map()
+    assert [mapping.load(page * PAGE_BYTES, PAGE_BYTES) for page in range(PAGES)] == list(map(content, range(PAGES)))
+    assert bench.memory.open(ARENA).lack is None, "it lacks nothing any more"
+    mapping.close()
+
+
+async def test_what_is_made_anew_under_an_old_name_is_left_alone(bench: Bench) -> None:
+    outcome, _ = await bench.restored()
+    assert outcome.backfill is not None
+    await bench.memory.remove(ARENA)
+    bench.memory.make(ARENA, PAGES * PAGE_BYTES)
+    assert not outcome.backfill.may_lack(ARENA)
+    await bench.memory.remove(OTHER)
+    bench.start(outcome.backfill)
+    await outcome.backfill.finished()
+    assert bench.found() == [bytes(PAGE_BYTES)] * PAGES
+
+
+async def test_a_successor_knows_what_was_made_anew(bench: Bench) -> None:
+    await bench.restored()
+    await bench.memory.remove(ARENA)
+    bench.memory.make(ARENA, PAGES * PAGE_BYTES)
+    await bench.kill_host()
+    outcome, _ = await bench.restored()
+    assert outcome.backfill is not None
+    bench.start(outcome.backfill)
+    await outcome.backfill.finished()
+    assert bench.found() == [bytes(PAGE_BYTES)] * PAGES
+    assert bench.found(OTHER) == [content(page) for page in range(PAGES)]
+
+
+def damage(bench: Bench, page: int) -> None:
+    """Of ARENA, as it lies in the image; pages that hold nothing are not there."""
+    file = bench.media.files[pages_name(1)]
+    for copy in (file.cached, file.durable):
+        at = copy.find(content(page))
+        copy[at + 70] ^= 4
+
+
+async def test_a_page_that_is_damaged_costs_one_guest(bench: Bench) -> None:
+    damage(bench, 123)
+    outcome, faults = await bench.restored()
+    assert outcome.backfill is not None
+    guest = bench.mapped()
+    faults._kernel = cast("Any", guest)
+    faults.attach(guest.event())
+    bench.start(outcome.backfill)
+    guest.touch(123)
+    await until(lambda: bool(bench.damages))
+    assert guest.poisoned >= {123}
+    assert len(guest.poisoned) <= 16
+    await outcome.backfill.finished()
+    assert set(bench.damages) == {"g"}
+    assert bench.found(OTHER) == [content(page) for page in range(PAGES)]
+    good = set(range(PAGES)) - guest.poisoned
+    found = bench.found()
+    assert [found[page] for page in good] == [content(page) for page in good]
+
+
+async def test_the_host_is_told_of_damage_and_so_is_its_successor(bench: Bench) -> None:
+    damage(bench, 123)
+    for _ in range(2):
+        outcome, _ = await bench.restored()
+        assert outcome.backfill is not None
+        bench.start(outcome.backfill)
+        with pytest.raises(DataLoss, match=r"region.g.ledger.*do not match their checksum"):
+            bench.memory.open(ARENA).read(0, PAGES * PAGE_BYTES)
+        await outcome.backfill.had.wait()
+        with pytest.raises(DataLoss):
+            bench.memory.open(ARENA).read(123 * PAGE_BYTES, 1)
+        await bench.kill_host()
+    assert set(bench.damages) == {"g"}
+
+
+async def test_an_image_that_went_away_is_no_memory(bench: Bench) -> None:
+    await bench.restored()
+    await bench.kill_host()
+    with contextlib.suppress(KeyError):
+        del bench.media.files["image/marker"]
+    with pytest.raises(DataLoss, match="being restored from generation 1"):
+        await bench.restored()
