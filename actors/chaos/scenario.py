@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from functools import partial
 
+from everram.actors.chaos import injector
 from everram.actors.chaos.checks import converges, copies_exact
 from everram.actors.chaos.checks.answered import Answered
 from everram.actors.chaos.checks.keeps_promises import KeepsPromises
@@ -20,7 +21,7 @@ from everram.actors.chaos.checks.stays_frozen import StaysFrozen
 from everram.actors.chaos.checks.under_lease import UnderLease
 from everram.actors.chaos.cluster import Cluster, Preemption, announce
 from everram.actors.chaos.counter import Counter
-from everram.actors.chaos.injector import Injector
+from everram.actors.chaos.fault import Scene
 from everram.actors.chaos.ledger import Ledger
 from everram.actors.chaos.ledger_region import understand
 from everram.actors.chaos.mapped import Mapped
@@ -102,7 +103,9 @@ class ClusterScenario:
         self.plan = plan
         preemption = Preemption(plan.preemption_guests, plan.preemption_hosts)
         programs = dict.fromkeys(WORKLOADS, self._program)
-        self.cluster = Cluster(world, hosts=plan.hosts, programs=programs, preemption=preemption)
+        self.cluster = Cluster(
+            world, hosts=plan.hosts, programs=programs, preemption=preemption, battery_s=plan.battery_s
+        )
         self.frozen = StaysFrozen(world)
         self.incarnations = OneIncarnation(world)
         self.lease = UnderLease(world, self.cluster.lease_deadline_ns)
@@ -110,8 +113,7 @@ class ClusterScenario:
         self.held = PromisedIsHeld(world, self.cluster.required, self.cluster.held)
         self.promises = KeepsPromises(world, self.cluster.required)
         self.tenants = [Tenant(self, guest) for guest in plan.guests]
-        self.injector = Injector(self.cluster, self._place, self.frozen, self.incarnations, self.promises)
-        self.injector.losing.append(self._losing)
+        self.scene = Scene(self.cluster, self._place, self.frozen, self.incarnations, self.promises, [self._losing])
         self._begun: dict[tuple[str, int], str] = {}
         """The host of each incarnation, by guest_id and epoch."""
         self.cluster.observers.append(self._observe)
@@ -127,7 +129,7 @@ class ClusterScenario:
         clients = [self._client(tenant, number) for tenant in self.tenants for number in range(self.plan.clients)]
         users = [self._snapshot_user(tenant) for tenant in self.tenants if self.plan.snapshot_pause_s]
         using = [self.world.loop.spawn(self.world.loop.system, user.live()) for user in users]
-        faults = asyncio.create_task(self.injector.play(self.plan.faults))
+        faults = asyncio.create_task(injector.play(self.scene, self.plan.faults))
         await asyncio.sleep(self.plan.duration_s)
         await faults
         self.world.note("calm", "the faults are over")
@@ -295,9 +297,9 @@ class ClusterScenario:
             if tenant.guest_id == guest_id:
                 tenant.host = host
 
-    def _losing(self, host: str) -> None:
-        """A machine is about to die: a guest that only its memory holds dies with it, and that is nobody's fault."""
-        gone = self.cluster.memory_ids.get(host, "")
+    def _losing(self, host: str, gone: str) -> None:
+        """A machine's memory is about to die, or has: a guest that it alone holds dies with it, and that is nobody's
+        fault."""
         for tenant in self.tenants:
             self.held.dies(tenant.guest_id, gone)
             holders = self.cluster.holders(tenant.guest_id) if tenant.guest_id else []

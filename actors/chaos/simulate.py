@@ -11,14 +11,34 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
-from everram.actors.chaos.plan import ClusterPlan
+from everram.actors.chaos.marks import marking
+from everram.actors.chaos.plan import MANY_HOSTS, ClusterPlan
 from everram.actors.chaos.planted import planted
 from everram.actors.chaos.ring import RingPlan, RingScenario
 from everram.actors.chaos.scenario import ClusterScenario
+from everram.runtime.simulation.entropy import Stream
 from everram.runtime.simulation.world import Violation, World
 
-TIERS: dict[str, float] = {"quick": 1.0, "swarm": 3.0, "nightly": 10.0}
-"""How much longer a scenario is than the shortest that is worth running."""
+SCENARIOS = ("cluster", "ring", "failover", "everything")
+
+
+@dataclass(frozen=True, slots=True)
+class Tier:
+    scenarios: tuple[str, ...]
+    """A seed draws one of them; one that is named twice is drawn more often."""
+    scale: float
+    """How much longer a scenario is than the shortest that is worth running."""
+    hosts: tuple[int, ...] = MANY_HOSTS
+    """Of "everything"."""
+    timeout_s: float = 120.0
+    """Real seconds for one seed: a hundred times what it takes; more is a loop without end."""
+
+
+TIERS: dict[str, Tier] = {
+    "quick": Tier(("cluster", "ring", "ring", "failover"), 1.0),
+    "swarm": Tier(("everything", "everything", "failover", "ring"), 1.5, timeout_s=900.0),
+    "nightly": Tier(("everything",), 5.0, hosts=(10, 20, 50), timeout_s=7200.0),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +50,10 @@ class Result:
     digest: str
     steps: int
     virtual_s: float
+    faults: int
+    """How many the seed drew, of a scenario that has a list of them."""
+    marks: dict[str, int]
+    """How often each mark was reached."""
 
     def to_json(self) -> dict[str, Any]:
         violations = [{"property": v.property, "at_s": v.at_s, "what": v.what} for v in self.violations]
@@ -40,6 +64,8 @@ class Result:
             "digest": self.digest,
             "steps": self.steps,
             "virtual_s": self.virtual_s,
+            "faults": self.faults,
+            "marks": self.marks,
         }
 
 
@@ -52,31 +78,43 @@ def simulate(
     echo: Callable[[str], None] | None = None,
     until_s: float | None = None,
     to_first: bool = False,
+    faults: frozenset[int] | None = None,
 ) -> Result:
     """Run one seed to its end, to `until_s` of virtual time, or `to_first` violation. `scenario`: one of SCENARIOS
-    instead of a draw."""
+    instead of a draw. `faults`: the numbers of those to keep, of what the seed draws; None: all."""
     world = World(seed, echo)
-    with planted(plant):
-        configuration, story = _draw(world, TIERS[tier], scenario)
+    with marking() as reached, planted(plant):
+        plan = _draw(world.stream("plan"), TIERS[tier], scenario)
+        if isinstance(plan, ClusterPlan):
+            drawn, plan = len(plan.faults), plan.with_faults(faults)
+            reached.update(f"fault {fault.kind}" for fault in plan.faults)
+            story = ClusterScenario(world, plan).run()
+        else:
+            drawn, story = 0, RingScenario(world, plan).run()
+        configuration = str(plan)
         world.note("seed", f"{seed}: {configuration}")
         if to_first:
             story = _to_first_violation(world, story)
         world.run(story if until_s is None else _until(story, until_s))
-    return Result(seed, configuration, tuple(world.violations), world.digest, world.loop.steps, world.now_s)
+    return Result(
+        seed,
+        configuration,
+        tuple(world.violations),
+        world.digest,
+        world.loop.steps,
+        world.now_s,
+        drawn,
+        dict(sorted(reached.items())),
+    )
 
 
-SCENARIOS = ("cluster", "ring", "failover")
-
-
-def _draw(world: World, scale: float, scenario: str) -> tuple[str, Coroutine[Any, Any, None]]:
-    stream = world.stream("plan")
-    kind = scenario or stream.choice(SCENARIOS)
+def _draw(stream: Stream, tier: Tier, scenario: str) -> ClusterPlan | RingPlan:
+    kind = scenario or stream.choice(tier.scenarios)
     if kind == "ring":
-        ring = RingPlan.draw(stream, scale)
-        return str(ring), RingScenario(world, ring).run()
-    draw = ClusterPlan.draw_failover if kind == "failover" else ClusterPlan.draw
-    cluster = draw(stream, scale)
-    return str(cluster), ClusterScenario(world, cluster).run()
+        return RingPlan.draw(stream, tier.scale)
+    if kind == "everything":
+        return ClusterPlan.draw_everything(stream, tier.scale, tier.hosts)
+    return (ClusterPlan.draw_failover if kind == "failover" else ClusterPlan.draw)(stream, tier.scale)
 
 
 async def _until(scenario: Coroutine[Any, Any, None], until_s: float) -> None:

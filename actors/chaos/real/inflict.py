@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 from everram.actors.chaos.real.schedule import Fault
 from everram.actors.chaos.real.watch import Watch
@@ -79,7 +80,8 @@ class Inflictor:
         try:
             await asyncio.sleep(length_s)
         finally:
-            os.kill(pid, signal.SIGCONT)
+            with suppress(ProcessLookupError):  # one that stood still for too long may have been replaced
+                os.kill(pid, signal.SIGCONT)
 
     async def _host_stop(self, fault: Fault) -> None:
         await self._stop(self._watch.machines[fault.host].host_pid, fault.length_s)

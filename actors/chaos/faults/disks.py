@@ -1,0 +1,45 @@
+"""Disks that are full, slow, or fail now and then."""
+
+from __future__ import annotations
+
+import asyncio
+
+from everram.actors.chaos.fault import Fault, Kind, Scene
+from everram.actors.chaos.faults.power import DISK_ERROR_RATE
+
+SLOW_S = (0.005, 0.06)
+"""An operation of a disk that is about to fail, or that somebody else keeps busy."""
+
+
+async def _disk_full(scene: Scene, fault: Fault) -> None:
+    media = scene.world.media(fault.host)
+    capacity_bytes = media.capacity_bytes
+    media.capacity_bytes = min(capacity_bytes, media.used_bytes())
+    await asyncio.sleep(fault.length_s)
+    media.capacity_bytes = max(capacity_bytes, media.capacity_bytes)
+
+
+async def _disk_slow(scene: Scene, fault: Fault) -> None:
+    faults = scene.world.media(fault.host).faults
+    quick = (faults.latency_min_s, faults.latency_max_s)
+    if quick == SLOW_S:
+        return
+    faults.latency_min_s, faults.latency_max_s = SLOW_S
+    await asyncio.sleep(fault.length_s)
+    faults.latency_min_s, faults.latency_max_s = quick
+
+
+async def _disk_fails(scene: Scene, fault: Fault) -> None:
+    """A part of its operations, while everything else goes on."""
+    faults = scene.world.media(fault.host).faults
+    faults.error_rate = max(faults.error_rate, DISK_ERROR_RATE)
+    await asyncio.sleep(fault.length_s)
+    if fault.host not in scene.cycling:
+        faults.error_rate = 0.0
+
+
+KINDS = {
+    "disk-full": Kind(_disk_full, weight=2, failover=1),
+    "disk-slow": Kind(_disk_slow, weight=2, failover=1),
+    "disk-fails": Kind(_disk_fails, weight=1),
+}
