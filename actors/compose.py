@@ -10,6 +10,8 @@ lease, remote memory, the memory scheduler, and the guests last; they stop in th
 
 from __future__ import annotations
 
+from functools import partial
+
 from everram.actors.availability.actor import Availability
 from everram.actors.hypervisor.actor import Hypervisor
 from everram.actors.memory_scheduler.actor import MemoryScheduler
@@ -66,8 +68,19 @@ async def compose(
     resolver = HostResolver(environment.coordination)
     node.use_links(Links(node, environment.network, me, resolver.resolve, environment.entropy.token))
     node.add(VMemFS)
-    node.add(lambda: NvmDevice(config.nvm_bytes, storage_bytes, guard=guard, writers=faults), after=(VMEMFS,))
-    node.add(lambda: PowerMonitor(config.on_battery, outcome.backfill), after=(VMEMFS,))
+    node.add(
+        lambda: PowerMonitor(
+            config.on_battery,
+            outcome.backfill,
+            guard=guard,
+            writers=faults,
+            cap_bytes_max=config.dirty_cap_bytes,
+            restored=outcome.image,
+        ),
+        after=(VMEMFS,),
+    )
+    device = partial(NvmDevice, config.nvm_bytes, storage_bytes, guard=guard, writers=faults)
+    node.add(device, after=(POWER_MONITOR,))
     node.add(lambda: Replicator(config, guard), after=(NVM_DEVICE,))
     node.add(lambda: Availability(config), after=(VMEMFS,))
     node.add(RemoteMemory, after=(AVAILABILITY,))

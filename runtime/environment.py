@@ -119,6 +119,10 @@ class MemoryObject(Protocol):
     name: str
 
     @property
+    def identity(self) -> int:
+        """Tells it from every other object of this machine that has or had its name."""
+
+    @property
     def size_bytes(self) -> int:
         """Fixed, but for a resizable object: as it is now."""
 

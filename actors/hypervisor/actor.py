@@ -90,6 +90,10 @@ class Hypervisor(HypervisorActor):
         current = process is not None and process.epoch == record.epoch
         if process is not None and current and process.pid and "lease" not in process.freeze_reasons:
             resident.lives(process.pid)
+            if self._faults and process.attached_pid:
+                unseen = [r.arena for r in record.regions if not self._faults.is_served(record.guest_id, r.name)]
+                if unseen:
+                    self._faults.unserved(record.guest_id, unseen)
             self._house.follow(resident)
             self.context.spawn(self._go_on(resident, record.epoch), name=f"{record.name} goes on")
         elif process is not None and current and not process.pid:
@@ -164,6 +168,8 @@ class Hypervisor(HypervisorActor):
         resident = self._house.residents.get(event.guest_id)
         if self._faults and event.userfaultfd >= 0:
             self._faults.attach(event)
+        elif self._faults and resident is not None:
+            self._faults.unserved(event.guest_id, [region.arena for region in resident.guest.regions])
         if resident is not None or event.userfaultfd >= 0:
             await self._house.machine.admit(event.guest_id)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from everram.runtime.environment import MachineEvent
@@ -17,6 +17,12 @@ class FaultService(Protocol):
 
     def detach(self, guest_id: str) -> None:
         """Stop serving a guest that has ended; its written pages stay known."""
+
+    def unserved(self, guest_id: str, arenas: Sequence[str]) -> None:
+        """A guest has attached without letting its faults be served: nobody sees its stores, until it is detached."""
+
+    def is_served(self, guest_id: str, region: str) -> bool:
+        """Whether stores of this guest to this region can be trapped now."""
 
     def written_pages(self, guest_id: str, region: str) -> int | None:
         """How many pages of a tracked region were written; None if it is not tracked here."""

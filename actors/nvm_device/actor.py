@@ -370,12 +370,13 @@ class NvmDevice(NvmDeviceActor):
             return self._device.plan(nvm.CreateRegionsRequest(guest_id=source.guest_id, regions=[spec]))
 
         plan = planned()
-        async with self._making(plan):
-            await self._keeper.fill(record, self._memory.open(plan.regions[0].arena))
-            async with self._changing:
-                # Once more: that took a while, and others may have the room or the name, or it is gone.
-                plan = planned()
-                self._device.metadata.add(plan.regions, None)
+        with self._guard.exposed(plan.regions[0].arena):
+            async with self._making(plan):
+                await self._keeper.fill(record, self._memory.open(plan.regions[0].arena))
+                async with self._changing:
+                    # Once more: that took a while, and others may have the room or the name, or it is gone.
+                    plan = planned()
+                    self._device.metadata.add(plan.regions, None)
         return plan.regions[0]
 
     def grow_region(self, request: nvm.GrowRequest) -> Awaitable[pb.Region]:
@@ -387,9 +388,10 @@ class NvmDevice(NvmDeviceActor):
         if self._keeper.is_reverting(old):
             raise FailedPrecondition(f"region {old.name} is being reverted: wait until that has ended")
         new = self._device.plan_growth(old, request.size_bytes)
-        target = await self._memory.create(new.arena, new.size_bytes)
+        self._guard.expose(new.arena)
         self._growing.add(old.arena)
         try:
+            target = await self._memory.create(new.arena, new.size_bytes)
             source = self._memory.open(old.arena)
             for offset, length in source.extents():
                 for at in range(offset, offset + length, READ_BYTES_MAX):
@@ -406,6 +408,7 @@ class NvmDevice(NvmDeviceActor):
             raise
         finally:
             self._growing.discard(old.arena)
+            self._guard.cover(new.arena)
         self._keeper.lies_in(new)
         await self._memory.remove(old.arena)
         await self._make_tables((new,))

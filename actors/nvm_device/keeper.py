@@ -625,15 +625,17 @@ class SnapshotKeeper:
 
     async def _revert(self, record: Record) -> None:
         """Tried until it has ended: before that, the region is neither what it was nor what it will be."""
-        while True:
-            try:
-                await self._bring_back(record)
-                break
-            except EverramError as error:
-                if error.message != self.trouble:
-                    self._context.log.error("the reversion to %s does not go on: %s", record.name, error.message)
-                self.trouble = error.message
-            await asyncio.sleep(RETRY_S)
+        origin = self.snapshots.region_of(record).record.name
+        with self._guard.exposed(self._arenas.open(origin).name):
+            while True:
+                try:
+                    await self._bring_back(record)
+                    break
+                except EverramError as error:
+                    if error.message != self.trouble:
+                        self._context.log.error("the reversion to %s does not go on: %s", record.name, error.message)
+                    self.trouble = error.message
+                await asyncio.sleep(RETRY_S)
         self.trouble = ""
         async with self._moving:
             retired = reverting.end(self.snapshots, record)

@@ -21,6 +21,7 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
 
+from everram.actors.power_monitor.flusher import Flusher
 from everram.actors.power_monitor.report import SAVED, UNDER_WAY, write_report
 from everram.actors.power_monitor.save import save
 from everram.runtime.actor import ActorContext
@@ -55,11 +56,13 @@ class AcLoss:
         context: ActorContext,
         deadline_ns: int,
         step: Callable[[str], None],
+        flusher: Flusher,
         restored: Callable[[], Awaitable[None]],
     ) -> None:
         self._context, self._environment = context, context.environment
         self._clock = context.environment.clock
         self._deadline_ns = deadline_ns
+        self._flusher = flusher
         self._step, self._restored = step, restored
         self._replicator = context.ref(ReplicatorRef)
         self._nvm = context.ref(NvmDeviceRef)
@@ -180,7 +183,8 @@ class AcLoss:
         await self._nvm.quiesce(QuiesceMoves(on=True))
         host = await self._context.ref(VMemFSRef).get_host(pb.Empty())
         await self._restored()
-        self.report.saved.CopyFrom(await save(self._environment, CAUSE, host.memory_id))
+        async with self._flusher.stopped() as flushed:
+            self.report.saved.CopyFrom(await save(self._environment, CAUSE, host.memory_id, flushed))
 
     async def _write_report(self) -> None:
         await write_report(self._environment.disk, self.report)

@@ -12,6 +12,8 @@ from collections.abc import Awaitable
 from everram.actors.power_monitor.ac_loss import FREEZE_REASON as POWER_REASON
 from everram.actors.power_monitor.ac_loss import AcLoss
 from everram.actors.power_monitor.backfill import Backfill
+from everram.actors.power_monitor.budget_keeper import BudgetKeeper
+from everram.actors.power_monitor.flusher import Restored, Writers
 from everram.actors.power_monitor.rehearsal import rehearse
 from everram.actors.power_monitor.report import TAKEN_BACK, read_report, settle, write_report
 from everram.actors.power_monitor.save import save
@@ -30,6 +32,8 @@ from everram.runtime.errors import EverramError, FailedPrecondition
 from everram.runtime.formats.image import examine, mark_opened
 from everram.runtime.formats.image_writer import tidy
 from everram.runtime.memory.contract import PAGE_BYTES
+from everram.runtime.memory.dirty_cap import DirtyCap
+from everram.runtime.memory.guard import PageGuard
 
 FREEZE_REASON = "down"
 QUIESCE_TIMEOUT_S = 60.0
@@ -44,10 +48,24 @@ class PowerMonitor(PowerMonitorActor):
     """One save at a time. The whole machine is frozen for it and stays so, over restarts of this host too: whoever
     asked for the save either ends the machine or asks to resume. A save that fails resumes by itself."""
 
-    def __init__(self, on_battery: str = WAIT_FOR_LOW, backfill: Backfill | None = None) -> None:
-        """`on_battery`: what that means of a UPS, ACT_AT_ONCE or WAIT_FOR_LOW. `backfill`: a restore that goes on."""
+    def __init__(
+        self,
+        on_battery: str = WAIT_FOR_LOW,
+        backfill: Backfill | None = None,
+        *,
+        guard: PageGuard | None = None,
+        writers: Writers | None = None,
+        cap_bytes_max: int = 0,
+        restored: Restored | None = None,
+    ) -> None:
+        """`on_battery`: what that means of a UPS, ACT_AT_ONCE or WAIT_FOR_LOW. `backfill`: a restore that goes on.
+        `guard`: who is asked before stores; `writers`: who traps those of guests, None where nobody can.
+        `cap_bytes_max`: a lower dirty cap than the battery allows; 0: none. `restored`: what the memory is, page for
+        page, when this host starts."""
         self._backfill = backfill
         self._on_battery = on_battery
+        self._guard = guard if guard is not None else PageGuard()
+        self._writers, self._cap_bytes_max, self._image_of = writers, cap_bytes_max, restored
         self._ups = self._ups_warning = ""
 
     async def on_start(self) -> None:
@@ -60,23 +78,50 @@ class PowerMonitor(PowerMonitorActor):
         self._acting: asyncio.Task[None] | None = None
         self._replicator = self.context.ref(ReplicatorRef)
         self._nvm = self.context.ref(NvmDeviceRef)
+        await self._begin_budget()
         marker = (await examine(self.context.environment.disk)).marker
         if marker is not None and marker.state == "complete":
             # A host that died after it had saved: what its successor acknowledged would not be in the image.
             self._replicator.tell(REPLICATOR_QUIESCE, QuiesceRequest(on=True))
         self.context.spawn(self._watch_power(), name="power")
+        self.context.spawn(self._budget.run(), name="budget")
         self.context.spawn(self._tidy(), name="tidy")
         if self.context.environment.ups is not None:
             self.context.spawn(self._watch_ups(self.context.environment.ups), name="ups")
+
+    async def on_stop(self) -> None:
+        await self._budget.close()
+
+    async def _begin_budget(self) -> None:
+        """Before anybody stores to a region."""
+        environment = self.context.environment
+        cap = self._guard.cap = DirtyCap(environment.memory, lambda: environment.clock.now_ns() / 1e9)
+        self._spare_battery_s, self._spare_since_ns = environment.machine.battery_s, 0
+        self._budget = BudgetKeeper(self.context, cap, self._writers, self._full_battery_s, self._cap_bytes_max)
+        host = await self.context.ref(VMemFSRef).get_host(pb.Empty())
+        try:
+            await self._budget.begin(host.memory_id, self._image_of)
+        except EverramError as error:
+            self.context.log.warning("the energy budget is not kept: %s", error.message)
+
+    def _full_battery_s(self) -> float:
+        """How long the battery would last from now on. It fills as fast as it is used."""
+        machine, clock = self.context.environment.machine, self.context.environment.clock
+        if not self._event.mains:
+            return self._battery_s()
+        return min(machine.battery_s, self._spare_battery_s + (clock.now_ns() - self._spare_since_ns) / 1e9)
 
     # -- the mains
 
     async def _watch_power(self) -> None:
         async for event in self.context.environment.machine.power_events():
+            if event.mains and not self._event.mains:
+                self._spare_battery_s = self._battery_s()
+                self._spare_since_ns = self.context.environment.clock.now_ns()
             self._event = event
             if not event.mains and self._acting is None:
                 self.context.log.warning("the mains are lost; the battery lasts %.3f s", self._battery_s())
-                self._loss = AcLoss(self.context, event.deadline_ns, self._step, self._restored)
+                self._loss = AcLoss(self.context, event.deadline_ns, self._step, self._budget.flusher, self._restored)
                 self._acting = self.context.spawn(self._act(self._loss), name="on battery")
             elif event.mains:
                 await self._mains_are_back()
@@ -119,8 +164,8 @@ class PowerMonitor(PowerMonitorActor):
             loss.drained.set()
 
     async def _restored(self) -> None:
-        """What is saved has to be in memory."""
-        if self._backfill is not None:
+        """What is saved has to be in memory. What is clean is in the image that it has not been read from yet."""
+        if self._backfill is not None and not self._guard.is_charged():
             await self._backfill.finished()
 
     def _step(self, step: str) -> None:
@@ -175,7 +220,8 @@ class PowerMonitor(PowerMonitorActor):
             await self._nvm.quiesce(QuiesceMoves(on=True), timeout_s=QUIESCE_TIMEOUT_S)
             host = await self.context.ref(VMemFSRef).get_host(pb.Empty())
             await self._restored()
-            report = await save(environment, cause, host.memory_id)
+            async with self._budget.flusher.stopped() as flushed:
+                report = await save(environment, cause, host.memory_id, flushed)
         except BaseException:
             await self._resume(FREEZE_REASON)
             raise
@@ -188,7 +234,7 @@ class PowerMonitor(PowerMonitorActor):
     async def _tidy(self) -> None:
         """When there is time for it: removing what no image needs any more takes the disk a while."""
         try:
-            await tidy(self.context.environment.disk)
+            await tidy(self.context.environment.disk, self._budget.flusher.segments())
         except EverramError as error:
             self.context.log.warning("files of an older image stay: %s", error.message)
 
@@ -205,6 +251,7 @@ class PowerMonitor(PowerMonitorActor):
             await mark_opened(environment.disk, survey, survey.marker.generation, host.memory_id)
         await self._replicator.quiesce(QuiesceRequest(on=False))
         await self._nvm.quiesce(QuiesceMoves(on=False), timeout_s=QUIESCE_TIMEOUT_S)
+        await self._budget.flusher.go_on()
         await environment.machine.thaw("", reason)
         return pb.Empty()
 
@@ -221,7 +268,9 @@ class PowerMonitor(PowerMonitorActor):
     async def _rehearse(self) -> power.Rehearsal:
         self._saving = True
         try:
-            return await rehearse(self.context, self._one)
+            found = await rehearse(self.context, self._one, self._budget.bytes_to_save())
+            self._budget.believe(found.bytes_per_s)
+            return found
         finally:
             self._saving = False
 
@@ -240,8 +289,9 @@ class PowerMonitor(PowerMonitorActor):
             battery_s=0.0 if self._event.mains else self._battery_s(),
             state=self._state,
             ups=self._ups,
-            warning=self._ups_warning,
             restoring_bytes=self._backfill.left_pages * PAGE_BYTES if self._backfill is not None else 0,
+            warning=self._ups_warning or self._budget.warning(),
+            budget=self._budget.status(),
         )
         last = self._loss.report if self._loss is not None else await read_report(disk)
         if last is not None:

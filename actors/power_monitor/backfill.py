@@ -165,7 +165,7 @@ class Backfill:
         if unfinished is None:
             return None
         marker = (await examine(disk)).marker
-        if faults is None or marker is None or marker.generation != unfinished.generation:
+        if faults is None or marker is None or marker.generation < unfinished.generation:
             raise DataLoss(
                 f"this machine's memory is being restored from generation {unfinished.generation} of its image, which "
                 "cannot be read here any more: `everram down --discard` erases both"

@@ -18,7 +18,7 @@ SAMPLE_BYTES = 128 << 20
 """Of the memory: a disk's own cache has no say in it any more."""
 
 
-async def rehearse(context: ActorContext, pause: asyncio.Lock) -> Rehearsal:
+async def rehearse(context: ActorContext, pause: asyncio.Lock, bytes_to_save: int) -> Rehearsal:
     """`pause` is held while the guests stand still. Raises ResourceExhausted where the storage has no room for the
     sample."""
     environment = context.environment
@@ -30,7 +30,7 @@ async def rehearse(context: ActorContext, pause: asyncio.Lock) -> Rehearsal:
         answer.freeze_s = (clock.now_ns() - began_ns) / 1e9
         await environment.machine.thaw("", FREEZE_REASON)
     objects = saved_objects(environment.memory)
-    answer.memory_bytes = sum(length for one in objects for _, length in one.extents())
+    answer.memory_bytes = bytes_to_save
     written = 0
     file = await environment.disk.open(SAMPLE, create=True)
     try:

@@ -15,16 +15,18 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Container, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from everram.actors.power_monitor.backfill import RECORD, Backfill
+from everram.actors.power_monitor.flusher import Flushed, Restored
 from everram.actors.power_monitor.report import GIVEN_UP, UNDER_WAY, is_unsaved, read_report, settle
 from everram.runtime.channel import generations
 from everram.runtime.contracts.power_monitor_pb2 import SaveReport
 from everram.runtime.contracts.vmemfs_pb2 import HostRecord
 from everram.runtime.environment import Environment, Memory, MemoryObject, Stretch
 from everram.runtime.errors import DataLoss, FailedPrecondition, ResourceExhausted
-from everram.runtime.formats import image, nvm, vmemfs
+from everram.runtime.formats import dirty_book, image, nvm, vmemfs
 from everram.runtime.formats.catalog import PageRun, SavedObject
 from everram.runtime.formats.image import Survey
 from everram.runtime.formats.image_reader import Image
@@ -42,7 +44,7 @@ log = logging.getLogger("everram.power_monitor")
 RESTORING = "restoring"
 EMPTY = "empty"
 """The named choice of a machine whose memory was lost on battery: start without it."""
-_NOT_SAVED = (RESTORING, RECORD, generations.MEMORY_NAME)
+_NOT_SAVED = (RESTORING, RECORD, generations.MEMORY_NAME, dirty_book.MEMORY_NAME)
 """The generation table says what peers may touch of this memory, now; the next memory has its own."""
 _TOKEN_BYTES = 16
 VOLATILE_PREFIX, FILE_PREFIX = "vfile.", "file."
@@ -75,40 +77,41 @@ class RestoreOutcome:
     """What an image that is not whole did not give back, in sentences."""
     backfill: Backfill | None = None
     """What is still in the image; see there."""
+    image: Restored | None = field(default=None, compare=False)
+    """If the memory is the image that counts, page for page."""
 
 
 # -- saving
 
 
-async def save(environment: Environment, cause: str, memory_id: str) -> SaveReport:
+async def save(environment: Environment, cause: str, memory_id: str, flushed: Flushed | None = None) -> SaveReport:
     """Save every memory object; guests are frozen already. The image counts when this returns.
 
-    Raises ResourceExhausted or DataLoss if the storage cannot take it; the image before then still counts.
+    What is `flushed` is not written again. Raises ResourceExhausted or DataLoss if the storage cannot take it; the
+    image before then still counts.
     """
     started_ns = environment.clock.now_ns()
+    flushed = Flushed() if flushed is None else flushed
     # No await until the metadata is read: what it says must be of one moment.
-    objects = saved_objects(environment.memory)
+    parts = _parts(saved_objects(environment.memory), flushed)
     metadata = {
-        saved.name: [(offset, saved.read(offset, length)) for offset, length in saved.extents()]
-        for saved in objects
-        if saved.name in METADATA
+        part.memory.name: [(page, part.memory.read(page * PAGE_BYTES, pages * PAGE_BYTES)) for page, pages in part.runs]
+        for part in parts
+        if part.memory.name in METADATA
     }
-    listing = [SavedObject(saved.name, saved.size_bytes, number) for number, saved in enumerate(objects, 1)]
-    extents = [saved.extents(0, listed.size_bytes) for saved, listed in zip(objects, listing, strict=True)]
-    await _check_room(environment, sum(length for found in extents for _, length in found))
-    plan = [
-        PageRun(listed.number, offset // PAGE_BYTES, -(-length // PAGE_BYTES))
-        for listed, found in zip(listing, extents, strict=True)
-        for offset, length in found
-    ]
-    writer = await ImageWriter.begin(environment.disk, cause, memory_id, listing, plan)
+    await _check_room(environment, sum(pages for part in parts for _, pages in part.runs) * PAGE_BYTES)
+    plan = [PageRun(part.listed.number, page, pages) for part in parts for page, pages in part.runs]
+    listing = [part.listed for part in parts]
+    writer = await ImageWriter.begin(
+        environment.disk, cause, memory_id, listing, plan, base=flushed.base, segment=flushed.segment
+    )
     try:
-        for saved, listed, found in zip(objects, listing, extents, strict=True):
-            if saved.name in METADATA:
-                for offset, data in metadata[saved.name]:
-                    await writer.add(listed.number, offset // PAGE_BYTES, data)
+        for part in parts:
+            if part.memory.name in METADATA:
+                for page, data in metadata[part.memory.name]:
+                    await writer.add(part.listed.number, page, data)
             else:
-                await _save_object(writer, saved, listed.number, found)
+                await _save_part(writer, part)
         await writer.finish(environment.clock.wall_ns())
     except BaseException:
         await writer.abandon()
@@ -116,27 +119,47 @@ async def save(environment: Environment, cause: str, memory_id: str) -> SaveRepo
     return SaveReport(
         generation=writer.generation,
         saved_bytes=writer.saved_bytes,
-        objects=len(objects),
+        objects=len(parts),
         seconds=(environment.clock.now_ns() - started_ns) / 1e9,
     )
 
 
-async def _save_object(
-    writer: ImageWriter, saved: MemoryObject, number: int, extents: Sequence[tuple[int, int]]
-) -> None:
+class _Part(NamedTuple):
+    """One memory object, and which pages of it are to be written: (first page, count)."""
+
+    memory: MemoryObject
+    listed: SavedObject
+    runs: Sequence[tuple[int, int]]
+
+
+def _parts(objects: Iterable[MemoryObject], flushed: Flushed) -> list[_Part]:
+    parts, number = [], flushed.first_number
+    for memory in objects:
+        size_bytes = memory.size_bytes
+        if memory.name in flushed.dirty:
+            known, runs = flushed.dirty[memory.name]
+            parts.append(_Part(memory, SavedObject(memory.name, size_bytes, known), runs))
+            continue
+        present = [(at // PAGE_BYTES, -(-length // PAGE_BYTES)) for at, length in memory.extents(0, size_bytes)]
+        parts.append(_Part(memory, SavedObject(memory.name, size_bytes, number), present))
+        number += 1
+    return parts
+
+
+async def _save_part(writer: ImageWriter, part: _Part) -> None:
     """Long runs are read when they are written; many short ones from a mapping, without a system call each."""
-    window = None
-    for count, (offset, length) in enumerate(extents):
-        page = offset // PAGE_BYTES
-        if saved.resizable:
+    memory, number, window = part.memory, part.listed.number, None
+    for count, (page, pages) in enumerate(part.runs):
+        offset, length = page * PAGE_BYTES, pages * PAGE_BYTES
+        if memory.resizable:
             for at in range(offset, offset + length, PIECE_BYTES):
-                await writer.add(
-                    number, at // PAGE_BYTES, _read_file(saved, at, min(PIECE_BYTES, offset + length - at))
-                )
+                data = _read_file(memory, at, min(PIECE_BYTES, offset + length - at))
+                await writer.add(number, at // PAGE_BYTES, data)
+                await asyncio.sleep(0)
         elif length >= LONG_RUN_BYTES:
-            await writer.add(number, page, Stretch(saved, offset, length))
+            await writer.add(number, page, Stretch(memory, offset, length))
         else:
-            window = saved.window() if window is None else window
+            window = memory.window() if window is None else window
             await writer.add(number, page, window[offset : offset + length])
         if count % RUNS_PER_TURN == 0:
             await asyncio.sleep(0)
@@ -150,10 +173,11 @@ def _read_file(saved: MemoryObject, offset: int, length: int) -> bytes:
 
 def saved_objects(memory: Memory) -> list[MemoryObject]:
     """What a save writes, in its order."""
-    return [memory.open(name) for name in sorted(memory.names(), key=_order) if _is_saved(name)]
+    return [memory.open(name) for name in sorted(memory.names(), key=_order) if is_saved(name)]
 
 
-def _is_saved(name: str) -> bool:
+def is_saved(name: str) -> bool:
+    """Whether a memory object is part of the image."""
     return name not in _NOT_SAVED and not name.startswith(_VOLATILE)
 
 
@@ -350,7 +374,8 @@ class _Restorer:
             await self._memory.remove(RESTORING)
         for sentence in source.lost:
             log.warning("lost: %s", sentence)
-        return RestoreOutcome("restored", generation, cause, tuple(source.lost), backfill)
+        image_of = Restored(generation, tuple(source.objects)) if self._silently else None
+        return RestoreOutcome("restored", generation, cause, tuple(source.lost), backfill, image_of)
 
     def _lazy(self, source: Image, marker: image.Marker | None) -> list[SavedObject]:
         """What guests can do without at first. Of an image that is not whole everything is looked at beforehand."""

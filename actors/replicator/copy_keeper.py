@@ -185,7 +185,7 @@ class CopyKeeper:
         pair = await channel.connect(request.source_host, address.channel)
         rang = asyncio.Event()
         kept.session = session = Session(
-            pair, request.ack_rkey, [], channel.receive(rang.set), channel.unreceive, rang
+            pair, request.ack_rkey, [], channel.receive(rang.set), channel.unreceive, rang, kept.guard
         )  # before anything is registered: whoever ends the session ends that too
         try:
             session.regions.append(
@@ -193,6 +193,8 @@ class CopyKeeper:
             )
             for region in record.guest.regions:
                 if rebuild and region.kind == pb.LOGGED:
+                    kept.guard.expose(region.arena)
+                    session.exposed.append(region.arena)
                     session.regions.append(channel.register(region.arena, 0, region.size_bytes, Access.REMOTE_WRITE))
         except EverramError:
             kept.end_session()

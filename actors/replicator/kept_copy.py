@@ -47,6 +47,9 @@ class Session:
     immediate: int
     unreceive: Callable[[int], None]
     rang: asyncio.Event
+    guard: PageGuard
+    exposed: list[str] = field(default_factory=list)
+    """Arenas of those that are being filled: the peer stores to them unseen."""
     task: asyncio.Task[None] | None = None
     """Serves the bell; ended with the session."""
 
@@ -55,11 +58,18 @@ class Session:
         for region in self.regions[1:]:
             region.deregister()
         del self.regions[1:]
+        self._cover()
+
+    def _cover(self) -> None:
+        exposed, self.exposed = self.exposed, []
+        for arena in exposed:
+            self.guard.cover(arena)
 
     def end(self) -> None:
         self.unreceive(self.immediate)
         for region in self.regions:
             region.deregister()
+        self._cover()
         if self.task is not None:
             self.task.cancel()
 

@@ -67,6 +67,12 @@ def _register_up(up: argparse.ArgumentParser) -> None:
         "--battery", type=duration, metavar="D", help="how long each machine runs without mains (default 30s)"
     )
     up.add_argument(
+        "--dirty-cap",
+        type=size,
+        metavar="SIZE",
+        help="how much of regions may differ from what is on storage (default 0: as much as the battery lasts for)",
+    )
+    up.add_argument(
         "--ups", metavar="NAME@HOST[:PORT]", help="a UPS of the Network UPS Tools that tells of the mains (none: '')"
     )
     up.add_argument(
@@ -143,6 +149,7 @@ def up_command(args: argparse.Namespace) -> int:
         ups=args.ups,
         on_battery=args.on_battery,
         restore=args.restore,
+        dirty_cap_bytes=args.dirty_cap,
     )
     plan = launch.prepare(folders, wishes)
     if not args.json:

@@ -14,7 +14,7 @@ from everram.runtime.errors import EverramError, InvalidArgument
 
 if TYPE_CHECKING:
     from everram.runtime.client import Cluster
-    from everram.runtime.contracts.power_monitor_pb2 import PowerReport, PowerStatus, Rehearsal
+    from everram.runtime.contracts.power_monitor_pb2 import BudgetStatus, PowerReport, PowerStatus, Rehearsal
 
 Act = Callable[[argparse.Namespace, "Cluster"], Awaitable[int]]
 
@@ -116,6 +116,8 @@ async def _status(args: argparse.Namespace, cluster: Cluster) -> int:
             say(f"{name}: {format_size(one['restoring_bytes'])} of its memory are still read from the image")
         if one.get("warning"):
             say(f"{name}: {one['warning']}")
+        if "budget" in one:
+            say(f"{name}: {_budget_words(one['budget'])}")
         if "last" in one:
             say(f"{name}: {_report_words(one['last'])}")
     return 0
@@ -130,10 +132,47 @@ def _status_json(status: PowerStatus) -> dict[str, Any]:
         "ups": status.ups,
         "warning": status.warning,
         "restoring_bytes": status.restoring_bytes,
+        "budget": _budget_json(status.budget),
     }
     if status.HasField("last"):
         told["last"] = report_json(status.last)
     return told
+
+
+def _budget_json(budget: BudgetStatus) -> dict[str, Any]:
+    return {
+        "battery_s": round(budget.battery_s, 3),
+        "save_bytes_per_s": round(budget.save_bytes_per_s),
+        "measured": budget.measured,
+        "save_bytes": budget.save_bytes,
+        "full_bytes": budget.full_bytes,
+        "tracked_bytes": budget.tracked_bytes,
+        "covered": budget.covered,
+        "tracking": budget.tracking,
+        "cap_bytes": budget.cap_bytes if budget.tracking else None,
+        "dirty_bytes": budget.dirty_bytes if budget.tracking else None,
+        "most_dirty_bytes": budget.most_dirty_bytes,
+        "flushed_bytes": budget.flushed_bytes,
+        "delayed_pages": budget.delayed_pages,
+        "waited_pages": budget.waited_pages,
+        "log_bytes": budget.log_bytes or None,
+        "outstanding_log_bytes": budget.outstanding_log_bytes,
+    }
+
+
+def _budget_words(budget: dict[str, Any]) -> str:
+    rate = f"{format_size(budget['save_bytes_per_s'])}/s{'' if budget['measured'] else ' (believed)'}"
+    words = f"the battery saves {format_size(budget['save_bytes'])} at {rate}"
+    if budget["tracking"]:
+        words += (
+            f"; of regions {format_size(budget['cap_bytes'])} may be dirty, {format_size(budget['dirty_bytes'])} are "
+            f"(of {format_size(budget['tracked_bytes'])}; besides {format_size(budget['full_bytes'])} in any case)"
+        )
+    elif budget["covered"]:
+        words += ": everything may be dirty"
+    if budget["log_bytes"] is not None:
+        words += f"; of logs {format_size(budget['log_bytes'])} may be outstanding"
+    return words + f"; {format_size(budget['outstanding_log_bytes'])} of a log are outstanding"
 
 
 def report_json(report: PowerReport) -> dict[str, Any]:

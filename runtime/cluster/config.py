@@ -25,6 +25,7 @@ NVM_DEFAULT_BYTES = 512 << 20
 NVM_MIN_BYTES = 4 << 20
 """Room for one guest with the smallest log ring and a region."""
 BATTERY_MAX_S = 3600
+DIRTY_CAP_MIN_BYTES = 1 << 20
 LEASE_TTL_MIN_S, LEASE_TTL_MAX_S = 1.0, 60.0
 
 
@@ -49,6 +50,8 @@ class ClusterConfig:
     ups: str = ""
     on_battery: str = "wait"
     restore: str = "lazy"
+    """As in HostConfig."""
+    dirty_cap_bytes: int = 0
     """As in HostConfig."""
     battery_s: float = 30.0
     """How long each machine runs without mains."""
@@ -96,6 +99,11 @@ class ClusterConfig:
         if not 0 < self.battery_s <= BATTERY_MAX_S:
             raise InvalidArgument(
                 f"a battery of {self.battery_s:g} s cannot be: give a time such as 5ms or 30s, at most an hour"
+            )
+        if self.dirty_cap_bytes and self.dirty_cap_bytes < DIRTY_CAP_MIN_BYTES:
+            raise InvalidArgument(
+                f"a dirty cap of {self.dirty_cap_bytes} bytes would stop every guest: at least {DIRTY_CAP_MIN_BYTES}, "
+                "or 0 for what the battery lasts for"
             )
         if not NVM_MIN_BYTES <= self.nvm_bytes <= self.memory_bytes:
             raise InvalidArgument(

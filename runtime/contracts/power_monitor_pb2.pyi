@@ -26,7 +26,7 @@ class SaveReport(_message.Message):
     def __init__(self, generation: _Optional[int] = ..., saved_bytes: _Optional[int] = ..., objects: _Optional[int] = ..., seconds: _Optional[float] = ...) -> None: ...
 
 class PowerStatus(_message.Message):
-    __slots__ = ("image", "image_generation", "restored_from", "mains", "battery_s", "state", "last", "ups", "warning", "restoring_bytes")
+    __slots__ = ("image", "image_generation", "restored_from", "mains", "battery_s", "state", "last", "ups", "warning", "restoring_bytes", "budget")
     IMAGE_FIELD_NUMBER: _ClassVar[int]
     IMAGE_GENERATION_FIELD_NUMBER: _ClassVar[int]
     RESTORED_FROM_FIELD_NUMBER: _ClassVar[int]
@@ -37,6 +37,7 @@ class PowerStatus(_message.Message):
     UPS_FIELD_NUMBER: _ClassVar[int]
     WARNING_FIELD_NUMBER: _ClassVar[int]
     RESTORING_BYTES_FIELD_NUMBER: _ClassVar[int]
+    BUDGET_FIELD_NUMBER: _ClassVar[int]
     image: str
     image_generation: int
     restored_from: str
@@ -47,7 +48,44 @@ class PowerStatus(_message.Message):
     ups: str
     warning: str
     restoring_bytes: int
-    def __init__(self, image: _Optional[str] = ..., image_generation: _Optional[int] = ..., restored_from: _Optional[str] = ..., mains: _Optional[bool] = ..., battery_s: _Optional[float] = ..., state: _Optional[str] = ..., last: _Optional[_Union[PowerReport, _Mapping]] = ..., ups: _Optional[str] = ..., warning: _Optional[str] = ..., restoring_bytes: _Optional[int] = ...) -> None: ...
+    budget: BudgetStatus
+    def __init__(self, image: _Optional[str] = ..., image_generation: _Optional[int] = ..., restored_from: _Optional[str] = ..., mains: _Optional[bool] = ..., battery_s: _Optional[float] = ..., state: _Optional[str] = ..., last: _Optional[_Union[PowerReport, _Mapping]] = ..., ups: _Optional[str] = ..., warning: _Optional[str] = ..., restoring_bytes: _Optional[int] = ..., budget: _Optional[_Union[BudgetStatus, _Mapping]] = ...) -> None: ...
+
+class BudgetStatus(_message.Message):
+    __slots__ = ("battery_s", "save_bytes_per_s", "measured", "save_bytes", "full_bytes", "tracked_bytes", "covered", "tracking", "cap_bytes", "dirty_bytes", "most_dirty_bytes", "flushed_bytes", "delayed_pages", "waited_pages", "log_bytes", "outstanding_log_bytes")
+    BATTERY_S_FIELD_NUMBER: _ClassVar[int]
+    SAVE_BYTES_PER_S_FIELD_NUMBER: _ClassVar[int]
+    MEASURED_FIELD_NUMBER: _ClassVar[int]
+    SAVE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    FULL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    TRACKED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    COVERED_FIELD_NUMBER: _ClassVar[int]
+    TRACKING_FIELD_NUMBER: _ClassVar[int]
+    CAP_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DIRTY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MOST_DIRTY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    FLUSHED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DELAYED_PAGES_FIELD_NUMBER: _ClassVar[int]
+    WAITED_PAGES_FIELD_NUMBER: _ClassVar[int]
+    LOG_BYTES_FIELD_NUMBER: _ClassVar[int]
+    OUTSTANDING_LOG_BYTES_FIELD_NUMBER: _ClassVar[int]
+    battery_s: float
+    save_bytes_per_s: float
+    measured: bool
+    save_bytes: int
+    full_bytes: int
+    tracked_bytes: int
+    covered: bool
+    tracking: bool
+    cap_bytes: int
+    dirty_bytes: int
+    most_dirty_bytes: int
+    flushed_bytes: int
+    delayed_pages: int
+    waited_pages: int
+    log_bytes: int
+    outstanding_log_bytes: int
+    def __init__(self, battery_s: _Optional[float] = ..., save_bytes_per_s: _Optional[float] = ..., measured: _Optional[bool] = ..., save_bytes: _Optional[int] = ..., full_bytes: _Optional[int] = ..., tracked_bytes: _Optional[int] = ..., covered: _Optional[bool] = ..., tracking: _Optional[bool] = ..., cap_bytes: _Optional[int] = ..., dirty_bytes: _Optional[int] = ..., most_dirty_bytes: _Optional[int] = ..., flushed_bytes: _Optional[int] = ..., delayed_pages: _Optional[int] = ..., waited_pages: _Optional[int] = ..., log_bytes: _Optional[int] = ..., outstanding_log_bytes: _Optional[int] = ...) -> None: ...
 
 class PowerReport(_message.Message):
     __slots__ = ("host", "began_ns", "outcome", "battery_s", "freeze_s", "drain_s", "save_s", "left_s", "guests", "saved")

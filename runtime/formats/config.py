@@ -40,6 +40,8 @@ class HostConfig:
     """`NAME@HOST:PORT` of a UPS of the Network UPS Tools; empty: none."""
     on_battery: str = "wait"
     """What "on battery" means of it: "act" saves at once, "wait" only when the battery is low."""
+    dirty_cap_bytes: int = 0
+    """How much of regions may differ from what is flushed, at most; 0: as much as the battery lasts for."""
     storage_bytes: int = 0
     """What purged blocks may take of the disk; 0: as much as STORAGE_PART times the NVM."""
     files_bytes: int = 0

@@ -250,7 +250,13 @@ class Image:
         start, end, wanted = _wanted(batch, first, last, live)
         if not wanted:
             return []
-        data = await (await self._file(ordinal)).pread(start * PAGE_BYTES, (end - start) * PAGE_BYTES)
+        try:
+            data = await (await self._file(ordinal)).pread(start * PAGE_BYTES, (end - start) * PAGE_BYTES)
+        except DataLoss as error:
+            if not self._lenient:
+                raise
+            self.lost.append(error.message)
+            return []
         return self._checked(ordinal, batch, first, last, wanted, data)
 
     def _checked(
@@ -380,7 +386,7 @@ async def _read_named(disk: Disk, segment: SegmentRef) -> SegmentIndex:
     """The index of a segment that a marker names; it says what that says. Raises DataLoss."""
     name = index_name(segment.number)
     try:
-        index = await read_index(disk, segment.number)
+        index = await read_index(disk, segment.number, segment.index_bytes)
     except NotFound as error:
         raise DataLoss(f"{name} is missing: the image cannot be opened") from error
     if index.damage is not None:

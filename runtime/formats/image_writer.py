@@ -36,6 +36,7 @@ class ImageWriter:
         self._catalog = catalog
         self._base = tuple(base)
         self._segment = segment
+        self._own_segment = True
         self._pages_before = segment.pages
         self._encoded = catalog.encode()
         self._catalog_written = asyncio.get_running_loop().create_task(self._write_catalog(), name="catalog")
@@ -51,15 +52,18 @@ class ImageWriter:
         base: Sequence[SegmentRef] = (),
         segment: SegmentWriter | None = None,
     ) -> ImageWriter:
-        """`segment`: what has been flushed into already and goes on here; otherwise a new one is begun. Raises
-        ResourceExhausted on a full disk."""
+        """`segment`: what has been flushed into already and goes on here, whatever becomes of this save; otherwise a
+        new one is begun. Raises ResourceExhausted on a full disk."""
+        own = segment is None
         survey = await examine(disk)
         generation = max((*survey.generations, survey.generation), default=0) + 1
         if segment is None:
             segment = await SegmentWriter.create(disk, _next_segment(survey, base), memory_id)
         numbers = (*(ref.number for ref in base), segment.number)
         catalog = Catalog(generation, memory_id, numbers, segment.next_page, tuple(objects), tuple(plan))
-        return ImageWriter(disk, cause, catalog, base, segment)
+        writer = ImageWriter(disk, cause, catalog, base, segment)
+        writer._own_segment = own
+        return writer
 
     async def _write_catalog(self) -> None:
         await self._disk.replace(catalog_name(self.generation), self._encoded)
@@ -124,7 +128,7 @@ class ImageWriter:
         marker = (await examine(self._disk)).marker
         if marker is None or marker.generation != self.generation:
             await self._disk.remove(catalog_name(self.generation))
-            if marker is None or all(self._segment.number != named.number for named in marker.segments):
+            if self._own_segment:
                 await remove_segment(self._disk, self._segment.number)
 
 

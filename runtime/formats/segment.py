@@ -223,11 +223,19 @@ class SegmentWriter:
         return Batch(at, pages, runs, tuple(sums))
 
 
-async def read_index(disk: Disk, number: int) -> SegmentIndex:
-    """Everything up to the first entry that does not verify; `damage` says why not further. Raises DataLoss if there
-    is none or its header is damaged, FailedPrecondition for another format."""
+async def read_index(disk: Disk, number: int, length: int | None = None) -> SegmentIndex:
+    """Everything (of the first `length` bytes) up to the first entry that does not verify; `damage` says why not
+    further. Raises NotFound, DataLoss if its header is damaged, FailedPrecondition for another format."""
     name = index_name(number)
     content = await disk.read(name)
+    if length is not None and len(content) < length:
+        raise damaged(name, len(content), f"it has {len(content)} bytes and should have {length}")
+    return parse_index(content[:length], number)
+
+
+def parse_index(content: bytes, number: int) -> SegmentIndex:
+    """As `read_index`, of what its file holds."""
+    name = index_name(number)
     check_header(content[:HEADER_BYTES], INDEX_MAGIC, number, name)
     index = SegmentIndex(number)
     try:

@@ -10,7 +10,7 @@ own and one writer; it is published by one 8-byte store:
     epoch       host    of the current incarnation
     epoch start host    where it began: records before are of older epochs, records from here on of this one
     lease       host    CLOCK_MONOTONIC in ns until which the guest may serve; 0: no lease is kept
-    throttle    host    how much the guest should slow down; 0: not at all
+    throttle    host    how many bytes of log may be outstanding; 0: as many as the ring holds
     sleeping    host    1 while the reader sleeps and wants the bell
     copies      host    how many other hosts must hold a record before it counts as replicated
     committing  guest   1 from the beginning of a commit to its end, else 2; 0: not yet said; 3: it has ended

@@ -37,6 +37,7 @@ from everram.runtime.log.ring import (
     IDLE,
     SLEEPING,
     TAIL,
+    THROTTLE,
     WORD_MASK,
     Ring,
 )
@@ -62,6 +63,8 @@ class LogWriter:
         self._epoch = ring.epoch
         self._tail = self._end = ring.tail
         self._freed = ring.freed
+        self._room = ring.capacity_bytes
+        """How much may be kept of the log: all of it, or what its host's battery would last for."""
         self._largest_bytes = ring.capacity_bytes // 2 - HEADER_BYTES
         self.largest_payload_bytes = self._largest_bytes - HEADER_BYTES
         """Half a ring, together with what may be passed over before it: whatever lies before the circle's end, a record
@@ -72,6 +75,8 @@ class LogWriter:
         # A host that finds the guest idle has stopped it: it is stopped before this store, and then finds the new tail
         # below, or after it, and then keeps away.
         self._mapping.store_u64(COMMITTING, BUSY)
+        limit = self._mapping.load_u64(THROTTLE)
+        self._room = limit if 0 < limit < self._capacity else self._capacity
         tail = self._mapping.load_u64(TAIL)
         if tail != self._tail:
             self._tail = self._end = tail
@@ -94,7 +99,7 @@ class LogWriter:
             at = self._pad(at, size)
             position = 0
         end = at + ((size + 7) & -8)
-        if end - self._freed > self._capacity:
+        if end - self._freed > self._room:
             self._free(end)
         whole = records.pack(at, self._epoch, record_type, flags, self._guest, payload)
         self._mapping.persist(DATA_OFFSET + position, whole)
@@ -108,7 +113,7 @@ class LogWriter:
         position = at % self._capacity
         end = at + ((size + 7) & -8)
         wraps = position + size > self._capacity
-        if len(stores) > 1 or wraps or end - self._freed > self._capacity or size > self._largest_bytes:
+        if len(stores) > 1 or wraps or end - self._freed > self._room or size > self._largest_bytes:
             return self.append(RecordType.STORES, RecordFlags.REQUIRED, pack_stores(stores))
         whole = records.pack_one_store(at, self._epoch, self._guest, stores[0])
         self._mapping.persist(DATA_OFFSET + position, whole)
@@ -145,9 +150,10 @@ class LogWriter:
         ring = self.ring
         freed = min([ring.applied, *(ring.durable(slot) for slot in ring.holding())])
         freed = max(freed, self._freed)  # what was given up is gone, whoever comes later
-        if end - freed > ring.capacity_bytes:
-            raise RingFull(f"the log is full: {end - freed} bytes would be kept, {ring.capacity_bytes} is its size")
+        # With nothing outstanding any record may be written: the largest are longer than a small limit.
+        if end - freed > (self._room if freed < self._tail else ring.capacity_bytes):
+            raise RingFull(f"the log is full: {end - freed} bytes would be kept, {self._room} may be")
         # Half a ring ahead at most, so that this is done once in many appends and the reader may lag meanwhile.
-        wanted = max(end - ring.capacity_bytes // 2, self._freed)
-        self._freed = min(freed, wanted) if end - min(freed, wanted) <= ring.capacity_bytes else freed
+        wanted = max(end - self._room // 2, self._freed)
+        self._freed = min(freed, wanted) if end - min(freed, wanted) <= self._room else freed
         ring.set_freed(self._freed)

@@ -27,7 +27,7 @@ import errno
 import itertools
 import os
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -125,6 +125,8 @@ class PageService:
         self._kernel = kernel
         self._keepers = keepers
         self._guests: dict[str, _ServedGuest] = {}
+        self._unserved: dict[str, tuple[str, ...]] = {}
+        """Arenas of guests whose stores nobody sees."""
         self._pager: Pager | None = None
 
     def use_pager(self, pager: Pager | None) -> None:
@@ -178,6 +180,8 @@ class PageService:
 
     def detach(self, guest_id: str) -> None:
         """Stop serving a guest that has ended or leaves; what was written stays known. Unknown guests are no error."""
+        for arena in self._unserved.pop(guest_id, ()):
+            self.guard.cover(arena)
         guest = self._guests.pop(guest_id, None)
         if guest is None:
             return
@@ -190,6 +194,14 @@ class PageService:
         for served in guest.ranges:
             if served.pages.table is not None:
                 served.pages.table.close()
+
+    def unserved(self, guest_id: str, arenas: Sequence[str]) -> None:
+        """A guest has attached without letting its faults be served: nobody sees its stores, until it is detached."""
+        for arena in self._unserved.pop(guest_id, ()):
+            self.guard.cover(arena)
+        self._unserved[guest_id] = tuple(arenas)
+        for arena in arenas:
+            self.guard.expose(arena)
 
     def close(self) -> None:
         """Detach everything. Guests stay protected as long as somebody else, the machine, keeps their descriptors."""
@@ -223,6 +235,31 @@ class PageService:
                 self._kernel.protect(self._guests[guest_id].descriptor, served.address, served.length)
             except OSError as error:
                 raise Unavailable(f"{region} cannot be protected: its guest is ending ({error.strerror})") from error
+
+    def protect_all(self) -> None:
+        """As `protect`, for every page that is served. A guest that is ending stores no more."""
+        for guest_id, guest in list(self._guests.items()):
+            for served in guest.ranges:
+                with contextlib.suppress(Unavailable):
+                    self.protect(guest_id, served.region)
+
+    def protect_pages(self, arena: str, pages: Sequence[int]) -> bool:
+        """Of a memory object, whoever maps it, ascending: the next store to each is asked about. False if that cannot
+        be said, as a guest is ending."""
+        runs = _runs(pages)
+        for guest in list(self._guests.values()):
+            for served in guest.ranges:
+                if served.arena != arena:
+                    continue
+                end = served.length // PAGE_BYTES
+                try:
+                    for first, count in runs:
+                        if first < end:
+                            length = min(count, end - first) * PAGE_BYTES
+                            self._kernel.protect(guest.descriptor, served.address + first * PAGE_BYTES, length)
+                except OSError:
+                    return False
+        return True
 
     def retry(self, guest_id: str, region: str) -> None:
         """A keeper that said "not yet" can go on: ask again for the pages whose threads wait."""

@@ -95,7 +95,9 @@ class KeptObject:
     def __init__(self, name: str, fd: int) -> None:
         self.name = name
         self.resizable = memfd.is_resizable(fd)
-        self._fixed_bytes = os.fstat(fd).st_size
+        found = os.fstat(fd)
+        self.identity = found.st_ino
+        self._fixed_bytes = found.st_size
         self._fd = fd
         self.lack: Lack | None = None
 

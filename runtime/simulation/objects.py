@@ -92,6 +92,8 @@ class Objects:
     def __init__(self, capacity_bytes: int) -> None:
         self.capacity_bytes = capacity_bytes
         self.by_name: dict[str, Bytes] = {}
+        self.made = 0
+        """How many there ever were."""
         self.gone = False
         """Whether the machine has died: nobody reaches its memory any more."""
 
@@ -106,12 +108,13 @@ class Objects:
 class Bytes:
     """One object's content. `present` has one byte a page: 0 for a hole."""
 
-    __slots__ = ("content", "present", "resizable", "size_bytes")
+    __slots__ = ("content", "identity", "present", "resizable", "size_bytes")
     volatile = False
     """Whether stores have to be flushed and drained before a power loss spares them."""
 
-    def __init__(self, size_bytes: int, *, resizable: bool = False) -> None:
+    def __init__(self, size_bytes: int, *, resizable: bool = False, identity: int = 0) -> None:
         self.size_bytes = size_bytes
+        self.identity = identity
         self.resizable = resizable
         self.content = bytearray(size_bytes)
         self.present = bytearray(-(-size_bytes // PAGE_BYTES))
@@ -233,6 +236,7 @@ class SimulatedObject:
 
     def __init__(self, name: str, content: Bytes, gate: Gate | None) -> None:
         self.name = name
+        self.identity = content.identity
         self.resizable = content.resizable
         self._bytes = content
         self._gate = gate
@@ -301,7 +305,8 @@ class SimulatedMemory:
         if name in self._objects.by_name:
             raise AlreadyExists(f"the machine keeps a memory named {name} already")
         self._check_room(size_bytes)
-        self._objects.by_name[name] = Bytes(size_bytes, resizable=resizable)
+        self._objects.made += 1
+        self._objects.by_name[name] = Bytes(size_bytes, resizable=resizable, identity=self._objects.made)
         return self.open(name)
 
     def resize(self, name: str, size_bytes: int) -> None:

@@ -82,6 +82,7 @@ class Clock:
 class Freezer:
     """The part of a machine that freezes and thaws."""
 
+    battery_s: float = 30.0
     frozen: set[str] = field(default_factory=set)
     """The reasons for which the whole machine is frozen."""
     broken: bool = False
@@ -614,15 +615,23 @@ async def test_a_damaged_superblock_stops_the_host_with_its_reason(machine: Mach
 # -- the power monitor ------------------------------------------------------------------------------------------------
 
 
+async def without_budget(power: PowerMonitorRef) -> PowerStatus:
+    status = PowerStatus()
+    status.CopyFrom(await power.status(pb.Empty()))
+    assert status.budget.covered
+    status.ClearField("budget")
+    return status
+
+
 async def test_a_save_freezes_everybody_and_leaves_an_image(machine: Machine) -> None:
     node = await machine.host()
     power = node.ref(PowerMonitorRef)
-    assert await power.status(pb.Empty()) == PowerStatus(image="none", **ON_MAINS)
+    assert await without_budget(power) == PowerStatus(image="none", **ON_MAINS)
     await node.ref(NvmDeviceRef).create_regions(request(region("ledger", MIB)))
     report = await power.save(SaveRequest(cause="down"))
     assert (report.generation, report.objects) == (1, 6)
     assert machine.freezer.frozen == {"down"}
-    assert await power.status(pb.Empty()) == PowerStatus(image="complete", image_generation=1, **ON_MAINS)
+    assert await without_budget(power) == PowerStatus(image="complete", image_generation=1, **ON_MAINS)
     await node.stop()
 
 

@@ -1,0 +1,252 @@
+"""The energy budget at work: looks at what the machine has and what the battery can do, and sets the cap and the logs'
+limits accordingly.
+
+    keeper = BudgetKeeper(context, cap, writers, cap_bytes_max)
+    await keeper.begin(memory_id, restored)           # before anybody stores to a region
+    await keeper.run()                                # as a task
+    keeper.budget, keeper.energy, keeper.memory       # for people
+
+While everything may be dirty nothing is tracked, and nobody pays for it. When that changes, at a look every LOOK_S,
+tracking begins with everything dirty and is drained. How fast the storage is, is measured only where that could matter.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+
+from everram.actors.power_monitor.budget import Budget, Energy, Memory
+from everram.actors.power_monitor.flusher import Flusher, Restored, Writers
+from everram.actors.power_monitor.save import is_saved
+from everram.runtime.actor import ActorContext
+from everram.runtime.contracts.power_monitor_pb2 import BudgetStatus
+from everram.runtime.environment import Stretch
+from everram.runtime.errors import EverramError
+from everram.runtime.formats.dirty_book import MEMORY_NAME as BOOK_NAME
+from everram.runtime.formats.segment import BATCH_PAGES, BLOCK_BYTES
+from everram.runtime.log.ring import Ring, RingCorrupt
+from everram.runtime.memory.contract import PAGE_BYTES
+from everram.runtime.memory.dirty_cap import TRACKED_PREFIX, DirtyCap
+from everram.runtime.sizes import size_text
+
+LOOK_S = 0.5
+SAVE_BYTES_PER_S = 200e6
+"""Believed of a storage that was not measured: a slow disk."""
+FASTEST_BYTES_PER_S = 20e9
+"""No storage is faster: what would not be enough with it need not be measured."""
+LINK_BYTES_PER_S = 100e6
+"""Believed of a link; a drain over shared memory or loopback is ten times as fast."""
+SAMPLE = "power/sample"
+SAMPLE_BYTES = 64 << 20
+LOGS = "log."
+
+
+class BudgetKeeper:
+    """One a host."""
+
+    def __init__(
+        self,
+        context: ActorContext,
+        cap: DirtyCap,
+        writers: Writers | None,
+        battery_s: Callable[[], float],
+        cap_bytes_max: int,
+    ) -> None:
+        """`writers`: who traps guests' stores; None where nobody can: then nothing is tracked. `battery_s`: how long
+        the battery would last now. `cap_bytes_max`: a lower cap, which a person has set; 0: none."""
+        self._context, self._environment = context, context.environment
+        self._cap, self._writers = cap, writers
+        self._battery_s = battery_s
+        self._cap_bytes_max = cap_bytes_max or None
+        self.flusher = Flusher(context, cap, writers)
+        self._flushing: asyncio.Task[None] | None = None
+        self._memory_id = ""
+        self.save_bytes_per_s, self.measured = SAVE_BYTES_PER_S, False
+        self.memory = Memory(0, 0)
+        self.budget = Budget(0, None, None, covered=True)
+
+    async def begin(self, memory_id: str, restored: Restored | None) -> None:
+        """Before anybody stores to a region: then what was restored is clean."""
+        self._memory_id = memory_id
+        self._cap.on_exposure = self._look
+        kept = BOOK_NAME in self._environment.memory.names()
+        self._look()
+        if self._writers is not None and (kept or self.budget.tracks or self._cap_bytes_max):
+            await self._track(restored)
+            self._look()
+
+    async def run(self) -> None:
+        """As long as the host lives."""
+        while True:
+            await asyncio.sleep(LOOK_S)
+            try:
+                if not self.measured and self._is_worth_measuring():
+                    await self._measure()
+                self._look()
+                if self.budget.tracks and not self._cap.active and self._writers is not None:
+                    await self._track(None)
+                elif self._cap.active and not self.budget.tracks and not self._cap_bytes_max:
+                    await self._untrack()
+                self._look()
+            except EverramError as error:
+                self._context.log.warning("the energy budget is not kept: %s", error.message)
+
+    async def close(self) -> None:
+        """With the host: its successor goes on with the same book."""
+        if self._flushing is not None:
+            self._flushing.cancel()
+            await asyncio.wait([self._flushing])
+            await self.flusher.settle()
+
+    async def _track(self, restored: Restored | None) -> None:
+        await self.flusher.begin(self._memory_id, restored)
+        if self._flushing is None:
+            self._flushing = self._context.spawn(self.flusher.run(), name="flush")
+
+    async def _untrack(self) -> None:
+        await self.close()
+        self._flushing = None
+        await self.flusher.end()
+
+    def believe(self, save_bytes_per_s: float) -> None:
+        """What a rehearsal has measured."""
+        self.save_bytes_per_s, self.measured = min(FASTEST_BYTES_PER_S, max(1.0, save_bytes_per_s)), True
+        self._look()
+
+    def outstanding_log_bytes(self) -> int:
+        """What active destinations have not acknowledged, of the guest that has most of it."""
+        memory, most = self._environment.memory, 0
+        for name in memory.names():
+            if name.startswith(LOGS) and "@" not in name:
+                mapping = memory.open(name).map()
+                with contextlib.suppress(RingCorrupt):
+                    ring = Ring.open(mapping)
+                    holding = [ring.durable(slot) for slot in ring.holding()]
+                    most = max(most, ring.tail - min(holding, default=ring.tail))
+                mapping.close()
+        return most
+
+    # -- for people
+
+    def bytes_to_save(self) -> int:
+        """By a save that began now."""
+        memory = self._environment.memory
+        tracked = self._cap.regions if self._cap.active else {}
+        full = sum(
+            length
+            for name in memory.names()
+            if name not in tracked and is_saved(name)
+            for _, length in memory.open(name).extents()
+        )
+        return full + self._cap.dirty_pages * PAGE_BYTES
+
+    def warning(self) -> str:
+        if self.flusher.trouble:
+            return f"dirty memory is not flushed: {self.flusher.trouble}"
+        if not self.budget.covered:
+            return (
+                f"a battery of {self._battery_s():g} s saves {size_text(self.budget.save_bytes)}, which is less than "
+                f"has to be saved in any case: what this machine holds may be lost with its mains"
+            )
+        return ""
+
+    def status(self) -> BudgetStatus:
+        cap, budget = self._cap, self.budget
+        return BudgetStatus(
+            battery_s=self._battery_s(),
+            save_bytes_per_s=self.save_bytes_per_s,
+            measured=self.measured,
+            save_bytes=budget.save_bytes,
+            full_bytes=self.memory.full_bytes,
+            tracked_bytes=self.memory.tracked_bytes,
+            covered=budget.covered,
+            tracking=cap.active,
+            cap_bytes=cap.target_pages * PAGE_BYTES if cap.active else 0,
+            dirty_bytes=cap.dirty_pages * PAGE_BYTES,
+            most_dirty_bytes=cap.most_dirty_pages * PAGE_BYTES,
+            flushed_bytes=self.flusher.flushed_pages * PAGE_BYTES,
+            delayed_pages=cap.delayed,
+            waited_pages=cap.waited,
+            log_bytes=budget.log_bytes or 0,
+            outstanding_log_bytes=self.outstanding_log_bytes(),
+        )
+
+    # -- what there is
+
+    @property
+    def energy(self) -> Energy:
+        return Energy(self._battery_s(), self.save_bytes_per_s, LINK_BYTES_PER_S)
+
+    def _look(self) -> None:
+        self.memory = self._what_there_is()
+        self.budget = self.energy.budget(self.memory, cap_bytes_max=self._cap_bytes_max, tracking=self._cap.active)
+        if self.budget.cap_bytes is not None:
+            self._cap.target_pages = self.budget.cap_bytes // PAGE_BYTES
+        else:  # it does not protect anything, or everything is covered: nobody is stopped
+            self._cap.target_pages = self.memory.tracked_bytes // PAGE_BYTES + 1
+        self._limit_logs()
+
+    def _what_there_is(self) -> Memory:
+        memory, full, tracked, logs = self._environment.memory, 0, 0, 0
+        for name in memory.names():
+            if not is_saved(name):
+                continue
+            size_bytes = memory.open(name).size_bytes
+            if name.startswith(TRACKED_PREFIX) and self._writers is not None and not self._cap.is_exposed(name):
+                tracked += size_bytes
+            else:
+                full += size_bytes
+            if name.startswith(LOGS) and "@" not in name:
+                logs += size_bytes
+        return Memory(full, tracked, logs)
+
+    def _limit_logs(self) -> None:
+        """In each ring of a guest of this host; the guest keeps to it by itself."""
+        memory = self._environment.memory
+        names = [name for name in memory.names() if name.startswith(LOGS) and "@" not in name]
+        limit = 0 if self.budget.log_bytes is None else max(1, self.budget.log_bytes // max(1, len(names)))
+        for name in names:
+            mapping = memory.open(name).map()
+            try:
+                ring = Ring.open(mapping)
+                if ring.throttle != limit:
+                    ring.set_throttle(limit)
+            except RingCorrupt:
+                pass  # whoever serves the guest says so
+            finally:
+                mapping.close()
+
+    # -- the storage
+
+    def _is_worth_measuring(self) -> bool:
+        energy = self.energy
+        believed = energy.budget(self.memory)
+        fastest = Energy(energy.battery_s, FASTEST_BYTES_PER_S, LINK_BYTES_PER_S).budget(self.memory)
+        return (believed.tracks or not believed.covered) and fastest.covered
+
+    async def _measure(self) -> None:
+        """As a save writes: from memory, past the cache, durably."""
+        self.measured = True
+        environment = self._environment
+        source = await environment.memory.create("measured", SAMPLE_BYTES)
+        try:
+            file = await environment.disk.open(SAMPLE, create=True)
+            try:
+                began_ns = environment.clock.now_ns()
+                piece = BATCH_PAGES * PAGE_BYTES
+                writes = [
+                    file.pwrite_all(at, [Stretch(source, at, piece)], BLOCK_BYTES)
+                    for at in range(0, SAMPLE_BYTES, piece)
+                ]
+                await asyncio.gather(*writes)
+                await file.sync()
+                took_s = (environment.clock.now_ns() - began_ns) / 1e9
+            finally:
+                await file.close()
+                await environment.disk.remove(SAMPLE)
+        finally:
+            with contextlib.suppress(EverramError):
+                await environment.memory.remove("measured")
+        self.save_bytes_per_s = min(FASTEST_BYTES_PER_S, SAMPLE_BYTES / max(took_s, 1e-6))
+        self._context.log.info("the storage takes %.0f MB/s", self.save_bytes_per_s / 1e6)

@@ -1,0 +1,405 @@
+"""Flushing in the background: dirty pages go to segments while guests run, so that a save has little left to do.
+
+    flusher = Flusher(context, cap, writers)
+    await flusher.begin(restored)                     # the machine's memory is charged from now on
+    flusher.run()                                     # as a task
+    async with flusher.stopped() as flushed:          # nothing is under way; guests stand still
+        await save(environment, cause, memory_id, flushed)
+    await flusher.go_on()                             # if guests run again after that
+
+The order of one flush is what makes it exact: protect the pages, so that the next store to each is seen; say in the
+book that they are on their way; read them; write and sync them; and those that nobody has stored to since are clean.
+A flush that fails leaves them dirty. Segments that no marker names are removed once later ones have all that they
+have, and a segment with little left of it is emptied by writing that again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Protocol
+
+from everram.actors.power_monitor.holdings import Holdings
+from everram.runtime.actor import ActorContext
+from everram.runtime.environment import MemoryObject, Stretch
+from everram.runtime.errors import DataLoss, EverramError, NotFound
+from everram.runtime.formats.catalog import SavedObject
+from everram.runtime.formats.dirty_book import MEMORY_NAME, DirtyBook, book_bytes
+from everram.runtime.formats.image import Survey, examine
+from everram.runtime.formats.image_files import index_name, pages_name, remove_segment
+from everram.runtime.formats.image_writer import tidy
+from everram.runtime.formats.segment import SegmentIndex, SegmentRef, SegmentWriter, read_index
+from everram.runtime.memory.contract import PAGE_BYTES
+from everram.runtime.memory.dirty_cap import DirtyCap, PageKey
+
+BATCH_PAGES = 512
+"""Of one flush: a few milliseconds, after which its pages are clean."""
+TICK_S = 0.05
+"""Between looks for regions that are new, and for pages that have been dirty for long."""
+RETRY_S = 1.0
+"""After storage did not take a flush."""
+SEGMENT_PAGES = 64 * 1024
+"""Then the next one is begun: 256 MiB."""
+GARBAGE_PART = 0.5
+"""Of all flushed segments together, before some are emptied."""
+
+
+class Writers(Protocol):
+    """Guests' stores. The real one is `everram.runtime.memory.page_service`."""
+
+    def protect_all(self) -> None: ...
+
+    def protect_pages(self, memory: str, pages: Sequence[int]) -> bool: ...
+
+    def retry_all(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Flushed:
+    """What a save goes on from."""
+
+    base: tuple[SegmentRef, ...] = ()
+    segment: SegmentWriter | None = None
+    dirty: Mapping[str, tuple[int, list[tuple[int, int]]]] = field(default_factory=dict)
+    """By region: its number, and (first page, count) of what is not in the segments."""
+    first_number: int = 1
+    """For what is saved as a whole."""
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """The image that the memory is, page for page, when a host starts on it."""
+
+    generation: int
+    objects: Sequence[SavedObject]
+
+
+class Flusher:
+    """One a host; at work while the cap is active."""
+
+    def __init__(self, context: ActorContext, cap: DirtyCap, writers: Writers | None) -> None:
+        self._context, self._environment = context, context.environment
+        self._disk = context.environment.disk
+        self._cap = cap
+        self._writers = writers
+        self._one = asyncio.Lock()
+        self._pressed = asyncio.Event()
+        self._memory_id = ""
+        self._base: list[SegmentRef] = []
+        """Segments that the marker on storage names."""
+        self._own: list[SegmentRef] = []
+        """Those that were flushed since, but for the one that is being written."""
+        self._segment: SegmentWriter | None = None
+        self._settled: SegmentRef | None = None
+        self._holdings = Holdings()
+        self._next_segment = 1
+        self._resting = False
+        """Whether everything was saved, and nobody has gone on since."""
+        self.trouble = ""
+        """Why flushing does not go on; empty: it does."""
+        self.flushed_pages = 0
+        cap.on_pressure = self._pressed.set
+        cap.on_delay = self._delay
+
+    # -- beginning and ending
+
+    async def begin(self, memory_id: str, restored: Restored | None = None) -> None:
+        """Charge from now on; go on with the book that an earlier host has left. Raises ResourceExhausted, DataLoss."""
+        async with self._one:
+            self._memory_id = memory_id
+            survey = await examine(self._disk)
+            self._next_segment = survey.next_segment
+            book = self._kept_book(survey)
+            if book is None:
+                book = await self._new_book(survey, restored)
+            named, own = _chain(book, survey)
+            indexes = [index for number in (*named, *own) if (index := await self._index(number))]
+            for index in indexes:
+                for batch in index.batches:
+                    self._cap.next_number = max((self._cap.next_number, *(one + 1 for one in batch.runs[::3])))
+            # Before anything is found to be clean, the next store to it must be seen.
+            if self._writers is not None:
+                self._writers.protect_all()
+            numbers = {saved.name: saved.number for saved in restored.objects} if restored else {}
+            self._cap.open(book, numbers)
+            self._take_up(indexes, named)
+
+    def _kept_book(self, survey: Survey) -> DirtyBook | None:
+        """None if there is none, or it is of no use: then everything is dirty."""
+        try:
+            book = DirtyBook.open(self._environment.memory.open(MEMORY_NAME).map())
+        except NotFound:
+            return None
+        except DataLoss as error:
+            self._context.log.warning("%s: everything counts as dirty", error.message)
+            return None
+        generation, based, _ = book.base
+        there = survey.marker.generation if survey.marker else 0
+        if there < generation or (based and not there):
+            self._context.log.warning("the image that this memory was flushed to is gone: everything counts as dirty")
+            return None
+        return book
+
+    async def _new_book(self, survey: Survey, restored: Restored | None) -> DirtyBook:
+        memory = self._environment.memory
+        await memory.remove(MEMORY_NAME)
+        kept = await memory.create(MEMORY_NAME, book_bytes(memory.capacity_bytes // PAGE_BYTES))
+        book = DirtyBook.format(kept.map())
+        generation = survey.marker.generation if survey.marker else 0
+        book.begin(generation, restored is not None and restored.generation == generation, self._next_segment)
+        return book
+
+    async def _index(self, number: int) -> SegmentIndex | None:
+        try:
+            # What an earlier host wrote last may be in the system's cache only, and is named by the next marker.
+            for name in (pages_name(number), index_name(number)):
+                file = await self._disk.open(name)
+                try:
+                    await file.sync()
+                finally:
+                    await file.close()
+            return await read_index(self._disk, number)
+        except (NotFound, DataLoss):
+            return None  # begun, and nothing was ever flushed into it
+
+    def _take_up(self, indexes: Iterable[SegmentIndex], named: Mapping[int, SegmentRef]) -> None:
+        self._base, self._own, self._holdings = list(named.values()), [], Holdings()
+        numbers = {region.table.number for region in self._cap.regions.values()}
+        for index in indexes:
+            self._holdings.paint(index, numbers)
+            if index.number not in named:
+                self._own.append(index.ref())
+
+    async def end(self) -> None:
+        """Nothing is charged any more."""
+        async with self._one:
+            await self._close_segment()
+            self._own.clear()
+            self._cap.close()
+            if self._writers is not None:
+                self._writers.retry_all()
+            await self._environment.memory.remove(MEMORY_NAME)
+            await tidy(self._disk)
+
+    async def settle(self) -> None:
+        """The host ends: its successor goes on with the book and with what is in the segments."""
+        async with self._one:
+            await self._close_segment()
+
+    # -- flushing
+
+    async def run(self) -> None:
+        """While the cap is active."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(TICK_S):
+                    await self._pressed.wait()
+            self._pressed.clear()
+            if not self._cap.active:
+                return
+            if self._resting:
+                continue
+            try:
+                self._cap.sync()
+                while self._cap.wants_flush() and await self._flush_some():
+                    pass
+                await self._collect()
+                self.trouble = ""
+            except EverramError as error:
+                if self.trouble != error.message:
+                    self._context.log.warning("dirty memory is not flushed: %s", error.message)
+                self.trouble = error.message
+                await asyncio.sleep(RETRY_S)
+
+    async def _flush_some(self) -> bool:
+        async with self._one:
+            if not self._cap.active or self._resting:
+                return False
+            chosen = self._cap.choose(BATCH_PAGES)
+            if chosen:
+                await self._flush(chosen)
+            return bool(chosen)
+
+    async def _flush(self, chosen: Sequence[PageKey]) -> None:
+        cap = self._cap
+        try:
+            segment = await self._current()
+            protected = self._protect(chosen)
+            for name, pages in _by_region(protected):
+                await self._add(segment, name, pages)
+            self._settled = await segment.settle()
+        except BaseException:
+            cap.failed(chosen)
+            await self._give_up_segment()
+            raise
+        for name, page in protected:
+            if name in cap.regions:
+                self._holdings.put(segment.number, cap.regions[name].table.number, page, 1)
+        self.flushed_pages += len(cap.flushed(protected))
+        cap.failed(chosen)
+        if self._writers is not None:
+            self._writers.retry_all()
+
+    def _protect(self, chosen: Sequence[PageKey]) -> list[PageKey]:
+        """Those of them whose next store will be seen; they are said to be on their way."""
+        protected: list[PageKey] = []
+        for name, pages in _by_region(chosen):
+            if name in self._cap.regions and (self._writers is None or self._writers.protect_pages(name, pages)):
+                protected += ((name, page) for page in pages)
+        self._cap.flushing(protected)
+        return protected
+
+    async def _add(self, segment: SegmentWriter, name: str, pages: Sequence[int]) -> None:
+        region = self._cap.regions.get(name)
+        if region is None:
+            return
+        for first, count in _runs(pages):
+            await self._add_run(segment, region.table.number, region.memory, first, count)
+
+    async def _add_run(self, segment: SegmentWriter, number: int, memory: MemoryObject, first: int, count: int) -> None:
+        at = first
+        for offset, length in memory.extents(first * PAGE_BYTES, (first + count) * PAGE_BYTES):
+            page, pages = offset // PAGE_BYTES, -(-length // PAGE_BYTES)
+            if page > at:
+                await segment.add_zeros(number, at, page - at)
+            await segment.add(number, page, Stretch(memory, offset, pages * PAGE_BYTES))
+            at = page + pages
+        if at < first + count:
+            await segment.add_zeros(number, at, first + count - at)
+
+    def _delay(self, seconds: float) -> None:
+        if self._writers is not None:
+            asyncio.get_running_loop().call_later(seconds, self._writers.retry_all)
+
+    # -- segments
+
+    async def _current(self) -> SegmentWriter:
+        if self._segment is not None and self._segment.pages >= SEGMENT_PAGES:
+            await self._close_segment()
+        if self._segment is None:
+            number, self._next_segment = self._next_segment, self._next_segment + 1
+            self._segment = await SegmentWriter.create(self._disk, number, self._memory_id)
+        return self._segment
+
+    async def _close_segment(self) -> None:
+        segment, self._segment = self._segment, None
+        if segment is not None:
+            await segment.close()
+        if self._settled is not None:
+            self._own.append(self._settled)
+        self._settled = None
+
+    async def _give_up_segment(self) -> None:
+        """What was settled of it counts, and nothing is written behind what was not."""
+        with contextlib.suppress(EverramError):
+            await self._close_segment()
+
+    async def _collect(self) -> None:
+        """Remove segments of which nothing is left, and empty one if much of them all is garbage."""
+        async with self._one:
+            if self._resting:
+                return
+            self._holdings.keep({region.table.number for region in self._cap.regions.values()})
+            for ref in [ref for ref in self._own if not self._holdings.live(ref.number)]:
+                self._own.remove(ref)
+                await remove_segment(self._disk, ref.number)
+            size = sum(ref.pages_bytes // PAGE_BYTES for ref in self._own)
+            live = sum(self._holdings.live(ref.number) for ref in self._own)
+            if size > SEGMENT_PAGES and live < (1 - GARBAGE_PART) * size:
+                await self._empty(min(self._own, key=lambda ref: self._holdings.live(ref.number)))
+
+    async def _empty(self, ref: SegmentRef) -> None:
+        """A part of it: what is clean is copied, and whoever stores to a page meanwhile makes it dirty anyway."""
+        names = {region.table.number: region for region in self._cap.regions.values()}
+        moved: list[tuple[int, int, int]] = []
+        segment = await self._current()
+        try:
+            for number, first, count in self._holdings.of(ref.number):
+                if sum(pages for _, _, pages in moved) >= BATCH_PAGES:
+                    break
+                moved.append((number, first, min(count, BATCH_PAGES)))
+                await self._add_run(segment, number, names[number].memory, *moved[-1][1:])
+            self._settled = await segment.settle()
+        except BaseException:
+            await self._give_up_segment()
+            raise
+        for number, first, count in moved:
+            self._holdings.put(segment.number, number, first, count)
+
+    # -- saving
+
+    @contextlib.asynccontextmanager
+    async def stopped(self) -> AsyncIterator[Flushed]:
+        """What a save has to know; nothing is flushed meanwhile. Without a cap everything is to be saved."""
+        async with self._one:
+            if not self._cap.active:
+                yield Flushed()
+                return
+            self._cap.sync()
+            regions = self._cap.regions.items()
+            dirty = {name: (region.table.number, list(region.table.runs())) for name, region in regions}
+            self._holdings.keep({number for number, _ in dirty.values()})
+            base = [ref for ref in (*self._base, *self._own) if self._holdings.live(ref.number)]
+            self._resting = True
+            yield Flushed(tuple(base), self._segment, dirty, self._cap.next_number)
+
+    async def go_on(self) -> None:
+        """After a save, whatever became of it, when guests run again: the marker's segments lie under what is flushed
+        from now on. What was saved stays dirty, because nobody would see the next store to it."""
+        async with self._one:
+            await self._rebase()
+            self._resting = False
+
+    async def _rebase(self) -> None:
+        await self._close_segment()
+        survey = await examine(self._disk)
+        self._next_segment = max(self._next_segment, survey.next_segment)
+        book, marker = self._cap.book, survey.marker
+        if book is None or marker is None or marker.generation <= book.base[0]:
+            return
+        named = {ref.number: ref for ref in marker.segments}
+        book.begin(marker.generation, True, self._next_segment)
+        indexes = [index for number in named if (index := await self._index(number))]
+        for index in indexes:
+            for batch in index.batches:
+                self._cap.next_number = max((self._cap.next_number, *(one + 1 for one in batch.runs[::3])))
+        self._take_up(indexes, named)
+
+    def segments(self) -> tuple[int, ...]:
+        """That are needed, whether a marker names them or not."""
+        own = tuple(ref.number for ref in self._own)
+        return own if self._segment is None else (*own, self._segment.number)
+
+
+def _chain(book: DirtyBook, survey: Survey) -> tuple[dict[int, SegmentRef], list[int]]:
+    """The segments under what is flushed, as the marker names them, and those that were flushed since.
+
+    A marker later than the book knows of is of a save of this very memory, whose host died before it noted that: its
+    segments have all that was clean.
+    """
+    generation, based, first = book.base
+    marker = survey.marker
+    if marker is None or (marker.generation == generation and not based):
+        return {}, [number for number in survey.segments if number >= first]
+    named = {ref.number: ref for ref in marker.segments}
+    if marker.generation > generation:
+        first = max((*named, first - 1)) + 1
+    return named, [number for number in survey.segments if number >= first]
+
+
+def _by_region(chosen: Iterable[PageKey]) -> list[tuple[str, list[int]]]:
+    return [(name, [page for _, page in keys]) for name, keys in groupby(chosen, key=lambda key: key[0])]
+
+
+def _runs(pages: Iterable[int]) -> list[tuple[int, int]]:
+    """Ascending pages as (first, count) of neighbours."""
+    runs: list[tuple[int, int]] = []
+    for page in pages:
+        if runs and page == sum(runs[-1]):
+            runs[-1] = (runs[-1][0], runs[-1][1] + 1)
+        else:
+            runs.append((page, 1))
+    return runs

@@ -1,0 +1,318 @@
+"""The dirty cap: how many pages may differ from what is flushed, and who has to wait for it. Awaits nothing.
+
+    cap = DirtyCap(memory, now_s)
+    cap.open(book)                                    # from now on stores are charged
+    cap.target_pages = 28_000
+    if cap.admit("region.0f3c.ledger", 7): ...        # the page may be stored to
+    chosen = cap.choose(256)                          # to be flushed: protect them, then
+    cap.flushing(chosen)                              # read, write and sync them, and then
+    cap.flushed(chosen)
+
+A page is charged before it may be stored to, and until what it holds is durable, so at no instant there is more to be
+saved than was charged. Two thresholds: from THROTTLE_FROM of the cap on each new page costs its writer a delay that
+grows towards the cap, and at the cap it waits until something was flushed. Flushing begins at FLUSH_FROM, so that
+whoever writes no more than the disk takes never meets either. When the cap is lowered below what is charged, nothing is
+admitted until that is drained.
+
+Which page is flushed: one that was charged for the first time before one that has come back. A page that is stored to
+again soon after it was flushed costs its writer a fault each time, so such pages are flushed last (2Q, Johnson and
+Shasha 1994; how often a page is stored to between two faults nobody sees).
+
+A region of which nobody sees the stores (a guest without userfaultfd, a copy that its primary is still writing into) is
+*exposed*: it is not tracked, and whoever sets the cap counts all of it.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from everram.runtime.environment import Memory, MemoryObject
+from everram.runtime.errors import NotFound, ResourceExhausted
+from everram.runtime.formats.dirty_book import CLEAN, DIRTY, FLUSHING, DirtyBook, Table
+from everram.runtime.memory.contract import PAGE_BYTES
+
+TRACKED_PREFIX = "region."
+FLUSH_FROM, FLUSH_TO = 0.8, 0.75
+"""Of the cap."""
+THROTTLE_FROM = 0.9
+DELAY_MAX_S = 0.005
+"""Of one page, just below the cap."""
+PATIENT_S = 10.0
+"""Even far below the cap a page is flushed when it has been dirty for so long: a save is then shorter."""
+COLD_PART = 0.25
+"""Of what is dirty: pages charged for the first time get no less, or none would ever be seen to come back."""
+
+PageKey = tuple[str, int]
+
+
+@dataclass(slots=True)
+class Region:
+    """One tracked region."""
+
+    table: Table
+    memory: MemoryObject
+
+
+class DirtyCap:
+    """Until it has a book, everything may be dirty and nothing is charged."""
+
+    def __init__(self, memory: Memory, now_s: Callable[[], float]) -> None:
+        self._memory = memory
+        self._now_s = now_s
+        self.book: DirtyBook | None = None
+        self.target_pages = 0
+        self.dirty_pages = 0
+        """Charged now."""
+        self.regions: dict[str, Region] = {}
+        self._opened: dict[str, int] = {}
+        self._cold: OrderedDict[PageKey, float] = OrderedDict()
+        self._hot: OrderedDict[PageKey, float] = OrderedDict()
+        self._flushed: OrderedDict[PageKey, None] = OrderedDict()
+        """That were flushed last, and are clean."""
+        self._due_s: dict[PageKey, float] = {}
+        """Pages whose writers are being slowed."""
+        self.next_number = 1
+        self.on_pressure: Callable[[], None] = lambda: None
+        """Told when something should be flushed now."""
+        self.on_delay: Callable[[float], None] = lambda seconds: None
+        """Told when a writer waits for so long."""
+        self.on_exposure: Callable[[], None] = lambda: None
+        """Told when a region begins or ceases to count as a whole."""
+        self.most_dirty_pages = 0
+        self.delayed, self.waited = 0, 0
+        """Pages whose writers were slowed, and stopped at the cap."""
+        self._restored: dict[str, int] = {}
+
+    # -- which regions
+
+    @property
+    def active(self) -> bool:
+        return self.book is not None
+
+    def open(self, book: DirtyBook, restored: Mapping[str, int] | None = None) -> None:
+        """Charge from now on. What is in the book is believed; flushes that were under way count as not done.
+
+        `restored`: numbers of regions whose pages are what the image has, by name: nobody has stored to them since.
+        """
+        self.book = book
+        self._restored = dict(restored or {})
+        self.next_number = max((self.next_number, *(number + 1 for number in self._restored.values())))
+        self.dirty_pages = 0
+        for name, table in list(book.tables.items()):
+            memory = self._find(name)
+            if memory is None or memory.identity != table.identity:
+                book.remove(table)
+            else:
+                self._take(Region(table, memory))
+        self.sync()
+        self._restored.clear()
+
+    def close(self) -> None:
+        """Nothing is charged any more, and nothing is known to be clean."""
+        book, self.book = self.book, None
+        if book is not None:
+            book.close()
+        self.regions.clear()
+        for queue in (self._cold, self._hot, self._flushed):
+            queue.clear()
+        self._due_s.clear()
+        self.dirty_pages = 0
+
+    def sync(self) -> None:
+        """Take up regions that are new, and drop those that are no more."""
+        if self.book is None:
+            return
+        for name, region in list(self.regions.items()):
+            memory = self._find(name)
+            if memory is None or memory.identity != region.table.identity:
+                self._drop(region)
+        for name in self._memory.names():
+            if name.startswith(TRACKED_PREFIX) and name not in self._opened:
+                self.region(name)
+
+    def region(self, name: str) -> Region:
+        """Taken up if it is new: then what is present of it is dirty, unless it came from the image. Raises
+        NotFound, ResourceExhausted."""
+        if (region := self.regions.get(name)) is not None:
+            return region
+        assert self.book is not None
+        memory = self._memory.open(name)
+        number = self._restored.get(name, 0)
+        table = self.book.add(name, memory.identity, number or self.take_number(), -(-memory.size_bytes // PAGE_BYTES))
+        if not number:
+            for offset, length in memory.extents():
+                table.fill(offset // PAGE_BYTES, -(-length // PAGE_BYTES), DIRTY)
+        region = Region(table, memory)
+        self._take(region)
+        return region
+
+    def take_number(self) -> int:
+        self.next_number += 1
+        return self.next_number - 1
+
+    def _find(self, name: str) -> MemoryObject | None:
+        try:
+            return self._memory.open(name)
+        except NotFound:
+            return None
+
+    def _take(self, region: Region) -> None:
+        table = region.table
+        self.regions[table.name] = region
+        self.next_number = max(self.next_number, table.number + 1)
+        for first, count in table.runs():
+            table.fill(first, count, DIRTY)
+            now_s = self._now_s()
+            self._cold.update(((table.name, page), now_s) for page in range(first, first + count))
+            self._count(count)
+
+    def _drop(self, region: Region) -> None:
+        assert self.book is not None
+        name = region.table.name
+        self.dirty_pages -= region.table.charged()
+        for queue in (self._cold, self._hot, self._flushed, self._due_s):
+            for key in [key for key in queue if key[0] == name]:
+                del queue[key]
+        del self.regions[name]
+        self.book.remove(region.table)
+
+    def expose(self, name: str) -> None:
+        """From now on somebody stores to this region unseen: it counts as a whole, and no page of it is clean."""
+        self._opened[name] = self._opened.get(name, 0) + 1
+        if self._opened[name] == 1:
+            self.on_exposure()  # counted as a whole before it is dropped
+        if name in self.regions:
+            self._drop(self.regions[name])
+
+    def cover(self, name: str) -> None:
+        """That one has ended. Once none is left, what is present of it is dirty, and the rest is watched."""
+        left = self._opened.pop(name, 1) - 1
+        if left > 0:
+            self._opened[name] = left
+        else:
+            self.sync()
+            self.on_exposure()
+
+    def is_exposed(self, name: str) -> bool:
+        """Whether somebody stores to this region unseen."""
+        return name in self._opened
+
+    # -- stores
+
+    def is_settled(self, name: str, page: int) -> bool:
+        """Whether the page may be stored to without more ado."""
+        return self.book is None or name in self._opened or self.region(name).table.get(page) == DIRTY
+
+    def admit(self, name: str, page: int, *, patient: bool = True) -> bool:
+        """Charge a page that is about to be stored to. False: not yet; ask again when told. A host's own store is not
+        `patient`: it is not delayed, but it stops at the cap as well."""
+        if self.book is None or name in self._opened:
+            return True
+        region = self.region(name)
+        state = region.table.get(page)
+        if state == CLEAN and not self._has_room((name, page), patient):
+            return False
+        self._charge(region, page)
+        return True
+
+    def _has_room(self, key: PageKey, patient: bool) -> bool:
+        if self.dirty_pages >= FLUSH_FROM * self.target_pages:
+            self.on_pressure()
+        if self.dirty_pages >= self.target_pages:
+            self.waited += 1
+            return False
+        threshold = THROTTLE_FROM * self.target_pages
+        if not patient or self.dirty_pages < threshold:
+            return True
+        now_s, due_s = self._now_s(), self._due_s.pop(key, None)
+        if due_s is not None and now_s >= due_s:
+            return True
+        if due_s is None:
+            self.delayed += 1
+            due_s = now_s + DELAY_MAX_S * (self.dirty_pages - threshold) / max(1.0, self.target_pages - threshold)
+        self._due_s[key] = due_s
+        self.on_delay(max(0.0, due_s - now_s))
+        return False
+
+    def _charge(self, region: Region, page: int) -> None:
+        """The book says so before anybody may store."""
+        table, key = region.table, (region.table.name, page)
+        state = table.get(page)
+        if state == DIRTY:
+            return
+        table.set(page, DIRTY)
+        self._due_s.pop(key, None)
+        if state == CLEAN:
+            self._count(1)
+        if state == FLUSHING or self._flushed.pop(key, self) is None:
+            self._hot[key] = self._now_s()
+        else:
+            self._cold[key] = self._now_s()
+
+    def _count(self, pages: int) -> None:
+        self.dirty_pages += pages
+        self.most_dirty_pages = max(self.most_dirty_pages, self.dirty_pages)
+
+    # -- flushing
+
+    def wants_flush(self) -> bool:
+        """Whether flushing should begin, or go on."""
+        return self.dirty_pages > FLUSH_FROM * self.target_pages or self._has_old()
+
+    def _has_old(self) -> bool:
+        before_s = self._now_s() - PATIENT_S
+        return any(next(iter(queue.values()), before_s) < before_s for queue in (self._cold, self._hot))
+
+    def choose(self, pages_max: int) -> list[PageKey]:
+        """Pages to flush now, sorted; none when enough is clean."""
+        wanted = min(pages_max, max(0, self.dirty_pages - int(FLUSH_TO * self.target_pages)))
+        chosen: list[PageKey] = []
+        keep_cold = int(COLD_PART * len(self._cold) + COLD_PART * len(self._hot))
+        while len(chosen) < wanted and (self._cold or self._hot):
+            from_cold = len(self._cold) > keep_cold or not self._hot
+            key, _ = (self._cold if from_cold else self._hot).popitem(last=False)
+            chosen.append(key)
+        before_s = self._now_s() - PATIENT_S
+        for queue in (self._cold, self._hot):
+            while len(chosen) < pages_max and next(iter(queue.values()), before_s) < before_s:
+                chosen.append(queue.popitem(last=False)[0])
+        return sorted(chosen)
+
+    def flushing(self, chosen: Iterable[PageKey]) -> None:
+        """They are protected, and are read from now on: whoever stores to one makes it dirty again."""
+        for name, page in chosen:
+            self.regions[name].table.set(page, FLUSHING)
+
+    def flushed(self, chosen: Iterable[PageKey]) -> list[PageKey]:
+        """What was read of them is durable; those that are clean now."""
+        clean: list[PageKey] = []
+        for key in chosen:
+            region = self.regions.get(key[0])
+            if region is None or region.table.get(key[1]) != FLUSHING:
+                continue  # of a region that is no more, or stored to meanwhile
+            region.table.set(key[1], CLEAN)
+            self.dirty_pages -= 1
+            self._flushed[key] = None
+            clean.append(key)
+        while len(self._flushed) > max(1024, self.target_pages):
+            self._flushed.popitem(last=False)
+        return clean
+
+    def failed(self, chosen: Iterable[PageKey]) -> None:
+        """Those of them that are not clean by now were not written: dirty as before."""
+        for key in chosen:
+            region = self.regions.get(key[0])
+            if region is None or region.table.get(key[1]) == CLEAN:
+                continue
+            region.table.set(key[1], DIRTY)
+            if key not in self._hot:
+                self._cold[key] = self._now_s()
+
+    def check_host_store(self, name: str, first: int, last: int) -> None:
+        """Of this host's own, to pages `first` to `last`. Raises ResourceExhausted at the cap."""
+        if self.book is not None:
+            for page in range(first, last + 1):
+                if not self.admit(name, page, patient=False):
+                    raise ResourceExhausted("as much as the battery could save is dirty: wait until it is flushed")
