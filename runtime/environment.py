@@ -189,7 +189,7 @@ class Grant:
     label: str
     """What the guest calls it: "log", or a region's name."""
     role: str
-    """"log", "logged" or "mapped"."""
+    """"log", "logged", "mapped", or "old": where the guest saves what snapshots need of the region of that label."""
     memory: str
     """Name of the memory object."""
     size_bytes: int

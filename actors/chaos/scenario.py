@@ -41,6 +41,7 @@ from everram.runtime.guest.core import GuestCore
 from everram.runtime.guest.errors import GuestError
 from everram.runtime.guest.region import Region
 from everram.runtime.log.ring import MIN_CAPACITY_BYTES, Ring
+from everram.runtime.memory.old_pages import OldPages
 from everram.runtime.node import Node
 from everram.runtime.simulation.domain import State
 from everram.runtime.simulation.endpoint import Endpoint
@@ -391,8 +392,10 @@ async def attach(seat: Seat) -> AsyncGuest:
     launch, memory = seat.launch, await seat.attach()
     regions: list[Region] = []
     for label, (grant, mapping) in memory.items():
-        if grant.role != "log":
-            regions.append(Region(label, len(regions), grant.role, mapping, grant.size_bytes))
+        if grant.role in ("logged", "mapped"):
+            saved = memory.get(f"{label}/old")
+            old = OldPages.open(saved[1]) if saved is not None else None
+            regions.append(Region(label, len(regions), grant.role, mapping, grant.size_bytes, old=old))
     core = GuestCore(
         guest_id=launch.guest_id,
         name=launch.name,

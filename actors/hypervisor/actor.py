@@ -341,6 +341,9 @@ class Hypervisor(HypervisorActor):
         await self._house.machine.kill(resident.guest.guest_id)
         return resident.stored()
 
+    def fail(self, request: hv.FailRequest) -> Awaitable[pb.Guest]:
+        return self.context.later(self._house.fail(self._house.find(request.guest), request.reason))
+
     def logs(self, request: hv.LogsRequest) -> AsyncIterator[hv.LogChunk]:
         resident = self._house.find(request.guest)
         return output.read(self.context.environment.logs, resident.output_path, request, resident.settled.is_set)

@@ -96,8 +96,7 @@ class Household:
         guest.port = await self.machine.free_port()
         guest.pid = 0
         resident.become(pb.STARTING)
-        memory = environment.memory.open(resident.log_name)
-        log = memory.map()
+        log = environment.memory.open(resident.log_name).map()
         try:
             guest.previous_epoch, guest.epoch = begin_epoch(log, guest.epoch, guest.spec.copies)
         finally:
@@ -111,7 +110,7 @@ class Household:
             self.say_ended(resident)
             raise
         tracking = self.faults is not None
-        launch = resident.launch(memory.size_bytes, volatile, tracking=tracking, lacking=self._lacks)
+        launch = resident.launch(environment.memory, volatile, tracking=tracking, lacking=self._lacks)
         process = await self.machine.spawn(launch)
         resident.lives(process.pid)
         await self.store(resident)
@@ -236,6 +235,16 @@ class Household:
                 await self.end_process(resident)
                 resident.become(pb.STOPPED, "stopped by its user")
                 await self.store(resident)
+            return resident.stored()
+
+    async def fail(self, resident: Resident, reason: str) -> pb.Guest:
+        """It may not go on, nor be begun anew but by a person."""
+        async with resident.changing:
+            if resident.guest.state not in ENDED:
+                await self.end_process(resident)
+                resident.become(pb.FAILED, reason)
+                await self.store(resident)
+                self.context.log.error("%s is ended: %s", resident.guest.name, reason)
             return resident.stored()
 
     async def end_process(self, resident: Resident, *, give_back: bool = True, again: bool = False) -> None:

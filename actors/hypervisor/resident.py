@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from everram.actors.hypervisor.life import ENDED, Ends
 from everram.runtime.contracts import common_pb2 as pb
 from everram.runtime.contracts.memory_scheduler_pb2 import MemoryGrant
-from everram.runtime.environment import Grant, GuestLaunch
+from everram.runtime.environment import Grant, GuestLaunch, Memory
 from everram.runtime.errors import DataLoss
 from everram.runtime.formats.page_classes import CLASSES_LABEL, MEMORY_LABEL
 from everram.runtime.log.ring import Ring, RingCorrupt, log_name
 from everram.runtime.memory.contract import Mapping
+from everram.runtime.memory.old_pages import old_pages_name
 
 
 @dataclass(slots=True)
@@ -74,7 +75,7 @@ class Resident:
 
     def launch(
         self,
-        log_bytes: int,
+        memory: Memory,
         volatile: MemoryGrant | None,
         *,
         tracking: bool,
@@ -83,12 +84,15 @@ class Resident:
         """What the machine needs to start the current epoch; `tracking`: whether this host serves faults; `lacking`:
         whether pages of a memory are still to come."""
         guest, spec = self.guest, self.guest.spec
-        grants = [Grant("log", "log", self.log_name, log_bytes)]
+        grants = [Grant("log", "log", self.log_name, memory.open(self.log_name).size_bytes)]
+        names = set(memory.names())
         for region in guest.regions:
             role = "mapped" if region.kind == pb.MAPPED else "logged"
             # Of logged regions too: their stores are not noted, but a snapshot has to see the first one to each page.
             lacks = lacking(region.arena)
             grants.append(Grant(region.name, role, region.arena, region.size_bytes, tracking, lacks))
+            if (old := old_pages_name(guest.guest_id, region.name)) in names:
+                grants.append(Grant(region.name, "old", old, memory.open(old).size_bytes))
         if volatile is not None:
             grants.append(Grant(MEMORY_LABEL, "memory", volatile.memory, volatile.memory_bytes, tracking))
             grants.append(Grant(CLASSES_LABEL, "classes", volatile.classes, volatile.classes_bytes))

@@ -22,7 +22,14 @@ from everram.runtime.contracts import common_pb2 as pb
 from everram.runtime.contracts import nvm_device_pb2 as nvm
 from everram.runtime.contracts.nvm_device_contract import NvmDeviceActor
 from everram.runtime.environment import Memory
-from everram.runtime.errors import DataLoss, EverramError, FailedPrecondition, InvalidArgument, NotFound
+from everram.runtime.errors import (
+    DataLoss,
+    EverramError,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    ResourceExhausted,
+)
 from everram.runtime.formats.nvm import ANY, MEMORY_BYTES, MEMORY_NAME, OWN, Metadata
 from everram.runtime.formats.pages import STATES_OFFSET, PageTable, table_name
 from everram.runtime.formats.slots import SlotArea
@@ -30,6 +37,7 @@ from everram.runtime.log.record import RecordType
 from everram.runtime.log.ring import Ring
 from everram.runtime.memory.contract import PAGE_BYTES
 from everram.runtime.memory.guard import PageGuard
+from everram.runtime.memory.old_pages import OldPages, old_pages_name
 from everram.runtime.sizes import size_text
 
 T = TypeVar("T")
@@ -76,8 +84,23 @@ class NvmDevice(NvmDeviceActor):
         self._keeper = await SnapshotKeeper.open(
             self.context, self._budget, self._guard, self._writers, self._storage_bytes, metadata.regions(copy_id=ANY)
         )
+        self._keeper.region_of = self._region_of
         self._device.snapshots_bytes = lambda: self._budget.taken_bytes
         await self._forget_lost_regions()
+        for region in metadata.regions():
+            await self._begin_to_keep_old(region)
+
+    async def _begin_to_keep_old(self, region: pb.Region) -> None:
+        """Of a region that was made where stores were trapped, or where there was no room; if there is room now."""
+        wanted = self._device.with_old_pages(region)
+        if wanted is not None:
+            try:
+                await self._make_old_pages(wanted)
+            except ResourceExhausted:
+                return
+            self._device.metadata.add((wanted,), None)
+            self._keeper.add_old_pages(wanted)
+            self._budget.promise(self._device.promised_bytes())
 
     async def on_stop(self) -> None:
         await self._keeper.close()
@@ -135,6 +158,8 @@ class NvmDevice(NvmDeviceActor):
             logs = [log.memory for log in self._device.metadata.logs(guest_id, copy_id)]
             log = plan.log
             await self._make(plan, lambda: self._device.metadata.replace(guest_id, copy_id, plan.regions, log))
+            for region in plan.regions:
+                self._keeper.add_old_pages(region)
             for name in logs:
                 await self._memory.remove(name)
             self._budget.promise(self._device.promised_bytes())
@@ -160,7 +185,10 @@ class NvmDevice(NvmDeviceActor):
         self._budget.promise(self._device.promised_bytes())
         return pb.Empty()
 
-    def status(self, request: pb.Empty) -> nvm.NvmStatus:
+    def status(self, request: pb.Empty) -> Awaitable[nvm.NvmStatus]:
+        return self.context.later(self._status())
+
+    async def _status(self) -> nvm.NvmStatus:
         media, purging = self._keeper.snapshots.media, self._keeper.purger.status()
         status = nvm.NvmStatus(
             capacity_bytes=self._capacity_bytes,
@@ -172,8 +200,11 @@ class NvmDevice(NvmDeviceActor):
             storage_bytes=media.storage.taken * PAGE_BYTES,
             storage_capacity_bytes=self._storage_bytes,
             waiting_writers=self._keeper.waiting_pages,
+            untracked_guests=await self._untracked_guests(),
         )
-        if status.waiting_writers:
+        if self._keeper.damaged:
+            status.warning = next(iter(self._keeper.damaged.values()))
+        elif status.waiting_writers:
             status.warning = (
                 f"writers of {status.waiting_writers} pages wait until there is room for what snapshots need of them: "
                 "remove snapshots (`everram region rm REGION@SNAP`), or start the machine with more --nvm"
@@ -184,7 +215,23 @@ class NvmDevice(NvmDeviceActor):
             status.warning = f"old blocks are not purged: {purging.trouble}"
         elif self._budget.free_part < purging.low_mark:
             status.warning = f"only {size_text(self._budget.free_bytes)} of {size_text(self._capacity_bytes)} are free"
+        elif status.untracked_guests:
+            guests = "1 guest" if status.untracked_guests == 1 else f"{status.untracked_guests} guests"
+            status.warning = (
+                f"{guests} could not make a userfaultfd, though this host can: their stores are not tracked, and a "
+                "snapshot copies their regions whole while they stand still"
+            )
         return status
+
+    async def _untracked_guests(self) -> int:
+        """Attached ones of which nobody sees the stores, though this host could (D13)."""
+        writers = self._writers
+        if writers is None:
+            return 0
+        regions = self._device.metadata.regions()
+        unseen = {one.guest_id for one in regions if not writers.is_served(one.guest_id, one.name)}
+        processes = await self.context.environment.machine.guests() if unseen else []
+        return sum(process.attached_pid > 0 and process.guest_id in unseen for process in processes)
 
     async def _make(self, plan: Plan, commit: Callable[[], object]) -> None:
         async with self._making(plan):
@@ -401,9 +448,13 @@ class NvmDevice(NvmDeviceActor):
                 old.tracked
             ):  # before it is too short: a host that dies meanwhile leaves its successor none, or the right one
                 await self._memory.remove(table_name(old.guest_id, old.name))
+            if old.keeps_old:
+                self._keeper.forget_old_pages(old)
+                await self._memory.remove(old_pages_name(old.guest_id, old.name))
             self._device.metadata.add((new,), None)
         except EverramError:
             await self._make_tables((old,))
+            self._keeper.add_old_pages(old)
             await self._memory.remove(new.arena)
             raise
         finally:
@@ -412,12 +463,15 @@ class NvmDevice(NvmDeviceActor):
         self._keeper.lies_in(new)
         await self._memory.remove(old.arena)
         await self._make_tables((new,))
+        self._keeper.add_old_pages(new)
         self._budget.promise(self._device.promised_bytes())
         return new
 
     async def _make_tables(self, regions: Iterable[pb.Region]) -> None:
-        """Page tables of tracked regions that have none that fits: nobody has touched any page since tracking began."""
+        """What lies beside a region and has to fit it. Page tables: nobody has touched any page since tracking began.
+        Old pages: everything is needed still."""
         for region in regions:
+            await self._make_old_pages(region)
             name, pages = table_name(region.guest_id, region.name), pages_of(region)
             if not region.tracked or _is_table(self._memory, name, pages):
                 continue
@@ -429,6 +483,16 @@ class NvmDevice(NvmDeviceActor):
 
     def remove_region(self, request: nvm.RegionName) -> Awaitable[pb.Empty]:
         return self.context.later(self._in_order(self._remove_region, request))
+
+    async def _make_old_pages(self, region: pb.Region) -> None:
+        name, pages = old_pages_name(region.guest_id, region.name), pages_of(region)
+        if not region.keeps_old or _is_old_pages(self._memory, name, pages):
+            return
+        if name in self._memory.names():
+            await self._memory.remove(name)
+        mapping = (await self._memory.create(name, OldPages.total_bytes(pages))).map()
+        OldPages.format(mapping, pages, armed=True)
+        mapping.close()
 
     async def _remove_region(self, request: nvm.RegionName) -> pb.Empty:
         for region in self._device.metadata.regions(request.guest_id):
@@ -488,6 +552,10 @@ class NvmDevice(NvmDeviceActor):
                 return region
         raise NotFound(f"guest {guest_id} has no region {name!r} here: `everram region ls` lists them all")
 
+    def _region_of(self, origin: str) -> pb.Region | None:
+        regions = self._device.metadata.regions(copy_id=ANY)
+        return next((region for region in regions if origin_of(region) == origin), None)
+
     def _record(self, named: nvm.SnapshotName) -> Record:
         """Raises NotFound."""
         record = self._keeper.snapshots.find(origin_of(self._region(named.guest_id, named.region)), named.name)
@@ -533,6 +601,20 @@ def _is_table(memory: Memory, name: str, pages: int) -> bool:
         mapping.close()
 
 
+def _is_old_pages(memory: Memory, name: str, pages: int) -> bool:
+    """Not what a host has left that died as it made it, or before it made the longer one. A damaged one is one: what
+    it holds may be needed, so somebody has to be told."""
+    if name not in memory.names():
+        return False
+    mapping = memory.open(name).map()
+    try:
+        return bool(mapping.load_u64(0)) and OldPages.open(mapping).pages == pages
+    except DataLoss:
+        return True
+    finally:
+        mapping.close()
+
+
 def _format(plan: Plan, memory: Memory) -> None:
     """Give fresh memory objects their headers; the hypervisor begins the log's next epoch."""
     if log := plan.log:
@@ -549,4 +631,8 @@ def _format(plan: Plan, memory: Memory) -> None:
         if region.tracked:
             mapping = memory.open(table_name(region.guest_id, region.name)).map()
             PageTable.format(mapping, pages_of(region))
+            mapping.close()
+        if region.keeps_old:
+            mapping = memory.open(old_pages_name(region.guest_id, region.name)).map()
+            OldPages.format(mapping, pages_of(region), armed=plan.adopted)  # what was a copy may have snapshots
             mapping.close()

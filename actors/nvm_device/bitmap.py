@@ -61,6 +61,12 @@ class Bitmap:
     def is_taken(self, number: int) -> bool:
         return number // 8 < len(self._bits) and bool(self._bits[number // 8] >> number % 8 & 1)
 
+    @property
+    def last_taken(self) -> int:
+        """The highest number that is taken; -1: none is."""
+        bits = self._bits.rstrip(b"\0")
+        return len(bits) * 8 - 9 + bits[-1].bit_length() if bits else -1
+
     def taken_of_page(self, page: int) -> int:
         """The bits of a page, as one number."""
         return int.from_bytes(self._bits[page * PAGE_BYTES : (page + 1) * PAGE_BYTES], "little")

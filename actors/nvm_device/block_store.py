@@ -11,14 +11,16 @@ block at a time: a mapping would have to be made anew whenever it grows.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
+from everram.actors.nvm_device.bitmap import Bitmap
+from everram.actors.nvm_device.turns import Walk
 from everram.runtime.environment import Memory, MemoryObject
 from everram.runtime.formats.nvm import STORE_NAME
 from everram.runtime.memory.contract import PAGE_BYTES
 
 GROW_BLOCKS = 1024
 """4 MiB: the object counts in full against the machine's memory, whatever of it is taken."""
+TRIM_BLOCKS = 512
+"""Looked at in one turn."""
 
 
 class BlockStore:
@@ -61,18 +63,19 @@ class BlockStore:
         if first < last:
             self._kept.punch(first * PAGE_BYTES, (last - first) * PAGE_BYTES)
 
-    def trim(self, is_taken: Callable[[int], bool]) -> int:
+    def trim(self, taken: Bitmap) -> Walk[int]:
         """Give back what a crash has left of blocks that are not taken, and what lies beyond the last that is. How many
-        blocks had been left."""
-        left, last = 0, -1
-        for offset, length in self._kept.extents():
-            for block in range(offset // PAGE_BYTES, -(-(offset + length) // PAGE_BYTES)):
-                if is_taken(block):
-                    last = block
-                else:
-                    self.discard(block, 1)
-                    left += 1
-        self._resize(-(-(last + 1) // GROW_BLOCKS) * GROW_BLOCKS)
+        blocks had been left. Others may take and free blocks between two turns."""
+        left = 0
+        for start in range(0, self._blocks, TRIM_BLOCKS):
+            end = min(start + TRIM_BLOCKS, self._blocks)
+            for offset, length in self._kept.extents(start * PAGE_BYTES, end * PAGE_BYTES):
+                for block in range(offset // PAGE_BYTES, -(-(offset + length) // PAGE_BYTES)):
+                    if not taken.is_taken(block):
+                        self.discard(block, 1)
+                        left += 1
+            yield
+        self._resize(-(-(taken.last_taken + 1) // GROW_BLOCKS) * GROW_BLOCKS)
         return left
 
     def _resize(self, blocks: int) -> None:

@@ -97,14 +97,16 @@ def unfinished(snapshots: Snapshots) -> list[Record]:
 
 
 def steps(snapshots: Snapshots, record: Record) -> Iterator[None]:
-    """One change each; between two of them anything else may happen to the region, other deletions among it."""
+    """One change each, or a part of a long search; between two of them anything else may happen to the region, other
+    deletions among it."""
     changed = True
     while changed:  # what others did meanwhile may have left more to this snapshot alone
-        changed = False
+        changed, given_up = False, snapshots.given_up
         for kind in (_free_leaves, _free_nodes, _free_array_pages, _bequeath_array, _bequeath_children):
-            for _ in kind(snapshots, record):
-                changed = True
+            for has_changed in kind(snapshots, record):
+                changed |= has_changed
                 yield
+        changed |= snapshots.given_up != given_up
     _erase(snapshots, record)
 
 
@@ -133,11 +135,24 @@ def dead_virtblocks(snapshots: Snapshots, page: int, leaves: Iterable[int], kept
     return dead
 
 
-def _free_leaves(snapshots: Snapshots, record: Record) -> Iterator[None]:
-    """Of its table: the leaves that are its alone, and what no other leaf names."""
-    for page, leaf in list(tables.leaves(snapshots.media, record.root, others(snapshots, record))):
-        if _free_leaf(snapshots, record, page, leaf):
-            yield
+def _free_leaves(snapshots: Snapshots, record: Record) -> Iterator[bool]:
+    """Of its table: the leaves that are its alone, and what no other leaf names. True: something was freed."""
+    for found in _own_nodes(snapshots, record):
+        for level, page, leaf in found:
+            if level == LEAF:
+                yield _free_leaf(snapshots, record, page, leaf)
+        yield False
+
+
+def _own_nodes(snapshots: Snapshots, record: Record) -> Iterator[list[tables.Node]]:
+    """A turn after the other: nobody else changes the table of what is being deleted, and what it shares with nobody
+    will stay so."""
+    start = 0
+    while True:
+        found, start = tables.some_nodes(snapshots.media, record.root, others(snapshots, record), start)
+        yield found
+        if not start:
+            return
 
 
 def _free_leaf(snapshots: Snapshots, record: Record, page: int, leaf: int) -> bool:
@@ -156,29 +171,37 @@ def _free_leaf(snapshots: Snapshots, record: Record, page: int, leaf: int) -> bo
         draft.word(entry_offset(tables.node_at(media, record.root, page, LEAF + 1), page, LEAF + 1), 0)
         draft.free_page(leaf)
         draft.commit()
+    snapshots.given_up += 1
     for first, count in runs(sorted(blocks)):
         snapshots.blocks.discard(first, count)
     return True
 
 
-def _free_nodes(snapshots: Snapshots, record: Record) -> Iterator[None]:
+def _free_nodes(snapshots: Snapshots, record: Record) -> Iterator[bool]:
     """Of its table: the nodes between root and leaves that are its alone, when none of the leaves is."""
     media = snapshots.media
-    while True:
-        own = list(tables.nodes(media, record.root, others(snapshots, record)))
-        piece = [one for one in own if one[0] < LEVELS][:PIECE]
-        if not piece or any(level == LEAF for level, _, _ in own):  # one that another deletion has left to it since
-            return
+    own: list[tables.Node] = []
+    given_up = snapshots.given_up
+    for found in _own_nodes(snapshots, record):
+        own += found
+        yield False
+    if any(level == LEAF for level, _, _ in own):  # that another deletion has left to it since
+        return
+    inner = [one for one in own if one[0] < LEVELS]
+    for first in range(0, len(inner), PIECE):
+        if snapshots.given_up != given_up:
+            return  # something below them may have been left to it since
         with Draft(media) as draft:
-            for level, page, node in piece:
+            for level, page, node in inner[first : first + PIECE]:
                 above = tables.node_at(media, record.root, page, level + 1)
                 draft.word(entry_offset(above, page, level + 1), 0)
                 draft.free_page(node)
             draft.commit()
-        yield
+        snapshots.given_up = given_up = given_up + 1
+        yield True
 
 
-def _free_array_pages(snapshots: Snapshots, record: Record) -> Iterator[None]:
+def _free_array_pages(snapshots: Snapshots, record: Record) -> Iterator[bool]:
     """Of its array: those in which nothing is left."""
     media = snapshots.media
     while True:
@@ -198,10 +221,10 @@ def _free_array_pages(snapshots: Snapshots, record: Record) -> Iterator[None]:
             draft.record(changed)
             draft.commit()
         record.array = changed.array
-        yield
+        yield True
 
 
-def _bequeath_array(snapshots: Snapshots, record: Record) -> Iterator[None]:
+def _bequeath_array(snapshots: Snapshots, record: Record) -> Iterator[bool]:
     """What is left of its array is named by others."""
     if not record.array:
         return
@@ -214,7 +237,7 @@ def _bequeath_array(snapshots: Snapshots, record: Record) -> Iterator[None]:
         draft.commit()
     heir.array, record.array = record.array, 0
     snapshots.array_changed(heir)
-    yield
+    yield True
 
 
 def _heir(snapshots: Snapshots, record: Record) -> Record:
@@ -226,7 +249,7 @@ def _heir(snapshots: Snapshots, record: Record) -> Record:
     return region.record if snapshots.live(region) or not records else records[-1]
 
 
-def _bequeath_children(snapshots: Snapshots, record: Record) -> Iterator[None]:
+def _bequeath_children(snapshots: Snapshots, record: Record) -> Iterator[bool]:
     """To its parent."""
     while True:
         region = snapshots.region_of(record).record
@@ -240,7 +263,7 @@ def _bequeath_children(snapshots: Snapshots, record: Record) -> Iterator[None]:
             draft.commit()
         for child in children:
             child.parent = record.parent
-        yield
+        yield True
 
 
 def _erase(snapshots: Snapshots, record: Record) -> None:
@@ -250,4 +273,5 @@ def _erase(snapshots: Snapshots, record: Record) -> None:
             draft.free_page(record.root)
         draft.record(record, erase=True)
         draft.commit()
+    snapshots.given_up += 1
     snapshots.erased(record)

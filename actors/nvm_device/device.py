@@ -21,6 +21,7 @@ from everram.runtime.formats.pages import PageTable, table_name
 from everram.runtime.log.record import ALIGNMENT_BYTES
 from everram.runtime.log.ring import DEFAULT_CAPACITY_BYTES, MAX_CAPACITY_BYTES, MIN_CAPACITY_BYTES, Ring, log_name
 from everram.runtime.memory.contract import PAGE_BYTES
+from everram.runtime.memory.old_pages import OldPages, old_pages_name
 from everram.runtime.sizes import size_text
 
 REGION_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
@@ -33,7 +34,7 @@ MAX_REGIONS_PER_GUEST = 64
 """Each is a descriptor in the guest and up to two in the machine, whose usual limit is 1024."""
 MAX_REGION_BYTES = 1 << 46
 """What one mapping can take of an x86-64 process's addresses with room to spare."""
-OWNED_PREFIXES = ("region.", "pages.", "log.")
+OWNED_PREFIXES = ("region.", "pages.", "old.", "log.")
 
 
 def arena_name(guest_id: str, region: str, copy_id: str = OWN) -> str:
@@ -66,6 +67,8 @@ class Plan:
                 objects.append((region.arena, whole_pages(region.size_bytes)))
             if region.tracked:
                 objects.append((table_name(region.guest_id, region.name), PageTable.total_bytes(pages_of(region))))
+            if region.keeps_old:
+                objects.append((old_pages_name(region.guest_id, region.name), OldPages.total_bytes(pages_of(region))))
         return objects
 
     def size_bytes(self) -> int:
@@ -142,7 +145,11 @@ class Device:
         plan = Plan(tuple(own), log, request.log_start, request.log_epoch, adopted=True)
         # The copy's logs go once it is adopted: for a moment the device may be fuller than it should be.
         logs_bytes = sum(Ring.total_bytes(log.capacity_bytes) for log in self.metadata.logs(guest_id, copy_id))
-        self._check_room(plan, released_bytes=logs_bytes + self._kept_bytes(guest_id, OWN))
+        released_bytes = logs_bytes + self._kept_bytes(guest_id, OWN)
+        if plan.size_bytes() > self._free_bytes() + released_bytes:
+            for region in own:
+                region.keeps_old = False  # better a guest whose snapshots are copied whole than none
+        self._check_room(plan, released_bytes=released_bytes)
         return plan
 
     def plan_growth(self, old: pb.Region, size_bytes: int) -> pb.Region:
@@ -182,8 +189,13 @@ class Device:
             size_bytes=whole_pages(spec.size_bytes),
             arena=arena_name(guest_id, spec.name, copy_id),
             tracked=mapped and self._tracking and not copy_id,
+            keeps_old=not mapped and not self._tracking and not copy_id,
             copy_id=copy_id,
         )
+
+    def _wants_old(self, region: pb.Region) -> bool:
+        """Whether its guest has to save old content itself, for nobody sees its stores coming (D13)."""
+        return region.kind == pb.LOGGED and not self._tracking and not region.copy_id
 
     def _owned(self, region: pb.Region) -> pb.Region:
         """A copy's region as the guest's own."""
@@ -191,6 +203,7 @@ class Device:
         own.CopyFrom(region)
         own.copy_id = OWN
         own.tracked = region.kind == pb.MAPPED and self._tracking
+        own.keeps_old = self._wants_old(own)
         return own
 
     def _was_adopted(self, guest_id: str, copy_id: str) -> bool:
@@ -210,8 +223,23 @@ class Device:
         _check_start(request.log_start)
         return _log(guest_id, request.log_bytes, copy_id, log_id)
 
+    def _free_bytes(self) -> int:
+        """Less than nothing where more was promised than there is."""
+        return self.capacity_bytes - self.allocated_bytes()
+
+    def with_old_pages(self, region: pb.Region) -> pb.Region | None:
+        """The same, if its guest should save old content itself and does not yet, and there is room for that."""
+        if region.keeps_old or not self._wants_old(region):
+            return None
+        if OldPages.total_bytes(pages_of(region)) > self._free_bytes():
+            return None
+        wanted = pb.Region()
+        wanted.CopyFrom(region)
+        wanted.keeps_old = True
+        return wanted
+
     def _check_room(self, plan: Plan, released_bytes: int = 0) -> None:
-        free = max(0, self.capacity_bytes - self.allocated_bytes() + released_bytes)
+        free = max(0, self._free_bytes() + released_bytes)
         wanted = plan.size_bytes()
         if wanted <= free:
             return

@@ -6,9 +6,10 @@
     await keeper.remove(records)
     await keeper.revert(record)                          # its guest has no process
 
-A snapshot of a guest that runs: stop it, write-protect what it has mapped, record the snapshot, let it go on. A region
-whose stores nobody sees (this computer has no userfaultfd, or its guest could not make one) is copied whole while the
-guest is stopped, since there would be no other moment for it.
+A snapshot of a guest that runs: stop it, write-protect what it has mapped, record the snapshot, let it go on. Where
+nobody traps its stores (this computer has no userfaultfd), it saves what they change of logged regions itself
+(`own_savings`). Any other region whose stores nobody sees is copied whole while the guest is stopped, since there would
+be no other moment for it.
 
 Deletions, reversions and purges change what lies where and exclude each other, a step at a time; writes and new
 snapshots come in between.
@@ -20,6 +21,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from everram.actors.nvm_device import deletion, purging, reverting
@@ -28,20 +30,31 @@ from everram.actors.nvm_device.budget import Budget, MetadataSpace
 from everram.actors.nvm_device.device import origin_of
 from everram.actors.nvm_device.guest_log import GuestLog
 from everram.actors.nvm_device.media import Media
+from everram.actors.nvm_device.own_savings import OwnSavings
 from everram.actors.nvm_device.purger import Purger
 from everram.actors.nvm_device.records import Record, State
 from everram.actors.nvm_device.redo import WORD_BYTES
 from everram.actors.nvm_device.snapshots import Snapshots, Taking
 from everram.actors.nvm_device.storage import StorageFile
-from everram.actors.nvm_device.turns import in_turns, standing
+from everram.actors.nvm_device.turns import at_once, in_turns, standing
 from everram.actors.nvm_device.virtblocks import Place, pack_location
 from everram.actors.nvm_device.writers import Writers
 from everram.runtime.actor import ActorContext
 from everram.runtime.contracts import common_pb2 as pb
+from everram.runtime.contracts.hypervisor_contract import HypervisorRef
+from everram.runtime.contracts.hypervisor_pb2 import FailRequest
 from everram.runtime.contracts.nvm_device_pb2 import LogOperation
 from everram.runtime.contracts.vmemfs_contract import VMemFSRef
 from everram.runtime.environment import Memory, MemoryObject
-from everram.runtime.errors import DataLoss, EverramError, FailedPrecondition, NotFound, ResourceExhausted, Unavailable
+from everram.runtime.errors import (
+    DataLoss,
+    DeadlineExceeded,
+    EverramError,
+    FailedPrecondition,
+    NotFound,
+    ResourceExhausted,
+    Unavailable,
+)
 from everram.runtime.formats.nvm import PURGED_FILE, PURGED_FOLDER
 from everram.runtime.log.record import RecordType
 from everram.runtime.memory.contract import PAGE_BYTES
@@ -51,10 +64,9 @@ from everram.runtime.memory.guard import GuardedMapping, PageGuard
 STORAGE_NAME = f"{PURGED_FOLDER}/{PURGED_FILE}"
 FREEZE_REASON = "snapshot"
 PAGES_PER_TURN = 64
-TRIM_BLOCKS_MAX = 1 << 17
-"""Where there are more, looking for what a crash left of freed blocks would take a host too long at its start: such
-blocks keep their memory until they are taken again."""
 SLOTS_PER_TURN = 1024
+TAKE_OUT_S_MIN, TAKE_OUT_S_MAX = 0.002, 0.05
+"""From one look at what guests have saved to the next."""
 RETRY_S = 1.0
 """After a reversion could not go on: a person, or a deletion, makes room by then."""
 BUSY_TRIES = 200
@@ -127,6 +139,9 @@ class SnapshotKeeper:
         self._guard = guard
         self._writers = writers
         self._budget = budget
+        self._savings = OwnSavings(context.environment.memory)
+        self._saving = asyncio.Event()
+        """Some guest saves old content itself."""
         self._storage: StorageFile | None = None
         """Opened when it is first needed."""
         self._opening = asyncio.Lock()
@@ -136,6 +151,10 @@ class SnapshotKeeper:
         """By sequence."""
         self._reversions: dict[int, asyncio.Task[None]] = {}
         """By the number of the region's record."""
+        self.region_of: Callable[[str], pb.Region | None] = lambda origin: None
+        """Which region has that origin now; set by whoever knows."""
+        self.damaged: dict[str, str] = {}
+        """Why a region's snapshots cannot be kept while it is written to, in a sentence; by its origin."""
         self.trouble = ""
         """Why a reversion does not go on."""
         self._quieting = asyncio.Lock()
@@ -172,9 +191,11 @@ class SnapshotKeeper:
         budget.use(media)
         if settled := purging.recover(snapshots):
             context.log.info("a purge of %d blocks was cut off; it is settled", settled)
-        if media.store.taken <= TRIM_BLOCKS_MAX:
-            blocks.trim(media.store.is_taken)
         keeper = SnapshotKeeper(context, snapshots, arenas, guard, writers, budget)
+        context.spawn(in_turns(blocks.trim(media.store)), name="trim")
+        context.resources.callback(keeper._savings.close)
+        for region in regions:
+            keeper.add_old_pages(region)
         guard.keeper = keeper
         keeper._go_on()
         await keeper._thaw_left()
@@ -192,6 +213,7 @@ class SnapshotKeeper:
         for record in deletion.unfinished(self.snapshots):
             self._begin_delete(record)
         self._context.spawn(self.purger.run(), name="purge")
+        self._context.spawn(self._take_out_savings(), name="old pages")
 
     async def _thaw_left(self) -> None:
         """A host that died as it took a snapshot left guests stopped. What they store is trapped as it was before: who
@@ -232,6 +254,49 @@ class SnapshotKeeper:
     def is_kept_of(self, arena: str) -> bool:
         return bool(self.snapshots.of(self._arenas.origin(arena)))
 
+    # -- old content that guests save themselves
+
+    def add_old_pages(self, region: pb.Region) -> None:
+        """Raises DataLoss, FailedPrecondition."""
+        old = self._savings.add(region)
+        if old is not None and not self.snapshots.of(origin_of(region)):
+            old.disarm()
+        elif old is not None:
+            self._saving.set()
+
+    def forget_old_pages(self, region: pb.Region) -> None:
+        """Its guest does not run, and it gets others. Raises ResourceExhausted where what is in them has no room."""
+        self._take_out(origin_of(region))
+        self._savings.forget(origin_of(region))
+
+    def _take_out(self, origin: str) -> int:
+        """All that is saved now. Raises ResourceExhausted, DataLoss; what was not taken out is there still."""
+        return self._savings.take_out(origin, partial(self._keep_saved, origin))
+
+    def _keep_saved(self, origin: str, page: int, content: bytes, holes: frozenset[int]) -> None:
+        if self.snapshots.before_write(origin, page, content, holes):
+            self.purger.written()
+
+    async def _take_out_savings(self) -> None:
+        """For ever, at the pace of the guests: often while there is something, seldom while there is not."""
+        pause_s = TAKE_OUT_S_MIN
+        while True:
+            await self._saving.wait()
+            taken = 0
+            armed = self._savings.armed()
+            for origin in armed if not self._quiet else ():
+                try:
+                    taken += self._take_out(origin)
+                except ResourceExhausted:
+                    self.purger.starved()
+                except EverramError as error:
+                    self._note_damage(origin, error)
+                await asyncio.sleep(0)
+            if not armed:
+                self._saving.clear()
+            pause_s = TAKE_OUT_S_MIN if taken else min(TAKE_OUT_S_MAX, 2 * pause_s)
+            await asyncio.sleep(pause_s)
+
     def is_settled(self, arena: str, page: int) -> bool:
         return self.snapshots.is_settled(self._arenas.origin(arena), page)
 
@@ -239,6 +304,8 @@ class SnapshotKeeper:
         if self._quiet and not self.is_settled(arena, page):
             raise ResourceExhausted("the memory is being saved: the writer waits until that has ended")
         try:
+            if self._savings and not self._quiet:
+                self._take_out(self._arenas.origin(arena))
             copied = self.snapshots.before_write(self._arenas.origin(arena), page)
             if copied:
                 self.purger.written()
@@ -246,6 +313,34 @@ class SnapshotKeeper:
         except ResourceExhausted:
             self.purger.starved()
             raise
+        except DataLoss as error:
+            self._note_damage(self._arenas.origin(arena), error)
+            raise
+
+    def _note_damage(self, origin: str, error: EverramError) -> None:
+        """What it would store over cannot be kept, now or later: its guest must not go on."""
+        region = self.region_of(origin)
+        if region is None or origin in self.damaged:
+            return
+        self.damaged[origin] = (
+            f"region {region.name} of guest {region.guest_id} cannot be written to, for what its snapshots need is "
+            f"damaged: {error.message}; `everram region check` says what there is, and removing its snapshots may help"
+        )
+        self._context.log.error("%s", self.damaged[origin])
+        if not region.copy_id:
+            request = FailRequest(guest=region.guest_id, reason=self.damaged[origin])
+            self._context.spawn(self._end_guest(request), name=f"end {region.guest_id}")
+
+    async def _end_guest(self, request: FailRequest) -> None:
+        while True:
+            try:
+                await self._context.ref(HypervisorRef).fail(request)
+                return
+            except (Unavailable, DeadlineExceeded):
+                await asyncio.sleep(RETRY_S)
+            except EverramError as error:
+                self._context.log.error("guest %s is not ended: %s", request.guest, error.message)
+                return
 
     def room_again(self) -> None:
         self.purger.room_made()
@@ -371,9 +466,9 @@ class SnapshotKeeper:
 
     async def _take(self, regions: Sequence[pb.Region], name: str, still: Still) -> list[Record]:
         """Raises Unprotected where a guest ends just now."""
-        unseen = [region for region in regions if not self._is_trapped(region, still.alive)]
+        unseen = [region for region in regions if not self._is_seen(region, still)]
         for region in unseen:
-            self.snapshots.catch_up(origin_of(region))
+            await in_turns(self.snapshots.catch_up(origin_of(region)))
         records = self._take_now(regions, name, {origin_of(region) for region in unseen})
         if unseen:
             try:
@@ -407,11 +502,14 @@ class SnapshotKeeper:
         opened.callback(mapping.close)
         return mapping
 
-    def _is_trapped(self, region: pb.Region, alive: set[str]) -> bool:
-        """Whether the first store to each of its pages will be seen; of a guest without a process its next one's."""
-        if self._writers is None:
-            return False
-        return region.guest_id not in alive or self._writers.is_served(region.guest_id, region.name)
+    def _is_seen(self, region: pb.Region, still: Still) -> bool:
+        """Whether the first store to each of its pages will be trapped, or what it changes be saved by its guest; of a
+        guest without a process by its next one, for the machine attaches no other."""
+        guest_id = region.guest_id
+        if guest_id not in still.alive:
+            return self._writers is not None or self._savings.add(region) is not None
+        is_trapped = self._writers is not None and self._writers.is_served(guest_id, region.name)
+        return is_trapped or self._savings.is_saving(region, still.epochs[guest_id])
 
     def _take_now(self, regions: Sequence[pb.Region], name: str, unseen: Collection[str]) -> list[Record]:
         """One instant: nothing is awaited. `unseen`: the origins of those that have to be copied out."""
@@ -419,6 +517,9 @@ class SnapshotKeeper:
         logs: dict[str, GuestLog] = {}
         with contextlib.ExitStack() as opened:
             try:
+                for region in regions:
+                    # What is there belongs to the snapshots before this one.
+                    self._take_out(origin_of(region))
                 positions = self._append(regions, name, created_ns, logs, opened)
                 self._protect(regions)
                 takings = []
@@ -457,8 +558,12 @@ class SnapshotKeeper:
             log.append(RecordType.SNAPSHOT, operation)
         return positions
 
-    def _protect(self, regions: Iterable[pb.Region]) -> None:
+    def _protect(self, regions: Sequence[pb.Region]) -> None:
         """Raises Unprotected."""
+        for region in regions:
+            if self._savings.add(region) is not None:
+                self._savings.arm(origin_of(region))
+                self._saving.set()
         for region in regions if self._writers is not None else ():
             assert self._writers is not None
             try:
@@ -507,8 +612,10 @@ class SnapshotKeeper:
             if place is Place.FREE:
                 return None
             if place is Place.ARENA:
-                arena = self._arenas.open(self.snapshots.region_of(record).record.name)
-                return arena.read(page * PAGE_BYTES, PAGE_BYTES)
+                origin = self.snapshots.region_of(record).record.name
+                content = self._arenas.open(origin).read(page * PAGE_BYTES, PAGE_BYTES)
+                old = self._savings.find(origin, page)  # asked after reading
+                return content if old is None else old
             if place is Place.STORE:
                 return self.snapshots.blocks.load(number)
             try:
@@ -548,6 +655,7 @@ class SnapshotKeeper:
 
     async def _delete(self, record: Record) -> EverramError | None:
         """What kept it from its end: the next host tries again, and everything else goes on."""
+        origin = self.snapshots.region_of(record).record.name
         steps = deletion.steps(self.snapshots, record)
         going = True
         try:
@@ -558,6 +666,9 @@ class SnapshotKeeper:
         except EverramError as error:
             self._context.log.error("snapshot %s is not deleted to its end: %s", record.name, error.message)
             return error
+        if not self.snapshots.of(origin):
+            self._savings.disarm(origin)
+            self.damaged.pop(origin, None)
         self.room_again()
         return None
 
@@ -575,15 +686,17 @@ class SnapshotKeeper:
                     raise FailedPrecondition(f"a process uses region {region.name}: stop its guest first")
                 # What the log has beyond what is applied would come back over the snapshot's content.
                 self._settle(region.guest_id, numbered)
-                if self._writers is None:
-                    self.snapshots.catch_up(origin_of(region))
+                self._take_out(origin_of(region))
+                is_seen = self._is_seen(region, still)
+                if not is_seen:
+                    at_once(self.snapshots.catch_up(origin_of(region)))
                 reverting.begin(self.snapshots, record)
         reversion = self._begin_reversion(record)
         await asyncio.wait([reversion])
         if reversion.cancelled():
             raise NotFound(f"region {region.name} was removed meanwhile")
         reversion.result()
-        if self._writers is None:
+        if not is_seen:
             await self._copy_out(region.arena)
         self._context.log.info("region %s of guest %s is as in %s", region.name, region.guest_id, record.name)
 
@@ -637,6 +750,8 @@ class SnapshotKeeper:
                     self.trouble = error.message
                 await asyncio.sleep(RETRY_S)
         self.trouble = ""
+        self._savings.arm(self.snapshots.region_of(record).record.name)
+        self._saving.set()
         async with self._moving:
             retired = reverting.end(self.snapshots, record)
         self.room_again()
@@ -671,6 +786,8 @@ class SnapshotKeeper:
 
     async def forget_region(self, region: pb.Region) -> None:
         """A region goes, with all its snapshots."""
+        self._savings.forget(origin_of(region))
+        self.damaged.pop(origin_of(region), None)
         await self.forget_origin(origin_of(region))
         self._arenas.forget(region)
 

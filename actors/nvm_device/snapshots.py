@@ -17,7 +17,7 @@ the memory in `purging`.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -133,6 +133,8 @@ class Snapshots:
         self._free_numbers: list[int] = []
         self.purging: set[int] = set()
         """Blocks of the store that are on their way to storage."""
+        self.given_up = 0
+        """How often a table has let go of a node, since this host began: another may have it alone from then on."""
         self.blocks_copied = 0
         self.entry_updates = 0
         """Virtblocks pointed elsewhere, since this host began."""
@@ -377,6 +379,7 @@ class Snapshots:
 
     def went_on(self, region: Region, record: Record) -> None:
         """The running point has another table."""
+        self.given_up += 1
         region.record = record
         region.array = Array(self.media, record.array)
         region.forget()
@@ -395,50 +398,60 @@ class Snapshots:
 
     # -- writing
 
-    def before_write(self, arena: str, page: int) -> bool:
+    def before_write(
+        self, arena: str, page: int, old: bytes | None = None, holes: Collection[int] = frozenset()
+    ) -> bool:
         """Keep what a page holds for the snapshots that need it. The page may be stored to when this returns. True if
-        its content was copied. Raises ResourceExhausted; then nothing has changed and the store has to wait. Raises
-        FailedPrecondition for a region that is being reverted."""
+        its content was copied. `old`: what it held before, where it was stored to since; `holes`: pages that were zeros
+        until then.
+
+        Raises ResourceExhausted; then nothing has changed and the store has to wait. Raises FailedPrecondition for a
+        region that is being reverted.
+        """
         region = self.regions.get(arena)
         if region is None or not self.live(region):
             return False
         check_not_reverting(region)
         leaf = region.leaves.get(page // CHUNK_PAGES) or tables.leaf_of(self.media, region.record.root, page)
         if not leaf:
-            self._break_extent(region, page)
+            self._break_extent(region, page, holes)
             leaf = tables.leaf_of(self.media, region.record.root, page)
         virtblock = self.media.word(entry_offset(leaf, page, LEAF))
         if virtblock and not self.is_shared(region, page, virtblock):
             return False
         try:
-            return self._make_private(region, page, virtblock)
+            return self._make_private(region, page, virtblock, old)
         except BaseException:
             region.array.reset(region.record.array)
             raise
 
-    def catch_up(self, arena: str) -> None:
-        """Of a region whose stores nobody sees: the running point gets virtblocks for pages that are holes no more.
-        Raises ResourceExhausted."""
+    def catch_up(self, arena: str) -> Generator[None, None, None]:
+        """Of a region whose stores nobody sees: the running point gets virtblocks for pages that are holes no more. In
+        turns: meanwhile nobody may store to it. Raises ResourceExhausted."""
         region = self.regions.get(arena)
         if region is None:
             return
-        try:
-            for first, _ in list(tables.leaves(self.media, region.record.root)):
+        for first, _ in list(tables.leaves(self.media, region.record.root)):
+            yield
+            if self.regions.get(arena) is not region or not tables.leaf_of(self.media, region.record.root, first):
+                continue  # its snapshots were removed since
+            try:
                 for page in self._present(region, first):
                     if not self.virtblock(region.record, page):
                         self._make_private(region, page, 0)
-        except BaseException:
-            region.array.reset(region.record.array)
-            raise
+            except BaseException:
+                region.array.reset(region.record.array)
+                raise
 
-    def _make_private(self, region: Region, page: int, virtblock: int) -> bool:
+    def _make_private(self, region: Region, page: int, virtblock: int, old: bytes | None = None) -> bool:
         """`virtblock`: which snapshots name for what the page holds; 0 if it is a hole."""
         media, record = self.media, region.record
         copied = bool(virtblock) and location(media, virtblock).place is Place.ARENA
         with Draft(media) as draft:
             if copied:
                 block = draft.new_block()
-                self.blocks.persist(block, self.arena_of(record.name).read(page * PAGE_BYTES, PAGE_BYTES))
+                content = self.arena_of(record.name).read(page * PAGE_BYTES, PAGE_BYTES) if old is None else old
+                self.blocks.persist(block, content)
                 draft.word(virtblock * WORD_BYTES, pack_location(Place.STORE, block))
             (own,) = region.array.take(draft, 1)
             draft.word(own * WORD_BYTES, pack_location(Place.ARENA, page))
@@ -466,6 +479,7 @@ class Snapshots:
         """The nodes from the root to a page's leaf as they are when those that snapshots share are copied."""
         nodes = tables.path(self.media, region.record.root, page)
         shared_from = next((at for at, node in enumerate(nodes) if not self._owns(region, node, page, at)), len(nodes))
+        self.given_up += shared_from < len(nodes)
         for at in range(shared_from, len(nodes)):
             nodes[at] = draft.new_page(self.media.load_page(nodes[at]))
             if at > 0:
@@ -482,7 +496,7 @@ class Snapshots:
         region.owned.add(node)
         return True
 
-    def _break_extent(self, region: Region, page: int) -> None:
+    def _break_extent(self, region: Region, page: int, holes: Collection[int]) -> None:
         """Give the pages of a chunk that lies in the arena for everybody virtblocks of their own, in a leaf that
         everybody shares. They belong to the first snapshot, which found them there."""
         media, first = self.media, page // CHUNK_PAGES * CHUNK_PAGES
@@ -491,7 +505,7 @@ class Snapshots:
         try:
             with Draft(media) as draft:
                 leaf = draft.new_page()
-                present = self._present(region, first)
+                present = [at for at in self._present(region, first) if at not in holes]
                 for at, virtblock in zip(present, array.take(draft, len(present)), strict=True):
                     draft.word(virtblock * WORD_BYTES, pack_location(Place.ARENA, at))
                     draft.word(entry_offset(leaf, at, LEAF), virtblock)

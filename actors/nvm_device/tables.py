@@ -23,6 +23,10 @@ _BITS = 9
 CHUNK_PAGES = WORDS_PER_PAGE
 PAGES_MAX = 1 << _BITS * LEVELS
 LEAF = 1
+WORDS_PER_TURN = 8192
+"""Compared in some four milliseconds."""
+Node = tuple[int, int, int]
+"""Level, first page, number."""
 _SHIFTS = tuple(_BITS * (level - 1) for level in range(LEVELS, LEAF, -1))
 """From a page to its entry in a node, from the root down."""
 
@@ -64,25 +68,50 @@ def leaves(media: Media, root: int, skip: Iterable[int] = ()) -> Iterator[tuple[
     return ((first, node) for level, first, node in nodes(media, root, skip) if level == LEAF)
 
 
-def nodes(media: Media, root: int, skip: Iterable[int] = ()) -> Iterator[tuple[int, int, int]]:
-    """(level, first page, node) of every node of a table, those below before those above.
+def nodes(media: Media, root: int, skip: Iterable[int] = ()) -> Iterator[Node]:
+    """Every node of a table, those below before those above.
 
     `skip`: roots of other tables; what is the same node in one of these, with all that lies below, is passed over.
     """
     others = set(skip)
     if root and root not in others:
-        yield from _nodes_below(media, root, 0, LEVELS, others)
+        yield from _nodes_below(media, root, 0, LEVELS, others, 0, _Turn(1 << 62))
+
+
+def some_nodes(media: Media, root: int, skip: Iterable[int], start: int) -> tuple[list[Node], int]:
+    """As many of the same as one turn finds, from that page on, and the page to go on from; 0 when there are no more.
+    Those above a page come with the turn that has come to their ends."""
+    others, turn = set(skip), _Turn(WORDS_PER_TURN)
+    if not root or root in others:
+        return [], 0
+    return list(_nodes_below(media, root, 0, LEVELS, others, start, turn)), turn.stopped_at
+
+
+class _Turn:
+    """What one turn may compare yet, in words."""
+
+    def __init__(self, words: int) -> None:
+        self.words = words
+        self.stopped_at = 0
 
 
 def _nodes_below(
-    media: Media, node: int, first_page: int, level: int, skip: set[int]
-) -> Iterator[tuple[int, int, int]]:
+    media: Media, node: int, first_page: int, level: int, skip: set[int], start: int, turn: _Turn
+) -> Iterator[Node]:
     if level > LEAF:
+        span = 1 << _BITS * (level - 1)
         for at, child in enumerate(entries(media, node)):
-            if not child:
+            first = first_page + at * span
+            if not child or first + span <= start:
                 continue
+            if turn.words <= 0 and first > start and not turn.stopped_at:  # one step at least
+                turn.stopped_at = first
+            if turn.stopped_at:
+                return
+            turn.words -= len(skip) + 1
             theirs = {media.word(other * PAGE_BYTES + at * WORD_BYTES) for other in skip} - {0}
             if child not in theirs:
-                first = first_page + (at << _BITS * (level - 1))
-                yield from _nodes_below(media, child, first, level - 1, theirs)
+                yield from _nodes_below(media, child, first, level - 1, theirs, start, turn)
+        if turn.stopped_at:
+            return
     yield level, first_page, node

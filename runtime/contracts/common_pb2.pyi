@@ -76,7 +76,7 @@ class Error(_message.Message):
     def __init__(self, code: _Optional[int] = ..., fault: _Optional[_Union[Fault, str]] = ..., message: _Optional[str] = ..., unknown: _Optional[bool] = ...) -> None: ...
 
 class Region(_message.Message):
-    __slots__ = ("name", "guest_id", "kind", "size_bytes", "arena", "tracked", "written_pages", "tracking", "copy_id", "origin", "reverting")
+    __slots__ = ("name", "guest_id", "kind", "size_bytes", "arena", "tracked", "written_pages", "tracking", "copy_id", "origin", "keeps_old", "reverting")
     NAME_FIELD_NUMBER: _ClassVar[int]
     GUEST_ID_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
@@ -87,6 +87,7 @@ class Region(_message.Message):
     TRACKING_FIELD_NUMBER: _ClassVar[int]
     COPY_ID_FIELD_NUMBER: _ClassVar[int]
     ORIGIN_FIELD_NUMBER: _ClassVar[int]
+    KEEPS_OLD_FIELD_NUMBER: _ClassVar[int]
     REVERTING_FIELD_NUMBER: _ClassVar[int]
     name: str
     guest_id: str
@@ -98,8 +99,9 @@ class Region(_message.Message):
     tracking: bool
     copy_id: str
     origin: str
+    keeps_old: bool
     reverting: bool
-    def __init__(self, name: _Optional[str] = ..., guest_id: _Optional[str] = ..., kind: _Optional[_Union[RegionKind, str]] = ..., size_bytes: _Optional[int] = ..., arena: _Optional[str] = ..., tracked: _Optional[bool] = ..., written_pages: _Optional[int] = ..., tracking: _Optional[bool] = ..., copy_id: _Optional[str] = ..., origin: _Optional[str] = ..., reverting: _Optional[bool] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., guest_id: _Optional[str] = ..., kind: _Optional[_Union[RegionKind, str]] = ..., size_bytes: _Optional[int] = ..., arena: _Optional[str] = ..., tracked: _Optional[bool] = ..., written_pages: _Optional[int] = ..., tracking: _Optional[bool] = ..., copy_id: _Optional[str] = ..., origin: _Optional[str] = ..., keeps_old: _Optional[bool] = ..., reverting: _Optional[bool] = ...) -> None: ...
 
 class Guest(_message.Message):
     __slots__ = ("guest_id", "name", "state", "host", "pid", "epoch", "regions", "spec", "exit_status", "restarts", "port", "reason", "freeze_reasons", "log", "previous_epoch", "copies", "degraded", "regions_generation", "damaged")

@@ -19,6 +19,7 @@ HYPERVISOR_START = Method("everram.v1.Hypervisor", "Start", hypervisor_pb2.Guest
 HYPERVISOR_RESTART = Method("everram.v1.Hypervisor", "Restart", hypervisor_pb2.StopRequest, common_pb2.Guest)
 HYPERVISOR_REMOVE = Method("everram.v1.Hypervisor", "Remove", hypervisor_pb2.RemoveRequest, common_pb2.Empty)
 HYPERVISOR_KILL = Method("everram.v1.Hypervisor", "Kill", hypervisor_pb2.GuestName, common_pb2.Guest)
+HYPERVISOR_FAIL = Method("everram.v1.Hypervisor", "Fail", hypervisor_pb2.FailRequest, common_pb2.Guest)
 HYPERVISOR_LOGS = Method("everram.v1.Hypervisor", "Logs", hypervisor_pb2.LogsRequest, hypervisor_pb2.LogChunk, streams=True)
 HYPERVISOR_WAIT = Method("everram.v1.Hypervisor", "Wait", hypervisor_pb2.GuestName, common_pb2.Guest)
 HYPERVISOR_REGIONS = Method("everram.v1.Hypervisor", "Regions", common_pb2.Empty, hypervisor_pb2.RegionList)
@@ -30,7 +31,7 @@ HYPERVISOR_CLONE_REGION = Method("everram.v1.Hypervisor", "CloneRegion", hypervi
 HYPERVISOR_ADD_REGION = Method("everram.v1.Hypervisor", "AddRegion", hypervisor_pb2.RegionAct, common_pb2.Guest)
 HYPERVISOR_GROW_REGION = Method("everram.v1.Hypervisor", "GrowRegion", hypervisor_pb2.RegionAct, common_pb2.Guest)
 HYPERVISOR_DROP_REGION = Method("everram.v1.Hypervisor", "DropRegion", hypervisor_pb2.RegionAct, common_pb2.Guest)
-HYPERVISOR = Contract("everram.v1.Hypervisor", (HYPERVISOR_RUN, HYPERVISOR_LIST, HYPERVISOR_INSPECT, HYPERVISOR_STOP, HYPERVISOR_START, HYPERVISOR_RESTART, HYPERVISOR_REMOVE, HYPERVISOR_KILL, HYPERVISOR_LOGS, HYPERVISOR_WAIT, HYPERVISOR_REGIONS, HYPERVISOR_TAKE_OVER, HYPERVISOR_DEMOTE, HYPERVISOR_MOVE, HYPERVISOR_REVERT_REGION, HYPERVISOR_CLONE_REGION, HYPERVISOR_ADD_REGION, HYPERVISOR_GROW_REGION, HYPERVISOR_DROP_REGION,))
+HYPERVISOR = Contract("everram.v1.Hypervisor", (HYPERVISOR_RUN, HYPERVISOR_LIST, HYPERVISOR_INSPECT, HYPERVISOR_STOP, HYPERVISOR_START, HYPERVISOR_RESTART, HYPERVISOR_REMOVE, HYPERVISOR_KILL, HYPERVISOR_FAIL, HYPERVISOR_LOGS, HYPERVISOR_WAIT, HYPERVISOR_REGIONS, HYPERVISOR_TAKE_OVER, HYPERVISOR_DEMOTE, HYPERVISOR_MOVE, HYPERVISOR_REVERT_REGION, HYPERVISOR_CLONE_REGION, HYPERVISOR_ADD_REGION, HYPERVISOR_GROW_REGION, HYPERVISOR_DROP_REGION,))
 
 
 class HypervisorRef(Ref):
@@ -77,6 +78,11 @@ class HypervisorRef(Ref):
         self, request: hypervisor_pb2.GuestName, *, timeout_s: float = DEFAULT_TIMEOUT_S
     ) -> Coroutine[Any, Any, common_pb2.Guest]:
         return self.ask(HYPERVISOR_KILL, request, timeout_s)
+
+    def fail(
+        self, request: hypervisor_pb2.FailRequest, *, timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> Coroutine[Any, Any, common_pb2.Guest]:
+        return self.ask(HYPERVISOR_FAIL, request, timeout_s)
 
     def logs(
         self, request: hypervisor_pb2.LogsRequest, *, timeout_s: float | None = None
@@ -161,6 +167,9 @@ class HypervisorActor(Actor):
         raise NotImplementedError
 
     def kill(self, request: hypervisor_pb2.GuestName) -> common_pb2.Guest | Awaitable[common_pb2.Guest]:
+        raise NotImplementedError
+
+    def fail(self, request: hypervisor_pb2.FailRequest) -> common_pb2.Guest | Awaitable[common_pb2.Guest]:
         raise NotImplementedError
 
     def logs(self, request: hypervisor_pb2.LogsRequest) -> AsyncIterator[hypervisor_pb2.LogChunk]:

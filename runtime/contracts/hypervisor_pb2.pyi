@@ -77,6 +77,14 @@ class StopRequest(_message.Message):
     grace_s: float
     def __init__(self, guest: _Optional[str] = ..., grace_s: _Optional[float] = ...) -> None: ...
 
+class FailRequest(_message.Message):
+    __slots__ = ("guest", "reason")
+    GUEST_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    guest: str
+    reason: str
+    def __init__(self, guest: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
 class RemoveRequest(_message.Message):
     __slots__ = ("guest", "regions", "force")
     GUEST_FIELD_NUMBER: _ClassVar[int]

@@ -62,7 +62,7 @@ class RegionSet(_message.Message):
     def __init__(self, regions: _Optional[_Iterable[_Union[_common_pb2.Region, _Mapping]]] = ..., log: _Optional[str] = ..., guest_ids: _Optional[_Iterable[str]] = ..., logs: _Optional[_Iterable[_Union[LogArea, _Mapping]]] = ...) -> None: ...
 
 class NvmStatus(_message.Message):
-    __slots__ = ("capacity_bytes", "allocated_bytes", "regions", "snapshots", "store_bytes", "metadata_bytes", "storage_bytes", "storage_capacity_bytes", "waiting_writers", "warning")
+    __slots__ = ("capacity_bytes", "allocated_bytes", "regions", "snapshots", "store_bytes", "metadata_bytes", "storage_bytes", "storage_capacity_bytes", "waiting_writers", "untracked_guests", "warning")
     CAPACITY_BYTES_FIELD_NUMBER: _ClassVar[int]
     ALLOCATED_BYTES_FIELD_NUMBER: _ClassVar[int]
     REGIONS_FIELD_NUMBER: _ClassVar[int]
@@ -72,6 +72,7 @@ class NvmStatus(_message.Message):
     STORAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
     STORAGE_CAPACITY_BYTES_FIELD_NUMBER: _ClassVar[int]
     WAITING_WRITERS_FIELD_NUMBER: _ClassVar[int]
+    UNTRACKED_GUESTS_FIELD_NUMBER: _ClassVar[int]
     WARNING_FIELD_NUMBER: _ClassVar[int]
     capacity_bytes: int
     allocated_bytes: int
@@ -82,8 +83,9 @@ class NvmStatus(_message.Message):
     storage_bytes: int
     storage_capacity_bytes: int
     waiting_writers: int
+    untracked_guests: int
     warning: str
-    def __init__(self, capacity_bytes: _Optional[int] = ..., allocated_bytes: _Optional[int] = ..., regions: _Optional[int] = ..., snapshots: _Optional[int] = ..., store_bytes: _Optional[int] = ..., metadata_bytes: _Optional[int] = ..., storage_bytes: _Optional[int] = ..., storage_capacity_bytes: _Optional[int] = ..., waiting_writers: _Optional[int] = ..., warning: _Optional[str] = ...) -> None: ...
+    def __init__(self, capacity_bytes: _Optional[int] = ..., allocated_bytes: _Optional[int] = ..., regions: _Optional[int] = ..., snapshots: _Optional[int] = ..., store_bytes: _Optional[int] = ..., metadata_bytes: _Optional[int] = ..., storage_bytes: _Optional[int] = ..., storage_capacity_bytes: _Optional[int] = ..., waiting_writers: _Optional[int] = ..., untracked_guests: _Optional[int] = ..., warning: _Optional[str] = ...) -> None: ...
 
 class RegionName(_message.Message):
     __slots__ = ("guest_id", "region")

@@ -6,7 +6,11 @@ holds a core sees every committed transaction and nothing of any other.
 
 A commit, in this order (a crash between any two steps loses nothing that was told, and leaves nothing half-done):
 
-    lease looked at -> record in the ring -> tail published: committed -> stores in the regions -> applied published
+    lease looked at -> old content saved -> record in the ring -> tail published: committed -> stores in the regions
+        -> applied published
+
+Old content is saved only where the host cannot see a store coming (`runtime.memory.old_pages`), and for all that a
+record stores before there is a record: so what a replay stores was saved as well.
 
 An exception of a signal handler may come between any two as well. If the record is whole by then the commit is finished
 all the same, before the exception goes on: a later commit must not publish `applied` over stores that were left out.
@@ -26,6 +30,7 @@ from everram.runtime.log.record import RawStore
 from everram.runtime.log.replay import replay
 from everram.runtime.log.ring import LEASE, Ring
 from everram.runtime.log.writer import LogWriter, RingFull, no_bell
+from everram.runtime.memory.old_pages import OldPagesFull
 
 
 class GuestCore:
@@ -60,6 +65,7 @@ class GuestCore:
         self.ring = ring
         self.regions = {region.name: region for region in regions}
         self._mappings = tuple(region.mapping for region in regions)
+        self._saving = tuple(region.old for region in regions) if any(region.old for region in regions) else ()
         self._now_ns = now_ns
         self._load_word = ring.mapping.load_u64
         self._committing = threading.Lock()
@@ -72,6 +78,9 @@ class GuestCore:
             self.replayed = replay(ring, [r.mapping if r.kind == "logged" else None for r in regions])
         except ValueError as error:
             raise LogCorrupt(f"guest {name}: {error}") from error
+        for old in self._saving:
+            if old is not None:
+                old.begin(epoch)
         self._writer = LogWriter(ring, ring_bell)
         self._writer.end()
         self.lsn = ring.tail
@@ -101,6 +110,8 @@ class GuestCore:
                 writer.begin()
                 if self._unfinished:
                     self._finish()
+                if self._saving:
+                    self._save_old(stores)
                 try:
                     lsn = writer.append_stores(stores)
                 except ValueError as error:
@@ -121,6 +132,15 @@ class GuestCore:
             finally:
                 writer.end()
         return lsn
+
+    def _save_old(self, stores: Sequence[RawStore]) -> None:
+        """Raises LogFull."""
+        try:
+            for number, offset, data in stores:
+                if (old := self._saving[number]) is not None:
+                    old.save(self._mappings[number], offset, len(data))
+        except OldPagesFull as error:
+            raise LogFull(f"{error}; nothing was written: try again, or remove snapshots") from error
 
     def _finish(self) -> None:
         """What an interrupted commit left to do; all of it again, which changes nothing; as often as needed."""

@@ -24,7 +24,8 @@ class Timeout(GuestError):
 
 
 class LogFull(GuestError):
-    """A copy that has to hold the log lags behind by all that the log can keep. Nothing was written; try again."""
+    """A copy that has to hold the log lags behind by all that the log can keep, or the host has yet to take in what
+    snapshots need. Nothing was written; try again."""
 
 
 class RegionError(GuestError):

@@ -10,18 +10,20 @@ import socket
 from dataclasses import dataclass
 from typing import Any
 
+from everram.runtime.errors import EverramError
 from everram.runtime.formats.page_classes import MEMORY_LABEL, PageClasses
-from everram.runtime.guest.errors import NotAGuest
+from everram.runtime.guest.errors import NotAGuest, RegionError
 from everram.runtime.guest.region import Region
 from everram.runtime.guest.volatile import Volatile
 from everram.runtime.memory import userfaultfd
 from everram.runtime.memory.mapped import Mapped
+from everram.runtime.memory.old_pages import OldPages
 from everram.runtime.memory.userfaultfd import Feature
 
 MESSAGE_BYTES_MAX = 64 * 1024
 DESCRIPTORS_MAX = 253
 """The kernel's limit in one message."""
-OTHER_ROLES = ("log", "memory", "classes")
+OTHER_ROLES = ("log", "memory", "classes", "old")
 """Of grants that are no regions."""
 TIMEOUT_S = 30.0
 """For one answer: long enough for a host that is just being restarted to take up fault service."""
@@ -49,6 +51,8 @@ class Granted:
         self.log.close()
         for region in self.regions:
             region.mapping.close()
+            if region.old is not None:
+                region.old.close()
         for mapping in (self.memory_mapping, self.table_mapping):
             if mapping is not None and self.memory is None:  # its views go with the process
                 mapping.close()
@@ -68,7 +72,8 @@ def ask(path: str, guest_id: str, epoch: int) -> Granted:
             connection.connect(path)
         except OSError as error:
             raise NotAGuest(f"the machine at {path} does not answer ({error.strerror}): was it stopped?") from error
-        answer, descriptors = _exchange(connection, {"everram": 1, "do": "attach", "guest": guest_id, "epoch": epoch})
+        asking = {"everram": 1, "do": "attach", "guest": guest_id, "epoch": epoch, "saves": True}
+        answer, descriptors = _exchange(connection, asking)
         granted = _map(connection, answer, descriptors)
         tracked = [grant["label"] for grant in answer["grants"] if grant["tracked"]]
         if tracked:
@@ -91,10 +96,14 @@ def _map(connection: socket.socket, answer: dict[str, Any], descriptors: list[in
     regions: list[Region] = []
     others: dict[str, Mapped] = {}
     for mapping, grant in zip(mappings, grants, strict=True):
-        if grant["role"] in OTHER_ROLES:
-            others[grant["role"]] = mapping
-        else:
+        if grant["role"] not in OTHER_ROLES:
             regions.append(Region(grant["label"], len(regions), grant["role"], mapping, grant["size_bytes"]))
+        elif grant["role"] != "old":
+            others[grant["role"]] = mapping
+    by_name = {region.name: region for region in regions}
+    for mapping, grant in zip(mappings, grants, strict=True):
+        if grant["role"] == "old" and grant["label"] in by_name:
+            by_name[grant["label"]].old = _old_pages(grant["label"], mapping)
     granted = Granted(connection, answer["epoch"], answer["recovered"], others["log"], regions, doorbell)
     granted.memory_mapping, granted.table_mapping = others.get("memory"), others.get("classes")
     return granted
@@ -109,6 +118,14 @@ def use_memory(granted: Granted) -> None:
     except ValueError as error:
         raise NotAGuest(f"this library does not fit the host: {error}; start the guest with its everram") from error
     granted.memory = Volatile(granted.memory_mapping, classes)
+
+
+def _old_pages(label: str, mapping: Mapped) -> OldPages:
+    """Raises RegionError."""
+    try:
+        return OldPages.open(mapping)
+    except EverramError as error:
+        raise RegionError(f"region {label} cannot be written to: {error.message}") from error
 
 
 def _hand_over_faults(granted: Granted, labels: list[str]) -> None:

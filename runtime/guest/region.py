@@ -6,20 +6,25 @@ import threading
 
 from everram.runtime.guest.errors import RegionError
 from everram.runtime.memory.contract import Mapping
+from everram.runtime.memory.old_pages import OldPages
 
 
 class Region:
     """`len(region)` bytes; `region[a:b]` is a copy of some of them. `number` is its place among the guest's regions."""
 
-    __slots__ = ("changing", "kind", "mapping", "name", "number", "size_bytes")
+    __slots__ = ("changing", "kind", "mapping", "name", "number", "old", "size_bytes")
 
-    def __init__(self, name: str, number: int, kind: str, mapping: Mapping, size_bytes: int) -> None:
+    def __init__(
+        self, name: str, number: int, kind: str, mapping: Mapping, size_bytes: int, old: OldPages | None = None
+    ) -> None:
         self.name = name
         self.number = number
         self.kind = kind
         """"logged" or "mapped"."""
         self.mapping = mapping
         self.size_bytes = size_bytes
+        self.old = old
+        """Where what snapshots need is saved before it is stored to, if nobody else sees the stores."""
         self.changing = threading.RLock()
         """Held by collections while they read and change: a transaction alone does not lock what it reads."""
 

@@ -46,6 +46,7 @@ class Attachment:
         except (OSError, ValueError) as error:
             raise PermissionDenied(f"the process that asks cannot be found: {error}") from error
         try:
+            _check_saves(resident, message)
             payload, fds = _attach(machine, resident, epoch, pid)
         except EverramError:
             os.close(pidfd)
@@ -99,6 +100,16 @@ class Attachment:
             resident.drop_tracking()
         self._connection.close()
         self._machine.feed(self._machine.core.detached(self._machine.now_ns(), self.guest_id, self.pid))
+
+
+def _check_saves(resident: Resident, message: dict[str, Any]) -> None:
+    """Snapshots rely on it: a process that stored without saving before would change what they hold. Raises
+    FailedPrecondition."""
+    if any(grant.role == "old" for grant in resident.launch.grants) and message.get("saves") is not True:
+        raise FailedPrecondition(
+            "on this computer a guest has to save old content for snapshots itself, and this program's everram does "
+            "not: install the version of its host"
+        )
 
 
 def _attach(machine: MachineProcess, resident: Resident, epoch: int, pid: int) -> tuple[dict[str, Any], list[int]]:

@@ -146,7 +146,8 @@ def userfaultfd() -> Fact:
         "tracking which pages of mapped regions were written; snapshots without a copy",
         not found,
         found or "full, with write protection of shared memory",
-        "stores to mapped regions are not tracked, and a snapshot copies its region whole while the guest is stopped",
+        "stores to mapped regions are not tracked, and a snapshot copies one whole while its guest is stopped; "
+        "of logged regions guests save what snapshots need themselves, in each transaction",
         "as root: `sysctl vm.unprivileged_userfaultfd=1`, or let your user open /dev/userfaultfd; "
         "in a container also allow the system call in its seccomp profile",
         in_status=True,

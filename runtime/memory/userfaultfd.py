@@ -23,6 +23,8 @@ from dataclasses import dataclass
 SYS_USERFAULTFD = 323
 """On x86-64."""
 DEVICE = "/dev/userfaultfd"
+WITHOUT = "EVERRAM_WITHOUT"
+"""Of the environment: "userfaultfd" there keeps a process from using it, as where it is not permitted."""
 API_VERSION = 0xAA
 
 IOCTL_NEW = 0xAA00
@@ -96,6 +98,8 @@ def make(*, user_mode_only: bool = False) -> int:
     Tries /dev/userfaultfd first (permission by file mode), then the system call (permission by sysctl or capability).
     Raises OSError; with `user_mode_only` almost everybody may, but system calls on protected pages then fail.
     """
+    if "userfaultfd" in os.environ.get(WITHOUT, "").split(","):
+        raise OSError(errno.EPERM, f"{WITHOUT} says to do without")
     flags = os.O_CLOEXEC | os.O_NONBLOCK | (USER_MODE_ONLY if user_mode_only else 0)
     if not user_mode_only:
         with contextlib.suppress(OSError):

@@ -60,7 +60,7 @@ class Seat:
         self.pid = machine.next_pid()
 
     async def attach(self) -> dict[str, tuple[Grant, GatedMapping]]:
-        """Its memory, by label. Raises what the machine's rules say."""
+        """Its memory, by label; what is beside a region by `LABEL/old`. Raises what the machine's rules say."""
         machine, launch = self.machine, self.launch
         await asyncio.sleep(machine.draw(machine.delays.message) / 1e9)
         answer: asyncio.Future[EverramError | None] = machine.loop.create_future()
@@ -68,7 +68,8 @@ class Seat:
         error = await answer
         if error is not None:
             raise error
-        return {g.label: (g, GatedMapping(machine.objects.by_name[g.memory], self.gate)) for g in launch.grants}
+        mapped = {g: GatedMapping(machine.objects.by_name[g.memory], self.gate) for g in launch.grants}
+        return {g.label if g.role != "old" else f"{g.label}/old": (g, mapping) for g, mapping in mapped.items()}
 
     def ring(self) -> None:
         """The doorbell of its log."""

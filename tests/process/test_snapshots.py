@@ -339,6 +339,63 @@ async def remove_one_by_one(asked: Device, named: nvm.SnapshotNames) -> None:
             pass
 
 
+@pytest.mark.parametrize("without", ["", "userfaultfd"], ids=["traps", "saves"])
+async def test_a_guest_whose_stores_nobody_traps_saves_what_snapshots_need_itself(
+    everram: Everram, monkeypatch: pytest.MonkeyPatch, without: str
+) -> None:
+    """First without userfaultfd on the whole computer; then of a guest alone, on a computer that has it."""
+    dice = random.Random(SEED)
+    logged_bytes = REGION_BYTES + 8 * HISTORY
+    if not without:
+        everram.run("up", "--hosts", "1", "--memory", "512MiB", "--nvm", "256MiB", "-d")
+    everram.environment["EVERRAM_WITHOUT"] = "userfaultfd"
+    if without:
+        everram.run("up", "--hosts", "1", "--memory", "512MiB", "--nvm", "256MiB", "-d")
+        assert "not permitted" in everram.run("doctor")
+    await everram.begin(GUEST, f"plain={REGION_BYTES}B,mapped", f"logged={logged_bytes}B")
+    async with device() as asked:
+        warning = json.loads(everram.run("status", "--json"))["hosts"][0]["nvm"]["warning"]
+        status = await asked.status()
+        told = "1 guest could not make a userfaultfd" in warning
+        assert (told, status.untracked_guests) == (not without, int(not without))
+        sizes: dict[tuple[str, str], int] = {}
+        instants: list[Instant] = []
+        for number in range(6):
+            name = f"s{number}"
+            before = (await asked.status()).store_bytes
+            taken = await asked.insist(lambda n=name: asked.take(n, "logged"))
+            grown = (await asked.status()).store_bytes - before
+            assert not without or grown < logged_bytes, "not copied whole"
+            content = await asked.insist(lambda n=name: asked.read("logged", n, logged_bytes))
+            instants.append(seen_logged(content, taken["logged"]))
+            sizes["logged", name] = logged_bytes
+            if number % 3 == 0:
+                await asked.kill_host_in(lambda n=number: asked.take(f"cut{n}", "logged"), dice.uniform(0, 0.02))
+                await asked.insist(asked.status)
+            elif number % 3 == 1:
+                begun = everram.run("logs", "writer").count("begins")
+                everram.run("fault", "writer", "guest-kill")
+                again = lambda b=begun: asyncio.to_thread(  # noqa: E731
+                    lambda: everram.run("logs", "writer").count("begins") > b
+                )
+                await until(again, "the guest writes again")
+        assert len({instant.last for instant in instants}) == len(instants), "the guest wrote all the time"
+        hashes = await asked.hashes(sizes)
+        everram.run("stop", "writer")
+        await asked.insist(lambda: asked.host.nvm_device.purge(nvm.PurgeRequest(), timeout_s=PATIENCE_S))
+        assert await asked.hashes(sizes) == hashes
+        everram.run("region", "revert", "logged@s2")
+        taken = await asked.insist(lambda: asked.take("reverted", "logged"))
+        content = await asked.read("logged", "reverted", logged_bytes)
+        assert hashlib.sha256(content).hexdigest() == hashes["logged", "s2"]
+        assert not await asked.findings()
+        found = (await asked.host.nvm_device.snapshots(nvm.SnapshotFilter())).snapshots
+        everram.run("region", "rm", *(f"logged@{record.name}" for record in found))
+        assert not await asked.findings()
+        status = await asked.status()
+        assert (status.snapshots, status.store_bytes, status.storage_bytes) == (0, 0, 0)
+
+
 async def running(asked: Device) -> bool:
     from everram.runtime.contracts.hypervisor_pb2 import GuestName
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
 import dataclasses
+import random
 import zlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -12,11 +14,14 @@ from typing import Any, cast
 
 import pytest
 
+from everram.actors.nvm_device import tables
 from everram.actors.nvm_device.actor import NvmDevice
 from everram.actors.nvm_device.storage import content_offset
 from everram.actors.vmemfs.actor import VMemFS
 from everram.runtime.contracts import common_pb2 as pb
 from everram.runtime.contracts import nvm_device_pb2 as nvm
+from everram.runtime.contracts.hypervisor_contract import HypervisorActor
+from everram.runtime.contracts.hypervisor_pb2 import FailRequest
 from everram.runtime.contracts.nvm_device_contract import NvmDeviceRef
 from everram.runtime.contracts.vmemfs_contract import VMEMFS, VMemFSRef
 from everram.runtime.environment import Environment, GuestProcess
@@ -31,11 +36,13 @@ from everram.runtime.errors import (
 )
 from everram.runtime.formats.pages import PageTable, table_name
 from everram.runtime.guest.core import GuestCore
+from everram.runtime.guest.errors import LogFull
 from everram.runtime.guest.region import Region
 from everram.runtime.log.record import RecordType
 from everram.runtime.log.ring import BUSY, COMMITTING, IDLE, MIN_CAPACITY_BYTES, Ring, log_name
 from everram.runtime.memory.contract import PAGE_BYTES
-from everram.runtime.memory.guard import GuardedMapping, PageGuard
+from everram.runtime.memory.guard import ArenaKeeper, GuardedMapping, PageGuard
+from everram.runtime.memory.old_pages import SLOTS_MAX, OldPages, old_pages_name
 from everram.runtime.node import Node
 from everram.runtime.simulation.disk import DiskFaults, Media, SimulatedDisk
 from everram.runtime.simulation.entropy import Seeds, SimulatedEntropy
@@ -143,16 +150,25 @@ class DyingMemory(SimulatedMemory):
 class Box:
     """A machine with one guest, and the host that serves it now."""
 
-    def __init__(self, *, trapped: bool = True, nvm_bytes: int = NVM_BYTES, storage_bytes: int = STORAGE_BYTES) -> None:
+    def __init__(
+        self,
+        *,
+        trapped: bool = True,
+        saving: bool = False,
+        nvm_bytes: int = NVM_BYTES,
+        storage_bytes: int = STORAGE_BYTES,
+    ) -> None:
+        """`trapped`: the guest's stores are seen; `saving`: it saves old content itself. Otherwise nobody sees them."""
+        self.saving = saving
         self.computer = Computer()
         self.objects = Objects(64 * MIB)
         self.media = Media(Seeds(1).stream("disk"), 1 << 30, DiskFaults(latency_min_s=0, latency_max_s=0))
         self.traps = Traps() if trapped else None
         self.nvm_bytes, self.storage_bytes = nvm_bytes, storage_bytes
-        self.gate = Dying()
+        self.gate, self.guest_gate = Dying(), Dying()
         self.lives = 0
 
-    async def host(self) -> NvmDeviceRef:
+    async def host(self, *others: type[Any]) -> NvmDeviceRef:
         self.lives += 1
         self.gate = Dying()
         self.memory = DyingMemory(self.objects, self.gate)
@@ -165,6 +181,8 @@ class Box:
         )
         self.node = Node(environment, "h1", check_messages=True)
         self.node.add(VMemFS)
+        for other in others:
+            self.node.add(other)
         self.node.add(
             lambda: NvmDevice(self.nvm_bytes, self.storage_bytes, guard=self.guard, writers=cast("Any", self.traps)),
             after=(VMEMFS,),
@@ -193,12 +211,14 @@ class Box:
         return self.attach(epoch)
 
     def attach(self, epoch: int) -> GuestCore:
-        mappings = [self.memory.open(region.arena).map() for region in self.regions]
+        self.guest_gate = Dying()
+        self.guest_memory = DyingMemory(self.objects, self.guest_gate)
+        mappings = [self.guest_memory.open(region.arena).map() for region in self.regions]
         return GuestCore(
             guest_id=GUEST_ID,
             name="guest",
             epoch=epoch,
-            ring=self.ring(),
+            ring=Ring.open(self.guest_memory.open(log_name(GUEST_ID)).map()),
             regions=[
                 Region(
                     region.name,
@@ -206,11 +226,15 @@ class Box:
                     "mapped" if region.kind == pb.MAPPED else "logged",
                     GuardedMapping(mapping, self.guard, region.arena) if self.traps else mapping,
                     region.size_bytes,
+                    old=self.old_pages(region) if self.saving and region.keeps_old else None,
                 )
                 for number, (region, mapping) in enumerate(zip(self.regions, mappings, strict=True))
             ],
             now_ns=lambda: 1,
         )
+
+    def old_pages(self, region: pb.Region) -> OldPages:
+        return OldPages.open(self.guest_memory.open(old_pages_name(GUEST_ID, region.name)).map())
 
     def end(self) -> None:
         del self.computer.processes[GUEST_ID]
@@ -256,9 +280,9 @@ def store(core: GuestCore, page: int, value: int, region: str = "r") -> None:
         tx.store(core.region(region), page * PAGE_BYTES, bytes([value]) * 8)
 
 
-@pytest.fixture(params=[True, False], ids=["trapped", "unseen"])
+@pytest.fixture(params=["trapped", "saving", "unseen"])
 async def box(request: pytest.FixtureRequest) -> Any:
-    made = Box(trapped=request.param)
+    made = Box(trapped=request.param == "trapped", saving=request.param == "saving")
     await made.host()
     await made.make("r")
     yield made
@@ -436,7 +460,6 @@ async def test_a_snapshot_that_a_death_cut_off_is_whole_or_nothing() -> None:
     core = box.begin()
     for page in range(3):
         store(core, page, page + 1)
-    box.end()
     before = box.content()
     seen = set()
 
@@ -506,6 +529,184 @@ async def test_a_region_that_a_death_left_half_grown_has_tables_that_fit() -> No
     asked = nvm.GrowRequest(region=nvm.RegionName(guest_id=GUEST_ID, region="r"), size_bytes=8 * PAGE_BYTES)
     await every_death(box, lambda ref: ref.grow_region(asked), look)
     assert sizes == {4, 8}
+    await box.node.stop()
+
+
+# -- guests that save old content themselves --------------------------------------------------------------------------
+
+
+SAVED_PAGES = 520
+"""More than one chunk."""
+
+
+async def commit(core: GuestCore, stores: list[tuple[int, bytes]]) -> None:
+    """As the blocking form of a guest does it: while there is no room it is tried again."""
+    for _ in range(1000):
+        try:
+            with core.transaction() as tx:
+                for offset, data in stores:
+                    tx.store(core.region("r"), offset, data)
+        except LogFull:
+            await asyncio.sleep(0.001)
+        else:
+            return
+    raise AssertionError("the host does not take out what the guest has saved")
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_snapshots_of_what_a_guest_saves_itself_are_exact_whoever_dies(seed: int) -> None:
+    dice = random.Random(seed)
+    box = Box(trapped=False, saving=True, nvm_bytes=16 * MIB)
+    await box.host()
+    await box.make("r", pages=SAVED_PAGES)
+    core, taken, deaths = box.begin(), dict[str, bytes](), 0
+    for step in range(100):
+        what = dice.choices(["store", "guest dies", "take", "host dies", "purge", "remove"], [12, 3, 4, 2, 1, 1])[0]
+        stores = [
+            (dice.randrange(SAVED_PAGES * PAGE_BYTES - 9000), dice.randbytes(dice.choice([8, 100, 9000])))
+            for _ in range(dice.randint(1, 3))
+        ]
+        if what == "store":
+            await commit(core, stores)
+        elif what == "guest dies":
+            box.guest_gate.passes = dice.randrange(60)
+            with contextlib.suppress(Died):
+                await commit(core, stores)
+            deaths += box.guest_gate.passes < 0
+            box.end()
+            if dice.random() < 0.5:
+                await box.take(f"dead{step}")  # brings what was committed into the region
+                taken[f"dead{step}"] = box.content()
+            core = box.begin()
+        elif what == "take":
+            before = (await box.nvm.status(pb.Empty())).store_bytes
+            await box.take(f"s{step}")
+            taken[f"s{step}"] = box.content()
+            waited = (await box.nvm.status(pb.Empty())).store_bytes - before
+            assert waited <= SLOTS_MAX * PAGE_BYTES, "nothing was copied but what the guest had saved"
+        elif what == "host dies":
+            box.gate.passes = dice.randrange(80)
+            with contextlib.suppress(EverramError):
+                await box.take(f"cut{step}")
+            box.gate.passes = 0
+            await box.node.stop()
+            await box.host()
+            listed = await box.nvm.snapshots(nvm.SnapshotFilter(guest_id=GUEST_ID))
+            if f"cut{step}" in {one.name for one in listed.snapshots}:
+                taken[f"cut{step}"] = box.content()
+        elif what == "purge":
+            await box.nvm.purge(nvm.PurgeRequest())
+        elif taken:
+            name = dice.choice(sorted(taken))
+            await box.remove(name)
+            del taken[name]
+        if taken and step % 4 == 0:
+            name = dice.choice(sorted(taken))
+            assert await read_whole(box, name) == taken[name]
+    for name, content in taken.items():
+        assert await read_whole(box, name) == content
+    assert deaths
+    await box.remove(*taken)
+    await until(box.is_empty)
+    await box.node.stop()
+
+
+async def read_whole(box: Box, name: str) -> bytes:
+    size_bytes, pieces = SAVED_PAGES * PAGE_BYTES, []
+    for offset in range(0, size_bytes, MIB):
+        asked = nvm.ReadSnapshotRequest(snapshot=named(name), offset=offset, length=MIB)
+        pieces.append((await box.nvm.read_snapshot(asked)).data)
+    return b"".join(pieces)
+
+
+async def test_what_a_guest_saved_is_read_before_its_host_has_taken_it_out() -> None:
+    box = Box(trapped=False, saving=True)
+    await box.host()
+    await box.make("r")
+    core = box.begin()
+    store(core, 1, 1)
+    await box.take("s")
+    before = box.content()
+    await box.nvm.quiesce(nvm.QuiesceMoves(on=True))  # nothing is taken out meanwhile
+    store(core, 1, 2)
+    store(core, 2, 2)
+    assert await box.read("s") == before
+    assert (await box.nvm.status(pb.Empty())).store_bytes == 0
+    await box.nvm.quiesce(nvm.QuiesceMoves(on=False))
+    await box.take("t")
+    assert (await box.nvm.status(pb.Empty())).store_bytes == PAGE_BYTES, "of page 1: page 2 was a hole"
+    assert (await box.read("s"), await box.read("t")) == (before, box.content())
+    await box.node.stop()
+
+
+async def test_a_guest_waits_while_there_is_no_place_for_what_it_has_to_save() -> None:
+    box = Box(trapped=False, saving=True, nvm_bytes=8 * MIB)
+    await box.host()
+    await box.make("r", pages=2 * SLOTS_MAX)
+    core = box.begin()
+    await box.take("s")
+    await box.nvm.quiesce(nvm.QuiesceMoves(on=True))
+    for page in range(SLOTS_MAX):
+        store(core, page, 1)
+    tail = box.ring().tail
+    with pytest.raises(LogFull, match="nothing was written"):
+        store(core, SLOTS_MAX, 1)
+    assert (box.ring().tail, box.ring().mapping.load_u64(COMMITTING)) == (tail, IDLE)
+    store(core, 0, 2)  # saved before
+    await box.nvm.quiesce(nvm.QuiesceMoves(on=False))
+    await commit(core, [(page * PAGE_BYTES, b"x") for page in range(2 * SLOTS_MAX)])
+    assert await box.read("s") == bytes(2 * SLOTS_MAX * PAGE_BYTES)
+    await box.node.stop()
+
+
+async def test_what_a_guest_saved_and_is_not_that_any_more_is_told_and_ends_the_guest() -> None:
+    box = Box(trapped=False, saving=True)
+    await box.host()
+    await box.make("r")
+    core = box.begin()
+    store(core, 1, 1)
+    await box.take("s")
+    await box.nvm.quiesce(nvm.QuiesceMoves(on=True))
+    store(core, 1, 2)
+    old = box.memory.open(old_pages_name(GUEST_ID, "r"))
+    old.write(old.size_bytes - PAGES * PAGE_BYTES, b"not that")
+    await box.nvm.quiesce(nvm.QuiesceMoves(on=False))
+    with pytest.raises(DataLoss, match="what its guest saved of page 1 does not match its checksum"):
+        await box.take("t")
+
+    async def is_told() -> bool:
+        return "region r of guest g cannot be written to" in (await box.nvm.status(pb.Empty())).warning
+
+    await until(is_told)
+    assert box.computer.standing == set()
+    await box.node.stop()
+
+
+async def test_metadata_that_is_damaged_ends_the_guest_whose_store_met_it() -> None:
+    box = Box()
+    ended: list[FailRequest] = []
+
+    class Ending(HypervisorActor):
+        def fail(self, request: FailRequest) -> pb.Guest:
+            ended.append(request)
+            return pb.Guest()
+
+    await box.host(Ending)
+    await box.make("r")
+    core = box.begin()
+    store(core, 1, 1)
+    await box.take("s")
+    store(core, 2, 1)
+    await box.take("t")
+    snapshots = box.guard.keeper.snapshots  # type: ignore[union-attr]
+    region = snapshots.regions[box.regions[0].arena]
+    leaf = tables.leaf_of(snapshots.media, region.record.root, 1)
+    snapshots.media.mapping.store_u64(tables.entry_offset(leaf, 1, tables.LEAF), 1 << 40)
+    assert not ArenaKeeper(box.guard, box.regions[0].arena).lift(1), "the store does not take place"
+    await until(lambda: asyncio.sleep(0, bool(ended)))
+    assert ended[0].guest == GUEST_ID
+    assert "region r of guest g cannot be written to" in ended[0].reason
+    assert (await box.nvm.status(pb.Empty())).warning == ended[0].reason
     await box.node.stop()
 
 
