@@ -100,13 +100,15 @@ def steps(snapshots: Snapshots, record: Record) -> Iterator[None]:
     """One change each, or a part of a long search; between two of them anything else may happen to the region, other
     deletions among it."""
     changed = True
-    while changed:  # what others did meanwhile may have left more to this snapshot alone
+    while changed:
         changed, given_up = False, snapshots.given_up
         for kind in (_free_leaves, _free_nodes, _free_array_pages, _bequeath_array, _bequeath_children):
             for has_changed in kind(snapshots, record):
                 changed |= has_changed
                 yield
-        changed |= snapshots.given_up != given_up
+            if snapshots.given_up != given_up:
+                changed = True  # something may have been left to this snapshot alone, by others too
+                break
     _erase(snapshots, record)
 
 

@@ -101,8 +101,10 @@ def _nodes_below(
     if level > LEAF:
         span = 1 << _BITS * (level - 1)
         for at, child in enumerate(entries(media, node)):
+            if not child:
+                continue
             first = first_page + at * span
-            if not child or first + span <= start:
+            if first + span <= start:
                 continue
             if turn.words <= 0 and first > start and not turn.stopped_at:  # one step at least
                 turn.stopped_at = first
