@@ -66,7 +66,7 @@ class Usage:
 
     def update(self, fresh: Mapping[PageClass, Estimate]) -> None:
         """Classes of the working set rise fast and fall slowly; the others the other way round: each errs on the side
-        on which too little is taken. What is not resident is known, not estimated, and taken as it is."""
+        on which too little is taken. What is free, or not resident, is so whatever was before."""
         self.samples += 1
         if not self.totals:
             self.totals = dict(fresh)
@@ -74,7 +74,7 @@ class Usage:
         for known, new in fresh.items():
             old = self.totals[known]
             rises = new.pages > old.pages
-            if known > PageClass.FREE:
+            if known >= PageClass.FREE:
                 weight = 1.0
             elif known in WORKING:
                 weight = RISE if rises else FALL

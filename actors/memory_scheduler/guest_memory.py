@@ -58,6 +58,7 @@ class Balloon:
     def look(self, held: int, now_ns: int) -> int:
         """Take note of what it holds; how many pages it gave since."""
         given = max(0, held - self.held)
+        self.moved_ns = self.moved_ns or now_ns
         if held != self.held or held >= self.asked:
             self.moved_ns = now_ns
         elif now_ns - self.moved_ns > STALL_NS:
@@ -109,7 +110,7 @@ class GuestMemory:
     reason: str = "nothing was decided yet"
     reclaimed: int = 0
     """Since the last decision."""
-    spared_until_ns: int = 0
+    spared_until_ns: int = -(1 << 62)
     """It has asked for memory back, so none is taken from it by balloon before."""
     closed: bool = False
 
@@ -144,9 +145,10 @@ class GuestMemory:
         self.classes.set_target(pages)
         self.ask(now_ns)
 
-    def demand(self, now_ns: int) -> Demand:
-        most = self.max_pages or self.pages
-        return Demand(self.guest_id, self.resident, self.usage, self.min_pages, most, 0.0, self.answers(now_ns))
+    def demand(self, now_ns: int, *, counted: bool) -> Demand:
+        """`counted`: with the pages that are free inside it, which takes a look at all of them."""
+        most, free = self.max_pages or self.pages, len(self.unused()) if counted else None
+        return Demand(self.guest_id, self.resident, self.usage, self.min_pages, most, 0.0, self.answers(now_ns), free)
 
     # -- pages
 

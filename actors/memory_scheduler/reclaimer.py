@@ -35,10 +35,14 @@ DECIDE_NS = 250_000_000
 REST_DECIDE_NS = 2_000_000_000
 SPARE_NS = 2_000_000_000
 """A guest that asked for memory back keeps it for so long at least, if others can give."""
+SPARE_REST_NS = 8_000_000_000
+"""Then not again for so long: one that always asks is not always spared."""
 PAGES_PER_LOOK = 4096
 """Swapped out at most before the next look: other guests' balloons may have given by then."""
 SUSPECTS = 4
 """Times as many pages are watched for use as are to be swapped out."""
+SUSPECTS_MAX = 1024
+"""Unmapping one takes some 10 us of this host's only thread."""
 DEFLATE_PART = 4
 """A balloon is let out by so many parts of what is available beyond what is needed."""
 
@@ -105,7 +109,8 @@ class Reclaimer:
         guest.counters.ballooned += given
         guest.reclaimed += given
         if guest.classes.wanted:
-            guest.spared_until_ns = now_ns + SPARE_NS
+            if now_ns > guest.spared_until_ns + SPARE_REST_NS:
+                guest.spared_until_ns = now_ns + SPARE_NS
             guest.set_target(guest.balloon.held, now_ns)
 
     # -- what guests do with their memory
@@ -126,7 +131,7 @@ class Reclaimer:
 
     def _decide(self, available: int, now_ns: int) -> dict[str, int]:
         """Pages to take from each guest."""
-        demands = [guest.demand(now_ns) for guest in self._guests.values()]
+        demands = [guest.demand(now_ns, counted=self.pressure > Pressure.HIGH) for guest in self._guests.values()]
         for demand in demands:
             guest = self._guests[demand.guest_id]
             guest.technique, guest.reason = self._choose(guest, demand, now_ns)
@@ -135,7 +140,7 @@ class Reclaimer:
         takes = divide(demands, techniques, short, self.pressure)
         missing = short - sum(takes.values())
         if self.pressure is Pressure.LOW and missing > 0 and self._pager.file is not None:
-            self._squeeze(demands, takes, missing)
+            self._squeeze(demands, takes, short)
         elif self.pressure is Pressure.HIGH:
             self._let_out(available, now_ns)
         for demand in demands:
@@ -157,13 +162,15 @@ class Reclaimer:
             return Technique.NONE, "it has just asked for memory back"
         return technique, reason
 
-    def _squeeze(self, demands: list[Demand], takes: dict[str, int], missing: float) -> None:
-        for guest_id, pages in squeeze(demands, missing).items():
+    def _squeeze(self, demands: list[Demand], takes: dict[str, int], short: float) -> None:
+        for guest_id, pages in squeeze(demands, short).items():
             guest = self._guests[guest_id]
-            if pages and guest.paged is not None and not guest.broken:
+            if pages > takes[guest_id] and guest.paged is not None and not guest.broken:
                 guest.technique = Technique.SWAP
-                guest.reason = "nothing is left, and nothing is unused: every guest gives in proportion"
-                takes[guest_id] += pages
+                guest.reason = (
+                    "nothing is left: what guests do not work with is taken, and if need be more in proportion"
+                )
+                takes[guest_id] = pages
 
     def _let_out(self, available: int, now_ns: int) -> None:
         """There is more than enough: guests may have back what they gave."""
@@ -223,7 +230,7 @@ class Reclaimer:
         used = guest.paged.touched(guest.suspects) if guest.suspects else set()
         cold = [page for page in guest.suspects if page not in used and guest.is_present(page)][:left]
         candidates = guest.unseen() if answers else guest.any_used()
-        drawn = draw(len(candidates), left * SUSPECTS, self._entropy)
+        drawn = draw(len(candidates), min(left * SUSPECTS, SUSPECTS_MAX), self._entropy)
         taken = set(cold)
         guest.suspects = [candidates[number] for number in drawn if candidates[number] not in taken]
         guest.paged.forget_touches(guest.suspects)

@@ -48,6 +48,8 @@ class Demand:
     sharable: float = 0.0
     answers: bool = True
     """Whether it says what its pages are, and lately enough."""
+    free: int | None = None
+    """Pages that are free inside it, if they were counted: nothing of any guest is taken on a guess before them."""
 
 
 def choose(pressure: Pressure, *, answers: bool, balloon_stalls: bool, swap_works: bool) -> tuple[Technique, str]:
@@ -72,18 +74,18 @@ def choose(pressure: Pressure, *, answers: bool, balloon_stalls: bool, swap_work
 def reclaimable(demand: Demand, technique: Technique, pressure: Pressure) -> tuple[float, float, float]:
     """Pages that may be taken in each round: free, clean cache, anonymous. Their sum is the guest's greatest target."""
     usage = demand.usage
-    if technique is Technique.NONE or not usage.totals:
+    if technique is Technique.NONE:
         return 0.0, 0.0, 0.0
     if technique is Technique.BALLOON:
-        free = usage.pages(PageClass.FREE)
+        free = usage.pages(PageClass.FREE) if demand.free is None else demand.free
         buffer = usage.pages(PageClass.INACTIVE_BUFFER)
         anonymous = ANONYMOUS_SHARE * usage.pages(PageClass.INACTIVE_ANONYMOUS)
         if pressure is Pressure.CLEAR:
             buffer = anonymous = 0.0
     else:
         share = 1.0 if demand.answers else BLIND_SHARE
-        # Thrown away and not saved, but only where the guest says that it is free.
-        free = usage.low(PageClass.FREE) if demand.answers else 0.0
+        # Thrown away and not saved.
+        free = usage.low(PageClass.FREE) if demand.free is None else demand.free
         buffer = share * usage.low(PageClass.INACTIVE_BUFFER)
         anonymous = share * usage.low(PageClass.INACTIVE_ANONYMOUS)
     return _bounded(demand, (free, buffer, anonymous))
@@ -125,9 +127,18 @@ def divide(
 
 
 def squeeze(demands: Sequence[Demand], shortage: float) -> dict[str, int]:
-    """Where nothing is inactive any more and the host has nothing left: from everybody, in proportion to what each has
-    beyond its minimum."""
-    beyond = {d.guest_id: max(0, d.resident - d.min_pages) for d in demands}
-    whole = sum(beyond.values())
-    part = min(1.0, shortage / whole) if whole else 0.0
-    return {guest_id: int(pages * part) for guest_id, pages in beyond.items()}
+    """Where a host has nothing left: from everybody, first what is beyond working sets, then what is beyond minimums.
+    In proportion within each."""
+    beyond = {d.guest_id: float(max(0, d.resident - d.min_pages)) for d in demands}
+    idle = {
+        d.guest_id: min(beyond[d.guest_id], max(0.0, d.resident - d.usage.working_set)) if d.usage.totals else 0.0
+        for d in demands
+    }
+    taken = dict.fromkeys(beyond, 0.0)
+    for offers in (idle, beyond):
+        left = shortage - sum(taken.values())
+        offered = sum(offers[guest_id] - taken[guest_id] for guest_id in offers)
+        part = min(1.0, left / offered) if offered > 0 else 0.0
+        for guest_id, pages in offers.items():
+            taken[guest_id] += (pages - taken[guest_id]) * part
+    return {guest_id: int(pages) for guest_id, pages in taken.items()}

@@ -1,0 +1,433 @@
+"""Paging out and in on a model of the kernel: no byte is lost, whatever dies, fails or touches a page in between."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import pytest
+
+from everram.actors.memory_scheduler.guest_memory import GuestMemory
+from everram.actors.memory_scheduler.pager import GuestPager
+from everram.actors.memory_scheduler.swap_file import Slots, SwapFile
+from everram.runtime.errors import DataLoss, FailedPrecondition, ResourceExhausted
+from everram.runtime.formats.page_classes import Kind, PageClasses
+from everram.runtime.formats.swap_table import SwapTable
+from everram.runtime.memory.contract import PAGE_BYTES
+from everram.runtime.memory.heap import HeapMapping
+
+PAGES = 24
+SLOTS = 32
+
+
+class Died(BaseException):
+    """The host, in the middle of what it did."""
+
+
+def content(stamp: int) -> bytes:
+    return stamp.to_bytes(8, "little") * (PAGE_BYTES // 8)
+
+
+@dataclass
+class Computer:
+    """A guest's memory, its storage, and what outlives a host. `steps` counts down to the host's death."""
+
+    present: dict[int, bytes] = field(default_factory=dict)
+    protected: set[int] = field(default_factory=set)
+    watched: set[int] = field(default_factory=set)
+    file: bytearray = field(default_factory=bytearray)
+    table: HeapMapping = field(default_factory=lambda: HeapMapping(SwapTable.total_bytes(PAGES)))
+    classes: HeapMapping = field(default_factory=lambda: HeapMapping(PageClasses.total_bytes(PAGES)))
+    steps: int = 1 << 60
+    failing: str = ""
+    during_write: Callable[[], None] = lambda: None
+
+    def step(self) -> None:
+        self.steps -= 1
+        if self.steps < 0:
+            raise Died
+
+    # -- environment.MemoryObject
+
+    @property
+    def present_bytes(self) -> int:
+        return len(self.present) * PAGE_BYTES
+
+    def extents(self, start: int = 0, end: int | None = None) -> list[tuple[int, int]]:
+        last = PAGES if end is None else end // PAGE_BYTES
+        return [(page * PAGE_BYTES, PAGE_BYTES) for page in sorted(self.present) if start // PAGE_BYTES <= page < last]
+
+    def read(self, offset: int, length: int) -> bytes:
+        pages = range(offset // PAGE_BYTES, (offset + length) // PAGE_BYTES)
+        return b"".join(self.present.get(page, bytes(PAGE_BYTES)) for page in pages)
+
+    def punch(self, offset: int, length: int) -> None:
+        for page in range(offset // PAGE_BYTES, (offset + length) // PAGE_BYTES):
+            self.step()
+            self.present.pop(page, None)
+
+    # -- DiskFile and Disk
+
+    async def open(self, name: str, *, create: bool = False) -> Computer:
+        return self
+
+    async def remove(self, name: str) -> None:
+        self.file.clear()
+
+    async def close(self) -> None:
+        pass
+
+    async def pread(self, offset: int, length: int) -> bytes:
+        await asyncio.sleep(0)
+        return bytes(self.file[offset : offset + length])
+
+    async def pread_each(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        if self.failing == "read":
+            raise DataLoss("the disk failed")
+        return [await self.pread(offset, length) for offset, length in ranges]
+
+    async def pwrite(self, offset: int, data: bytes | memoryview) -> None:
+        self.step()
+        await asyncio.sleep(0)
+        if self.failing == "full" and offset:
+            raise ResourceExhausted("the disk is full")
+        if offset:
+            self.during_write()
+        self.file.extend(bytes(max(0, offset + len(data) - len(self.file))))
+        self.file[offset : offset + len(data)] = data
+
+
+class Paged:
+    """`PagedMemory` of one host on the model."""
+
+    pages = PAGES
+    gone = False
+
+    def __init__(self, computer: Computer) -> None:
+        self.computer = computer
+
+    def watch(self, page: int) -> None:
+        self.computer.watched.add(page)
+
+    def protect(self, first_page: int, count: int) -> None:
+        self.computer.step()
+        self.computer.protected.update(range(first_page, first_page + count))
+
+    def unprotect(self, first_page: int, count: int = 1) -> None:
+        if self.computer.steps < 0:
+            raise Died  # whoever is dead tidies nothing up
+        self.computer.protected.difference_update(range(first_page, first_page + count))
+
+    def fill(self, page: int, data: bytes) -> bool:
+        self.computer.step()
+        self.computer.present.setdefault(page, data)
+        self.computer.step()
+        return True
+
+    def fill_zeros(self, page: int, count: int = 1) -> bool:
+        return self.fill(page, bytes(PAGE_BYTES))
+
+    def wake_all(self) -> None:
+        pass
+
+
+class Guest:
+    """The guest's threads, and what they know to have stored."""
+
+    def __init__(self, computer: Computer) -> None:
+        self.computer = computer
+        self.expected: dict[int, int] = {}
+        self.stamps = 0
+
+    def try_store(self, page: int, pager: GuestPager) -> bool:
+        """One attempt; a fault is told, and the store has to be tried again."""
+        if not self._try_touch(page, pager, store=True):
+            return False
+        self.stamps += 1
+        self.computer.present[page] = content(self.stamps)
+        self.expected[page] = self.stamps
+        return True
+
+    def _try_touch(self, page: int, pager: GuestPager, *, store: bool) -> bool:
+        computer = self.computer
+        if page not in computer.present:
+            if page in computer.watched:
+                pager.fault("g", page, protected=False)
+                return False
+            computer.present[page] = bytes(PAGE_BYTES)
+        if store and page in computer.protected:
+            pager.fault("g", page, protected=True)
+            return False
+        return True
+
+    async def store(self, page: int, pager: GuestPager) -> None:
+        await self._until(lambda: self.try_store(page, pager))
+
+    async def verify(self, pager: GuestPager) -> None:
+        for page in range(PAGES):
+            await self._until(lambda page=page: self._try_touch(page, pager, store=False))  # type: ignore[misc]
+            expected = content(self.expected[page]) if page in self.expected else bytes(PAGE_BYTES)
+            assert self.computer.present[page] == expected, f"page {page}"
+
+    async def _until(self, attempt: Callable[[], bool]) -> None:
+        for _ in range(1000):
+            if self.computer.steps < 0:
+                raise Died
+            if attempt():
+                return
+            await asyncio.sleep(0)
+        raise AssertionError("a thread of the guest hangs")
+
+
+class Host:
+    """One life of a host on the computer."""
+
+    def __init__(self, computer: Computer, *, fresh: bool) -> None:
+        self.computer = computer
+        self.tasks: list[asyncio.Task[None]] = []
+        self.broken: list[str] = []
+        table = SwapTable.format(computer.table, PAGES) if fresh else SwapTable.open(computer.table)
+        classes = PageClasses.format(computer.classes, PAGES) if fresh else PageClasses(computer.classes, PAGES)
+        self.guest = GuestMemory("g", "guest", cast(Any, computer), classes, computer.classes, table, PAGES)
+        self.pager = GuestPager({"g": self.guest}, self.spawn, lambda: 0, self.broken.append)
+
+    def spawn(self, work: Coroutine[Any, Any, None], *, name: str) -> object:
+        self.tasks.append(asyncio.get_running_loop().create_task(work))
+        return self.tasks[-1]
+
+    async def start(self) -> None:
+        self.pager.file = await SwapFile.open(cast(Any, self.computer), "memory", SLOTS)
+        for _, slot in self.guest.swap.swapped():
+            assert self.pager.file.slots.hold(slot), f"slot {slot} is named twice"
+        self.guest.swapped = sum(1 for _ in self.guest.swap.swapped())
+        self.pager.attached("g", cast(Any, Paged(self.computer)))
+
+    def check(self) -> None:
+        """At rest: every slot that is taken is named once, by a page that is not there."""
+        assert self.pager.file is not None
+        named = [slot for _, slot in self.guest.swap.swapped()]
+        assert len(named) == len(set(named)) == self.pager.file.slots.used == self.guest.swapped
+        assert not [page for page, _ in self.guest.swap.swapped() if page in self.computer.present]
+        assert not self.guest.pending
+        assert not self.guest.loading
+
+    async def settle(self) -> None:
+        await asyncio.gather(*self.tasks)
+        self.tasks.clear()
+
+    async def die(self) -> None:
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    for _ in range(1000):
+        if condition():
+            return
+        await asyncio.sleep(0)
+    raise AssertionError("it does not come")
+
+
+async def life(computer: Computer, guest: Guest, dice: random.Random, acts: int, *, fresh: bool) -> None:
+    """A host pages out and in while the guest goes on; raises Died when it dies."""
+    host = Host(computer, fresh=fresh)
+
+    def meddle() -> None:
+        for _ in range(dice.randrange(3)):
+            guest.try_store(dice.randrange(PAGES), host.pager)
+
+    computer.during_write = meddle
+    try:
+        await host.start()
+        await guest.verify(host.pager)
+        for _ in range(acts):
+            if dice.random() < 0.5:
+                await guest.store(dice.randrange(PAGES), host.pager)
+            else:
+                pages = sorted(dice.sample(sorted(computer.present), min(len(computer.present), dice.randrange(12))))
+                try:
+                    await host.pager.swap_out(host.guest, pages)
+                except (ResourceExhausted, DataLoss):
+                    pass
+            for task in host.tasks:
+                if task.done() and task.exception():
+                    await task
+        computer.during_write = lambda: None
+        await guest.verify(host.pager)
+        await host.settle()
+        host.check()
+    finally:
+        computer.during_write = lambda: None
+        await host.die()
+
+
+@pytest.mark.parametrize("seed", range(60))
+async def test_no_byte_is_lost_when_the_host_dies_at_any_step(seed: int) -> None:
+    dice = random.Random(seed)
+    computer, fresh = Computer(), True
+    guest = Guest(computer)
+    for _ in range(4):
+        computer.steps = dice.randrange(1, 150)
+        computer.failing = dice.choice(["", "", "", "full"])
+        try:
+            await life(computer, guest, dice, 30, fresh=fresh)
+        except Died:
+            pass
+        # What the kernel did is done; a host that died before it had a table has paged nothing.
+        fresh = computer.table.load_u64(0) == 0
+    computer.steps, computer.failing = 1 << 60, ""
+    await life(computer, guest, dice, 10, fresh=fresh)
+
+
+async def test_a_page_that_is_stored_to_while_it_is_saved_stays() -> None:
+    computer = Computer()
+    guest, host = Guest(computer), Host(computer, fresh=True)
+    await host.start()
+    for page in range(6):
+        await guest.store(page, host.pager)
+    computer.during_write = lambda: [guest.try_store(2, host.pager) for _ in range(2)] and None
+    assert await host.pager.swap_out(host.guest, range(6)) == 5
+    assert sorted(computer.present) == [2]
+    await guest.verify(host.pager)
+    await host.settle()
+    assert host.guest.counters.swapped_in == 5
+    host.check()
+
+
+async def test_a_hole_that_the_guest_makes_meanwhile_does_not_bring_old_content_back_over_new() -> None:
+    computer = Computer()
+    guest, host = Guest(computer), Host(computer, fresh=True)
+    await host.start()
+    await guest.store(0, host.pager)
+    await guest.store(1, host.pager)
+
+    def give_back_and_use_again() -> None:
+        del computer.present[1]
+        computer.protected.discard(1)
+        while not guest.try_store(1, host.pager):
+            pass
+
+    computer.during_write = give_back_and_use_again
+    await host.pager.swap_out(host.guest, [0, 1])
+    await guest.verify(host.pager)
+
+
+async def test_pages_of_zeros_take_no_slot() -> None:
+    computer = Computer()
+    host = Host(computer, fresh=True)
+    await host.start()
+    computer.present = dict.fromkeys(range(4), bytes(PAGE_BYTES))
+    await host.pager.swap_out(host.guest, range(4))
+    assert not computer.present
+    host.check()
+    assert host.pager.file is not None
+    assert host.pager.file.slots.used == 0
+    await Guest(computer).verify(host.pager)
+
+
+async def test_what_is_free_in_the_guest_is_thrown_away_and_never_what_it_takes_into_use() -> None:
+    computer = Computer()
+    guest, host = Guest(computer), Host(computer, fresh=True)
+    await host.start()
+    for page in range(4):
+        await guest.store(page, host.pager)
+    assert host.guest.unused() == []  # it keeps no table: "free" is only what the table began with
+    host.guest.classes.set_kept()
+    host.guest.classes.set_kind(0, 2, Kind.ANONYMOUS)
+    assert host.guest.unused() == [2, 3]
+    assert host.pager.discard(host.guest, [1, 2, 3]) == 2  # one was taken into use since
+    assert sorted(computer.present) == [0, 1]
+    assert not computer.protected
+    # A page that was swapped out and then freed needs no slot any more.
+    await host.pager.swap_out(host.guest, [0, 1])
+    host.guest.classes.set_kind(0, 1, Kind.FREE)
+    host.pager.drop_dead(host.guest)
+    host.check()
+    guest.expected = {1: guest.expected[1]}
+    await guest.verify(host.pager)
+
+
+async def test_storage_that_fails_holds_the_thread_and_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("everram.actors.memory_scheduler.pager.RETRY_S", 0)
+    computer = Computer()
+    guest, host = Guest(computer), Host(computer, fresh=True)
+    await host.start()
+    for page in range(6):
+        await guest.store(page, host.pager)
+    await host.pager.swap_out(host.guest, range(6))
+    computer.failing = "read"
+    host.pager.fault("g", 3, protected=False)
+    await until(lambda: host.broken)
+    assert host.guest.broken == {3: "the disk failed"}
+    computer.failing = ""
+    damaged = next(slot for page, slot in host.guest.swap.swapped() if page == 4)
+    before = bytes(computer.file)
+    computer.file[(damaged + 1) * PAGE_BYTES] ^= 1
+    await until(lambda: not host.guest.broken)
+    await host.settle()
+    assert computer.present[3] == content(guest.expected[3])
+    host.pager.fault("g", 4, protected=False)
+    await until(lambda: 4 in host.guest.broken)
+    assert "damaged in the swap file" in host.guest.broken[4]
+    computer.file[:] = before
+    await host.settle()
+    await guest.verify(host.pager)
+
+
+async def test_a_full_swap_file_and_a_full_disk_leave_everything_where_it_is() -> None:
+    computer = Computer()
+    guest, host = Guest(computer), Host(computer, fresh=True)
+    await host.start()
+    assert host.pager.file is not None
+    host.pager.file.slots = Slots(3)
+    for page in range(6):
+        await guest.store(page, host.pager)
+    assert await host.pager.swap_out(host.guest, range(6)) == 3
+    with pytest.raises(ResourceExhausted, match="full"):
+        await host.pager.swap_out(host.guest, [4, 5])
+    host.pager.file.slots = Slots(9)
+    computer.failing = "full"
+    with pytest.raises(ResourceExhausted, match="full"):
+        await host.pager.swap_out(host.guest, [4, 5])
+    assert host.pager.file.slots.used == 0
+    assert not computer.protected & {4, 5}
+
+
+async def test_the_swap_file_of_another_memory_is_begun_anew() -> None:
+    computer = Computer()
+    file = await SwapFile.open(cast(Any, computer), "first", SLOTS)
+    assert file.fresh
+    await file.write(file.slots.take(2), [content(1), content(2)])
+    assert not (await SwapFile.open(cast(Any, computer), "first", SLOTS)).fresh
+    assert (await SwapFile.open(cast(Any, computer), "second", SLOTS)).fresh
+    assert len(computer.file) == PAGE_BYTES
+
+
+def test_slots_are_taken_once_and_in_runs() -> None:
+    slots = Slots(10)
+    assert slots.take(4) == [0, 1, 2, 3]
+    assert not slots.hold(2)
+    assert slots.hold(5)
+    assert not slots.hold(10)
+    assert slots.take(8) == [4, 6, 7, 8, 9]
+    slots.release([1, 2, 99])
+    assert slots.take(8) == [1, 2]
+    assert slots.used == 10
+
+
+def test_a_swap_table_of_another_kind_is_refused() -> None:
+    with pytest.raises(DataLoss, match="magic"):
+        SwapTable.open(HeapMapping(SwapTable.total_bytes(4)))
+    mapping = HeapMapping(SwapTable.total_bytes(4))
+    SwapTable.format(mapping, 4).set(3, 7, 0xDEADBEEF)
+    assert SwapTable.open(mapping).get(3) == (7, 0xDEADBEEF)
+    mapping.store_u64(16, 1 << 40)
+    with pytest.raises(DataLoss, match="fit"):
+        SwapTable.open(mapping)
+    mapping.store_u64(8, 2)
+    with pytest.raises(FailedPrecondition, match="later"):
+        SwapTable.open(mapping)
