@@ -78,8 +78,8 @@ class SwapFile:
         self.slots = slots
         self.fresh = fresh
 
-    @staticmethod
-    async def open(disk: Disk, memory_id: str, slots: int) -> SwapFile:
+    @classmethod
+    async def open(cls, disk: Disk, memory_id: str, slots: int) -> SwapFile:
         """Raises ResourceExhausted, DataLoss where the storage cannot be used."""
         file = await disk.open(NAME, create=True)
         header = _HEADER.pack(MAGIC, VERSION, memory_id.encode()[:64])
@@ -94,7 +94,7 @@ class SwapFile:
         except EverramError:
             await file.close()
             raise
-        return SwapFile(file, Slots(slots), fresh=fresh)
+        return cls(file, Slots(slots), fresh=fresh)
 
     async def write(self, slots: Sequence[int], pages: Sequence[bytes]) -> None:
         """Raises ResourceExhausted (the disk is full), DataLoss (it failed): then nothing may name these slots."""

@@ -1,0 +1,407 @@
+"""The memory scheduler beside what a host could do instead, on real guests that were promised 1.5 times what there is.
+
+Four guests of equal size (`workloads` in the output) run on one host at once, for each way to divide its memory:
+
+- `everram`: as `actors/memory_scheduler` does it;
+- `swap_only_random`, `swap_only_lru`: pages are paged out that were drawn at random, or not used for longest;
+- `balloon_only`: guests are asked, and nothing is paged out;
+- `access_only`: everram's, but all that is known of a page is whether it was used lately;
+- `enough`: with memory for all, what the others are measured by.
+
+The work of a guest is its operations a second, as a part of what it does with enough memory; that of a way is the mean
+of its guests'. Every object is verified at every access. A host's scheduler, pager and page service are the real ones,
+and run in this process. Ratios above 1 say that everram does more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import os
+import random
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks._scheduler_guest import STORAGE_S, WORKLOADS
+from benchmarks._scheduler_model import compare
+from everram.actors.memory_scheduler.estimates import Usage, Z, estimate
+from everram.actors.memory_scheduler.guest_memory import GuestMemory
+from everram.actors.memory_scheduler.pager import BATCH_PAGES, GuestPager
+from everram.actors.memory_scheduler.pressure import Pressure, shortage
+from everram.actors.memory_scheduler.reclaimer import Reclaimer
+from everram.actors.memory_scheduler.sampling import SAMPLE_PAGES, draw
+from everram.actors.memory_scheduler.swap_file import SwapFile
+from everram.actors.memory_scheduler.targets import Demand, Technique, choose, squeeze
+from everram.runtime.environment import MachineEvent, TrackedRange
+from everram.runtime.formats.page_classes import MEMORY_LABEL, PageClass, PageClasses
+from everram.runtime.formats.swap_table import SwapTable
+from everram.runtime.memory.contract import PAGE_BYTES
+from everram.runtime.memory.page_service import PageService
+from everram.runtime.production.clock import SystemClock
+from everram.runtime.production.disk import Folder
+from everram.runtime.production.memory import KeptObject
+
+MIB = 1 << 20
+GUEST_MIB = 40
+GUESTS = ("cache-heavy", "anonymous-heavy", "mixed", "mostly free")
+OVERCOMMIT = 1.5
+WARM_S, MEASURED_S = 5.0, 8.0
+REST_GUESTS, REST_S = 8, 6.0
+RECLAIM_MIB = 256
+TRIALS = 1500
+SEEDS = 100
+GUEST = Path(__file__).with_name("_scheduler_guest.py")
+
+
+@dataclass
+class Guest:
+    name: str
+    memory: GuestMemory
+    process: subprocess.Popen[bytes]
+    channel: socket.socket
+    report: int
+
+    def count(self) -> int:
+        return int.from_bytes(os.pread(self.report, 8, 0), "little")
+
+
+class Objects:
+    """`environment.Memory` for the page service."""
+
+    def __init__(self) -> None:
+        self.by_name: dict[str, KeptObject] = {}
+
+    def make(self, name: str, size_bytes: int) -> KeptObject:
+        fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        os.ftruncate(fd, size_bytes)
+        self.by_name[name] = KeptObject(name, fd)
+        return self.by_name[name]
+
+    def names(self) -> list[str]:
+        return sorted(self.by_name)
+
+    def open(self, name: str) -> KeptObject:
+        return self.by_name[name]
+
+
+# -- ways to divide memory
+
+
+def swap_only(pressure: Pressure, *, answers: bool, balloon_stalls: bool, swap_works: bool) -> tuple[Technique, str]:
+    return (Technique.NONE if pressure < Pressure.SOFT else Technique.SWAP), "swap only"
+
+
+def balloon_only(pressure: Pressure, *, answers: bool, balloon_stalls: bool, swap_works: bool) -> tuple[Technique, str]:
+    return (Technique.NONE if pressure is Pressure.HIGH else Technique.BALLOON), "balloon only"
+
+
+class Blind(GuestMemory):
+    """Nothing is known of its pages but whether they were used lately; that, exactly."""
+
+    def there(self) -> list[int]:
+        return self._present_among(b"\1" * self.pages)
+
+    def unused(self) -> list[int]:
+        return []
+
+    def dead(self) -> list[int]:
+        return []
+
+    def sampled(self, now_ns: int) -> dict[PageClass, int]:
+        counts = super().sampled(now_ns)
+        counts[PageClass.ACTIVE_ANONYMOUS] += counts.pop(PageClass.ACTIVE_BUFFER) + counts.pop(PageClass.UNRECLAIMABLE)
+        counts[PageClass.INACTIVE_ANONYMOUS] += counts.pop(PageClass.INACTIVE_BUFFER) + counts.pop(PageClass.FREE)
+        return counts
+
+    def coldest(self, count: int, *, however_warm: bool = False) -> list[int]:
+        """Free pages are as cold as any."""
+        tick, touches = self.classes.tick, self.classes.touches()
+        old = [page for page in self.there() if however_warm or (tick - touches[page]) & 0xFF > 4]
+        return sorted(sorted(old, key=lambda page: -((tick - touches[page]) & 0xFF))[:count])
+
+
+class Random(Blind):
+    """Nothing at all is known."""
+
+    dice = random.Random(5)
+
+    def coldest(self, count: int, *, however_warm: bool = False) -> list[int]:
+        present = self.there()
+        return sorted(self.dice.sample(present, min(count, len(present))))
+
+
+class OnlySwap(Reclaimer):
+    """Everybody gives in proportion to what it has."""
+
+    def _decide(self, available: int, now_ns: int) -> dict[str, int]:
+        for guest in self._guests.values():
+            guest.technique = Technique.SWAP if self.pressure > Pressure.HIGH else Technique.NONE
+        for_all = shortage(self.pressure, available, self.limit_bytes) / PAGE_BYTES
+        blind = [Demand(guest.guest_id, guest.resident, Usage()) for guest in self._guests.values()]
+        return squeeze(blind, for_all)
+
+    async def _swap(self, guest: GuestMemory, pages: int) -> None:
+        await self._swap_all(guest, guest.coldest(pages, however_warm=True))
+
+
+WAYS: dict[str, tuple[type[GuestMemory], type[Reclaimer], Any]] = {
+    "enough": (GuestMemory, Reclaimer, choose),
+    "everram": (GuestMemory, Reclaimer, choose),
+    "swap_only_random": (Random, OnlySwap, swap_only),
+    "swap_only_lru": (Blind, OnlySwap, swap_only),
+    "balloon_only": (GuestMemory, Reclaimer, balloon_only),
+    "access_only": (Blind, Reclaimer, choose),
+}
+
+
+# -- one host
+
+
+class SlowSwap(SwapFile):
+    """On storage that takes as long as a cache's origin does: the file itself is in this computer's page cache."""
+
+    async def read(self, slots: Sequence[int]) -> list[bytes]:
+        await asyncio.sleep(STORAGE_S)
+        return await super().read(slots)
+
+
+@dataclass
+class Host:
+    """The scheduler of a host, with guests, in this process."""
+
+    limit_bytes: int
+    kind: type[GuestMemory] = GuestMemory
+    reclaimer_kind: type[Reclaimer] = Reclaimer
+    policy: Any = choose
+    guests: list[Guest] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
+
+    async def start(self, folder: str) -> None:
+        self.by_id: dict[str, GuestMemory] = {}
+        self.objects = Objects()
+        self.service = PageService(self.objects)  # type: ignore[arg-type]
+        self.tasks: set[asyncio.Task[None]] = set()
+        self.pager = GuestPager(self.by_id, self.spawn, time.monotonic_ns, self.lost.append)
+        self.pager.file = await SlowSwap.open(Folder(folder), "benchmark", 4 * RECLAIM_MIB * MIB // PAGE_BYTES)
+        self.service.use_pager(self.pager)
+        self.reclaimer = self.reclaimer_kind(
+            self.by_id, self.pager, self.limit_bytes, SystemClock(), random.Random(1), self.policy
+        )
+        self.loop = asyncio.create_task(self.watch())
+
+    def spawn(self, work: Coroutine[Any, Any, None], *, name: str) -> object:
+        task = asyncio.create_task(work)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+        return task
+
+    async def watch(self) -> None:
+        while True:
+            await self.reclaimer.look()
+            await asyncio.sleep(self.reclaimer.pause_s)
+
+    async def run_guest(self, workload: str, mib: int) -> Guest:
+        """Started, and what it begins with is done."""
+        guest_id, pages = f"g{len(self.guests)}", mib * MIB // PAGE_BYTES
+        memory = self.objects.make(f"volatile.{guest_id}", pages * PAGE_BYTES)
+        table = self.objects.make(f"classes.{guest_id}", PageClasses.total_bytes(pages))
+        places = self.objects.make(f"swapped.{guest_id}", SwapTable.total_bytes(pages))
+        report = self.objects.make(f"report.{guest_id}", PAGE_BYTES)
+        mapping = table.map()
+        swap = SwapTable.format(places.map(), pages)
+        kept = self.kind(guest_id, workload, memory, PageClasses.format(mapping, pages), mapping, swap, pages)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        descriptors = [theirs.fileno(), memory.descriptor, table.descriptor, report.descriptor]
+        process = subprocess.Popen(  # noqa: ASYNC220 (it takes a moment, once)
+            [sys.executable, "-P", str(GUEST), *map(str, descriptors), str(pages), workload], pass_fds=descriptors
+        )
+        theirs.close()
+        ours.setblocking(False)
+        message, fds, _, _ = await self.when(ours, lambda: socket.recv_fds(ours, 1000, 1))
+        address = json.loads(message)["address"]
+        self.by_id[guest_id] = kept
+        tracked = TrackedRange(MEMORY_LABEL, memory.name, address, pages * PAGE_BYTES)
+        self.service.attach(MachineEvent("attached", guest_id, pid=process.pid, userfaultfd=fds[0], ranges=(tracked,)))
+        ours.send(b"go")
+        await self.when(ours, lambda: ours.recv(10))
+        guest = Guest(workload, kept, process, ours, report.descriptor)
+        self.guests.append(guest)
+        return guest
+
+    async def when(self, channel: socket.socket, receive: Any) -> Any:
+        ready = asyncio.Event()
+        asyncio.get_running_loop().add_reader(channel.fileno(), ready.set)
+        await asyncio.wait_for(ready.wait(), 60)
+        asyncio.get_running_loop().remove_reader(channel.fileno())
+        return receive()
+
+    async def end(self) -> None:
+        self.loop.cancel()
+        for guest in self.guests:
+            if guest.process.poll() is not None:
+                raise RuntimeError(f"{guest.name} ended: it was given back other bytes than it had stored, or worse")
+            guest.process.kill()
+            guest.process.wait()
+            guest.channel.close()
+        self.service.close()
+        for task in list(self.tasks):
+            task.cancel()
+        assert self.pager.file is not None
+        await self.pager.file.close()
+        for kept in self.objects.by_name.values():
+            os.close(kept.descriptor)
+
+
+async def overcommitted(way: str) -> dict[str, Any]:
+    """The four guests at once, divided in this way."""
+    kind, reclaimer, policy = WAYS[way]
+    promised = GUEST_MIB * MIB * len(GUESTS)
+    limit = promised * 2 if way == "enough" else int(promised / OVERCOMMIT)
+    with tempfile.TemporaryDirectory() as folder:
+        host = Host(limit, kind, reclaimer, policy)
+        await host.start(folder)
+        for name in reversed(GUESTS):
+            await host.run_guest(name, GUEST_MIB)
+        await asyncio.sleep(WARM_S)
+        before = [guest.count() for guest in host.guests]
+        counters = faults(host)
+        began = time.monotonic()
+        await asyncio.sleep(MEASURED_S)
+        took = time.monotonic() - began
+        rates = {g.name: (g.count() - was) / took for g, was in zip(host.guests, before, strict=True)}
+        out = sum(guest.memory.counters.swapped_out for guest in host.guests)
+        found = {
+            "rates": rates,
+            "refaults": faults(host) - counters,
+            "refaults_in_all": faults(host),
+            "swapped_out": out,
+            "misplaced": sum(guest.memory.counters.misplaced for guest in host.guests),
+            "latencies_ns": sorted(host.pager.latencies_ns),
+            "over_limit_mib": max(0, -host.reclaimer.available_bytes) / MIB,
+        }
+        await host.end()
+    return found
+
+
+def faults(host: Host) -> int:
+    """Pages that had to be brought back, and objects of caches that had to be got again."""
+    return sum(g.memory.counters.swapped_in + 4 * g.memory.classes.refaults for g in host.guests)
+
+
+async def at_rest() -> float:
+    """Part of a core that the scheduler takes for guests of whom none is short of anything."""
+    with tempfile.TemporaryDirectory() as folder:
+        host = Host(1 << 40)
+        await host.start(folder)
+        for _ in range(REST_GUESTS):
+            await host.run_guest("idle", 8)
+        await asyncio.sleep(1)
+        began, used = time.monotonic(), time.process_time()
+        await asyncio.sleep(REST_S)
+        share = (time.process_time() - used) / (time.monotonic() - began)
+        await host.end()
+    return share
+
+
+async def reclaim() -> dict[str, float]:
+    """How long it takes until a host has its memory back, by each technique."""
+    found = {}
+    for technique, workload in (("balloon", "freed"), ("discard", "freed"), ("swap", "idle")):
+        with tempfile.TemporaryDirectory() as folder:
+            host = Host(1 << 40)
+            await host.start(folder)
+            guest = (await host.run_guest(workload, int(RECLAIM_MIB / 0.9) + 2)).memory
+            host.loop.cancel()
+            goal, began = guest.resident - RECLAIM_MIB * MIB // PAGE_BYTES, time.monotonic()
+            if technique == "balloon":
+                guest.set_target(RECLAIM_MIB * MIB // PAGE_BYTES, time.monotonic_ns())
+            while guest.resident > goal:
+                if technique == "discard":
+                    host.pager.discard(guest, guest.unused()[:4096])
+                elif technique == "swap":
+                    guest.classes.set_tick(guest.classes.tick + 8)
+                    pages = guest.coldest(16 * BATCH_PAGES)
+                    for start in range(0, len(pages), BATCH_PAGES):
+                        await host.pager.swap_out(guest, pages[start : start + BATCH_PAGES])
+                await asyncio.sleep(0)
+            found[technique] = time.monotonic() - began
+            await host.end()
+    return found
+
+
+# -- estimates
+
+
+def intervals() -> tuple[float, float]:
+    """(how often an interval holds the truth, mean width as a multiple of the formula's) over many populations."""
+    dice = random.Random(8)
+    covered = trials = 0
+    width = formula = 0.0
+    for _ in range(TRIALS):
+        pages = dice.randrange(1000, 20_000)
+        population = dice.choices(list(PageClass), weights=[dice.expovariate(1) for _ in PageClass], k=pages)
+        truth = Counter(population)
+        totals = estimate(Counter(population[page] for page in draw(pages, SAMPLE_PAGES, dice)), pages)
+        for known, total in totals.items():
+            covered += total.low <= truth[known] <= total.high
+            trials += 1
+            width += total.high - total.low
+            p = truth[known] / pages
+            formula += 2 * Z * pages * math.sqrt(p * (1 - p) / SAMPLE_PAGES)
+    return covered / trials, width / formula
+
+
+async def measure() -> dict[str, Any]:
+    ways = {way: await overcommitted(way) for way in WAYS}
+    enough = ways["enough"]["rates"]
+    work = {way: statistics.mean(found["rates"][name] / enough[name] for name in GUESTS) for way, found in ways.items()}
+    ours = ways["everram"]
+    coverage, width = intervals()
+    latencies = ours["latencies_ns"] + ways["swap_only_lru"]["latencies_ns"]
+    latencies.sort()
+    return {
+        "throughput_vs_swap_only": work["everram"] / max(work["swap_only_random"], work["swap_only_lru"]),
+        "throughput_vs_swap_only_random": work["everram"] / work["swap_only_random"],
+        "throughput_vs_swap_only_lru": work["everram"] / work["swap_only_lru"],
+        "throughput_vs_balloon_only": work["everram"] / work["balloon_only"],
+        "refaults_vs_access_only": ours["refaults_in_all"] / max(1, ways["access_only"]["refaults_in_all"]),
+        "unreclaimable_or_active_pages_swapped_fraction": ours["misplaced"] / max(1, ours["swapped_out"]),
+        "class_interval_coverage": coverage,
+        "class_interval_width_vs_formula": width,
+        "rest_core_fraction": await at_rest(),
+        "reclaim_256_mib_s": await reclaim(),
+        "swap_in_p50_us": latencies[len(latencies) // 2] / 1000 if latencies else 0.0,
+        "swap_in_p99_us": latencies[len(latencies) * 99 // 100] / 1000 if latencies else 0.0,
+        "work": work,
+        "rates": {way: found["rates"] for way, found in ways.items()},
+        "refaults": {way: found["refaults_in_all"] for way, found in ways.items()},
+        "swapped_out": {way: found["swapped_out"] for way, found in ways.items()},
+        "over_limit_mib": {way: found["over_limit_mib"] for way, found in ways.items()},
+        "simulation": compare(SEEDS),
+    }
+
+
+def run() -> dict[str, Any]:
+    found = asyncio.run(measure())
+    found["workloads"] = {name: WORKLOADS[name] for name in GUESTS}
+    found["sizes"] = f"{len(GUESTS)} guests of {GUEST_MIB} MiB on {GUEST_MIB * len(GUESTS) / OVERCOMMIT:.0f} MiB"
+    found["limits"] = {
+        "throughput_vs_swap_only": 2,
+        "throughput_vs_balloon_only": 1.1,
+        "refaults_vs_access_only": 0.5,
+        "unreclaimable_or_active_pages_swapped_fraction": 0.05,
+        "class_interval_coverage": 0.93,
+        "class_interval_width_vs_formula": 1.2,
+        "rest_core_fraction": 0.01,
+    }
+    return found
