@@ -53,7 +53,7 @@ CONTRACTS = (
     HYPERVISOR,
     HOST,
 )
-"""What a host answers."""
+"""What a host answers, for a front that listens before there is a node."""
 
 
 async def compose(
@@ -91,4 +91,5 @@ async def compose(
         after=(NVM_DEVICE, REPLICATOR, AVAILABILITY, MEMORY_SCHEDULER),
     )
     node.add(lambda: Report(config, node, pid), after=(NVM_DEVICE,))
+    assert {contract.service for contract in node.contracts} == {contract.service for contract in CONTRACTS}
     return node

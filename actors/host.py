@@ -137,6 +137,7 @@ async def _serve(
     finally:
         if machine.hands_over:
             await front.hand_to(machine.successor_socket)
+            await node.leave()
         # The actors first, while their last answers can still leave.
         await node.stop()
         await production.close()

@@ -43,6 +43,9 @@ class RemoteCarriers(Protocol):
     def start(self) -> None:
         """Let other hosts in; called once the actors have started."""
 
+    async def leave(self) -> None:
+        """Have other hosts ask this one's successor from now on; called before the actors stop."""
+
     async def close(self) -> None:
         """Send the answers that are ready, then end every stream; called after the actors have stopped."""
 
@@ -125,6 +128,11 @@ class Node:
             self._started.append(cell)
         if self._remote is not None:
             self._remote.start()
+
+    async def leave(self) -> None:
+        """Before `stop`, where a successor takes this node's place at once: other hosts wait for it."""
+        if self._remote is not None:
+            await self._remote.leave()
 
     async def stop(self) -> None:
         """Drain and stop every actor, last started first. With `check_messages`: raises Internal if one was changed."""

@@ -12,7 +12,7 @@ Each host is what `everram.actors.compose` builds, on an environment of simulate
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -24,10 +24,12 @@ from everram.runtime.contracts.vmemfs_contract import VMemFSRef
 from everram.runtime.coordination.api import Put, Range
 from everram.runtime.coordination.directory import CLUSTER, decode, encode, guest_key, host_key, machine_key
 from everram.runtime.environment import Environment
-from everram.runtime.errors import DeadlineExceeded, EverramError, NotFound
+from everram.runtime.errors import DeadlineExceeded, EverramError, FailedPrecondition, NotFound
 from everram.runtime.formats.config import HostConfig
+from everram.runtime.formats.vmemfs import MEMORY_NAME, Superblock
 from everram.runtime.log.ring import LEASE, TAIL
 from everram.runtime.machine.effects import Limits
+from everram.runtime.memory.heap import HeapMapping
 from everram.runtime.node import Node
 from everram.runtime.simulation.channel import SimulatedChannel, Wires
 from everram.runtime.simulation.disk import SimulatedDisk
@@ -271,16 +273,19 @@ class Cluster:
         gate = Gate(self.world.loop, stream, preemption_mean=self._preemption.hosts)
         self.host_gates[machine.name] = gate
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(_beat(port))
+            beating = tasks.create_task(_beat(port))
+            if port.is_successor:
+                await _stand_by(port)
             environment = await self._environment(machine, port, domain, gate)
             node = await compose(self._config(machine.name), environment)
             await node.start()
             self.nodes[machine.name].open(domain, node)
             await port.ready()
             self.memory_ids[machine.name] = (await node.ref(VMemFSRef).get_host(Empty())).memory_id
-            for life in self.also:
-                tasks.create_task(life(machine.name, node))
-            await node.wait_failed()
+            lives = [tasks.create_task(life(machine.name, node)) for life in self.also]
+            lives.append(tasks.create_task(node.wait_failed()))
+            await port.handing.wait()
+            await _hand_over(node, environment, port, [*lives, beating])
 
     def _guest_gate(self, guest_id: str, epoch: int) -> Gate:
         stream = self.world.stream(f"gate/{guest_id}.{epoch}")
@@ -295,6 +300,41 @@ class Cluster:
 
 def socket_of(host: str) -> str:
     return f"/simulated/{host}.sock"
+
+
+async def _stand_by(port: MachinePort) -> None:
+    """As `everram.actors.preflight` does."""
+    await port.judged(_reasons(port))
+    await port.taken()
+    if reasons := _reasons(port):
+        raise FailedPrecondition("; ".join(reasons))
+    await port.ingested()
+
+
+def _reasons(port: MachinePort) -> list[str]:
+    """Why the memory cannot be taken."""
+    content = port.peek(MEMORY_NAME)
+    if content is None:
+        return ["there is no superblock"]
+    try:
+        Superblock.open(HeapMapping.of(content))
+    except EverramError as error:
+        return [error.message]
+    return []
+
+
+async def _hand_over(
+    node: Node, environment: Environment, port: MachinePort, tasks: Sequence[asyncio.Task[Any]]
+) -> None:
+    """As `everram.actors.host` does."""
+    assert isinstance(environment.channel, SimulatedChannel)
+    for task in tasks[:-1]:
+        task.cancel()
+    await node.leave()
+    await node.stop()
+    environment.channel.close()
+    await port.handed_over()
+    tasks[-1].cancel()
 
 
 async def _beat(port: MachinePort) -> None:

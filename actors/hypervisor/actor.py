@@ -95,6 +95,8 @@ class Hypervisor(HypervisorActor):
                 if unseen:
                     self._faults.unserved(record.guest_id, unseen)
             self._house.follow(resident)
+            if record.suspended and "suspend" not in process.freeze_reasons:
+                await self._house.machine.freeze(guest.guest_id, "suspend")  # a host died before it had come to that
             self.context.spawn(self._go_on(resident, record.epoch), name=f"{record.name} goes on")
         elif process is not None and current and not process.pid:
             resident.died(process.exit_status)
@@ -107,7 +109,7 @@ class Hypervisor(HypervisorActor):
         What there is of its memory stays, and a record that says why it does not run here."""
         guest = pb.Guest()
         guest.CopyFrom(damaged.guest)
-        guest.host = self._host
+        guest.host, guest.damaged = self._host, damaged.reason
         resident = self._house.residents[guest.guest_id] = Resident(guest)
         if process is not None:
             ended = await self._house.machine.kill(guest.guest_id)
@@ -331,6 +333,22 @@ class Hypervisor(HypervisorActor):
 
     def drop_region(self, request: hv.RegionAct) -> Awaitable[pb.Guest]:
         return self.context.later(self._regions_of.drop(self._house.find(request.guest), request))
+
+    # -- suspended guests
+
+    def suspend(self, request: hv.GuestName) -> Awaitable[pb.Guest]:
+        return self.context.later(self._suspend(self._house.find(request.guest)))
+
+    async def _suspend(self, resident: Resident) -> pb.Guest:
+        await self._house.suspend(resident)
+        return await self._inspect(resident)
+
+    def resume(self, request: hv.GuestName) -> Awaitable[pb.Guest]:
+        return self.context.later(self._resume(self._house.find(request.guest)))
+
+    async def _resume(self, resident: Resident) -> pb.Guest:
+        await self._house.resume(resident)
+        return await self._inspect(resident)
 
     def kill(self, request: hv.GuestName) -> Awaitable[pb.Guest]:
         return self.context.later(self._kill(self._house.find(request.guest)))

@@ -14,7 +14,7 @@ import contextlib
 import signal
 
 from everram.actors.hypervisor.faults import FaultService, Restoring
-from everram.actors.hypervisor.life import ENDED
+from everram.actors.hypervisor.life import ENDED, word
 from everram.actors.hypervisor.resident import Resident, begin_epoch
 from everram.runtime.actor import ActorContext
 from everram.runtime.contracts import common_pb2 as pb
@@ -28,7 +28,15 @@ from everram.runtime.contracts.replicator_contract import REPLICATOR_FOLLOW, REP
 from everram.runtime.contracts.replicator_pb2 import FollowRequest, GuestCopy
 from everram.runtime.contracts.vmemfs_contract import VMemFSRef
 from everram.runtime.contracts.vmemfs_pb2 import GuestId
-from everram.runtime.errors import Aborted, DataLoss, DeadlineExceeded, EverramError, NotFound, Unavailable
+from everram.runtime.errors import (
+    Aborted,
+    DataLoss,
+    DeadlineExceeded,
+    EverramError,
+    FailedPrecondition,
+    NotFound,
+    Unavailable,
+)
 from everram.runtime.log.ring import Ring, RingCorrupt
 
 GRACE_S = 5.0
@@ -37,6 +45,7 @@ REGISTER_TIMEOUT_S = 10.0
 """How long a new incarnation waits for a lease: coordination restarts in well under a second."""
 REMOVE_TIMEOUT_S = 600.0
 """Of regions: their snapshots are deleted a piece at a time."""
+SUSPEND = "suspend"
 RETRY_S = 0.2
 """Between attempts to begin an incarnation that nobody waits for."""
 
@@ -94,7 +103,7 @@ class Household:
         guest.restarts += int(guest.epoch > 0)
         guest.epoch = max(guest.epoch, reached.epoch) + 1
         guest.port = await self.machine.free_port()
-        guest.pid = 0
+        guest.pid, guest.suspended = 0, False
         resident.become(pb.STARTING)
         log = environment.memory.open(resident.log_name).map()
         try:
@@ -231,6 +240,7 @@ class Household:
     async def stop(self, resident: Resident, grace_s: float) -> pb.Guest:
         async with resident.changing:
             if resident.guest.state not in ENDED:
+                await self._unsuspend(resident)  # so that it can end by itself
                 await self.ask_to_end(resident, grace_s)
                 await self.end_process(resident)
                 resident.become(pb.STOPPED, "stopped by its user")
@@ -246,6 +256,29 @@ class Household:
                 await self.store(resident)
                 self.context.log.error("%s is ended: %s", resident.guest.name, reason)
             return resident.stored()
+
+    async def suspend(self, resident: Resident) -> None:
+        """Stop it as it is. It stays so over any number of hosts, until it is resumed or its process ends. Recorded
+        first: whoever finds the record stops it, if that has not been done. Raises FailedPrecondition."""
+        async with resident.changing:
+            guest = resident.guest
+            if guest.state != pb.RUNNING or resident.process_gone.is_set():
+                raise FailedPrecondition(f"{guest.name} is {word(guest.state)}: only a running guest can be suspended")
+            guest.suspended = True
+            await self.store(resident)
+            await self.machine.freeze(guest.guest_id, SUSPEND)
+
+    async def resume(self, resident: Resident) -> None:
+        """Nothing to do for one that is not suspended."""
+        async with resident.changing:
+            await self._unsuspend(resident)
+
+    async def _unsuspend(self, resident: Resident) -> None:
+        if resident.guest.suspended:
+            if not resident.process_gone.is_set():
+                await self.machine.thaw(resident.guest.guest_id, SUSPEND)
+            resident.guest.suspended = False
+            await self.store(resident)
 
     async def end_process(self, resident: Resident, *, give_back: bool = True, again: bool = False) -> None:
         """Make sure that no process of the guest lives, and (`give_back`) that nobody counts on it.

@@ -50,6 +50,8 @@ def register(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
     restart = _guest_parser(subparsers, "restart", "stop a guest and start it again", _restart)
     for parser in (stop, restart):
         parser.add_argument("--grace", type=duration, default=GRACE_S, metavar="D", help="before it is killed (5s)")
+    _guest_parser(subparsers, "suspend", "stop a guest as it is, volatile memory and all, until `resume`", _suspend)
+    _guest_parser(subparsers, "resume", "let a suspended guest go on", _resume)
     move = _guest_parser(subparsers, "move", "hand a guest over to another host, with all it has written", _move)
     move.add_argument("host", metavar="HOST", help="where it shall run")
     remove = _guest_parser(subparsers, "rm", "remove a guest", _remove)
@@ -445,6 +447,22 @@ async def _restart(args: argparse.Namespace, cluster: Cluster, host: Host, guest
     return _changed(
         args, await patiently(lambda: host.hypervisor.restart(request, timeout_s=timeout_s), repeatable=False)
     )
+
+
+async def _suspend(args: argparse.Namespace, cluster: Cluster, host: Host, guest: Guest) -> int:
+    from everram.runtime.client.cluster import patiently
+    from everram.runtime.contracts.hypervisor_pb2 import GuestName
+
+    request = GuestName(guest=guest.guest_id)
+    return _changed(args, await patiently(lambda: host.hypervisor.suspend(request), repeatable=True))
+
+
+async def _resume(args: argparse.Namespace, cluster: Cluster, host: Host, guest: Guest) -> int:
+    from everram.runtime.client.cluster import patiently
+    from everram.runtime.contracts.hypervisor_pb2 import GuestName
+
+    request = GuestName(guest=guest.guest_id)
+    return _changed(args, await patiently(lambda: host.hypervisor.resume(request), repeatable=True))
 
 
 async def _move(args: argparse.Namespace, cluster: Cluster, host: Host, guest: Guest) -> int:

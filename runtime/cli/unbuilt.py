@@ -11,10 +11,7 @@ from typing import Any, NoReturn
 
 from everram.runtime.errors import Unimplemented
 
-COMMANDS: dict[str, str] = {
-    "suspend": "suspend a guest with its volatile memory",
-    "resume": "resume a suspended guest",
-}
+COMMANDS: dict[str, str] = {}
 
 FLAGS: dict[str, dict[str, str]] = {
     "up": {

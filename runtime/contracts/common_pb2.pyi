@@ -104,7 +104,7 @@ class Region(_message.Message):
     def __init__(self, name: _Optional[str] = ..., guest_id: _Optional[str] = ..., kind: _Optional[_Union[RegionKind, str]] = ..., size_bytes: _Optional[int] = ..., arena: _Optional[str] = ..., tracked: _Optional[bool] = ..., written_pages: _Optional[int] = ..., tracking: _Optional[bool] = ..., copy_id: _Optional[str] = ..., origin: _Optional[str] = ..., keeps_old: _Optional[bool] = ..., reverting: _Optional[bool] = ...) -> None: ...
 
 class Guest(_message.Message):
-    __slots__ = ("guest_id", "name", "state", "host", "pid", "epoch", "regions", "spec", "exit_status", "restarts", "port", "reason", "freeze_reasons", "log", "previous_epoch", "copies", "degraded", "regions_generation", "damaged")
+    __slots__ = ("guest_id", "name", "state", "host", "pid", "epoch", "regions", "spec", "exit_status", "restarts", "port", "reason", "freeze_reasons", "log", "previous_epoch", "copies", "degraded", "regions_generation", "damaged", "suspended")
     GUEST_ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -124,6 +124,7 @@ class Guest(_message.Message):
     DEGRADED_FIELD_NUMBER: _ClassVar[int]
     REGIONS_GENERATION_FIELD_NUMBER: _ClassVar[int]
     DAMAGED_FIELD_NUMBER: _ClassVar[int]
+    SUSPENDED_FIELD_NUMBER: _ClassVar[int]
     guest_id: str
     name: str
     state: GuestState
@@ -143,7 +144,8 @@ class Guest(_message.Message):
     degraded: bool
     regions_generation: int
     damaged: str
-    def __init__(self, guest_id: _Optional[str] = ..., name: _Optional[str] = ..., state: _Optional[_Union[GuestState, str]] = ..., host: _Optional[str] = ..., pid: _Optional[int] = ..., epoch: _Optional[int] = ..., regions: _Optional[_Iterable[_Union[Region, _Mapping]]] = ..., spec: _Optional[_Union[GuestSpec, _Mapping]] = ..., exit_status: _Optional[int] = ..., restarts: _Optional[int] = ..., port: _Optional[int] = ..., reason: _Optional[str] = ..., freeze_reasons: _Optional[_Iterable[str]] = ..., log: _Optional[_Union[LogPositions, _Mapping]] = ..., previous_epoch: _Optional[int] = ..., copies: _Optional[_Iterable[_Union[CopyStatus, _Mapping]]] = ..., degraded: _Optional[bool] = ..., regions_generation: _Optional[int] = ..., damaged: _Optional[str] = ...) -> None: ...
+    suspended: bool
+    def __init__(self, guest_id: _Optional[str] = ..., name: _Optional[str] = ..., state: _Optional[_Union[GuestState, str]] = ..., host: _Optional[str] = ..., pid: _Optional[int] = ..., epoch: _Optional[int] = ..., regions: _Optional[_Iterable[_Union[Region, _Mapping]]] = ..., spec: _Optional[_Union[GuestSpec, _Mapping]] = ..., exit_status: _Optional[int] = ..., restarts: _Optional[int] = ..., port: _Optional[int] = ..., reason: _Optional[str] = ..., freeze_reasons: _Optional[_Iterable[str]] = ..., log: _Optional[_Union[LogPositions, _Mapping]] = ..., previous_epoch: _Optional[int] = ..., copies: _Optional[_Iterable[_Union[CopyStatus, _Mapping]]] = ..., degraded: _Optional[bool] = ..., regions_generation: _Optional[int] = ..., damaged: _Optional[str] = ..., suspended: _Optional[bool] = ...) -> None: ...
 
 class CopyStatus(_message.Message):
     __slots__ = ("host", "memory_id", "state", "required", "durable", "copied_percent")

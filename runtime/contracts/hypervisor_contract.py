@@ -17,6 +17,8 @@ HYPERVISOR_INSPECT = Method("everram.v1.Hypervisor", "Inspect", hypervisor_pb2.G
 HYPERVISOR_STOP = Method("everram.v1.Hypervisor", "Stop", hypervisor_pb2.StopRequest, common_pb2.Guest)
 HYPERVISOR_START = Method("everram.v1.Hypervisor", "Start", hypervisor_pb2.GuestName, common_pb2.Guest)
 HYPERVISOR_RESTART = Method("everram.v1.Hypervisor", "Restart", hypervisor_pb2.StopRequest, common_pb2.Guest)
+HYPERVISOR_SUSPEND = Method("everram.v1.Hypervisor", "Suspend", hypervisor_pb2.GuestName, common_pb2.Guest)
+HYPERVISOR_RESUME = Method("everram.v1.Hypervisor", "Resume", hypervisor_pb2.GuestName, common_pb2.Guest)
 HYPERVISOR_REMOVE = Method("everram.v1.Hypervisor", "Remove", hypervisor_pb2.RemoveRequest, common_pb2.Empty)
 HYPERVISOR_KILL = Method("everram.v1.Hypervisor", "Kill", hypervisor_pb2.GuestName, common_pb2.Guest)
 HYPERVISOR_FAIL = Method("everram.v1.Hypervisor", "Fail", hypervisor_pb2.FailRequest, common_pb2.Guest)
@@ -31,7 +33,7 @@ HYPERVISOR_CLONE_REGION = Method("everram.v1.Hypervisor", "CloneRegion", hypervi
 HYPERVISOR_ADD_REGION = Method("everram.v1.Hypervisor", "AddRegion", hypervisor_pb2.RegionAct, common_pb2.Guest)
 HYPERVISOR_GROW_REGION = Method("everram.v1.Hypervisor", "GrowRegion", hypervisor_pb2.RegionAct, common_pb2.Guest)
 HYPERVISOR_DROP_REGION = Method("everram.v1.Hypervisor", "DropRegion", hypervisor_pb2.RegionAct, common_pb2.Guest)
-HYPERVISOR = Contract("everram.v1.Hypervisor", (HYPERVISOR_RUN, HYPERVISOR_LIST, HYPERVISOR_INSPECT, HYPERVISOR_STOP, HYPERVISOR_START, HYPERVISOR_RESTART, HYPERVISOR_REMOVE, HYPERVISOR_KILL, HYPERVISOR_FAIL, HYPERVISOR_LOGS, HYPERVISOR_WAIT, HYPERVISOR_REGIONS, HYPERVISOR_TAKE_OVER, HYPERVISOR_DEMOTE, HYPERVISOR_MOVE, HYPERVISOR_REVERT_REGION, HYPERVISOR_CLONE_REGION, HYPERVISOR_ADD_REGION, HYPERVISOR_GROW_REGION, HYPERVISOR_DROP_REGION,))
+HYPERVISOR = Contract("everram.v1.Hypervisor", (HYPERVISOR_RUN, HYPERVISOR_LIST, HYPERVISOR_INSPECT, HYPERVISOR_STOP, HYPERVISOR_START, HYPERVISOR_RESTART, HYPERVISOR_SUSPEND, HYPERVISOR_RESUME, HYPERVISOR_REMOVE, HYPERVISOR_KILL, HYPERVISOR_FAIL, HYPERVISOR_LOGS, HYPERVISOR_WAIT, HYPERVISOR_REGIONS, HYPERVISOR_TAKE_OVER, HYPERVISOR_DEMOTE, HYPERVISOR_MOVE, HYPERVISOR_REVERT_REGION, HYPERVISOR_CLONE_REGION, HYPERVISOR_ADD_REGION, HYPERVISOR_GROW_REGION, HYPERVISOR_DROP_REGION,))
 
 
 class HypervisorRef(Ref):
@@ -68,6 +70,16 @@ class HypervisorRef(Ref):
         self, request: hypervisor_pb2.StopRequest, *, timeout_s: float = DEFAULT_TIMEOUT_S
     ) -> Coroutine[Any, Any, common_pb2.Guest]:
         return self.ask(HYPERVISOR_RESTART, request, timeout_s)
+
+    def suspend(
+        self, request: hypervisor_pb2.GuestName, *, timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> Coroutine[Any, Any, common_pb2.Guest]:
+        return self.ask(HYPERVISOR_SUSPEND, request, timeout_s)
+
+    def resume(
+        self, request: hypervisor_pb2.GuestName, *, timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> Coroutine[Any, Any, common_pb2.Guest]:
+        return self.ask(HYPERVISOR_RESUME, request, timeout_s)
 
     def remove(
         self, request: hypervisor_pb2.RemoveRequest, *, timeout_s: float = DEFAULT_TIMEOUT_S
@@ -161,6 +173,12 @@ class HypervisorActor(Actor):
         raise NotImplementedError
 
     def restart(self, request: hypervisor_pb2.StopRequest) -> common_pb2.Guest | Awaitable[common_pb2.Guest]:
+        raise NotImplementedError
+
+    def suspend(self, request: hypervisor_pb2.GuestName) -> common_pb2.Guest | Awaitable[common_pb2.Guest]:
+        raise NotImplementedError
+
+    def resume(self, request: hypervisor_pb2.GuestName) -> common_pb2.Guest | Awaitable[common_pb2.Guest]:
         raise NotImplementedError
 
     def remove(self, request: hypervisor_pb2.RemoveRequest) -> common_pb2.Empty | Awaitable[common_pb2.Empty]:

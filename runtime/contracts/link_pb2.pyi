@@ -52,6 +52,8 @@ class Frame(_message.Message):
         ERROR: _ClassVar[Frame.Kind]
         CANCEL: _ClassVar[Frame.Kind]
         MORE: _ClassVar[Frame.Kind]
+        LEAVING: _ClassVar[Frame.Kind]
+        LEFT: _ClassVar[Frame.Kind]
     KIND_UNSPECIFIED: Frame.Kind
     TELL: Frame.Kind
     ASK: Frame.Kind
@@ -62,6 +64,8 @@ class Frame(_message.Message):
     ERROR: Frame.Kind
     CANCEL: Frame.Kind
     MORE: Frame.Kind
+    LEAVING: Frame.Kind
+    LEFT: Frame.Kind
     KIND_FIELD_NUMBER: _ClassVar[int]
     ID_FIELD_NUMBER: _ClassVar[int]
     METHOD_FIELD_NUMBER: _ClassVar[int]

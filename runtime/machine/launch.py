@@ -18,6 +18,7 @@ from everram.runtime.errors import EverramError, FailedPrecondition, InvalidArgu
 
 FIRST_LISTEN_FD = 3
 """systemd's SD_LISTEN_FDS_START."""
+BACKGROUND_NICE = 10
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 
@@ -36,6 +37,8 @@ class Program:
     cgroup: str = ""
     """A cgroup to enter, if that is allowed; empty: none."""
     listen_fds: Sequence[tuple[str, int]] = ()
+    background: bool = False
+    """Whether it shall leave the processor to whoever else wants it; it may change that itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +98,10 @@ def _be_child(program: Program, parent: int, report: int) -> NoReturn:
         stage = "output"
         _redirect(program.output_path)
         environment = dict(program.environment)
+        if program.background:
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+            if os.geteuid() == 0:  # others could not take it back
+                os.nice(BACKGROUND_NICE)
         if program.listen_fds:
             _pass_descriptors(program.listen_fds, environment)
         stage = "folder"

@@ -224,6 +224,7 @@ class MachineProcess:
             environment={os.fsencode(key): os.fsencode(value) for key, value in environment.items()},
             output_path=f"{config.state_dir}/host.log",
             listen_fds=[("machine", theirs.fileno()), *kept],
+            background=successor,
         )
         try:
             pid = launch.start(program).pid

@@ -163,6 +163,7 @@ class Upgrade:
     def host_ready(self, now_ns: int) -> None:
         if self.step == "taking":
             self.at_ns.setdefault("ingested", now_ns)
+            self._core.host.short_lives = 0  # those were other software's
             self._end(None)
             self.at_ns["ready"] = now_ns
 

@@ -196,8 +196,12 @@ class SystemMachine:
         await self._ask("verdict", {**said, "reasons": list(reasons)})
 
     async def taken(self) -> None:
-        """Returns when everything that the machine keeps is in `kept`: this process is the host now."""
+        """Returns when everything that the machine keeps is in `kept`: this process is the host now, and no longer one
+        that leaves the processor to others."""
         await self._taken
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+        if os.geteuid() == 0:
+            os.setpriority(os.PRIO_PROCESS, 0, 0)
 
     async def ingested(self) -> None:
         await self._ask("ingested", {})

@@ -43,10 +43,11 @@ class GrpcNetwork:
     async def connect(self, peer: HostAddress) -> LinkStream:
         """Raises Unavailable."""
         self.cut.check(f"host {peer.host}")
-        channel = self._channels.get(peer.address)
-        if channel is None:
-            channel = grpc.aio.insecure_channel(peer.address, options=CHANNEL_OPTIONS)
-            self._channels[peer.address] = channel
+        # A connection of its own for each stream: one that stands may lead to a host that a successor has replaced.
+        before = self._channels.pop(peer.address, None)
+        channel = self._channels[peer.address] = grpc.aio.insecure_channel(peer.address, options=CHANNEL_OPTIONS)
+        if before is not None:
+            await before.close()
         await wait_ready(channel, f"host {peer.host}")
         self.cut.check(f"host {peer.host}")
         call: grpc.aio.StreamStreamCall[bytes, bytes] = channel.stream_stream(CONNECT)()

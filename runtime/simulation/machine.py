@@ -31,6 +31,7 @@ from everram.runtime.simulation.domain import Domain
 from everram.runtime.simulation.entropy import Stream
 from everram.runtime.simulation.loop import SimulationLoop
 from everram.runtime.simulation.objects import Gate, GatedMapping, Objects
+from everram.runtime.simulation.upgrades import SimulatedUpgrades
 
 MICROSECOND_NS = 1_000
 MILLISECOND_NS = 1_000_000
@@ -146,6 +147,11 @@ class Host:
     """When the last of its messages arrives: its socket keeps their order."""
     exit_status: int = KILLED_STATUS
     """Of its process, unless it is killed."""
+    handing: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when it is to hand over to a successor."""
+    taken: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_event_loop().create_future())
+    """Of a successor: done when the memory was passed to it."""
+    successor: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -186,6 +192,7 @@ class SimulatedMachine:
         self.domain = loop.domain(f"{name}.machine.{generation}")
         self.core = MachineCore(limits or Limits())
         self.host: Host | None = None
+        self.upgrades = SimulatedUpgrades(self)
         self.guests: dict[str, Guest] = {}
         self.observers: list[Callable[[str, str, int], None]] = []
         """Told of each guest's fate as it happens: (what, guest_id, epoch); started, stopped, continued or ended."""
@@ -211,8 +218,8 @@ class SimulatedMachine:
     def power_off(self) -> None:
         """The machine dies: everything in it at once, and its memory with it."""
         self.loop.kill(self.domain)
-        if self.host is not None:
-            self.loop.kill(self.host.domain)
+        for host in self._processes():
+            self.loop.kill(host.domain)
         for guest in self.guests.values():
             if guest.domain.alive:
                 self._observe("ended", guest)
@@ -235,6 +242,21 @@ class SimulatedMachine:
     def hang_host(self) -> None:
         """The fault `hang`; nothing if none runs."""
         self.within(0, lambda: self._fault(self.core.hang_host))
+
+    def upgrade(self, *, pause: bool = False) -> None:
+        """Replace the host's software under running guests; nothing if that cannot begin now."""
+        self.within(0, partial(self._begin_upgrade, pause))
+
+    def _begin_upgrade(self, pause: bool) -> None:
+        try:
+            self.event(self.core.upgrade.begin, pause=pause)
+        except FailedPrecondition as refused:
+            self.upgrades.ended.append(refused)
+
+    def kill_successor(self) -> None:
+        """Nothing if none is being started."""
+        if self.upgrades.successor is not None:
+            self.loop.kill(self.upgrades.successor.domain)
 
     def retry_host(self) -> None:
         """Start a host that refused, after its user has changed something."""
@@ -285,6 +307,8 @@ class SimulatedMachine:
 
     def _perform(self, effect: Effect) -> None:
         self._note(repr(effect))
+        if self.upgrades.perform(effect):
+            return
         match effect:
             case effect_of.StartHost(incarnation):
                 self.within(self.draw(self.delays.host_start), partial(self._begin_host, incarnation))
@@ -295,8 +319,8 @@ class SimulatedMachine:
                     self.loop.freeze(self.host.domain)
             case effect_of.CloseHost():
                 if self.host is not None:
-                    self._to_host(self.host, partial(self.host.events.put_nowait, None))
-                    self._to_host(self.host, partial(self.host.power_events.put_nowait, None))
+                    self.to_host(self.host, partial(self.host.events.put_nowait, None))
+                    self.to_host(self.host, partial(self.host.power_events.put_nowait, None))
             case effect_of.SpawnGuest(guest_id, epoch):
                 self.within(self.draw(self.delays.guest_start), partial(self._begin_guest, guest_id, epoch))
             case effect_of.StopGuest(guest_id):
@@ -323,10 +347,18 @@ class SimulatedMachine:
         if self.core.host.incarnation != incarnation or self.core.host.state != "starting":
             self.event(self.core.host_exited, incarnation)
             return
+        self.host = self.begin_process(incarnation)
+
+    def begin_process(self, incarnation: int, *, successor: bool = False) -> Host:
         domain = self.loop.domain(f"{self.name}.{self._generation}.{incarnation}")
-        self.host = host = Host(incarnation, domain)
+        host = Host(incarnation, domain, taken=self.loop.create_future(), successor=successor)
         domain.on_death.append(partial(self._host_died, host))
         self.loop.spawn(domain, self._live(host))
+        return host
+
+    def _processes(self) -> list[Host]:
+        """Of hosts and successors."""
+        return [host for host in (self.host, self.upgrades.successor) if host is not None]
 
     async def _live(self, host: Host) -> None:
         """The whole process: when its main function is over, everything in it is."""
@@ -351,7 +383,7 @@ class SimulatedMachine:
             self.loop.kill(self.host.domain)
 
     def _host_died(self, host: Host) -> None:
-        if self.on:
+        if self.on and not self.upgrades.died(host):
             delay_ns = self.draw(self.delays.signal)
             self.within(delay_ns, lambda: self.event(self.core.host_exited, host.incarnation, host.exit_status))
 
@@ -371,24 +403,24 @@ class SimulatedMachine:
             deadline_ns=effect.deadline_ns,
         )
         queue = host.power_events if effect.kind == "mains" else host.events
-        self._to_host(host, partial(queue.put_nowait, event))
+        self.to_host(host, partial(queue.put_nowait, event))
 
-    def _to_host(self, host: Host, deliver: Callable[[], object]) -> None:
+    def to_host(self, host: Host, deliver: Callable[[], object]) -> None:
         """Into the host's socket: it finds it there when it runs."""
         host.last_ns = max(host.last_ns + 1, self.loop.now_ns + self.draw(self.delays.message))
         self.loop.call_at_ns(host.last_ns, deliver, context=self.loop.system.context)
 
     def settle(self, request: int, error: EverramError | None) -> None:
-        host = self.host
-        answer = host.answers.pop(request, None) if host is not None else None
-        if host is not None and answer is not None:
-            self._to_host(host, lambda: None if answer.done() else answer.set_result(error))
+        for host in self._processes():
+            answer = host.answers.pop(request, None)
+            if answer is not None:
+                self.to_host(host, partial(_settle, answer, error))
 
     def tell(self, host: Host, act: Callable[[], None]) -> None:
         """A message of the host: `act` runs here after a while, in the order of the messages."""
 
         def arrive() -> None:
-            if self.host is host and host.domain.alive:
+            if host.domain.alive and (host is self.host or host is self.upgrades.successor):
                 act()
 
         host.last_ns = max(host.last_ns + 1, self.loop.now_ns + self.draw(self.delays.message))
@@ -501,6 +533,11 @@ class SimulatedMachine:
         return [process_of(self.core.guests[guest_id]) for guest_id in sorted(self.core.guests)]
 
 
+def _settle(answer: asyncio.Future[EverramError | None], error: EverramError | None) -> None:
+    if not answer.done():
+        answer.set_result(error)
+
+
 def process_of(life: GuestLife) -> GuestProcess:
     return GuestProcess(
         guest_id=life.guest_id,
@@ -528,6 +565,35 @@ class MachinePort:
         self.battery_s = machine.core.limits.battery_ns / 1e9
         self._machine = machine
         self._host = host
+        self.is_successor = host.successor
+        self.handing = host.handing
+
+    # -- the upgrade of the host software
+
+    def peek(self, name: str) -> bytes | None:
+        """A memory object's bytes as they are now; None if there is none of that name."""
+        held = self._machine.objects.by_name.get(name)
+        return bytes(held.content) if held is not None else None
+
+    async def judged(self, reasons: list[str]) -> None:
+        machine, incarnation = self._machine, self._host.incarnation
+        await self._ask(lambda: machine.event(machine.core.upgrade.verdict, incarnation, reasons, {}))
+
+    async def taken(self) -> None:
+        await self._host.taken
+
+    async def ingested(self) -> None:
+        machine = self._machine
+        await self._ask(lambda: machine.event(machine.core.upgrade.ingested, self._host.incarnation))
+
+    async def handed_over(self) -> None:
+        machine = self._machine
+
+        def ask(request: int) -> None:
+            machine.settle(request, None)  # first: then another is the host, and gets the answers
+            machine.event(machine.core.upgrade.handed_over, self._host.incarnation)
+
+        await self._long(ask)
 
     async def ready(self) -> None:
         await self._ask(lambda: self._machine.event(self._machine.core.host_ready, self._host.incarnation))
@@ -535,6 +601,8 @@ class MachinePort:
     def alive(self) -> None:
         machine = self._machine
         machine.tell(self._host, lambda: machine.event(machine.core.host_alive, self._host.incarnation))
+        if self.is_successor:
+            machine.tell(self._host, lambda: machine.event(machine.core.upgrade.alive, self._host.incarnation))
 
     async def spawn(self, launch: GuestLaunch) -> GuestProcess:
         await self._long(lambda request: self._machine.launch(self._host, launch, request))

@@ -19,8 +19,10 @@ from google.protobuf.message import DecodeError
 from everram.runtime.contracts import link_pb2
 from everram.runtime.errors import EverramError, FailedPrecondition, Unavailable
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Version of proto/link.proto that this side speaks."""
+LEAVING_SINCE = 2
+"""Version from which on a peer answers LEAVING by LEFT."""
 OLDEST_PROTOCOL = 1
 """The newer side speaks the older one's version, down to this."""
 

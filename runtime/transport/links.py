@@ -28,6 +28,8 @@ SUSPECT_AFTER_S = 0.3
 TICK_S = HEARTBEAT_S / 2
 """How often silence is looked at while somebody watches or is watched."""
 
+LEAVE_S = 0.5
+"""For a round trip to each peer, on a very busy computer."""
 FLUSH_S = 0.2
 """How long closing waits for peers that do not take their answers."""
 
@@ -53,6 +55,14 @@ class Links:
     def start(self) -> None:
         """Accept the streams that peers open."""
         self._network.serve(self._accept)
+
+    async def leave(self) -> None:
+        """Have every peer ask this host's successor from now on. What it has asked before is here when this returns."""
+        try:
+            async with asyncio.timeout(LEAVE_S):
+                await asyncio.gather(*(peer.leave() for peer in self._peers.values()))
+        except TimeoutError:
+            log.info("%s leaves peers that may still ask: what is not answered is unknown to them", self._me.host)
 
     async def close(self) -> None:
         """Send the answers that are ready, then end every stream. What was not answered is unknown to its asker."""

@@ -72,11 +72,11 @@ class Control:
 
 
 class Steer:
-    """CANCEL or MORE."""
+    """CANCEL, MORE, LEAVING or LEFT."""
 
     __slots__ = ("_id", "_kind", "_room")
 
-    def __init__(self, kind: link_pb2.Frame.Kind, id: int, room: int = 0) -> None:
+    def __init__(self, kind: link_pb2.Frame.Kind, id: int = 0, room: int = 0) -> None:
         self._kind, self._id, self._room = kind, id, room
 
     def write(self, batch: link_pb2.Batch, now_s: float) -> int:
@@ -200,6 +200,7 @@ class Outbound:
         self._wake = wake
         self._queue: deque[Tell | Ask | Stream] = deque()  # not sent yet
         self._in_flight: dict[int, Ask | Stream] = {}  # sent, not answered, by id
+        self.held = False  # what waits goes out on the next stream only: the peer leaves this one to its successor
         self._last_id = 0  # never reused, so a late answer of an old stream meets nobody
 
     def __len__(self) -> int:
@@ -269,7 +270,7 @@ class Outbound:
     def fill(self, batch: link_pb2.Batch, now_s: float, size_bytes: int) -> None:
         """Move what waits into the batch, which already holds `size_bytes` of payload."""
         queue, in_flight = self._queue, self._in_flight
-        while queue and len(batch.frames) < BATCH_FRAMES and size_bytes < BATCH_BYTES:
+        while queue and not self.held and len(batch.frames) < BATCH_FRAMES and size_bytes < BATCH_BYTES:
             entry = queue[0]
             if isinstance(entry, Tell):
                 size_bytes += entry.write(batch, now_s)

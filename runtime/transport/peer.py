@@ -23,8 +23,8 @@ from everram.runtime.environment import HostAddress, LinkStream, Network
 from everram.runtime.errors import EverramError, FailedPrecondition, Unavailable
 from everram.runtime.tasks import TaskScope
 from everram.runtime.transport.inbound import Inbound, Route
-from everram.runtime.transport.link import Heartbeat, Identity, LinkSession, Watch
-from everram.runtime.transport.outbound import Control, Outbound
+from everram.runtime.transport.link import LEAVING_SINCE, Heartbeat, Identity, LinkSession, Watch
+from everram.runtime.transport.outbound import Control, Outbound, Steer
 
 FIRST_BACKOFF_S = 0.05
 LONGEST_BACKOFF_S = 0.2
@@ -101,6 +101,7 @@ class Peer:
         self._sleeper: asyncio.Future[None] | None = None  # the writer, while it has nothing to send
         self._writing = False  # a batch is being sent
         self._flushed: asyncio.Future[None] | None = None  # set while closing waits
+        self._left: asyncio.Future[None] | None = None  # set while leaving waits for the peer's last ask
         self._closed = False
         self._sent = 0  # frames
         self._received = 0
@@ -117,6 +118,8 @@ class Peer:
             kind.ITEM: outbound.on_item,
             kind.END: outbound.on_end,
             kind.ERROR: outbound.on_error,
+            kind.LEAVING: self._on_leaving,
+            kind.LEFT: self._on_left,
         }
 
     # Which stream.
@@ -156,7 +159,8 @@ class Peer:
             if opened is not None:
                 backoff_s, refusals = FIRST_BACKOFF_S, 0
                 await self._carry(opened)
-                await asyncio.sleep(backoff_s)
+                if not self.outbound.held:  # otherwise its successor listens already
+                    await asyncio.sleep(backoff_s)
 
     async def _open(self) -> Current | None:
         """A new stream with hello both ways; None if the peer's own was taken meanwhile."""
@@ -222,6 +226,7 @@ class Peer:
         if self._current is not None:
             self._end(self._current, Unavailable(f"host {self.host} opened a new stream"))
         self._current, self._last_session = current, current.session.session
+        self.outbound.held = False
         self._heartbeat = Heartbeat(sent_s=self._loop.time())
         self._heartbeat_news = self._watching is not None
         self._heard()
@@ -246,7 +251,9 @@ class Peer:
         self._control.clear()
         self._inbound.broken()
         self.outbound.broken(error)
-        self._suspect(error.message)
+        self._on_left(link_pb2.Frame())
+        if not self.outbound.held:  # it said that it would go, and who comes
+            self._suspect(error.message)
 
     async def _read(self, current: Current) -> None:
         if current.first is not None:
@@ -303,6 +310,25 @@ class Peer:
             return None
         self._sent += len(batch.frames)
         return batch
+
+    # Leaving the peer's questions to a successor.
+
+    async def leave(self) -> None:
+        """Return when the peer asks nothing more on this stream; what it asked before has arrived by then. A peer that
+        does not know the word is not waited for."""
+        hello = self._current.session.peer if self._current is not None else None
+        if hello is not None and hello.protocol >= LEAVING_SINCE:
+            self._left = self._loop.create_future()
+            self._control.put(Steer(link_pb2.Frame.LEAVING))
+            await self._left
+
+    def _on_leaving(self, frame: link_pb2.Frame) -> None:
+        self.outbound.held = True
+        self._control.put(Steer(link_pb2.Frame.LEFT))
+
+    def _on_left(self, frame: link_pb2.Frame) -> None:
+        if self._left is not None and not self._left.done():
+            self._left.set_result(None)
 
     # Suspicion.
 

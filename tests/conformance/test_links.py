@@ -201,6 +201,39 @@ async def test_nobody_there_fails_and_is_found_when_it_has_started() -> None:
     await world.close()
 
 
+@pytest.mark.parametrize("names", [("h1", "h2"), ("h2", "h1")])
+async def test_a_host_that_leaves_to_its_successor_costs_nobody_an_ask(names: tuple[str, str]) -> None:
+    world = await two()
+    one, before = (world.hosts[name] for name in names)
+    answered = 0
+    enough = False
+
+    async def ask_on() -> None:
+        nonlocal answered
+        while not enough:
+            await one.ref(before.name).echo(Message(value=1))
+            answered += 1
+
+    asking = [asyncio.create_task(ask_on()) for _ in range(20)]
+    await until(lambda: answered > 100)
+    before.actor.release.clear()
+    slow = asyncio.create_task(one.ref(before.name).echo(Message(value=7)))
+    await until(lambda: before.actor.under_way == 21)
+    after = OneHost(world, before.name, life=2)  # from now on it is the one that is found
+    world.delay.clear()
+    await before.node.leave()
+    before.actor.release.set()
+    await before.node.stop()
+    assert (await slow).value == 7, "what was asked before is answered"
+    await after.node.start()
+    world.delay.set()
+    answered = 0
+    await until(lambda: answered > 100)
+    enough = True
+    await asyncio.gather(*asking)
+    await world.close()
+
+
 async def test_a_restarted_host_is_found_again_and_its_old_stream_is_dropped() -> None:
     world = await two()
     one, before = world.hosts["h1"], world.hosts["h2"]

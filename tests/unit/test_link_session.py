@@ -94,7 +94,7 @@ def test_another_cluster_is_refused_by_name() -> None:
 
 def test_a_protocol_too_old_is_refused_with_both_versions() -> None:
     hello = link_pb2.Hello(cluster_id="c1", host="h1", session="s", protocol=0)
-    with pytest.raises(FailedPrecondition, match="speaks link protocol 0, this one 1 to 1"):
+    with pytest.raises(FailedPrecondition, match="speaks link protocol 0, this one 1 to 2"):
         LinkSession(TWO, "").decode(link_pb2.Batch(sequence=1, hello=hello).SerializeToString())
 
 
