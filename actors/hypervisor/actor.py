@@ -105,22 +105,19 @@ class Hypervisor(HypervisorActor):
             self.context.spawn(self._house.begin_again(resident, record.epoch), name=f"begin {record.name} again")
 
     async def _isolate(self, damaged: DamagedGuest, process: GuestProcess | None) -> None:
-        """End a guest of which not everything is known any more, and give its place back: a copy elsewhere may go on.
-        What there is of its memory stays, and a record that says why it does not run here."""
+        """Give up a guest of which not everything is known any more: it ends here, a copy elsewhere may go on, and what
+        there is of its memory stays, with a record that says why it does not run."""
         guest = pb.Guest()
         guest.CopyFrom(damaged.guest)
-        guest.host, guest.damaged = self._host, damaged.reason
-        resident = self._house.residents[guest.guest_id] = Resident(guest)
-        if process is not None:
-            ended = await self._house.machine.kill(guest.guest_id)
-            guest.epoch = max(guest.epoch, process.epoch)
-            resident.died(ended.exit_status)
-        resident.become(pb.FAILED, damaged.reason)
+        guest.host = self._host
         if not guest.regions:
             own = await self._house.nvm.list_regions(RegionFilter(guest_id=guest.guest_id))
             guest.regions.extend(own.regions)
-        await self._house.store(resident)
-        self.context.spawn(self._house.give_back(guest), name=f"give back {guest.name}")
+        resident = self._house.residents[guest.guest_id] = Resident(guest)
+        if process is not None:
+            guest.epoch = max(guest.epoch, process.epoch)
+            resident.lives(process.pid)
+        self.context.spawn(self._house.give_up(resident, damaged.reason), name=f"give up {guest.name}")
 
     async def _go_on(self, resident: Resident, epoch: int) -> None:
         """Register an incarnation that outlived this host's predecessor; it serves meanwhile, until its lease ends."""
