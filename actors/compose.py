@@ -62,7 +62,9 @@ async def compose(
     """The node of one host, not started. Raises FailedPrecondition for an image that may not be opened silently."""
     guard = PageGuard() if faults is None else faults.guard
     storage_bytes = config.storage_bytes or STORAGE_PART * config.nvm_bytes
-    outcome = await restore(environment, config.open_image, faults, lazily=config.restore == "lazy")
+    outcome = await restore(
+        environment, config.open_image, faults, lazily=config.restore == "lazy", host_id=config.host_id
+    )
     node = Node(environment, config.host)
     me = Identity(config.cluster_id, config.host, config.host_id, incarnation=environment.entropy.token())
     resolver = HostResolver(environment.coordination)
@@ -76,6 +78,7 @@ async def compose(
             writers=faults,
             cap_bytes_max=config.dirty_cap_bytes,
             restored=outcome.image,
+            host_id=config.host_id,
         ),
         after=(VMEMFS,),
     )

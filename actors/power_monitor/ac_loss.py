@@ -21,9 +21,7 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
 
-from everram.actors.power_monitor.flusher import Flusher
-from everram.actors.power_monitor.report import SAVED, UNDER_WAY, write_report
-from everram.actors.power_monitor.save import save
+from everram.actors.power_monitor.report import AC_LOSS, SAVED, UNDER_WAY, write_report
 from everram.runtime.actor import ActorContext
 from everram.runtime.contracts import common_pb2 as pb
 from everram.runtime.contracts.availability_contract import AvailabilityRef
@@ -31,15 +29,14 @@ from everram.runtime.contracts.availability_pb2 import HoldRequest
 from everram.runtime.contracts.nvm_device_contract import NvmDeviceRef
 from everram.runtime.contracts.nvm_device_pb2 import QuiesceMoves
 from everram.runtime.contracts.power_monitor_contract import PowerMonitorRef
-from everram.runtime.contracts.power_monitor_pb2 import DrainedGuest, DrainedTo, PowerReport
+from everram.runtime.contracts.power_monitor_pb2 import DrainedGuest, DrainedTo, PowerReport, SaveReport
 from everram.runtime.contracts.replicator_contract import ReplicatorRef
 from everram.runtime.contracts.replicator_pb2 import DrainRequest, FollowRequest, QuiesceRequest
 from everram.runtime.contracts.vmemfs_contract import VMemFSRef
-from everram.runtime.errors import DataLoss, EverramError, NotFound
+from everram.runtime.errors import Aborted, DataLoss, DeadlineExceeded, EverramError, NotFound, Unavailable
 from everram.runtime.log.ring import log_name
 
 FREEZE_REASON = "power"
-CAUSE = "a loss of the mains"
 DRAIN_PART = 0.5
 """Of what is left of the battery: the rest is the save's. Shipping what is outstanding takes far less."""
 IN_SYNC = "in-sync"
@@ -49,21 +46,22 @@ HOLD_AGAIN_S = 0.1
 
 
 class AcLoss:
-    """One loss of the mains. `step` is told what is being done; `restored`: wait until all memory is there."""
+    """One loss of the mains. `step` is told what is being done; `save` does that, for a cause and a memory_id; `note`
+    says that there was a loss, whether or not the storage takes a report."""
 
     def __init__(
         self,
         context: ActorContext,
         deadline_ns: int,
         step: Callable[[str], None],
-        flusher: Flusher,
-        restored: Callable[[], Awaitable[None]],
+        save: Callable[[str, str], Awaitable[SaveReport]],
+        note: Callable[[], Awaitable[None]],
     ) -> None:
         self._context, self._environment = context, context.environment
         self._clock = context.environment.clock
         self._deadline_ns = deadline_ns
-        self._flusher = flusher
-        self._step, self._restored = step, restored
+        self._save_memory, self._note = save, note
+        self._step = step
         self._replicator = context.ref(ReplicatorRef)
         self._nvm = context.ref(NvmDeviceRef)
         self.handing_over = False
@@ -89,7 +87,7 @@ class AcLoss:
         self._step("draining")
         freezing = self._timed(lambda: self._environment.machine.freeze("", FREEZE_REASON))
         # That there was a loss is on storage whatever comes; it takes as long as stopping the guests does.
-        report.freeze_s, _ = await asyncio.gather(freezing, self._write_report())
+        report.freeze_s, _, _ = await asyncio.gather(freezing, self._write_report(), self._note())
         shipped_by_s = DRAIN_PART * self._left_s()
         try:
             report.drain_s = await self._timed(lambda: self._drain(shipped_by_s))
@@ -182,9 +180,7 @@ class AcLoss:
         await self._replicator.quiesce(QuiesceRequest(on=True))
         await self._nvm.quiesce(QuiesceMoves(on=True))
         host = await self._context.ref(VMemFSRef).get_host(pb.Empty())
-        await self._restored()
-        async with self._flusher.stopped() as flushed:
-            self.report.saved.CopyFrom(await save(self._environment, CAUSE, host.memory_id, flushed))
+        self.report.saved.CopyFrom(await self._save_memory(AC_LOSS, host.memory_id))
 
     async def _write_report(self) -> None:
         await write_report(self._environment.disk, self.report)
@@ -201,13 +197,15 @@ class AcLoss:
                 await self._hold(HoldRequest(guest_id=guest.guest_id, drained=drained.get(guest.guest_id, ())))
 
     async def _hold(self, request: HoldRequest) -> None:
-        availability = self._context.ref(AvailabilityRef)
         while True:
             try:
-                await availability.hold(request, timeout_s=HOLD_TIMEOUT_S)
+                await self._context.ref(AvailabilityRef).hold(request, timeout_s=HOLD_TIMEOUT_S)
                 return
-            except EverramError as error:
+            except (Aborted, Unavailable, DeadlineExceeded) as error:
                 self._context.log.warning("guest %s is not held yet: %s", request.guest_id, error.message)
+            except EverramError as error:
+                self._context.log.error("guest %s is not held: %s", request.guest_id, error.message)
+                return
             if self._left_s() <= HOLD_AGAIN_S:
                 return
             await asyncio.sleep(HOLD_AGAIN_S)

@@ -13,6 +13,7 @@ from everram.actors.power_monitor.ac_loss import FREEZE_REASON as POWER_REASON
 from everram.actors.power_monitor.ac_loss import AcLoss
 from everram.actors.power_monitor.backfill import Backfill
 from everram.actors.power_monitor.budget_keeper import BudgetKeeper
+from everram.actors.power_monitor.ends import MAINS_LOST, EndRecord
 from everram.actors.power_monitor.flusher import Restored, Writers
 from everram.actors.power_monitor.rehearsal import rehearse
 from everram.actors.power_monitor.report import TAKEN_BACK, read_report, settle, write_report
@@ -39,6 +40,8 @@ FREEZE_REASON = "down"
 QUIESCE_TIMEOUT_S = 60.0
 """Of the NVM device: a batch of a purge comes to its end first, at the speed of the disk."""
 ON_MAINS = "on mains"
+RESUME_AGAIN_S = 0.5
+"""Between attempts to let guests go on where the storage has failed."""
 
 
 UPS_POLL_S = 0.5
@@ -57,12 +60,13 @@ class PowerMonitor(PowerMonitorActor):
         writers: Writers | None = None,
         cap_bytes_max: int = 0,
         restored: Restored | None = None,
+        host_id: str = "",
     ) -> None:
         """`on_battery`: what that means of a UPS, ACT_AT_ONCE or WAIT_FOR_LOW. `backfill`: a restore that goes on.
         `guard`: who is asked before stores; `writers`: who traps those of guests, None where nobody can.
         `cap_bytes_max`: a lower dirty cap than the battery allows; 0: none. `restored`: what the memory is, page for
         page, when this host starts."""
-        self._backfill = backfill
+        self._backfill, self._host_id = backfill, host_id
         self._on_battery = on_battery
         self._guard = guard if guard is not None else PageGuard()
         self._writers, self._cap_bytes_max, self._image_of = writers, cap_bytes_max, restored
@@ -76,6 +80,12 @@ class PowerMonitor(PowerMonitorActor):
         self._event = MachineEvent("mains")
         self._loss: AcLoss | None = None
         self._acting: asyncio.Task[None] | None = None
+        self._taking_back: asyncio.Task[None] | None = None
+        self._trouble = ""
+        """Why guests stay frozen though the mains are back."""
+        self._ends = await EndRecord.read(self.context.environment.disk)
+        self._told_by = self._ends.counts.told_by if self._ends.counts.life == MAINS_LOST else ""
+        """The UPS that says that the mains are lost, also to the host before this one."""
         self._replicator = self.context.ref(ReplicatorRef)
         self._nvm = self.context.ref(NvmDeviceRef)
         await self._begin_budget()
@@ -119,16 +129,25 @@ class PowerMonitor(PowerMonitorActor):
                 self._spare_battery_s = self._battery_s()
                 self._spare_since_ns = self.context.environment.clock.now_ns()
             self._event = event
-            if not event.mains and self._acting is None:
+            if event.mains:
+                if self._taking_back is None or self._taking_back.done():
+                    self._taking_back = self.context.spawn(self._mains_are_back(), name="mains are back")
+                continue
+            if self._taking_back is not None and not self._taking_back.done():
+                self._taking_back.cancel()
+                await asyncio.wait([self._taking_back])
+                self._acting = None
+            if self._acting is None:
                 self.context.log.warning("the mains are lost; the battery lasts %.3f s", self._battery_s())
-                self._loss = AcLoss(self.context, event.deadline_ns, self._step, self._budget.flusher, self._restored)
+                self._loss = AcLoss(self.context, event.deadline_ns, self._step, self._save_memory, self._note_loss)
                 self._acting = self.context.spawn(self._act(self._loss), name="on battery")
-            elif event.mains:
-                await self._mains_are_back()
+
+    async def _note_loss(self) -> None:
+        await self._ends.mains(lost=True, told_by=self._told_by)
 
     async def _watch_ups(self, ups: Ups) -> None:
         """Its word is the machine's: what it says of the mains is what the machine then knows of them."""
-        watch, said, mains = UpsWatch(self._on_battery), "", True
+        watch, said = UpsWatch(self._on_battery), ""
         while True:
             reading = await ups.reading()
             verdict = watch.saw(reading, self.context.environment.clock.now_ns() / 1e9)
@@ -136,13 +155,13 @@ class PowerMonitor(PowerMonitorActor):
                 self.context.log.warning("%s", watch.warning or f"UPS {ups.name} is {reading.value} again")
             said = self._ups_warning = watch.warning
             self._ups = reading.value
-            if mains and verdict is Verdict.ACT:
+            if not self._told_by and verdict is Verdict.ACT:
                 self.context.log.warning("UPS %s is %s", ups.name, reading.value)
+                self._told_by = ups.name
                 await self.context.environment.machine.report_mains(False)
-                mains = False
-            elif verdict in (Verdict.KEEP, Verdict.BACK) and not mains:
+            elif self._told_by and verdict in (Verdict.KEEP, Verdict.BACK):
                 await self.context.environment.machine.report_mains(True)
-                mains = True
+                self._told_by = ""
             await asyncio.sleep(UPS_POLL_S)
 
     def _battery_s(self) -> float:
@@ -163,10 +182,12 @@ class PowerMonitor(PowerMonitorActor):
         finally:
             loss.drained.set()
 
-    async def _restored(self) -> None:
+    async def _save_memory(self, cause: str, memory_id: str) -> power.SaveReport:
         """What is saved has to be in memory. What is clean is in the image that it has not been read from yet."""
         if self._backfill is not None and not self._guard.is_charged():
             await self._backfill.finished()
+        async with self._budget.flusher.stopped() as flushed:
+            return await save(self.context.environment, cause, memory_id, flushed, host_id=self._host_id)
 
     def _step(self, step: str) -> None:
         self._state = step
@@ -186,12 +207,27 @@ class PowerMonitor(PowerMonitorActor):
             await write_report(self.context.environment.disk, loss.report)
         else:
             await settle(self.context.environment.disk, TAKEN_BACK)  # what a host before this one had begun
-        async with self._one:
-            await self._resume(POWER_REASON)
+        await self._ends.mains(lost=False)
+        await self._resume_surely()
         await self.context.environment.machine.power_kept()
         self._acting, self._state = None, ON_MAINS
         self.context.ref(AvailabilityRef).tell(AVAILABILITY_END_HOLDS, pb.Empty())  # a host before this may have held
         self.context.log.warning("the mains are back: the guests go on")
+
+    async def _resume_surely(self) -> None:
+        """What was saved must not be opened silently once a guest runs; until storage has taken that, none does."""
+        while True:
+            try:
+                async with self._one:
+                    await self._resume(POWER_REASON)
+                self._trouble = ""
+                return
+            except EverramError as error:
+                trouble = f"the mains are back, but guests stay frozen until this can be done: {error.message}"
+                if trouble != self._trouble:
+                    self.context.log.error("%s", trouble)
+                self._trouble = trouble
+            await asyncio.sleep(RESUME_AGAIN_S)
 
     def drained(self, request: pb.Empty) -> Awaitable[pb.Empty]:
         return self.context.later(self._drained(), cancellable=True)
@@ -219,9 +255,7 @@ class PowerMonitor(PowerMonitorActor):
             await self._replicator.quiesce(QuiesceRequest(on=True))
             await self._nvm.quiesce(QuiesceMoves(on=True), timeout_s=QUIESCE_TIMEOUT_S)
             host = await self.context.ref(VMemFSRef).get_host(pb.Empty())
-            await self._restored()
-            async with self._budget.flusher.stopped() as flushed:
-                report = await save(environment, cause, host.memory_id, flushed)
+            report = await self._save_memory(cause, host.memory_id)
         except BaseException:
             await self._resume(FREEZE_REASON)
             raise
@@ -281,6 +315,7 @@ class PowerMonitor(PowerMonitorActor):
         disk = self.context.environment.disk
         survey = await examine(disk)
         host = await self.context.ref(VMemFSRef).get_host(pb.Empty())
+        counts = self._ends.counts
         status = power.PowerStatus(
             image=survey.state,
             image_generation=survey.generation,
@@ -290,7 +325,12 @@ class PowerMonitor(PowerMonitorActor):
             state=self._state,
             ups=self._ups,
             restoring_bytes=self._backfill.left_pages * PAGE_BYTES if self._backfill is not None else 0,
-            warning=self._ups_warning or self._budget.warning(),
+            warning=self._trouble or self._ups_warning or self._budget.warning(),
+            clean=counts.clean,
+            power_saved=counts.power_saved,
+            power_incomplete=counts.power_incomplete,
+            crashes=counts.crashes,
+            last_end=counts.last,
             budget=self._budget.status(),
         )
         last = self._loss.report if self._loss is not None else await read_report(disk)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from google.protobuf.json_format import MessageToJson, Parse, ParseError
 
 from everram.runtime.contracts.power_monitor_pb2 import PowerReport
@@ -9,6 +11,8 @@ from everram.runtime.environment import Disk
 from everram.runtime.errors import EverramError
 
 NAME = "power/report.json"
+AC_LOSS = "a loss of the mains"
+"""Cause of an image that was saved on battery."""
 UNDER_WAY, SAVED, TAKEN_BACK = "under way", "saved", "the mains came back"
 GIVEN_UP = "a person went on without what was not saved"
 """Outcomes; any other says what went wrong."""
@@ -40,3 +44,25 @@ async def settle(disk: Disk, outcome: str) -> None:
     if report is not None and is_unsaved(report):
         report.outcome = outcome
         await write_report(disk, report)
+
+
+def words(report: PowerReport) -> str:
+    """What came of a loss of the mains, for a person."""
+    began = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(report.began_ns / 1e9))
+    said = [
+        f"at {began} UTC, with a battery of {report.battery_s:.3f} s: guests stopped in "
+        f"{report.freeze_s:.3f} s, logs drained in {report.drain_s:.3f} s"
+    ]
+    if report.outcome == SAVED:
+        said.append(f"memory saved in {report.save_s:.3f} s, {report.left_s:.3f} s of the battery left")
+    elif report.outcome == UNDER_WAY:
+        said.append("and its battery did not last: it was empty before the memory was saved")
+    else:
+        said.append(f"and then {report.outcome}")
+    said += [
+        f"of {guest.name} what lies between {copy.durable} and {guest.tail} did not make it to {copy.host}"
+        for guest in report.guests
+        for copy in guest.copies
+        if not copy.drained
+    ]
+    return "; ".join(said)

@@ -19,8 +19,10 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from everram.actors.power_monitor.backfill import RECORD, Backfill
+from everram.actors.power_monitor.choices import EMPTY, check_choice
+from everram.actors.power_monitor.ends import EndRecord
 from everram.actors.power_monitor.flusher import Flushed, Restored
-from everram.actors.power_monitor.report import GIVEN_UP, UNDER_WAY, is_unsaved, read_report, settle
+from everram.actors.power_monitor.report import GIVEN_UP, read_report, settle
 from everram.runtime.channel import generations
 from everram.runtime.contracts.power_monitor_pb2 import SaveReport
 from everram.runtime.contracts.vmemfs_pb2 import HostRecord
@@ -34,6 +36,7 @@ from everram.runtime.formats.image_writer import ImageWriter
 from everram.runtime.formats.page_classes import PREFIX as CLASSES_PREFIX
 from everram.runtime.formats.slots import SlotArea
 from everram.runtime.formats.swap_table import MEMORY_PREFIX, TABLE_PREFIX
+from everram.runtime.memory.absent import is_lacking
 from everram.runtime.memory.contract import PAGE_BYTES
 from everram.runtime.memory.heap import HeapMapping
 from everram.runtime.memory.page_service import PageService
@@ -42,8 +45,6 @@ from everram.runtime.sizes import size_text
 log = logging.getLogger("everram.power_monitor")
 
 RESTORING = "restoring"
-EMPTY = "empty"
-"""The named choice of a machine whose memory was lost on battery: start without it."""
 _NOT_SAVED = (RESTORING, RECORD, generations.MEMORY_NAME, dirty_book.MEMORY_NAME)
 """The generation table says what peers may touch of this memory, now; the next memory has its own."""
 _TOKEN_BYTES = 16
@@ -84,7 +85,9 @@ class RestoreOutcome:
 # -- saving
 
 
-async def save(environment: Environment, cause: str, memory_id: str, flushed: Flushed | None = None) -> SaveReport:
+async def save(
+    environment: Environment, cause: str, memory_id: str, flushed: Flushed | None = None, *, host_id: str = ""
+) -> SaveReport:
     """Save every memory object; guests are frozen already. The image counts when this returns.
 
     What is `flushed` is not written again. Raises ResourceExhausted or DataLoss if the storage cannot take it; the
@@ -103,7 +106,7 @@ async def save(environment: Environment, cause: str, memory_id: str, flushed: Fl
     plan = [PageRun(part.listed.number, page, pages) for part in parts for page, pages in part.runs]
     listing = [part.listed for part in parts]
     writer = await ImageWriter.begin(
-        environment.disk, cause, memory_id, listing, plan, base=flushed.base, segment=flushed.segment
+        environment.disk, cause, memory_id, listing, plan, base=flushed.base, segment=flushed.segment, host_id=host_id
     )
     try:
         for part in parts:
@@ -156,7 +159,7 @@ async def _save_part(writer: ImageWriter, part: _Part) -> None:
                 data = _read_file(memory, at, min(PIECE_BYTES, offset + length - at))
                 await writer.add(number, at // PAGE_BYTES, data)
                 await asyncio.sleep(0)
-        elif length >= LONG_RUN_BYTES:
+        elif length >= LONG_RUN_BYTES or is_lacking(memory):
             await writer.add(number, page, Stretch(memory, offset, length))
         else:
             window = memory.window() if window is None else window
@@ -209,7 +212,12 @@ def _order(name: str) -> tuple[int, str]:
 
 
 async def restore(
-    environment: Environment, open_image: str = "", faults: PageService | None = None, *, lazily: bool = True
+    environment: Environment,
+    open_image: str = "",
+    faults: PageService | None = None,
+    *,
+    lazily: bool = True,
+    host_id: str = "",
 ) -> RestoreOutcome:
     """Make the machine's memory whole before any actor starts; harmless if the machine kept it.
 
@@ -226,41 +234,43 @@ async def restore(
     token = _token(memory)
     again = bool(token) and survey.marker is not None and survey.marker.opened_by == token
     await _clear(memory, keep=RESTORING if again else "")
-    if open_image == EMPTY and survey.state != "complete":
-        await settle(environment.disk, GIVEN_UP)
-        return RestoreOutcome("empty")
-    if survey.state != "complete" and not open_image:
-        await _check_not_lost(environment, survey)
-    if survey.state == "none":
-        return RestoreOutcome("empty")
+    disk = environment.disk
+    ends, report = await EndRecord.read(disk), await read_report(disk)
+    await ends.end_life(survey, report)
+    _check_ours(survey, host_id)
     silently = again or survey.state == "complete"
+    if not again:
+        await check_choice(disk, survey, ends.counts.last, report, open_image)
     if not silently:
-        _check_choice(survey, open_image)
-    restorer = _Restorer(
-        environment, survey, silently, token if again else environment.entropy.token(), faults if lazily else None
-    )
+        await settle(disk, GIVEN_UP)
+    if survey.state == "none" or (open_image == EMPTY and not silently):
+        await ends.begin_life()
+        return RestoreOutcome("empty")
+    token = token if again else environment.entropy.token()
+    restorer = _Restorer(environment, survey, silently, token, faults if lazily else None)
     try:
         outcome = await restorer.run(_chosen(survey, open_image, silently))
+    except DataLoss as error:
+        await _clear(memory, keep=RESTORING)
+        if open_image == EMPTY:
+            await ends.begin_life()
+            return RestoreOutcome("empty")
+        raise DataLoss(f"{error.message}; `--open {EMPTY}` starts this machine without it") from error
     except BaseException:
         await _clear(memory, keep=RESTORING)
         raise
-    if not silently:
-        await settle(environment.disk, GIVEN_UP)
+    await ends.begin_life()
     return outcome
 
 
-async def _check_not_lost(environment: Environment, survey: Survey) -> None:
-    """Raises FailedPrecondition if the mains were lost, and nothing was saved before the battery was empty."""
-    report = await read_report(environment.disk)
-    if report is None or not is_unsaved(report) or survey.state == "incomplete":
-        return
-    why = "its battery did not last" if report.outcome == UNDER_WAY else report.outcome
-    older = "; `--open opened` takes the image from before" if survey.marker is not None else ""
-    raise FailedPrecondition(
-        f"this machine lost its mains, and nothing of its memory was saved: {why}. Choose: "
-        f"`everram power on HOST --open empty` (`everram up --open empty` if the cluster is down) starts it with empty "
-        f"memory{older}"
-    )
+def _check_ours(survey: Survey, host_id: str) -> None:
+    """Raises FailedPrecondition for another host's image: that host has a memory of this identity."""
+    found = survey.marker.host_id if survey.marker is not None else ""
+    if found and host_id and found != host_id:
+        raise FailedPrecondition(
+            f"the saved memory of this machine is of another host ({found}, and this is {host_id}), which may be using "
+            "it: put it back where it belongs; `everram down --discard` erases it"
+        )
 
 
 async def _clear(memory: Memory, keep: str) -> None:
@@ -294,32 +304,6 @@ def _chosen(survey: Survey, open_image: str, silently: bool) -> int:
     return survey.generation
 
 
-def _check_choice(survey: Survey, open_image: str) -> None:
-    """Raises FailedPrecondition with what is there, what is missing and the choices, unless one of them is named."""
-    choices = []
-    marker = survey.marker
-    if survey.state == "incomplete":
-        choices.append(("incomplete", f"takes what was saved of generation {survey.generation}"))
-    if marker is not None:
-        choices.append(("opened", f"takes generation {marker.generation} ({marker.cause}) as it was saved"))
-    if open_image in (name for name, _ in choices):
-        return
-    if survey.state == "incomplete":
-        found = f"the saved memory of this machine is incomplete (generation {survey.generation}): {survey.reason}"
-        if marker is not None:
-            found += f"; an older image (generation {marker.generation}) is there too"
-    else:
-        found = (
-            f"the saved memory of this machine (generation {survey.generation}) was opened before, and what guests "
-            "wrote since was not saved"
-        )
-    ways = "; ".join(f"`everram up --open {name}` {what}" for name, what in choices)
-    raise FailedPrecondition(
-        f"{found}. Choose: {ways} (`everram power on HOST --open ...` if the cluster is up); `everram down --discard` "
-        "erases it"
-    )
-
-
 class _Restorer:
     """One restore, from an image to whole memory."""
 
@@ -348,6 +332,7 @@ class _Restorer:
         return outcome
 
     async def _restore(self, source: Image, generation: int, marker: image.Marker | None) -> RestoreOutcome:
+        self._check_fits(source)
         reason = await self._why_without_snapshots(whole=marker is not None)
         left_out = SNAPSHOTS if reason else ()
         if any(saved.name in left_out for saved in source.objects):
@@ -376,6 +361,15 @@ class _Restorer:
             log.warning("lost: %s", sentence)
         image_of = Restored(generation, tuple(source.objects)) if self._silently else None
         return RestoreOutcome("restored", generation, cause, tuple(source.lost), backfill, image_of)
+
+    def _check_fits(self, source: Image) -> None:
+        """A machine may have been given less memory since. Raises FailedPrecondition: trying again does not help."""
+        needed_bytes = sum(saved.size_bytes for saved in source.objects)
+        if needed_bytes > self._memory.capacity_bytes:
+            raise FailedPrecondition(
+                f"the saved memory of this machine takes {size_text(needed_bytes)}, and the machine has "
+                f"{size_text(self._memory.capacity_bytes)} now: give it as much as before (`everram up --memory SIZE`)"
+            )
 
     def _lazy(self, source: Image, marker: image.Marker | None) -> list[SavedObject]:
         """What guests can do without at first. Of an image that is not whole everything is looked at beforehand."""

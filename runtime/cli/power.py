@@ -20,6 +20,12 @@ Act = Callable[[argparse.Namespace, "Cluster"], Awaitable[int]]
 
 CUT_TIMEOUT_S = 3700.0
 """A battery may last an hour."""
+ENDS = {
+    "clean": "clean",
+    "power_loss_saved": "by a loss of power, saved",
+    "power_loss_incomplete": "by one, not saved",
+    "crash": "by a crash",
+}
 ON_TIMEOUT_S = 300.0
 REHEARSE_TIMEOUT_S = 120.0
 
@@ -112,6 +118,9 @@ async def _status(args: argparse.Namespace, cluster: Cluster) -> int:
     ]
     say(table(("HOST", "STATE", "MAINS", "BATTERY", "DOING", "IMAGE", "MEMORY IS FROM"), rows))
     for name, one in told.items():
+        if any((ends := one.get("ends", {})).get(kind) for kind in ENDS):
+            counted = ", ".join(f"{ends[kind]} {words}" for kind, words in ENDS.items())
+            say(f"{name}: its memory's lives have ended so far: {counted}; the last: {ends['last']}")
         if one.get("restoring_bytes"):
             say(f"{name}: {format_size(one['restoring_bytes'])} of its memory are still read from the image")
         if one.get("warning"):
@@ -132,6 +141,13 @@ def _status_json(status: PowerStatus) -> dict[str, Any]:
         "ups": status.ups,
         "warning": status.warning,
         "restoring_bytes": status.restoring_bytes,
+        "ends": {
+            "clean": status.clean,
+            "power_loss_saved": status.power_saved,
+            "power_loss_incomplete": status.power_incomplete,
+            "crash": status.crashes,
+            "last": status.last_end,
+        },
         "budget": _budget_json(status.budget),
     }
     if status.HasField("last"):

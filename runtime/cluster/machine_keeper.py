@@ -266,17 +266,13 @@ class MachineKeeper:
         return True
 
     async def _back_to_work(self) -> None:
-        """Its host is ready, and has taken back what it began on battery."""
-        from everram.runtime.contracts.common_pb2 import Empty
-        from everram.runtime.contracts.power_monitor_contract import PowerMonitorRef
-
+        """Its host is ready, and has taken back what it began on battery: only then the machine says that it is not
+        failing any more. A host that has not heard of the loss yet would say that it is well."""
         await self.wait_ready()
         while True:
             with suppress(EverramError):
-                async with self._host() as host:
-                    status = await PowerMonitorRef(host).status(Empty(), timeout_s=ASK_TIMEOUT_S)
-                    if status.mains and status.state == "on mains":
-                        return
+                if not (await ask(self._socket, "status", timeout_s=ASK_TIMEOUT_S))["failing"]:
+                    return
             await asyncio.sleep(LOOK_WHILE_STARTING_S)
 
     async def upgrade(self, python: str, *, preflight: bool, pause: bool) -> dict[str, Any]:

@@ -50,6 +50,8 @@ class Marker:
     """Since 1970, for people."""
     opened_by: str = ""
     """Of the opening that is allowed to begin again, see `everram.actors.power_monitor`."""
+    host_id: str = ""
+    """Of the host whose memory it is; empty if nobody said."""
     producer: str = ""
     format: str = f"{VERSION[0]}.{VERSION[1]}"
 

@@ -36,7 +36,7 @@ class ImageWriter:
         self._catalog = catalog
         self._base = tuple(base)
         self._segment = segment
-        self._own_segment = True
+        self._own_segment, self._host_id = True, ""
         self._pages_before = segment.pages
         self._encoded = catalog.encode()
         self._catalog_written = asyncio.get_running_loop().create_task(self._write_catalog(), name="catalog")
@@ -51,6 +51,7 @@ class ImageWriter:
         *,
         base: Sequence[SegmentRef] = (),
         segment: SegmentWriter | None = None,
+        host_id: str = "",
     ) -> ImageWriter:
         """`segment`: what has been flushed into already and goes on here, whatever becomes of this save; otherwise a
         new one is begun. Raises ResourceExhausted on a full disk."""
@@ -62,7 +63,7 @@ class ImageWriter:
         numbers = (*(ref.number for ref in base), segment.number)
         catalog = Catalog(generation, memory_id, numbers, segment.next_page, tuple(objects), tuple(plan))
         writer = ImageWriter(disk, cause, catalog, base, segment)
-        writer._own_segment = own
+        writer._own_segment, writer._host_id = own, host_id
         return writer
 
     async def _write_catalog(self) -> None:
@@ -114,6 +115,7 @@ class ImageWriter:
             catalog_bytes=len(self._encoded),
             catalog_crc32=zlib.crc32(self._encoded),
             saved_at_ns=saved_at_ns,
+            host_id=self._host_id,
             producer=PACKAGE_VERSION,
         )
         await self._disk.replace(MARKER, marker.encode())

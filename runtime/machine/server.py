@@ -190,6 +190,7 @@ def _status(machine: MachineProcess, message: dict[str, Any]) -> dict[str, Any]:
         "battery_ns": core.battery_ns(machine.now_ns()),
         "battery_full_ns": core.limits.battery_ns,
         "cut": core.cut,
+        "failing": core.needs_host,
         "stopping": core.stopping,
         "lease_deadline_ns": core.lease_deadline_ns,
         "freezer": "cgroup" if machine.cgroup else "signals",

@@ -79,3 +79,8 @@ class LackingObject(Protocol):
 def keeper_of(keepers: Iterable[AbsentPages], arena: str, page: int) -> AbsentPages | None:
     """Who has what belongs there; None: it is no absent page."""
     return next((keeper for keeper in keepers if keeper.is_absent(arena, page)), None)
+
+
+def is_lacking(memory: object) -> bool:
+    """Whether a memory object has absent pages, so that mapping it takes as long as bringing them all."""
+    return getattr(memory, "lack", None) is not None

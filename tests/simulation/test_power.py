@@ -57,7 +57,8 @@ class Run:
         self.count = Count()
         self.guest_id = ""
         self.holders: set[str] = set()
-        """memory_ids that had all of the guest when the mains were lost last."""
+        """memory_ids that had all of the guest when the mains, or its machine, were lost last."""
+        self.machine_lost = False
 
     async def _count(self, seat: Seat) -> int:
         count = self.count
@@ -92,6 +93,8 @@ class Run:
         for _ in range(self.draw.choice((1, 1, 2, 3))):
             await asyncio.sleep(self.draw.uniform(0, 0.2))
             await self._lose_mains()
+            if self.draw.random() < 0.2:
+                await self._lose_machine()
             await self._serves()
 
     async def _run_guest(self) -> None:
@@ -134,6 +137,24 @@ class Run:
             if saved or not any(off):
                 assert found == committed, f"{committed - found} committed transactions are gone"
         assert self.count.committed >= (before if saved else 0)
+
+    async def _lose_machine(self) -> None:
+        """Perhaps after it has opened an image, and before the next save: what it has opened is never opened silently
+        again, and what was promised is where else it was."""
+        host, incarnations = self.count.host, len(self.count.recovered)
+        self.holders = set(self.cluster.holders(self.guest_id)) - {self.cluster.memory_ids.get(host, "")}
+        self.machine_lost = True
+        await self.cluster.lose(host)
+        await asyncio.sleep(self.draw.choice((0.0, 0.1, 4.0)))
+        await self.cluster.raise_again(host)
+        machine = self.cluster.machines[host]
+        await until(lambda: machine.core.host.state in ("ready", "refused"))
+        if machine.core.host.state == "refused":
+            self.world.media(host).files.clear()
+            machine.retry_host()
+        await self._serves()
+        for _, found, _, promised in self.count.recovered[incarnations:]:
+            assert found >= promised, "what was promised is gone"
 
     async def _kill_host(self, host: str) -> None:
         """At any moment of the loss: the next one goes on from there."""
@@ -186,7 +207,7 @@ def play(seed: int) -> Run:
         try:
             await run.scenario()
         except Lost:
-            assert run.cluster.battery_s < 1, "a battery that lasts saves everything"
+            assert run.cluster.battery_s < 1 or run.machine_lost, "a battery that lasts saves everything"
         except BaseException as error:
             failed.append(error)
 

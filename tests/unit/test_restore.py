@@ -7,9 +7,11 @@ from typing import Any, cast
 
 import pytest
 
+from everram.actors.power_monitor.ends import EndRecord
+from everram.actors.power_monitor.report import AC_LOSS, UNDER_WAY, write_report
 from everram.actors.power_monitor.save import RESTORING, RestoreOutcome, restore, save
 from everram.runtime.contracts import common_pb2 as pb
-from everram.runtime.contracts.power_monitor_pb2 import SaveReport
+from everram.runtime.contracts.power_monitor_pb2 import PowerReport, SaveReport
 from everram.runtime.contracts.vmemfs_pb2 import HostRecord
 from everram.runtime.environment import Environment, MemoryObject
 from everram.runtime.errors import DataLoss, FailedPrecondition, ResourceExhausted
@@ -256,9 +258,81 @@ async def test_damage_is_told_and_nothing_is_opened() -> None:
 async def test_too_little_memory_is_told_and_nothing_is_opened() -> None:
     computer, _ = await saved_computer()
     computer.objects = Objects(1 << 20)
-    with pytest.raises(ResourceExhausted):
+    with pytest.raises(FailedPrecondition, match=r"takes 1\.4 MiB, and the machine has 1\.0 MiB now: .*--memory"):
         await restore(computer.host())
     assert (await examine(computer.host().disk)).state == "complete"
+
+
+async def test_an_image_of_another_host_is_refused() -> None:
+    computer = await used_computer()
+    await save(computer.host(), "down", "m1", host_id="aa")
+    computer.power_off()
+    with pytest.raises(FailedPrecondition, match=r"of another host \(aa, and this is bb\)"):
+        await restore(computer.host(), host_id="bb")
+    assert (await restore(computer.host(), host_id="aa")).kind == "restored"
+
+
+async def test_a_damaged_image_can_be_given_up() -> None:
+    computer, _ = await saved_computer()
+    computer.media.files["image/catalog.1"].cached[-5] ^= 1
+    with pytest.raises(DataLoss, match=r"catalog\.1 is damaged.*--open empty"):
+        await restore(computer.host())
+    assert await restore(computer.host(), "empty") == RestoreOutcome("empty")
+
+
+async def test_a_loss_of_the_mains_that_left_nothing_is_never_passed_over() -> None:
+    """The storage was too full for even a report of it."""
+    computer = Computer()
+    assert await restore(computer.host()) == RestoreOutcome("empty")
+    await (await EndRecord.read(computer.host().disk)).mains(lost=True)
+    computer.power_off()
+    for _ in range(2):
+        with pytest.raises(
+            FailedPrecondition, match=r"nothing of its memory was saved.*not even a report.*--open empty"
+        ):
+            await restore(computer.host())
+    assert await restore(computer.host(), "empty") == RestoreOutcome("empty")
+    computer.power_off()
+    assert await restore(computer.host()) == RestoreOutcome("empty"), "then the machine crashed, and had saved nothing"
+    counts = (await EndRecord.read(computer.host().disk)).counts
+    assert (counts.power_incomplete, counts.crashes, counts.clean, counts.power_saved) == (1, 1, 0, 0)
+
+
+async def test_a_choice_says_what_is_missing_and_why() -> None:
+    computer = await interrupted(with_runs=False)
+    computer.media.files["image/catalog.1"].cached[:] = computer.media.files["image/catalog.1"].durable
+    report = PowerReport(outcome=UNDER_WAY, battery_s=0.005, freeze_s=0.001)
+    guest = report.guests.add(name="bank", tail=700)
+    guest.copies.add(host="h2", durable=500)
+    await write_report(computer.host().disk, report)
+    with pytest.raises(FailedPrecondition) as refused:
+        await restore(computer.host())
+    said = refused.value.message
+    for words in (
+        "is incomplete (generation 1)",
+        "missing are",
+        "pages of log.g: the save did not get that far",
+        "a battery of 0.005 s",
+        "its battery did not last",
+        "of bank what lies between 500 and 700 did not make it to h2",
+        "`everram up --open incomplete` takes",
+        "`everram up --open empty` starts",
+    ):
+        assert words in said, said
+
+
+async def test_ends_are_counted_over_lives() -> None:
+    computer, _ = await saved_computer()
+    await restore(computer.host())
+    await save(computer.host(), AC_LOSS, "m1")
+    computer.power_off()
+    await restore(computer.host())
+    assert (await restore(computer.host())).kind == "kept", "a host that died ends no life"
+    computer.power_off()
+    await restore(computer.host(), "opened")
+    counts = (await EndRecord.read(computer.host().disk)).counts
+    assert (counts.clean, counts.power_saved, counts.power_incomplete, counts.crashes) == (0, 1, 0, 1)
+    assert counts.last == "crash"
 
 
 async def test_a_disk_without_room_is_told_before_anything_is_written() -> None:
