@@ -21,6 +21,7 @@ from everram.actors.remote_memory.snapshot_files import SNAPSHOTS, SnapshotFiles
 from everram.actors.remote_memory.tree import Tree
 from everram.actors.remote_memory.using import Using
 from everram.actors.remote_memory.views import Guests
+from everram.actors.remote_memory.vmemfs_files import VMEMFS, VMemFSFiles
 from everram.runtime.contracts import common_pb2 as pb
 from everram.runtime.contracts import remote_memory_pb2 as rm
 from everram.runtime.contracts.hypervisor_contract import HypervisorRef
@@ -84,6 +85,7 @@ class MemoryAgent(MemoryAgentActor):
         self._views = {
             REGIONS: Regions(guests, environment.memory),
             SNAPSHOTS: SnapshotFiles(guests, lambda: context.ref(NvmDeviceRef)),
+            VMEMFS: VMemFSFiles(lambda: context.ref(VMemFSRef), environment.memory),
         }
         self._mounts: list[Mount] = []
         for mount in environment.mounts.found():

@@ -72,7 +72,13 @@ class HostConfig:
         return self.swap_bytes or SWAP_PART * self.guest_memory_bytes
 
     def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+        """Without what is as it is anyway: an earlier everram, to which a host is rolled back, may not know it."""
+        members = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.default is dataclasses.MISSING or getattr(self, field.name) != field.default
+        }
+        return json.dumps(members, indent=2) + "\n"
 
     @staticmethod
     def read(path: str) -> HostConfig:

@@ -12,6 +12,7 @@ from everram.actors.chaos.scenario import attach
 from everram.runtime.contracts import common_pb2 as pb
 from everram.runtime.contracts.hypervisor_contract import HypervisorRef
 from everram.runtime.errors import EverramError
+from everram.runtime.formats.vmemfs import MEMORY_NAME
 from everram.runtime.guest.errors import GuestError
 from everram.runtime.log.ring import MIN_CAPACITY_BYTES
 from everram.runtime.node import Node
@@ -38,7 +39,7 @@ class Run:
     def __init__(self, seed: int) -> None:
         self.world = World(seed)
         self.draw = self.world.stream("test")
-        self.cluster = Cluster(self.world, hosts=2, programs={"/count": self._count})
+        self.cluster = Cluster(self.world, hosts=2, programs={"/count": self._count, "/idle": self._idle})
         self.cluster.also.append(self._serve)
         self.cluster.observers.append(self._observe)
         self.counted = 0
@@ -65,6 +66,11 @@ class Run:
         except GuestError as error:
             self.fates.append(f"ended: {error}")
             return 1
+
+    async def _idle(self, seat: Seat) -> int:
+        await attach(seat)
+        await asyncio.Event().wait()
+        return 0
 
     async def _serve(self, host: str, node: Node) -> None:
         """From the time that an incarnation serves until it hands over, or is killed."""
@@ -166,3 +172,44 @@ def test_guests_live_through_kills_at_every_step(seed: int) -> None:
     assert not [failure for failure in run.cluster.failures if not isinstance(failure[1], EverramError)]
     assert run.begun == 1
     assert run.kills >= UPGRADES // 2
+
+
+class Damage(Run):
+    """Two guests without copies; one's record in the superblock is damaged while the host is dead."""
+
+    async def scenario(self) -> None:
+        self.cluster.start()
+        await announce(self.world)
+        names = ("spoilt", "whole")
+        await self._until(lambda: self.cluster.node(HOST) is not None, "there is no host")
+        guests = {name: await self._run_one(name) for name in names}
+        machine = self.cluster.machines[HOST]
+        machine.kill_host()
+        await self._until(lambda: not self._living(), "the host does not die")
+        memory = machine.objects.by_name[MEMORY_NAME].content
+        at = memory.rindex(b"spoilt", 0, memory.rindex(b"INDX"))  # the last in the slot in use is the index's own
+        at = memory.rindex(b"spoilt", 0, at)
+        memory[at] ^= 0xFF
+        await self._until(lambda: self.cluster.node(HOST) is not None, "there is no host again")
+        seen = {}
+        until_s = self.world.now_s + BOUND_S
+        while not seen or seen["spoilt"].state != pb.FAILED:
+            assert self.world.now_s < until_s, seen
+            listed = await self.cluster.ask("user", HOST, lambda node: node.ref(HypervisorRef).list(pb.Empty()), 6.0)
+            seen = {guest.name: guest for guest in listed.guests}
+            await asyncio.sleep(0.05)
+        assert seen["spoilt"].guest_id == guests["spoilt"].guest_id
+        assert "its record in the VMemFS superblock is damaged" in seen["spoilt"].reason
+        assert [region.name for region in seen["spoilt"].regions] == ["data"], "its memory stays"
+        assert (seen["whole"].state, seen["whole"].pid) == (pb.RUNNING, guests["whole"].pid)
+
+    async def _run_one(self, name: str) -> pb.Guest:
+        spec = pb.GuestSpec(name=name, argv=[b"/idle"], working_directory=b"/", log_bytes=MIN_CAPACITY_BYTES)
+        spec.regions.add(name="data", size_bytes=4 * 4096)
+        return await self.cluster.ask("user", HOST, lambda node: node.ref(HypervisorRef).run(spec, timeout_s=5.0), 6.0)
+
+
+def test_a_guest_with_a_damaged_record_is_given_up_and_the_others_go_on() -> None:
+    run = Damage(1)
+    run.world.run(run.scenario())
+    assert not run.world.violations, run.world.violations

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import zlib
 from pathlib import Path
 
 import pytest
 
+from everram.actors.remote_memory.vmemfs_files import VMEMFS, VMemFSFiles
 from everram.runtime.contracts import common_pb2 as pb
 from everram.runtime.contracts.replicator_pb2 import Copy
-from everram.runtime.contracts.vmemfs_pb2 import FileExtent, FileRecord, HostRecord
-from everram.runtime.errors import DataLoss, FailedPrecondition
+from everram.runtime.contracts.vmemfs_pb2 import FileExtent, FileRecord, HostRecord, VMemFSStatus
+from everram.runtime.errors import DataLoss, FailedPrecondition, NotFound
 from everram.runtime.formats.slots import GENERATION_OFFSET, SLOTS_OFFSET, Format, Record, SlotArea
 from everram.runtime.formats.vmemfs import BEFORE, FORMAT, HOPS_MAX, Superblock
 from everram.runtime.formats.vmemfs_files import check, device_files, guest_files
+from everram.runtime.fuse.errors import FuseError
+from everram.runtime.fuse.filesystem import Kind
 from everram.runtime.memory.contract import PAGE_BYTES
 from everram.runtime.memory.heap import HeapMapping
 from everram.runtime.version import PACKAGE_VERSION
@@ -222,3 +227,54 @@ def test_a_file_that_is_longer_than_its_pages_is_recognised() -> None:
     short.size_bytes = 3 * PAGE_BYTES
     [fault] = check([short], {"o": 9 * PAGE_BYTES})
     assert "2 pages do not hold 12288 bytes" in fault.reason
+
+
+# -- as files of a mount -----------------------------------------------------------------------------------------------
+
+
+class Held:
+    """A memory object of which every page says its number."""
+
+    def read(self, offset: int, length: int) -> bytes:
+        return b"".join(bytes([at // PAGE_BYTES]) for at in range(offset, offset + length))
+
+
+class Machine:
+    """The memory, and the VMemFS that says what lies in it."""
+
+    def __init__(self) -> None:
+        self.records = [
+            file("guests/g/log", "g", (0, "o", 3, 1), (1, "o", 1, 1)),
+            file("devices/nvm", "", (0, "n", 0, 1)),
+        ]
+        self.records[0].size_bytes -= 100
+
+    def open(self, name: str) -> Held:
+        if name != "o":
+            raise NotFound(name)
+        return Held()
+
+    async def status(self, request: pb.Empty) -> VMemFSStatus:
+        return VMemFSStatus(version="2.0", records=self.records)
+
+
+async def test_a_mount_shows_the_superblock_and_every_file() -> None:
+    machine = Machine()
+    view = VMemFSFiles(lambda: machine, machine)  # type: ignore[arg-type, return-value]
+    assert [entry.name for entry in await view.entries(VMEMFS)] == ["devices", "guests", "superblock.json"]
+    assert [(e.name, e.kind) for e in await view.entries(".vmemfs/guests/g")] == [("log", Kind.FILE)]
+    found = await view.lookup(".vmemfs/guests/g", "log")
+    assert (found.size_bytes, found.kind) == (2 * PAGE_BYTES - 100, Kind.FILE)
+    log = await view.open(found.key)
+    assert log.read(PAGE_BYTES - 1, 3) == bytes([3, 1, 1])
+    assert log.read(2 * PAGE_BYTES - 101, 50) == bytes([1])
+    told = await view.open(".vmemfs/superblock.json")
+    assert json.loads(bytes(told.read(0, 1 << 20)))["version"] == "2.0"
+    gone = await view.open(".vmemfs/devices/nvm")
+    for key, number in ((".vmemfs/x", errno.ENOENT), (".vmemfs/guests/g", errno.EISDIR)):
+        with pytest.raises(FuseError) as refused:
+            await (view.open if number == errno.EISDIR else view.attributes)(key)
+        assert refused.value.number == number
+    with pytest.raises(FuseError) as refused:
+        gone.read(0, 1)
+    assert refused.value.number == errno.ESTALE
