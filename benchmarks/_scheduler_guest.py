@@ -22,8 +22,9 @@ from everram.runtime.memory.mapped import Mapped
 from everram.runtime.memory.userfaultfd import Feature
 
 OBJECT_BYTES = 16384
-STORAGE_S = 0.001
-"""Of one access to storage: what getting an object of a cache again costs, and what reading the swap file costs."""
+STORAGE_S = 0.004
+"""Of one access to storage, a disk with moving parts or a busy one in the network: what getting an object of a cache
+again costs, and what reading the swap file costs."""
 THINK_S = 0.0002
 """After each operation: what a guest does besides."""
 WORKLOADS = {
@@ -85,7 +86,7 @@ class Cached:
 
 
 class Bursts:
-    """A job that comes now and then: fills memory, verifies it, frees it; then nothing for three times as long."""
+    """A job that comes now and then: fills memory, verifies it, frees it; then nothing for half as long."""
 
     def __init__(self, memory: Volatile, objects: int) -> None:
         self.memory, self.objects, self.blocks, self.pause = memory, objects, list[Block](), 0
@@ -100,7 +101,7 @@ class Bursts:
             for number, block in enumerate(self.blocks, 1):
                 check(number, block.load())
                 self.memory.free(block)
-            self.blocks, self.pause = [], 3 * self.objects
+            self.blocks, self.pause = [], self.objects
 
 
 def work(memory: Volatile, workload: str) -> list[Callable[[], None]]:

@@ -3,9 +3,10 @@
 Four guests of equal size (`workloads` in the output) run on one host at once, for each way to divide its memory:
 
 - `everram`: as `actors/memory_scheduler` does it;
-- `swap_only_random`, `swap_only_lru`: pages are paged out that were drawn at random, or not used for longest;
-- `balloon_only`: guests are asked, and nothing is paged out;
-- `access_only`: everram's, but all that is known of a page is whether it was used lately;
+- `swap_only_random`, `swap_only_lru`: pages are paged out that were drawn at random, or that were not used while they
+  were watched from outside (a second chance for each);
+- `balloon_only`: guests are asked, and nothing is paged out; whoever grows when nothing is left is paused;
+- `access_only`: everram's, but all that is known of a page is whether it was used lately, as seen from outside;
 - `enough`: with memory for all, what the others are measured by.
 
 The work of a guest is its operations a second, as a part of what it does with enough memory; that of a way is the mean
@@ -20,6 +21,7 @@ import json
 import math
 import os
 import random
+import signal
 import socket
 import statistics
 import subprocess
@@ -43,7 +45,7 @@ from everram.actors.memory_scheduler.sampling import SAMPLE_PAGES, draw
 from everram.actors.memory_scheduler.swap_file import SwapFile
 from everram.actors.memory_scheduler.targets import Demand, Technique, choose, squeeze
 from everram.runtime.environment import MachineEvent, TrackedRange
-from everram.runtime.formats.page_classes import MEMORY_LABEL, PageClass, PageClasses
+from everram.runtime.formats.page_classes import MEMORY_LABEL, Kind, PageClass, PageClasses, classify
 from everram.runtime.formats.swap_table import SwapTable
 from everram.runtime.memory.contract import PAGE_BYTES
 from everram.runtime.memory.page_service import PageService
@@ -55,7 +57,8 @@ MIB = 1 << 20
 GUEST_MIB = 40
 GUESTS = ("cache-heavy", "anonymous-heavy", "mixed", "mostly free")
 OVERCOMMIT = 1.5
-WARM_S, MEASURED_S = 5.0, 8.0
+WARM_S, MEASURED_S = 8.0, 10.0
+"""Guests have filled their memory, and begun anything else, before it is measured."""
 REST_GUESTS, REST_S = 8, 6.0
 RECLAIM_MIB = 256
 TRIALS = 1500
@@ -106,7 +109,9 @@ def balloon_only(pressure: Pressure, *, answers: bool, balloon_stalls: bool, swa
 
 
 class Blind(GuestMemory):
-    """Nothing is known of its pages but whether they were used lately; that, exactly."""
+    """Nothing is known of its pages but whether they were used lately, as far as their host sees that from outside."""
+
+    dice = random.Random(5)
 
     def there(self) -> list[int]:
         return self._present_among(b"\1" * self.pages)
@@ -114,41 +119,54 @@ class Blind(GuestMemory):
     def unused(self) -> list[int]:
         return []
 
+    def count_unused(self) -> int:
+        return 0
+
     def dead(self) -> list[int]:
         return []
 
+    def unseen(self) -> list[int]:
+        return self.there()
+
+    def any_used(self) -> list[int]:
+        return self.there()
+
+    def coldest(self, count: int, *, however_warm: bool = False) -> list[int]:
+        """None is known to be; if it has to be, any."""
+        present = self.there() if however_warm else []
+        return sorted(self.dice.sample(present, min(count, len(present))))
+
     def sampled(self, now_ns: int) -> dict[PageClass, int]:
-        counts = super().sampled(now_ns)
-        counts[PageClass.ACTIVE_ANONYMOUS] += counts.pop(PageClass.ACTIVE_BUFFER) + counts.pop(PageClass.UNRECLAIMABLE)
-        counts[PageClass.INACTIVE_ANONYMOUS] += counts.pop(PageClass.INACTIVE_BUFFER) + counts.pop(PageClass.FREE)
+        used = self.paged.touched(self.drawn) if self.paged is not None else set()
+        counts = dict.fromkeys(PageClass, 0)
+        for page in self.drawn:
+            swapped, present = self.swap.is_swapped(page), self.is_present(page)
+            counts[classify(Kind.ANONYMOUS, page in used, present=present, swapped=swapped)] += 1
         return counts
 
-    def coldest(self, count: int, *, however_warm: bool = False) -> list[int]:
-        """Free pages are as cold as any."""
-        tick, touches = self.classes.tick, self.classes.touches()
-        old = [page for page in self.there() if however_warm or (tick - touches[page]) & 0xFF > 4]
-        return sorted(sorted(old, key=lambda page: -((tick - touches[page]) & 0xFF))[:count])
-
-
-class Random(Blind):
-    """Nothing at all is known."""
-
-    dice = random.Random(5)
-
-    def coldest(self, count: int, *, however_warm: bool = False) -> list[int]:
-        present = self.there()
-        return sorted(self.dice.sample(present, min(count, len(present))))
+    def redraw(self, pages: list[int], now_ns: int) -> None:
+        self.drawn = pages
+        if self.paged is not None:
+            self.paged.forget_touches(pages)
 
 
 class OnlySwap(Reclaimer):
-    """Everybody gives in proportion to what it has."""
+    """Everybody gives in proportion to what it has: pages that were not used while the host watched them."""
 
     def _decide(self, available: int, now_ns: int) -> dict[str, int]:
         for guest in self._guests.values():
             guest.technique = Technique.SWAP if self.pressure > Pressure.HIGH else Technique.NONE
         for_all = shortage(self.pressure, available, self.limit_bytes) / PAGE_BYTES
-        blind = [Demand(guest.guest_id, guest.resident, Usage()) for guest in self._guests.values()]
-        return squeeze(blind, for_all)
+        return squeeze([Demand(guest.guest_id, guest.resident, Usage()) for guest in self._guests.values()], for_all)
+
+    async def _swap(self, guest: GuestMemory, pages: int) -> None:
+        left = pages - await self._swap_suspects(guest, pages, answers=False)
+        if left > 0 and self.pressure is Pressure.LOW:
+            await self._swap_all(guest, guest.coldest(left, however_warm=True))
+
+
+class OnlySwapRandom(OnlySwap):
+    """Any page."""
 
     async def _swap(self, guest: GuestMemory, pages: int) -> None:
         await self._swap_all(guest, guest.coldest(pages, however_warm=True))
@@ -157,7 +175,7 @@ class OnlySwap(Reclaimer):
 WAYS: dict[str, tuple[type[GuestMemory], type[Reclaimer], Any]] = {
     "enough": (GuestMemory, Reclaimer, choose),
     "everram": (GuestMemory, Reclaimer, choose),
-    "swap_only_random": (Random, OnlySwap, swap_only),
+    "swap_only_random": (Blind, OnlySwapRandom, swap_only),
     "swap_only_lru": (Blind, OnlySwap, swap_only),
     "balloon_only": (GuestMemory, Reclaimer, balloon_only),
     "access_only": (Blind, Reclaimer, choose),
@@ -208,6 +226,9 @@ class Host:
     async def watch(self) -> None:
         while True:
             await self.reclaimer.look()
+            paused = self.reclaimer.to_pause()
+            for guest in self.guests:
+                guest.process.send_signal(signal.SIGSTOP if guest.memory.guest_id in paused else signal.SIGCONT)
             await asyncio.sleep(self.reclaimer.pause_s)
 
     async def run_guest(self, workload: str, mib: int) -> Guest:
@@ -237,6 +258,9 @@ class Host:
         guest = Guest(workload, kept, process, ours, report.descriptor)
         self.guests.append(guest)
         return guest
+
+    def sum(self, counter: str) -> int:
+        return sum(getattr(guest.memory.counters, counter) for guest in self.guests)
 
     async def when(self, channel: socket.socket, receive: Any) -> Any:
         ready = asyncio.Event()
@@ -270,25 +294,27 @@ async def overcommitted(way: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         host = Host(limit, kind, reclaimer, policy)
         await host.start(folder)
+        swap, host.pager.file = host.pager.file, host.pager.file if policy is not balloon_only else None
         for name in reversed(GUESTS):
             await host.run_guest(name, GUEST_MIB)
         await asyncio.sleep(WARM_S)
-        before = [guest.count() for guest in host.guests]
-        counters = faults(host)
+        before, used_s = [guest.count() for guest in host.guests], time.process_time()
+        counters, out, misplaced = faults(host), host.sum("swapped_out"), host.sum("misplaced")
         began = time.monotonic()
         await asyncio.sleep(MEASURED_S)
         took = time.monotonic() - began
         rates = {g.name: (g.count() - was) / took for g, was in zip(host.guests, before, strict=True)}
-        out = sum(guest.memory.counters.swapped_out for guest in host.guests)
         found = {
             "rates": rates,
             "refaults": faults(host) - counters,
-            "refaults_in_all": faults(host),
-            "swapped_out": out,
-            "misplaced": sum(guest.memory.counters.misplaced for guest in host.guests),
+            "core_fraction": (time.process_time() - used_s) / took,
+            "refaults_while_filling": counters,
+            "swapped_out": host.sum("swapped_out") - out,
+            "misplaced": host.sum("misplaced") - misplaced,
             "latencies_ns": sorted(host.pager.latencies_ns),
             "over_limit_mib": max(0, -host.reclaimer.available_bytes) / MIB,
         }
+        host.pager.file = swap
         await host.end()
     return found
 
@@ -374,7 +400,7 @@ async def measure() -> dict[str, Any]:
         "throughput_vs_swap_only_random": work["everram"] / work["swap_only_random"],
         "throughput_vs_swap_only_lru": work["everram"] / work["swap_only_lru"],
         "throughput_vs_balloon_only": work["everram"] / work["balloon_only"],
-        "refaults_vs_access_only": ours["refaults_in_all"] / max(1, ways["access_only"]["refaults_in_all"]),
+        "refaults_vs_access_only": ours["refaults"] / max(1, ways["access_only"]["refaults"]),
         "unreclaimable_or_active_pages_swapped_fraction": ours["misplaced"] / max(1, ours["swapped_out"]),
         "class_interval_coverage": coverage,
         "class_interval_width_vs_formula": width,
@@ -384,7 +410,7 @@ async def measure() -> dict[str, Any]:
         "swap_in_p99_us": latencies[len(latencies) * 99 // 100] / 1000 if latencies else 0.0,
         "work": work,
         "rates": {way: found["rates"] for way, found in ways.items()},
-        "refaults": {way: found["refaults_in_all"] for way, found in ways.items()},
+        "refaults": {way: found["refaults"] for way, found in ways.items()},
         "swapped_out": {way: found["swapped_out"] for way, found in ways.items()},
         "over_limit_mib": {way: found["over_limit_mib"] for way, found in ways.items()},
         "simulation": compare(SEEDS),

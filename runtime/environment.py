@@ -156,6 +156,13 @@ class MemoryObject(Protocol):
     def present_bytes(self) -> int:
         """How much memory it takes."""
 
+    def is_present(self, offset: int) -> bool:
+        """Whether there is memory behind the page that begins there; far cheaper than `extents`."""
+
+    def present_pages(self) -> bytes:
+        """One byte for each page, 1 if there is memory behind it; cheaper than `extents` of scattered pages. Of an
+        object that is not resizable."""
+
     def punch(self, offset: int, length: int) -> None:
         """Give the pages back; they read as zeros afterwards."""
 

@@ -16,7 +16,7 @@ from everram.actors.memory_scheduler import views
 from everram.actors.memory_scheduler.admission import Room, Wish, admit, check_limits
 from everram.actors.memory_scheduler.guest_memory import GuestMemory
 from everram.actors.memory_scheduler.pager import GuestPager
-from everram.actors.memory_scheduler.pressure import Pressure, min_free
+from everram.actors.memory_scheduler.pressure import min_free
 from everram.actors.memory_scheduler.reclaimer import Policy, Reclaimer
 from everram.actors.memory_scheduler.swap_file import SwapFile
 from everram.actors.memory_scheduler.targets import choose
@@ -165,16 +165,13 @@ class MemoryScheduler(MemorySchedulerActor):
     async def _pause_and_resume(self) -> None:
         """Guests that grow while nothing is left are paused, as those are whose pages the storage does not give."""
         machine = self.context.environment.machine
-        low = self._reclaimer.pressure is Pressure.LOW and self._reclaimer.available_bytes <= 0
-        easy = self._reclaimer.pressure < Pressure.HARD
+        starved = self._reclaimer.to_pause()
+        trouble = self._reclaimer.trouble or self._swapping_off
         for guest in list(self._guests.values()):
             if guest.closed:
                 continue
-            resident = guest.resident
-            grows, guest.resident_before = resident > guest.resident_before, resident
             why = next(iter(guest.broken.values()), "")
-            if not why and ((low and grows) or (guest.paused.startswith(NO_MEMORY) and not easy)):
-                trouble = self._reclaimer.trouble or self._swapping_off
+            if not why and guest.guest_id in starved:
                 why = f"{NO_MEMORY}: {trouble}" if trouble else NO_MEMORY
             before, guest.paused = guest.paused, why
             try:

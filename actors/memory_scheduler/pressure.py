@@ -50,6 +50,11 @@ def next_pressure(now: Pressure, available_bytes: int, limit_bytes: int) -> Pres
     return min(now, better)
 
 
+def distress(available_bytes: int, limit_bytes: int) -> int:
+    """How many bytes bring a host out of LOW: no more is ever taken of what guests work with."""
+    return max(0, int(BOUNDS[Pressure.HARD] * MARGIN * min_free(limit_bytes)) - available_bytes)
+
+
 def shortage(now: Pressure, available_bytes: int, limit_bytes: int) -> int:
     """How many bytes should be taken back in this state."""
     if now is Pressure.HIGH:

@@ -18,7 +18,7 @@ from everram.actors.memory_scheduler.estimates import estimate
 from everram.actors.memory_scheduler.guest_memory import GuestMemory
 from everram.actors.memory_scheduler.history import Decision
 from everram.actors.memory_scheduler.pager import BATCH_PAGES, GuestPager
-from everram.actors.memory_scheduler.pressure import ENOUGH, Pressure, min_free, next_pressure, shortage
+from everram.actors.memory_scheduler.pressure import ENOUGH, Pressure, distress, min_free, next_pressure, shortage
 from everram.actors.memory_scheduler.sampling import SAMPLE_PAGES, Draw, draw
 from everram.actors.memory_scheduler.targets import Demand, Technique, choose, divide, squeeze
 from everram.runtime.environment import Clock
@@ -113,6 +113,18 @@ class Reclaimer:
                 guest.spared_until_ns = now_ns + SPARE_NS
             guest.set_target(guest.balloon.held, now_ns)
 
+    def to_pause(self) -> set[str]:
+        """Guests that grow while nothing is left; those that are paused for that stay so until there is room."""
+        low = self.pressure is Pressure.LOW and self.available_bytes <= 0
+        paused: set[str] = set()
+        for guest in self._guests.values():
+            resident = guest.resident
+            grows, guest.resident_before = resident > guest.resident_before, resident
+            if (low and grows) or (guest.starved and self.pressure >= Pressure.HARD):
+                paused.add(guest.guest_id)
+            guest.starved = guest.guest_id in paused
+        return paused
+
     # -- what guests do with their memory
 
     def _sample(self, tick: int, now_ns: int) -> None:
@@ -138,9 +150,9 @@ class Reclaimer:
         techniques = {guest_id: guest.technique for guest_id, guest in self._guests.items()}
         short = shortage(self.pressure, available, self.limit_bytes) / PAGE_BYTES
         takes = divide(demands, techniques, short, self.pressure)
-        missing = short - sum(takes.values())
-        if self.pressure is Pressure.LOW and missing > 0 and self._pager.file is not None:
-            self._squeeze(demands, takes, short)
+        needed = distress(available, self.limit_bytes) / PAGE_BYTES
+        if self.pressure is Pressure.LOW and needed > sum(takes.values()) and self._pager.file is not None:
+            self._squeeze(demands, takes, needed)
         elif self.pressure is Pressure.HIGH:
             self._let_out(available, now_ns)
         for demand in demands:

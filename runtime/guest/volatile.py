@@ -41,6 +41,9 @@ class VolatileMapping(Protocol):
     def keep_from_children(self) -> None:
         """Forked children do not have it."""
 
+    def present(self, offset: int, length: int) -> bytes:
+        """One byte for each page: 1 if there is memory behind it."""
+
     def punch(self, offset: int, length: int) -> None:
         """Give whole pages back; they read as zeros afterwards."""
 
@@ -107,8 +110,6 @@ class Volatile:
         self._mapping = mapping
         self._lock = threading.RLock()
         self._free = PageRuns([(0, classes.pages)])
-        self._backed = bytearray(classes.pages)
-        """1: there may be memory behind the page."""
         self._balloon = PageRuns()
         self._caches: list[Cache] = []
         self.detached = False
@@ -159,7 +160,6 @@ class Volatile:
             for first, count in runs:
                 self.classes.set_kind(first, count, kind)  # before it is used: a host never drops what is in use
                 self.classes.touch(first, count)
-                self._backed[first : first + count] = b"\1" * count
             return Block(self, runs, size_bytes, kind)
 
     def free(self, block: Block) -> None:
@@ -215,20 +215,20 @@ class Volatile:
             self._free.take_run(first, count)
             self.classes.set_kind(first, count, Kind.BALLOONED)
             self._mapping.punch(first * PAGE_BYTES, count * PAGE_BYTES)
-            self._backed[first : first + count] = bytes(count)
             self._balloon.add(first, count)
             given += count
         self.classes.set_ballooned(self._balloon.pages)
         return given
 
     def _backed_free(self, pages: int) -> list[Run]:
+        """Free pages with memory behind them: the host may have taken some by itself."""
         found: list[Run] = []
         for first, count in self._free.runs():
-            at, end = first, first + count
-            while pages and (at := self._backed.find(1, at, end)) >= 0:
-                stop = self._backed.find(0, at, end)
-                stop = min(end if stop < 0 else stop, at + pages)
-                found.append((at, stop - at))
+            present, at = self._mapping.present(first * PAGE_BYTES, count * PAGE_BYTES), 0
+            while pages and (at := present.find(1, at)) >= 0:
+                stop = present.find(0, at)
+                stop = min(count if stop < 0 else stop, at + pages)
+                found.append((first + at, stop - at))
                 pages -= stop - at
                 at = stop
         return found

@@ -21,6 +21,10 @@ if os.uname().machine != "x86_64" or sys.byteorder != "little":
     raise ImportError("everram publishes words in shared memory by plain 8-byte stores, which needs an x86-64 computer")
 
 
+_libc = ctypes.CDLL(None, use_errno=True)
+_LOWEST_BIT = bytes(value & 1 for value in range(256))
+
+
 class Mapped(Mapping):
     """All of a descriptor's first `size_bytes` bytes; the descriptor stays the caller's. Raises OSError."""
 
@@ -109,6 +113,15 @@ class Mapped(Mapping):
         """Give whole pages back; they read as zeros afterwards, in every mapping."""
         if length:
             self._mmap.madvise(mmap.MADV_REMOVE, offset, length)
+
+    def present(self, offset: int, length: int) -> bytes:
+        """One byte for each page of the range: 1 if there is memory behind it, whoever put it there. Raises OSError."""
+        pages = -(-length // mmap.PAGESIZE)
+        vector = ctypes.create_string_buffer(pages)
+        if _libc.mincore(ctypes.c_void_p(self.address + offset), ctypes.c_size_t(length), vector):
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
+        return vector.raw.translate(_LOWEST_BIT)
 
     def close(self) -> None:
         self._words.release()

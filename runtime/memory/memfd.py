@@ -65,6 +65,16 @@ def extents(fd: int, start: int, end: int) -> list[tuple[int, int]]:
     return found
 
 
+def is_present(fd: int, offset: int) -> bool:
+    """Of a page. Without asking for the end of what is present: the kernel would look at every page up to there."""
+    try:
+        return os.lseek(fd, offset, os.SEEK_DATA) == offset
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            return False
+        raise
+
+
 def punch(fd: int, offset: int, length: int) -> None:
     """Give the pages of this range back. Raises OSError."""
     if _libc.fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, length):

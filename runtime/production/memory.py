@@ -77,6 +77,7 @@ class KeptMemory:
     async def remove(self, name: str) -> None:
         removed = self._objects.pop(name, None)
         if removed is not None:
+            removed.let_go()
             await self._machine.drop(name)
             if self._resizable.pop(name, None) is None:
                 self._promised_bytes -= removed.size_bytes if _is_promised(name) else 0
@@ -100,6 +101,7 @@ class KeptObject:
         self._fixed_bytes = found.st_size
         self._fd = fd
         self.lack: Lack | None = None
+        self._looked_at: Mapped | None = None
 
     @property
     def size_bytes(self) -> int:
@@ -184,6 +186,20 @@ class KeptObject:
     @property
     def present_bytes(self) -> int:
         return os.fstat(self._fd).st_blocks * 512
+
+    def present_pages(self) -> bytes:
+        if self._looked_at is None:
+            self._looked_at = self.map()  # never read nor written: that would make pages
+        return self._looked_at.present(0, self._fixed_bytes)
+
+    def let_go(self) -> None:
+        """It was removed: what this process has mapped of it would keep its memory."""
+        if self._looked_at is not None:
+            self._looked_at.close()
+            self._looked_at = None
+
+    def is_present(self, offset: int) -> bool:
+        return memfd.is_present(self._fd, offset)
 
     def punch(self, offset: int, length: int) -> None:
         self._check(offset, length)

@@ -279,6 +279,16 @@ class SimulatedObject:
     def present_bytes(self) -> int:
         return sum(length for _, length in self.extents())
 
+    def present_pages(self) -> bytes:
+        present = bytearray(-(-self.size_bytes // PAGE_BYTES))
+        for offset, length in self.extents():
+            first, last = offset // PAGE_BYTES, -(-(offset + length) // PAGE_BYTES)
+            present[first:last] = b"\1" * (last - first)
+        return bytes(present)
+
+    def is_present(self, offset: int) -> bool:
+        return bool(self.extents(offset, offset + PAGE_BYTES))
+
     def punch(self, offset: int, length: int) -> None:
         self._bytes.punch(offset, length)
 

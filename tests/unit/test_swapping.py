@@ -60,6 +60,12 @@ class Computer:
         last = PAGES if end is None else end // PAGE_BYTES
         return [(page * PAGE_BYTES, PAGE_BYTES) for page in sorted(self.present) if start // PAGE_BYTES <= page < last]
 
+    def present_pages(self) -> bytes:
+        return bytes(page in self.present for page in range(PAGES))
+
+    def is_present(self, offset: int) -> bool:
+        return offset // PAGE_BYTES in self.present
+
     def read(self, offset: int, length: int) -> bytes:
         pages = range(offset // PAGE_BYTES, (offset + length) // PAGE_BYTES)
         return b"".join(self.present.get(page, bytes(PAGE_BYTES)) for page in pages)
