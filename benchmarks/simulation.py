@@ -2,7 +2,8 @@
 
 Workloads: *bare* is four domains passing callbacks and timers around, nothing else; *light* is three hosts of the real
 actors with one guest that commits now and then; *heavy* is three hosts with three busy ledgers and six clients, whose
-stores may be preempted. `cluster_events_per_s` are callbacks of the light cluster.
+stores may be preempted. `cluster_events_per_s` are callbacks of the light cluster. `by_hosts`: clusters of that many
+hosts, of which every third has a ledger with a copy, and every host asks others for an echo now and then.
 """
 
 from __future__ import annotations
@@ -39,6 +40,16 @@ HEAVY = ClusterPlan(
     duration_s=3.0,
     faults=(),
 )
+HOSTS = (3, 10, 50)
+SCALED_S = 2.0
+"""Virtual seconds of each."""
+
+
+def scaled(hosts: int) -> ClusterPlan:
+    guests = tuple(GuestPlan(f"bank{n}", "/ledger", f"h{n}", 0.2, copies=1) for n in range(1, hosts + 1, 3))
+    return ClusterPlan(
+        hosts, guests, clients=0, preemption_guests=0, preemption_hosts=0, duration_s=SCALED_S, faults=()
+    )
 
 
 def bare_events_per_s() -> float:
@@ -90,7 +101,12 @@ def run() -> dict[str, Any]:
     bare = [bare_events_per_s() for _ in range(ROUNDS)]
     light = [cluster(LIGHT, seed) for seed in range(1, ROUNDS + 1)]
     heavy = [cluster(HEAVY, seed) for seed in range(1, ROUNDS + 1)]
+    by_hosts = {hosts: cluster(scaled(hosts), 1) for hosts in HOSTS}
     return {
+        "by_hosts": {
+            str(hosts): {"events_per_s": round(events), "virtual_per_real": round(ratio, 3)}
+            for hosts, (events, ratio) in by_hosts.items()
+        },
         "bare_events_per_s": round(statistics.median(bare)),
         "cluster_events_per_s": round(statistics.median(events for events, _ in light)),
         "virtual_per_real": {

@@ -92,6 +92,8 @@ class Cluster:
         """Of the machines whose memory lives, in their chips or in a saved image, by host."""
         self._programs = programs
         self._preemption = preemption or Preemption()
+        self.extend: Callable[[Node], None] = lambda node: None
+        """Adds actors of somebody's own to each incarnation of a host, before it starts."""
         self.battery_s = battery_s
         self._burial = world.stream("burial")
         self._wires = Wires(world.fabric, world.stream("channel"))
@@ -278,6 +280,7 @@ class Cluster:
                 await _stand_by(port)
             environment = await self._environment(machine, port, domain, gate)
             node = await compose(self._config(machine.name), environment)
+            self.extend(node)
             await node.start()
             self.nodes[machine.name].open(domain, node)
             await port.ready()

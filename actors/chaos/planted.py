@@ -11,27 +11,37 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from everram.actors.nvm_device.draft import Draft
 from everram.actors.nvm_device.keeper import SnapshotKeeper
+from everram.actors.nvm_device.snapshots import Snapshots
+from everram.actors.power_monitor import save
 from everram.actors.replicator import copy_keeper
 from everram.actors.replicator.copy_keeper import CopyKeeper
 from everram.actors.replicator.guest_log import GuestLog
-from everram.actors.replicator.kept_copy import KeptCopy
+from everram.actors.replicator.kept_copy import KeptCopy, Run
 from everram.actors.replicator.shipper import Shipper
+from everram.actors.replicator.slots import Slots
+from everram.actors.vmemfs.actor import VMemFS
 from everram.runtime.channel.contract import QueuePair
+from everram.runtime.contracts import common_pb2 as pb
 from everram.runtime.contracts.common_pb2 import Guest
 from everram.runtime.contracts.replicator_pb2 import Copy, OpenReply, PromiseReply, PromiseRequest
+from everram.runtime.contracts.vmemfs_pb2 import Generation
+from everram.runtime.environment import MemoryObject
+from everram.runtime.guest import core
 from everram.runtime.guest.core import GuestCore
 from everram.runtime.log.reader import LogReader
 from everram.runtime.log.record import RawStore
+from everram.runtime.log.replay import store_all
 from everram.runtime.log.writer import LogWriter
 from everram.runtime.machine.core import MachineCore
 from everram.runtime.machine.effects import Effect
 from everram.runtime.machine.lives import LEASE
 
+_parts = save._parts
 _commit = GuestCore.commit
 _commit_members = GuestLog._commit_members
 _ship = Shipper._ship
@@ -135,6 +145,43 @@ def _blocks_kept(draft: Draft, blocks: Sequence[int]) -> None:
     """What a deletion or a purge has done with stays taken."""
 
 
+def _replay_skipped(*arguments: Any) -> int:
+    """A new incarnation takes the regions as they are."""
+    return 0
+
+
+def _lease_unwatched(core: MachineCore) -> int | None:
+    """The machine freezes no guest when its lease ends."""
+    return None
+
+
+def _page_unsaved(objects: Sequence[MemoryObject], flushed: Any) -> list[Any]:
+    """The last run of pages of each object is not saved."""
+    parts: list[Any] = _parts(objects, flushed)
+    return [replace(part, runs=part.runs[:-1]) for part in parts]
+
+
+def _old_content_lost(snapshots: Snapshots, arena: str, page: int) -> bool:
+    """A page that a snapshot has is stored to, and nothing of it is kept."""
+    return False
+
+
+def _last_store_dropped(kept: KeptCopy, run: Run) -> None:
+    """Of a run of records the last store does not reach the copy's regions."""
+    assert kept.ring is not None
+    store_all(run.targets[:-1], kept._regions)
+    kept.ring.set_applied(run.end)
+
+
+def _guest_unrecorded(actor: VMemFS, request: pb.Guest) -> Generation:
+    """What the host knows of a guest is not written down for its successor."""
+    return Generation()
+
+
+def _never_required(slots: Slots, *arguments: Any) -> None:
+    """A new required set is not told to the guest."""
+
+
 Mistake = tuple[Any, str, Any]
 """What is replaced by what: (owner, attribute, mistake)."""
 
@@ -169,6 +216,13 @@ PLANTED: dict[str, Plant] = {
     "lease-late": Plant.of("cluster", (GuestCore, "commit", _lease_late)),
     "copied-later": Plant.of("cluster", (SnapshotKeeper, "_copy_out", _copied_later)),
     "blocks-kept": Plant.of("cluster", (Draft, "free_blocks", _blocks_kept)),
+    "replay-skipped": Plant.of("ring", (core, "replay", _replay_skipped)),
+    "lease-unwatched": Plant.of("failover", (MachineCore, "_lease_end_ns", _lease_unwatched)),
+    "page-unsaved": Plant.of("cluster", (save, "_parts", _page_unsaved)),
+    "old-content-lost": Plant.of("cluster", (Snapshots, "before_write", _old_content_lost)),
+    "last-store-dropped": Plant.of("failover", (KeptCopy, "apply", _last_store_dropped)),
+    "guest-unrecorded": Plant.of("cluster", (VMemFS, "put_guest", _guest_unrecorded)),
+    "never-required": Plant.of("failover", (Slots, "require", _never_required)),
 }
 
 

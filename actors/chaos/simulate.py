@@ -94,7 +94,7 @@ def simulate(
         configuration = str(plan)
         world.note("seed", f"{seed}: {configuration}")
         if to_first:
-            story = _to_first_violation(world, story)
+            story = to_first_violation(world, story)
         world.run(story if until_s is None else _until(story, until_s))
     return Result(
         seed,
@@ -125,7 +125,7 @@ async def _until(scenario: Coroutine[Any, Any, None], until_s: float) -> None:
         return
 
 
-async def _to_first_violation(world: World, scenario: Coroutine[Any, Any, None]) -> None:
+async def to_first_violation(world: World, scenario: Coroutine[Any, Any, None]) -> None:
     found = asyncio.Event()
     world.violated = found.set
     running = asyncio.ensure_future(scenario)

@@ -86,6 +86,10 @@ def test_outcomes_of_something_else_are_not_mixed_in(tmp_path: Path) -> None:
         Sweep(Wanted(range(1, 2)), 1, tmp_path / "not" / "there")
 
 
+def test_every_mark_is_a_function_that_is_there() -> None:
+    assert not [name for name, place in marks.MARKS.items() if not callable(getattr(*place, None))]
+
+
 def test_marks_leave_the_code_as_it_was() -> None:
     before = [vars(owner).get(attribute) for owner, attribute in marks.MARKS.values()]
     with marks.marking():
