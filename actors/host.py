@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import logging
 import os
 import resource
 import signal
@@ -24,6 +23,7 @@ import uvloop
 
 from everram.actors.compose import CONTRACTS, compose
 from everram.actors.preflight import stand_by
+from everram.runtime import json_log
 from everram.runtime.coordination.client import CoordinationClient
 from everram.runtime.environment import Machine
 from everram.runtime.errors import DataLoss, EverramError, FailedPrecondition
@@ -164,9 +164,10 @@ def _allow_descriptors() -> None:
 def run(path: str) -> int:
     """Exit status: 0 after an orderly end, EXIT_REFUSED where a person has to choose, 1 after a failure."""
     _allow_descriptors()
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
     try:
-        uvloop.run(serve(HostConfig.read(path)))
+        config = HostConfig.read(path)
+        json_log.begin(as_json=config.log_json, host=config.host)
+        uvloop.run(serve(config))
     except EverramError as error:
         return _explain(error)
     return 0

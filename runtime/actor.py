@@ -69,10 +69,15 @@ class Later(Generic[T]):
 
 
 class ActorLog(logging.LoggerAdapter[logging.Logger]):
-    """Puts the host and the actor before each line."""
+    """Puts the host and the actor before each line; both, and what it is about, go into structured logs."""
+
+    def about(self, **names: object) -> ActorLog:
+        """For a line about a guest: `log.about(guest=guest_id, epoch=3, lsn=4711).info(...)`, as far as it is known."""
+        return ActorLog(self.logger, {**(self.extra or {}), **names})
 
     def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
         extra = self.extra or {}
+        kwargs["extra"] = {**extra, **kwargs.get("extra", {})}
         return f"{extra['host']} {extra['actor']}: {msg}", kwargs
 
 

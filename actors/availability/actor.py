@@ -254,7 +254,8 @@ class Availability(AvailabilityActor):
                 served = await self._register_under(holder, guest)
             except (NotFound, Unavailable, DeadlineExceeded) as error:
                 # The lease went away meanwhile, or coordination did. What was written is found by the next attempt.
-                self.context.log.info("%s is not registered yet: %s", guest.name, error.message)
+                about = self.context.log.about(guest=guest.guest_id, epoch=guest.epoch)
+                about.info("%s is not registered yet: %s", guest.name, error.message)
                 await asyncio.sleep(RETRY_S)
                 continue
             if served is not None:

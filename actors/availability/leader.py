@@ -239,7 +239,8 @@ class Leader:
         self._written[guest_id] = result.revision
         if unserved:
             name, owner = changed.raw.get("name", guest_id), changed.owner.host
-            self._context.log.warning("%s is %s: epoch %d, host %s", name, changed.state, changed.epoch, owner)
+            about = self._context.log.about(guest=guest_id, epoch=changed.epoch)
+            about.warning("%s is %s: epoch %d, host %s", name, changed.state, changed.epoch, owner)
         return Known(changed, result.revision)
 
     def _rest(self, guest_id: str, pause_s: float) -> None:

@@ -126,7 +126,7 @@ class Performer:
     # -- the duties
 
     async def _take_over(self, guest_id: str, epoch: int) -> None:
-        self._context.log.info("takes guest %s over, epoch %d", guest_id, epoch)
+        self._context.log.about(guest=guest_id, epoch=epoch).info("takes guest %s over, epoch %d", guest_id, epoch)
         hypervisor = self._context.ref(HypervisorRef)
         await hypervisor.take_over(TakeOverRequest(guest_id=guest_id, epoch=epoch), timeout_s=TAKE_OVER_TIMEOUT_S)
 
@@ -134,7 +134,8 @@ class Performer:
         record = await self._read(guest_id)
         request = duties.demotion(guest_id, record, self._me, named_choice=self._named_choice) if record else None
         if request is not None:
-            self._context.log.warning("guest %s is %s's since epoch %d", guest_id, request.host, request.epoch)
+            about = self._context.log.about(guest=guest_id, epoch=request.epoch, lsn=request.start)
+            about.warning("guest %s is %s's since epoch %d", guest_id, request.host, request.epoch)
             await self._context.ref(HypervisorRef).demote(request, timeout_s=TAKE_OVER_TIMEOUT_S)
 
     async def _ship(self, request: ShipRequest) -> None:

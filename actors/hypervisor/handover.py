@@ -110,7 +110,8 @@ class Handover:
         finally:
             log.close()
         if report is not None:
-            self._house.context.log.warning("%s", report)
+            about = self._house.context.log.about(guest=resident.guest.guest_id, epoch=request.epoch, lsn=request.start)
+            about.warning("%s", report)
 
     async def move(self, resident: Resident, host: str) -> pb.Empty:
         """Build a copy there while the guest runs, then end it, ship the rest, and let that host go on."""

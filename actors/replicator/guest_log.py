@@ -199,7 +199,8 @@ class GuestLog:
             if epoch != self._epoch:
                 return  # meanwhile another epoch's set was taken
             if wanted != self.committed:
-                self.context.log.info("%s is required to be held by %s", self.name, ", ".join(wanted) or "nobody")
+                about = self.context.log.about(guest=self.guest_id, epoch=epoch, lsn=self.verified)
+                about.info("%s is required to be held by %s", self.name, ", ".join(wanted) or "nobody")
             self.committed, self._certain = wanted, True
             self.slots.require(wanted)
             self._members_due.set()  # for what changed meanwhile

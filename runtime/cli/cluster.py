@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 END_S = 10.0
 """Within which a supervisor ends that does not answer any more."""
-HOST_FAULTS = ("host-kill", "hang", "machine-kill", "partition")
+HOST_FAULTS = ("host-kill", "hang", "machine-kill", "partition", "disk-full")
 GUEST_FAULTS = ("guest-kill",)
 HEAL = "heal"
 FAULT_TIMEOUT_S = 45.0
@@ -35,7 +35,8 @@ WATCH_INTERVAL_S = 1.0
 FAULT_HELP = (
     "host-kill and hang break a host's software: its machine starts another, and guests go on. machine-kill loses the "
     "machine with all its memory and guests. partition cuts a machine off from every other machine, from coordination "
-    "and from its published ports' clients; it can still be looked at. guest-kill ends a guest's processes. "
+    "and from its published ports' clients; it can still be looked at. disk-full lets nothing more be written in its "
+    "state folder. guest-kill ends a guest's processes. "
     "`fault heal HOST` connects a machine that was cut off, starts a lost one again (empty), or waits for a host to be "
     "back."
 )
@@ -52,7 +53,7 @@ def register(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
     status.add_argument("--watch", action="store_true", help="again and again, until Ctrl-C")
     status.set_defaults(handler=status_command)
     fault = subparsers.add_parser("fault", help="break your own cluster, and heal it again", description=FAULT_HELP)
-    fault.usage = "everram fault HOST host-kill|hang|machine-kill|partition | GUEST guest-kill | heal HOST"
+    fault.usage = "everram fault HOST host-kill|hang|machine-kill|partition|disk-full | GUEST guest-kill | heal HOST"
     fault.add_argument("target", metavar="TARGET", help="a host's name, or a guest's")
     fault.add_argument("fault", metavar="FAULT", help=f"{', '.join(HOST_FAULTS)} (a host), guest-kill (a guest)")
     fault.set_defaults(handler=fault_command)
@@ -79,6 +80,11 @@ def _register_up(up: argparse.ArgumentParser) -> None:
         "--on-battery",
         choices=("act", "wait"),
         help="what a UPS on battery means: save at once, or wait until its battery is low (the default)",
+    )
+    up.add_argument(
+        "--log-json",
+        action=argparse.BooleanOptionalAction,
+        help="write hosts' logs as JSON, one object a line, with host, actor, guest, epoch and LSN",
     )
     up.add_argument(
         "--restore",
@@ -149,6 +155,7 @@ def up_command(args: argparse.Namespace) -> int:
         ups=args.ups,
         on_battery=args.on_battery,
         restore=args.restore,
+        log_json=args.log_json,
         dirty_cap_bytes=args.dirty_cap,
     )
     plan = launch.prepare(folders, wishes)

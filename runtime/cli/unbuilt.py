@@ -22,7 +22,7 @@ FLAGS: dict[str, dict[str, str]] = {
 
 SWITCHES: frozenset[str] = frozenset()
 
-FAULTS = ("disk-full",)
+FAULTS: tuple[str, ...] = ()
 
 REMEDY = "`everram --help` lists what this version can do"
 

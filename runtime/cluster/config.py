@@ -53,6 +53,8 @@ class ClusterConfig:
     """As in HostConfig."""
     dirty_cap_bytes: int = 0
     """As in HostConfig."""
+    log_json: bool = False
+    """As in HostConfig; the supervisor's log, too."""
     battery_s: float = 30.0
     """How long each machine runs without mains."""
     format: int = FORMAT

@@ -65,6 +65,7 @@ class Wishes:
     on_battery: str | None = None
     restore: str | None = None
     dirty_cap_bytes: int | None = None
+    log_json: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +109,7 @@ def _new(folders: Folders, wishes: Wishes) -> ClusterConfig:
         on_battery=wishes.on_battery or "wait",
         restore=wishes.restore or "lazy",
         dirty_cap_bytes=wishes.dirty_cap_bytes or 0,
+        log_json=bool(wishes.log_json),
         battery_s=BATTERY_DEFAULT_S if wishes.battery_s is None else wishes.battery_s,
     )
     config = replace(config, channel=_channel(wishes, config))
@@ -138,6 +140,7 @@ def _known(folders: Folders, wishes: Wishes) -> ClusterConfig:
         on_battery=wishes.on_battery or config.on_battery,
         restore=wishes.restore or config.restore,
         dirty_cap_bytes=config.dirty_cap_bytes if wishes.dirty_cap_bytes is None else wishes.dirty_cap_bytes,
+        log_json=config.log_json if wishes.log_json is None else wishes.log_json,
         battery_s=config.battery_s if wishes.battery_s is None else wishes.battery_s,
     )
     if grown.memory_bytes < config.memory_bytes or grown.nvm_bytes < config.nvm_bytes:
@@ -188,6 +191,7 @@ def _write_machine(folders: Folders, config: ClusterConfig, host: str, open_imag
         on_battery=config.on_battery,
         restore=config.restore,
         dirty_cap_bytes=config.dirty_cap_bytes,
+        log_json=config.log_json,
         token=config.token,
         lease_ttl_s=config.lease_ttl_s,
         # A TCP port is opened on request only: where nobody is made to use TCP, shared memory reaches everybody.

@@ -25,7 +25,7 @@ from everram.runtime.cluster.folders import Folders, set_image_aside, write_dura
 from everram.runtime.cluster.machine_control import ask, tell_last
 from everram.runtime.cluster.remains import end_marked
 from everram.runtime.errors import DeadlineExceeded, EverramError, FailedPrecondition, Unavailable
-from everram.runtime.formats.config import HostConfig
+from everram.runtime.formats.config import DISK_FULL_FILE, HostConfig
 from everram.runtime.machine.config import MachineConfig
 from everram.runtime.machine.lives import EXIT_POWER_OFF
 from everram.runtime.machine.tree import MACHINE_MARK, read_process
@@ -201,9 +201,12 @@ class MachineKeeper:
             raise Unavailable(f"the host of {self.name} ended {self.host_restarts} times before it was ready{words}")
 
     async def fault(self, name: str) -> None:
-        """`host-kill`, `hang` or `machine-kill`, which returns when the death is proven. Raises FailedPrecondition if
-        the machine is dead."""
+        """`host-kill`, `hang`, `disk-full`, or `machine-kill`, which returns when the death is proven. Raises
+        FailedPrecondition if the machine is dead."""
         self._check_up()
+        if name == "disk-full":
+            (self._folder / DISK_FULL_FILE).touch()
+            return
         if name != "machine-kill":
             await ask(self._socket, name, timeout_s=ASK_TIMEOUT_S)
             return
@@ -216,6 +219,13 @@ class MachineKeeper:
             raise DeadlineExceeded(
                 f"{self.name} was told to die and has not been seen dead yet", unknown=True
             ) from None
+
+    def give_room(self) -> bool:
+        """End the fault `disk-full`; whether there was room before."""
+        full = self._folder / DISK_FULL_FILE
+        had_room = not full.exists()
+        full.unlink(missing_ok=True)
+        return had_room
 
     async def set_cut(self, on: bool) -> None:
         """Cut the machine off from the network, or connect it again. Raises FailedPrecondition if it is dead."""

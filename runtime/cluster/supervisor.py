@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from everram.runtime import json_log
 from everram.runtime.cluster.children import Children
 from everram.runtime.cluster.config import ClusterConfig
 from everram.runtime.cluster.coordination_keeper import CoordinationKeeper
@@ -50,7 +51,7 @@ SAVE_TIMEOUT_S = 600.0
 """Of one host's memory. Slow disks exist; giving up would lose what is being saved."""
 RECORD_RETRY_S = 0.1
 """Between attempts to record a machine's death while no coordination server answers."""
-FAULTS = ("host-kill", "hang", "machine-kill", "partition")
+FAULTS = ("host-kill", "hang", "machine-kill", "partition", "disk-full")
 
 log = logging.getLogger("everram.supervisor")
 
@@ -411,11 +412,12 @@ class Supervisor:
             return
         if machine.state == "off":
             raise FailedPrecondition(f"{target} has no power: `everram power on {target}` gives it back")
+        had_room = machine.give_room()
         await machine.look()
         was_cut = machine.cut
         if was_cut:
             await self._set_cut(machine, False)
-        if not await machine.heal_host() and not was_cut:
+        if not await machine.heal_host() and not was_cut and had_room:
             raise FailedPrecondition(f"nothing of {target} is broken: `everram status` shows how it does")
 
     async def power(self, targets: Sequence[str], on: bool, open_image: str) -> None:
@@ -492,6 +494,13 @@ async def serve(supervisor: Supervisor, announcer: Announcer) -> bool:
     return came_up
 
 
+def _logs_json(path: Path) -> bool:
+    try:
+        return ClusterConfig.read(path).log_json
+    except EverramError:
+        return False  # whoever reads it next says what is wrong
+
+
 def main(argv: list[str] | None = None) -> int:
     """Exit status: 0 after an orderly stop, 1 if the cluster could not start."""
     parser = argparse.ArgumentParser(
@@ -501,7 +510,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--run", required=True, metavar="DIR", help="where its sockets go")
     parser.add_argument("--progress", type=int, metavar="FD", help="descriptor to tell progress to")
     args = parser.parse_args(argv)
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
+    json_log.begin(as_json=_logs_json(Path(args.config)))
     announcer = Announcer(args.progress)
     try:
         return _supervise(Folders(Path(args.config).parent, Path(args.run)), announcer)

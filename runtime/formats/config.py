@@ -17,6 +17,8 @@ STORAGE_PART = 4
 FILES_PART = 4
 """Files may take this part of the machine's memory."""
 SWAP_PART = 2
+DISK_FULL_FILE = "fault.disk-full"
+"""While this lies in a host's state folder, its disk counts as full: the fault of that name, for whole clusters."""
 LEASE_TTL_S = 2.0
 """How long guests may serve without a renewal (D5); a host restart must fit well inside."""
 
@@ -55,6 +57,9 @@ class HostConfig:
     """How other hosts' memory is reached, and this one's: "shm", "tcp", or "auto": the better of both for each peer."""
     open_image: str = ""
     """Named choice for an image that may not be opened silently: "incomplete" or "opened" (D1)."""
+
+    log_json: bool = False
+    """Whether its log is JSON, one object a line (`everram.runtime.json_log`)."""
 
     restore: str = "lazy"
     """"lazy": guests run before all of their memory is read, where this computer can; "eager": after."""

@@ -6,6 +6,7 @@ Every operation runs in a thread: a sync takes milliseconds to seconds, and the 
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from everram.runtime.environment import Piece
+from everram.runtime.formats.config import DISK_FULL_FILE
 from everram.runtime.production.direct import DirectWriter
 from everram.runtime.production.files import errors_of, inside, make_folders, sync_folder, write_all
 
@@ -29,7 +31,7 @@ class Folder:
 
     async def open(self, name: str, *, create: bool = False) -> FolderFile:
         path = inside(self._root, name)
-        return FolderFile(path, await _in_thread(path, _open, path, create))
+        return FolderFile(path, await _in_thread(path, _open, path, create), self._root)
 
     async def read(self, name: str) -> bytes:
         path = inside(self._root, name)
@@ -37,7 +39,7 @@ class Folder:
 
     async def replace(self, name: str, data: bytes) -> None:
         path = inside(self._root, name)
-        await _in_thread(path, _replace, path, data)
+        await _in_thread(path, _if_room, self._root, _replace, path, data)
 
     async def list(self, folder: str) -> list[str]:
         path = inside(self._root, folder)
@@ -54,8 +56,9 @@ class Folder:
 class FolderFile:
     """An open file; its descriptor is closed by `close`."""
 
-    def __init__(self, path: Path, fd: int) -> None:
+    def __init__(self, path: Path, fd: int, root: Path) -> None:
         self._path = path
+        self._root = root
         self._fd = fd
         self._direct: DirectWriter | None = None
 
@@ -71,13 +74,14 @@ class FolderFile:
         return await _in_thread(self._path, lambda: [_pread(fd, offset, length) for offset, length in ranges])
 
     async def pwrite(self, offset: int, data: bytes | memoryview) -> None:
-        await _in_thread(self._path, write_all, self._path, self._descriptor(), offset, data)
+        await _in_thread(self._path, _if_room, self._root, write_all, self._path, self._descriptor(), offset, data)
 
     async def pwrite_all(self, offset: int, pieces: Sequence[Piece], block_bytes: int) -> list[int]:
-        return await _in_thread(self._path, self._direct_writer().write, offset, pieces, block_bytes)
+        write = self._direct_writer().write
+        return await _in_thread(self._path, _if_room, self._root, write, offset, pieces, block_bytes)
 
     async def pwrite_each(self, pieces: Sequence[tuple[int, bytes | memoryview]]) -> None:
-        await _in_thread(self._path, self._direct_writer().write_each, pieces)
+        await _in_thread(self._path, _if_room, self._root, self._direct_writer().write_each, pieces)
 
     def _direct_writer(self) -> DirectWriter:
         if self._direct is None:
@@ -114,6 +118,13 @@ async def _in_thread(path: Path, call: Callable[P, T], *args: P.args, **named: P
         except asyncio.CancelledError:
             await asyncio.wait([task])
             raise
+
+
+def _if_room(root: Path, write: Callable[P, T], *args: P.args, **named: P.kwargs) -> T:
+    """As a full disk would have it, where somebody asked for that."""
+    if (root / DISK_FULL_FILE).exists():
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    return write(*args, **named)
 
 
 def _open(path: Path, create: bool) -> int:

@@ -19,6 +19,7 @@ FAULTS: dict[str, int] = {
     "machine-kill": 4,
     "machine-stop": 2,
     "power-cut": 3,
+    "disk-full": 1,
     "coordination-kill": 2,
     "coordination-stop": 1,
 }
@@ -29,6 +30,7 @@ LASTING_S: dict[str, tuple[float, float]] = {
     "partition": (0.5, 5.0),
     "power-cut": (0.0, 1.0),
     "machine-kill": (0.2, 2.0),
+    "disk-full": (1.0, 4.0),
     "coordination-stop": (0.2, 1.0),
 }
 """How long those last that last. A host that is stopped for longer than its machine's watchdog waits is `hang`."""

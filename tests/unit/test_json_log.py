@@ -1,0 +1,58 @@
+"""Structured logs: what a line says of itself."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+
+from everram.runtime.actor import ActorLog
+from everram.runtime.json_log import JsonFormatter
+
+
+def line(
+    log: logging.LoggerAdapter[logging.Logger] | logging.Logger, *words: object, **named: object
+) -> dict[str, object]:
+    """What is written of one message."""
+    written: list[str] = []
+    handler = logging.Handler()
+    handler.setFormatter(JsonFormatter("h1"))
+    handler.emit = lambda record: written.append(handler.format(record))  # type: ignore[method-assign]
+    logger = log.logger if isinstance(log, logging.LoggerAdapter) else log
+    logger.addHandler(handler)
+    try:
+        log.warning(*words, **named)  # type: ignore[arg-type]
+    finally:
+        logger.removeHandler(handler)
+    (text,) = written
+    assert "\n" not in text
+    told = json.loads(text)
+    assert told.pop("at").endswith("Z")
+    return dict(told)
+
+
+def logger(name: str) -> logging.Logger:
+    made = logging.Logger(name)
+    made.propagate = False
+    return made
+
+
+def test_an_actors_line_says_what_it_is_about() -> None:
+    log = ActorLog(logger("everram.actor"), {"host": "h1", "actor": "Availability"})
+    about = {"guest": "5f", "epoch": 3, "lsn": 4711}
+    who = {"level": "warning", "host": "h1", "actor": "Availability", "logger": "everram.actor"}
+    assert line(log.about(**about), "takes %s over", "5f") == who | about | {"message": "takes 5f over"}
+    assert line(log, "100%% done") == who | {"message": "100% done"}
+
+
+def test_what_a_line_has_nothing_to_say_of_is_left_out() -> None:
+    told = line(logger("everram.link"), "two\nlines, ümläute")
+    assert told == {"level": "warning", "host": "h1", "logger": "everram.link", "message": "two\nlines, ümläute"}
+
+
+def test_an_exception_is_told() -> None:
+    try:
+        raise ValueError("no good")
+    except ValueError:
+        told = line(logger("everram.node"), "it fails", exc_info=sys.exc_info())
+    assert "ValueError: no good" in str(told["error"])
