@@ -82,8 +82,7 @@ def svg(
     for words in captions:
         drawing.text(LEFT, y, words, "quiet small")
         y += 20
-    drawing.legend(lanes, y)
-    height = y + 20
+    height = drawing.legend(lanes, y) + 20
     body = "\n".join(drawing.parts)
     styles = f"<style>{style()}</style>\n" if styled else ""
     return (
@@ -209,15 +208,16 @@ class _Drawing:
         for number in range(int(length_s / step_s) + 1):
             yield round(number * step_s, 3)
 
-    def legend(self, lanes: Sequence[Lane], y: float) -> None:
-        """What the colours mean, of those that are there."""
+    def legend(self, lanes: Sequence[Lane], y: float) -> float:
+        """What the colours mean, of those that are there; where the last line of it is."""
         used = {lane.legend[letter] for lane in lanes if isinstance(lane, States) for _, letter in lane.samples}
         x = float(LEFT)
         for state in sorted(used, key=lambda state: state.words):
             if x + 20 + LETTER_WIDTH * len(state.words) > WIDTH - RIGHT and x > LEFT:
-                break
+                x, y = float(LEFT), y + 20
             self.parts.append(
                 f'<rect x="{x:.1f}" y="{y - 10:.1f}" width="12" height="12" rx="2" class="{state.colour}"/>'
             )
             self.text(x + 17, y, state.words, "quiet small")
             x += 36 + LETTER_WIDTH * len(state.words)
+        return y
