@@ -17,13 +17,19 @@ DIGITS = 12
 @cache
 def commit() -> str:
     """The commit of a checkout, with "+changes" if there are any, elsewhere the version; and the code's digest."""
-    words = ("git", "-C", str(_root()), "describe", "--always", "--dirty=+changes", "--exclude=*")
-    try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=10, check=False)
-        described = done.stdout.strip() if done.returncode == 0 else ""
-    except (OSError, subprocess.SubprocessError):
-        described = ""
+    ours = _git("ls-files", "--error-unmatch", Path(__file__).resolve().name)  # not of a checkout that it lies in
+    described = _git("describe", "--always", "--dirty=+changes", "--exclude=*") if ours else ""
     return f"{described or f'version {PACKAGE_VERSION}'} (code {code()})"
+
+
+def _git(*words: str) -> str:
+    """What it says; empty if there is none, or it refuses."""
+    command = ("git", "-C", str(_root()), *words)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
 
 
 @cache

@@ -7,7 +7,7 @@ from that: the one transfer that was open has happened or not.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from everram.actors.chaos.checks import all_or_nothing, commit_order, nothing_lost, nothing_promised_lost
@@ -80,12 +80,12 @@ class Teller:
         finally:
             self._drop()
 
-    async def _in_time(self, doing: object) -> None:
+    async def _in_time(self, doing: Awaitable[None]) -> None:
         verdict = self._findings.look(ANSWERED)
         began_s = self._now_s()
         try:
             async with asyncio.timeout(PATIENCE_S):
-                await doing  # type: ignore[misc]
+                await doing
         except TimeoutError:
             self._findings.violate(ANSWERED, f"{self.name} got no answer in {PATIENCE_S:g} s")
             self._drop()
