@@ -87,6 +87,20 @@ class Media:
         self.capacity_bytes = capacity_bytes
         self.faults = faults if faults is not None else DiskFaults()
         self.files: dict[str, File] = {}
+        self.rotten = False
+        """Whether something on it is not what was written."""
+
+    def rot(self, name: str) -> bool:
+        """One bit of a file changes, and nobody is told; False if there is none in it."""
+        file = self.files.get(name)
+        if file is None or not file.durable:
+            return False
+        at, bit = self.stream.randrange(len(file.durable)), 1 << self.stream.randrange(8)
+        file.durable[at] ^= bit
+        if at < len(file.cached):
+            file.cached[at] ^= bit
+        self.rotten = True
+        return True
 
     def power_loss(self) -> None:
         """Whatever was not synced may be lost. No process may be using the media."""

@@ -1,4 +1,4 @@
-"""Disks that are full, slow, or fail now and then."""
+"""Disks that are full or slow, fail now and then, or give back other bytes than they were given."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 
 from everram.actors.chaos.fault import Fault, Kind, Scene
 from everram.actors.chaos.faults.power import DISK_ERROR_RATE
+from everram.runtime.formats.nvm import PURGED_FILE, PURGED_FOLDER
 
 SLOW_S = (0.005, 0.06)
 """An operation of a disk that is about to fail, or that somebody else keeps busy."""
@@ -38,8 +39,15 @@ async def _disk_fails(scene: Scene, fault: Fault) -> None:
         faults.error_rate = 0.0
 
 
+async def _bit_rot(scene: Scene, fault: Fault) -> None:
+    """In what was purged: whoever reads it has to see that it is not what was written."""
+    if scene.world.media(fault.host).rot(f"{PURGED_FOLDER}/{PURGED_FILE}"):
+        scene.world.note("fault", f"a bit has changed on the disk of {fault.host}")
+
+
 KINDS = {
     "disk-full": Kind(_disk_full, weight=2, failover=1),
     "disk-slow": Kind(_disk_slow, weight=2, failover=1),
+    "bit-rot": Kind(_bit_rot, weight=1),
     "disk-fails": Kind(_disk_fails, weight=1),
 }
