@@ -31,7 +31,7 @@ class Tier:
     hosts: tuple[int, ...] = MANY_HOSTS
     """Of "everything"."""
     timeout_s: float = 120.0
-    """Real seconds for one seed: a hundred times what it takes; more is a loop without end."""
+    """Of processor time for one seed: many times what it takes; more is a loop without end."""
 
 
 TIERS: dict[str, Tier] = {
