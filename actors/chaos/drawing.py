@@ -67,7 +67,7 @@ def svg(
     drawing = _Drawing(begin_s, end_s)
     drawing.text(LEFT, 26, title, "ink title")
     drawing.text(LEFT, 45, subtitle, "quiet small")
-    y = TITLE_HEIGHT + (14 if faults else 0)
+    y: float = TITLE_HEIGHT + (14 if faults else 0)
     top = y
     for lane in lanes:
         height = CURVE_HEIGHT if isinstance(lane, (Rate, Level)) else LANE_HEIGHT
@@ -82,13 +82,13 @@ def svg(
     for words in captions:
         drawing.text(LEFT, y, words, "quiet small")
         y += 20
-    height = drawing.legend(lanes, y) + 20
+    bottom = drawing.legend(lanes, y) + 20
     body = "\n".join(drawing.parts)
     styles = f"<style>{style()}</style>\n" if styled else ""
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height:.0f}" width="{WIDTH}" '
-        f'height="{height:.0f}" role="img" aria-label="{escape(title)}">\n{styles}'
-        f'<rect width="{WIDTH}" height="{height:.0f}" rx="6" class="paper"/>\n{body}\n</svg>\n'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {bottom:.0f}" width="{WIDTH}" '
+        f'height="{bottom:.0f}" role="img" aria-label="{escape(title)}">\n{styles}'
+        f'<rect width="{WIDTH}" height="{bottom:.0f}" rx="6" class="paper"/>\n{body}\n</svg>\n'
     )
 
 

@@ -10,6 +10,8 @@ from everram.runtime.simulation.entropy import Stream
 
 WEIGHTS = {name: kind.weight for name, kind in KINDS.items() if kind.weight}
 FAILOVER_WEIGHTS = {name: kind.failover for name, kind in KINDS.items() if kind.failover}
+LEASE_WEIGHTS = {"machine-stuck": 3, "cut-off": 3, "partition": 2, "hang": 1}
+"""What takes the leases of guests that go on living."""
 HOSTS = (1, 1, 1, 2, 2, 3, 3, 3, 4, 5)
 """Small clusters more often: they run faster, and most of what can break breaks in them."""
 FAILOVER_HOSTS = (2, 3, 3, 3, 4, 5)
@@ -56,12 +58,14 @@ class ClusterPlan:
         return _plan(stream, hosts, guests, duration_s, round(stream.randrange(1, 8) * scale), WEIGHTS)
 
     @staticmethod
-    def draw_failover(stream: Stream, scale: float) -> ClusterPlan:
+    def draw_failover(stream: Stream, scale: float, weights: dict[str, int] | None = None) -> ClusterPlan:
         """Ledgers with copies, on clusters that have room for them."""
         hosts = _names(stream.choice(FAILOVER_HOSTS))
         guests = tuple(_ledger(stream, number, hosts) for number in range(stream.choice((1, 1, 2))))
         duration_s = stream.uniform(1.5, 3.5) * scale
-        return _plan(stream, hosts, guests, duration_s, round(stream.randrange(2, 7) * scale), FAILOVER_WEIGHTS)
+        return _plan(
+            stream, hosts, guests, duration_s, round(stream.randrange(2, 7) * scale), weights or FAILOVER_WEIGHTS
+        )
 
     @staticmethod
     def draw_everything(stream: Stream, scale: float, hosts_choice: tuple[int, ...] = MANY_HOSTS) -> ClusterPlan:

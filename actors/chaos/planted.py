@@ -150,11 +150,6 @@ def _replay_skipped(*arguments: Any) -> int:
     return 0
 
 
-def _lease_unwatched(core: MachineCore) -> int | None:
-    """The machine freezes no guest when its lease ends."""
-    return None
-
-
 def _page_unsaved(objects: Sequence[MemoryObject], flushed: Any) -> list[Any]:
     """The last run of pages of each object is not saved."""
     parts: list[Any] = _parts(objects, flushed)
@@ -176,6 +171,15 @@ def _last_store_dropped(kept: KeptCopy, run: Run) -> None:
 def _guest_unrecorded(actor: VMemFS, request: pb.Guest) -> Generation:
     """What the host knows of a guest is not written down for its successor."""
     return Generation()
+
+
+def _publish_forgotten(writer: LogWriter) -> None:
+    """A commit returns, and its records are not part of the log."""
+
+
+def _waits_for_nobody(core: GuestCore, lsn: int) -> bool:
+    """Whatever is committed counts as replicated."""
+    return True
 
 
 def _never_required(slots: Slots, *arguments: Any) -> None:
@@ -213,15 +217,16 @@ PLANTED: dict[str, Plant] = {
     ),
     "shrunk-uncommitted": Plant.of("failover", (GuestLog, "_commit_members", _shrunk_uncommitted)),
     "empty-set-satisfies": Plant.of("failover", (GuestCore, "replicated", _empty_set_satisfies)),
-    "lease-late": Plant.of("cluster", (GuestCore, "commit", _lease_late)),
+    "lease-late": Plant.of("leases", (GuestCore, "commit", _lease_late)),
     "copied-later": Plant.of("cluster", (SnapshotKeeper, "_copy_out", _copied_later)),
     "blocks-kept": Plant.of("cluster", (Draft, "free_blocks", _blocks_kept)),
     "replay-skipped": Plant.of("ring", (core, "replay", _replay_skipped)),
-    "lease-unwatched": Plant.of("failover", (MachineCore, "_lease_end_ns", _lease_unwatched)),
     "page-unsaved": Plant.of("cluster", (save, "_parts", _page_unsaved)),
     "old-content-lost": Plant.of("cluster", (Snapshots, "before_write", _old_content_lost)),
     "last-store-dropped": Plant.of("failover", (KeptCopy, "apply", _last_store_dropped)),
     "guest-unrecorded": Plant.of("cluster", (VMemFS, "put_guest", _guest_unrecorded)),
+    "publish-forgotten": Plant.of("ring", (LogWriter, "publish", _publish_forgotten)),
+    "waits-for-nobody": Plant.of("failover", (GuestCore, "replicated", _waits_for_nobody)),
     "never-required": Plant.of("failover", (Slots, "require", _never_required)),
 }
 

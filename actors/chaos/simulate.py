@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from everram.actors.chaos.marks import marking
-from everram.actors.chaos.plan import MANY_HOSTS, ClusterPlan
+from everram.actors.chaos.plan import LEASE_WEIGHTS, MANY_HOSTS, ClusterPlan
 from everram.actors.chaos.planted import planted
 from everram.actors.chaos.ring import RingPlan, RingScenario
 from everram.actors.chaos.scenario import ClusterScenario
 from everram.runtime.simulation.entropy import Stream
 from everram.runtime.simulation.world import Violation, World
 
-SCENARIOS = ("cluster", "ring", "failover", "everything")
+SCENARIOS = ("cluster", "ring", "failover", "leases", "everything")
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +114,8 @@ def _draw(stream: Stream, tier: Tier, scenario: str) -> ClusterPlan | RingPlan:
         return RingPlan.draw(stream, tier.scale)
     if kind == "everything":
         return ClusterPlan.draw_everything(stream, tier.scale, tier.hosts)
+    if kind == "leases":
+        return ClusterPlan.draw_failover(stream, tier.scale, LEASE_WEIGHTS)
     return (ClusterPlan.draw_failover if kind == "failover" else ClusterPlan.draw)(stream, tier.scale)
 
 

@@ -42,7 +42,7 @@ def test_an_actors_line_says_what_it_is_about() -> None:
     about = {"guest": "5f", "epoch": 3, "lsn": 4711}
     who = {"level": "warning", "host": "h1", "actor": "Availability", "logger": "everram.actor"}
     assert line(log.about(**about), "takes %s over", "5f") == who | about | {"message": "takes 5f over"}
-    assert line(log, "100%% done") == who | {"message": "100% done"}
+    assert line(log, "100% done") == who | {"message": "100% done"}
 
 
 def test_what_a_line_has_nothing_to_say_of_is_left_out() -> None:
