@@ -18,7 +18,7 @@ from everram.runtime.channel.contract import Channel
 from everram.runtime.coordination.api import Coordination
 from everram.runtime.errors import Unimplemented
 from everram.runtime.fuse.filesystem import FileSystem
-from everram.runtime.memory.contract import Mapping
+from everram.runtime.memory.contract import PAGE_SHIFT, Mapping
 
 
 class Clock(Protocol):
@@ -54,7 +54,28 @@ class Stretch:
         return Stretch(self.memory, self.offset + start, length)
 
 
-Piece: TypeAlias = "bytes | memoryview | Stretch"
+@dataclass(frozen=True, slots=True)
+class Scattered:
+    """Pages here and there in a mapping, which are to be written one after the other; read by whoever writes them."""
+
+    window: memoryview
+    runs: Sequence[tuple[int, int]]
+    """(first page, count)."""
+    length: int
+
+    def __len__(self) -> int:
+        return self.length
+
+    def read_into(self, target: memoryview) -> None:
+        window, at = self.window, 0
+        for page, count in self.runs:
+            end = at + (count << PAGE_SHIFT)
+            start = page << PAGE_SHIFT
+            target[at:end] = window[start : start + end - at]
+            at = end
+
+
+Piece: TypeAlias = "bytes | memoryview | Stretch | Scattered"
 
 
 class DiskFile(Protocol):

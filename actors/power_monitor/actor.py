@@ -105,12 +105,17 @@ class PowerMonitor(PowerMonitorActor):
     async def _begin_budget(self) -> None:
         """Before anybody stores to a region."""
         environment = self.context.environment
-        cap = self._guard.cap = DirtyCap(environment.memory, lambda: environment.clock.now_ns() / 1e9)
+        if self._guard.cap is None:  # one that is there knows who stores unseen, and goes on charging until it is read
+            self._guard.cap = DirtyCap(environment.memory, lambda: environment.clock.now_ns() / 1e9)
+        cap = self._guard.cap
+        image = self._image_of if self._image_of is not None and not self._image_of.past else None
+        if self._image_of is not None:
+            self._image_of.past = True
         self._spare_battery_s, self._spare_since_ns = environment.machine.battery_s, 0
         self._budget = BudgetKeeper(self.context, cap, self._writers, self._full_battery_s, self._cap_bytes_max)
         host = await self.context.ref(VMemFSRef).get_host(pb.Empty())
         try:
-            await self._budget.begin(host.memory_id, self._image_of)
+            await self._budget.begin(host.memory_id, image)
         except EverramError as error:
             self.context.log.warning("the energy budget is not kept: %s", error.message)
 

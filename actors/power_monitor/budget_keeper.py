@@ -31,7 +31,7 @@ from everram.runtime.memory.dirty_cap import TRACKED_PREFIX, DirtyCap
 from everram.runtime.sizes import size_text
 
 LOOK_S = 0.5
-SAVE_BYTES_PER_S = 200e6
+SAVE_BYTES_PER_S = 50e6
 """Believed of a storage that was not measured: a slow disk."""
 FASTEST_BYTES_PER_S = 20e9
 """No storage is faster: what would not be enough with it need not be measured."""
@@ -72,6 +72,8 @@ class BudgetKeeper:
         self._cap.on_exposure = self._look
         kept = BOOK_NAME in self._environment.memory.names()
         self._look()
+        if self._writers is None and kept:
+            await self._environment.memory.remove(BOOK_NAME)  # nobody sees stores now
         if self._writers is not None and (kept or self.budget.tracks or self._cap_bytes_max):
             await self._track(restored)
             self._look()

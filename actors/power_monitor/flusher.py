@@ -29,9 +29,10 @@ from everram.runtime.errors import DataLoss, EverramError, NotFound
 from everram.runtime.formats.catalog import SavedObject
 from everram.runtime.formats.dirty_book import MEMORY_NAME, DirtyBook, book_bytes
 from everram.runtime.formats.image import Survey, examine
-from everram.runtime.formats.image_files import index_name, pages_name, remove_segment
+from everram.runtime.formats.image_files import HEADER_BYTES, index_name, pages_name, remove_segment
 from everram.runtime.formats.image_writer import tidy
-from everram.runtime.formats.segment import SegmentIndex, SegmentRef, SegmentWriter, read_index
+from everram.runtime.formats.segment import SegmentIndex, SegmentRef, SegmentWriter, parse_index
+from everram.runtime.memory.absent import is_lacking
 from everram.runtime.memory.contract import PAGE_BYTES
 from everram.runtime.memory.dirty_cap import DirtyCap, PageKey
 
@@ -50,7 +51,7 @@ GARBAGE_PART = 0.5
 class Writers(Protocol):
     """Guests' stores. The real one is `everram.runtime.memory.page_service`."""
 
-    def protect_all(self) -> None: ...
+    def protect_arena(self, arena: str) -> bool: ...
 
     def protect_pages(self, memory: str, pages: Sequence[int]) -> bool: ...
 
@@ -67,14 +68,18 @@ class Flushed:
     """By region: its number, and (first page, count) of what is not in the segments."""
     first_number: int = 1
     """For what is saved as a whole."""
+    exposed: frozenset[str] = frozenset()
+    """Regions that somebody may be storing to, though guests stand still."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Restored:
     """The image that the memory is, page for page, when a host starts on it."""
 
     generation: int
     objects: Sequence[SavedObject]
+    past: bool = False
+    """Whether somebody may have stored to it since."""
 
 
 class Flusher:
@@ -94,6 +99,8 @@ class Flusher:
         """Those that were flushed since, but for the one that is being written."""
         self._segment: SegmentWriter | None = None
         self._settled: SegmentRef | None = None
+        self._marked: tuple[SegmentRef, ...] = ()
+        """What the marker on storage names, whether it lies under what is flushed or not."""
         self._holdings = Holdings()
         self._next_segment = 1
         self._resting = False
@@ -103,29 +110,47 @@ class Flusher:
         self.flushed_pages = 0
         cap.on_pressure = self._pressed.set
         cap.on_delay = self._delay
+        if writers is not None:
+            cap.watch = writers.protect_arena
 
     # -- beginning and ending
 
     async def begin(self, memory_id: str, restored: Restored | None = None) -> None:
-        """Charge from now on; go on with the book that an earlier host has left. Raises ResourceExhausted, DataLoss."""
+        """Charge from now on; go on with the book that an earlier host has left. Raises ResourceExhausted, DataLoss;
+        then no book is left that could be believed later."""
         async with self._one:
-            self._memory_id = memory_id
-            survey = await examine(self._disk)
-            self._next_segment = survey.next_segment
-            book = self._kept_book(survey)
-            if book is None:
-                book = await self._new_book(survey, restored)
+            try:
+                await self._begin(memory_id, restored)
+            except BaseException:
+                self._distrust()
+                raise
+
+    async def _begin(self, memory_id: str, restored: Restored | None) -> None:
+        self._memory_id = memory_id
+        survey = await examine(self._disk)
+        self._next_segment = survey.next_segment
+        self._marked = survey.marker.segments if survey.marker else ()
+        book = self._kept_book(survey)
+        named: dict[int, SegmentRef] = {}
+        own: list[int] = []
+        indexes: list[SegmentIndex] = []
+        if book is not None:
+            try:
+                named, own = _chain(book, survey)
+                indexes = await self._indexes(named, own)
+            except DataLoss as error:
+                self._context.log.warning("%s: everything counts as dirty", error.message)
+                book, restored = None, None
+        if book is None:
+            book = await self._new_book(survey, restored)
             named, own = _chain(book, survey)
-            indexes = [index for number in (*named, *own) if (index := await self._index(number))]
-            for index in indexes:
-                for batch in index.batches:
-                    self._cap.next_number = max((self._cap.next_number, *(one + 1 for one in batch.runs[::3])))
-            # Before anything is found to be clean, the next store to it must be seen.
-            if self._writers is not None:
-                self._writers.protect_all()
-            numbers = {saved.name: saved.number for saved in restored.objects} if restored else {}
-            self._cap.open(book, numbers)
-            self._take_up(indexes, named)
+            indexes = await self._indexes(named, own)
+        for index in indexes:
+            for batch in index.batches:
+                self._cap.next_number = max((self._cap.next_number, *(one + 1 for one in batch.runs[::3])))
+        numbers = {saved.name: saved.number for saved in restored.objects} if restored else {}
+        self._cap.open(book, numbers)
+        self._take_up(indexes, named)
 
     def _kept_book(self, survey: Survey) -> DirtyBook | None:
         """None if there is none, or it is of no use: then everything is dirty."""
@@ -152,7 +177,28 @@ class Flusher:
         book.begin(generation, restored is not None and restored.generation == generation, self._next_segment)
         return book
 
+    def _distrust(self) -> None:
+        """Stores were not charged, or will not be: nothing that the book calls clean need be so."""
+        with contextlib.suppress(NotFound):
+            mapping = self._environment.memory.open(MEMORY_NAME).map()
+            DirtyBook.spoil(mapping)
+            mapping.close()
+
+    async def _indexes(self, named: Mapping[int, SegmentRef], own: Iterable[int]) -> list[SegmentIndex]:
+        """Raises DataLoss if what was once in one cannot all be read: clean pages may be among that."""
+        indexes = []
+        for number in (*named, *own):
+            index = await self._index(number)
+            if index is not None and index.damage is not None and number not in named:
+                raise index.damage
+            if number in named and (index is None or index.ref() != named[number]):
+                raise DataLoss(f"segment {number} is not what the marker names")
+            if index is not None:
+                indexes.append(index)
+        return indexes
+
     async def _index(self, number: int) -> SegmentIndex | None:
+        """None if it was begun, and nothing was ever flushed into it."""
         try:
             # What an earlier host wrote last may be in the system's cache only, and is named by the next marker.
             for name in (pages_name(number), index_name(number)):
@@ -161,9 +207,13 @@ class Flusher:
                     await file.sync()
                 finally:
                     await file.close()
-            return await read_index(self._disk, number)
-        except (NotFound, DataLoss):
-            return None  # begun, and nothing was ever flushed into it
+            content = await self._disk.read(index_name(number))
+        except NotFound:
+            return None
+        named = next((ref for ref in self._marked if ref.number == number), None)
+        if named is None and len(content) <= HEADER_BYTES:
+            return None
+        return parse_index(content[: named.index_bytes] if named is not None else content, number)
 
     def _take_up(self, indexes: Iterable[SegmentIndex], named: Mapping[int, SegmentRef]) -> None:
         self._base, self._own, self._holdings = list(named.values()), [], Holdings()
@@ -178,6 +228,7 @@ class Flusher:
         async with self._one:
             await self._close_segment()
             self._own.clear()
+            self._distrust()
             self._cap.close()
             if self._writers is not None:
                 self._writers.retry_all()
@@ -265,7 +316,9 @@ class Flusher:
             page, pages = offset // PAGE_BYTES, -(-length // PAGE_BYTES)
             if page > at:
                 await segment.add_zeros(number, at, page - at)
-            await segment.add(number, page, Stretch(memory, offset, pages * PAGE_BYTES))
+            # What is still in an image is brought here: that is no business of the disk's threads.
+            lacks = is_lacking(memory)
+            await segment.add(number, page, memory.read(offset, length) if lacks else Stretch(memory, offset, length))
             at = page + pages
         if at < first + count:
             await segment.add_zeros(number, at, first + count - at)
@@ -336,7 +389,7 @@ class Flusher:
         """What a save has to know; nothing is flushed meanwhile. Without a cap everything is to be saved."""
         async with self._one:
             if not self._cap.active:
-                yield Flushed()
+                yield Flushed(exposed=self._cap.exposed)
                 return
             self._cap.sync()
             regions = self._cap.regions.items()
@@ -344,7 +397,7 @@ class Flusher:
             self._holdings.keep({number for number, _ in dirty.values()})
             base = [ref for ref in (*self._base, *self._own) if self._holdings.live(ref.number)]
             self._resting = True
-            yield Flushed(tuple(base), self._segment, dirty, self._cap.next_number)
+            yield Flushed(tuple(base), self._segment, dirty, self._cap.next_number, self._cap.exposed)
 
     async def go_on(self) -> None:
         """After a save, whatever became of it, when guests run again: the marker's segments lie under what is flushed
@@ -361,8 +414,9 @@ class Flusher:
         if book is None or marker is None or marker.generation <= book.base[0]:
             return
         named = {ref.number: ref for ref in marker.segments}
+        self._marked = marker.segments
+        indexes = await self._indexes(named, ())
         book.begin(marker.generation, True, self._next_segment)
-        indexes = [index for number in named if (index := await self._index(number))]
         for index in indexes:
             for batch in index.batches:
                 self._cap.next_number = max((self._cap.next_number, *(one + 1 for one in batch.runs[::3])))

@@ -29,7 +29,7 @@ from everram.runtime.contracts.vmemfs_pb2 import HostRecord
 from everram.runtime.environment import Environment, Memory, MemoryObject, Stretch
 from everram.runtime.errors import DataLoss, FailedPrecondition, ResourceExhausted
 from everram.runtime.formats import dirty_book, image, nvm, vmemfs
-from everram.runtime.formats.catalog import PageRun, SavedObject
+from everram.runtime.formats.catalog import SavedObject
 from everram.runtime.formats.image import Survey
 from everram.runtime.formats.image_reader import Image
 from everram.runtime.formats.image_writer import ImageWriter
@@ -38,6 +38,7 @@ from everram.runtime.formats.slots import SlotArea
 from everram.runtime.formats.swap_table import MEMORY_PREFIX, TABLE_PREFIX
 from everram.runtime.memory.absent import is_lacking
 from everram.runtime.memory.contract import PAGE_BYTES
+from everram.runtime.memory.dirty_cap import TRACKED_PREFIX
 from everram.runtime.memory.heap import HeapMapping
 from everram.runtime.memory.page_service import PageService
 from everram.runtime.sizes import size_text
@@ -58,8 +59,8 @@ METADATA = (vmemfs.MEMORY_NAME, nvm.MEMORY_NAME)
 """Saved first and in one go: actors go on changing them while the rest is being saved."""
 PIECE_BYTES = 1 << 20
 """Read at once, so that the loop lives on."""
-LONG_RUN_BYTES = 64 << 10
-RUNS_PER_TURN = 64
+LONG_RUN_PAGES = 16
+RUNS_PER_TURN = 4096
 """Of scattered pages."""
 _ORDER = (*METADATA, "log", "pages", "region")
 """What an interrupted save should have got to first."""
@@ -103,7 +104,7 @@ async def save(
         if part.memory.name in METADATA
     }
     await _check_room(environment, sum(pages for part in parts for _, pages in part.runs) * PAGE_BYTES)
-    plan = [PageRun(part.listed.number, page, pages) for part in parts for page, pages in part.runs]
+    plan = [(part.listed.number, page, pages) for part in parts for page, pages in part.runs]
     listing = [part.listed for part in parts]
     writer = await ImageWriter.begin(
         environment.disk, cause, memory_id, listing, plan, base=flushed.base, segment=flushed.segment, host_id=host_id
@@ -114,7 +115,7 @@ async def save(
                 for page, data in metadata[part.memory.name]:
                     await writer.add(part.listed.number, page, data)
             else:
-                await _save_part(writer, part)
+                await _save_part(writer, part, flushed)
         await writer.finish(environment.clock.wall_ns())
     except BaseException:
         await writer.abandon()
@@ -149,23 +150,41 @@ def _parts(objects: Iterable[MemoryObject], flushed: Flushed) -> list[_Part]:
     return parts
 
 
-async def _save_part(writer: ImageWriter, part: _Part) -> None:
-    """Long runs are read when they are written; many short ones from a mapping, without a system call each."""
-    memory, number, window = part.memory, part.listed.number, None
-    for count, (page, pages) in enumerate(part.runs):
-        offset, length = page * PAGE_BYTES, pages * PAGE_BYTES
-        if memory.resizable:
-            for at in range(offset, offset + length, PIECE_BYTES):
-                data = _read_file(memory, at, min(PIECE_BYTES, offset + length - at))
-                await writer.add(number, at // PAGE_BYTES, data)
+def _is_quiet(name: str, flushed: Flushed) -> bool:
+    """Whether nobody stores to it while guests stand still: logs are written by peers, the rest by this host."""
+    return name.startswith(TRACKED_PREFIX) and name not in flushed.exposed
+
+
+async def _save_part(writer: ImageWriter, part: _Part, flushed: Flushed) -> None:
+    """Long runs go one by one, and short ones many at a time, without a system call for each."""
+    memory, number = part.memory, part.listed.number
+    if memory.resizable:
+        for page, pages in part.runs:
+            for at in range(page, page + pages, PIECE_BYTES // PAGE_BYTES):
+                length = min(PIECE_BYTES, (page + pages - at) * PAGE_BYTES)
+                await writer.add(number, at, _read_file(memory, at * PAGE_BYTES, length))
                 await asyncio.sleep(0)
-        elif length >= LONG_RUN_BYTES or is_lacking(memory):
-            await writer.add(number, page, Stretch(memory, offset, length))
-        else:
-            window = memory.window() if window is None else window
-            await writer.add(number, page, window[offset : offset + length])
-        if count % RUNS_PER_TURN == 0:
-            await asyncio.sleep(0)
+        return
+    if not part.runs:
+        return
+    if is_lacking(memory):  # what is dirty may lack, too: a region that was exposed is dirty as a whole
+        for page, pages in part.runs:
+            for at in range(page, page + pages, PIECE_BYTES // PAGE_BYTES):
+                length = min(PIECE_BYTES, (page + pages - at) * PAGE_BYTES)
+                await writer.add(number, at, memory.read(at * PAGE_BYTES, length))  # here: not for the disk's threads
+                await asyncio.sleep(0)
+        return
+    quiet, window = _is_quiet(memory.name, flushed), memory.window()
+    short: list[tuple[int, int]] = []
+    for run in part.runs:
+        if run[1] < LONG_RUN_PAGES:
+            short.append(run)
+            continue
+        offset, length = run[0] * PAGE_BYTES, run[1] * PAGE_BYTES
+        await writer.add(number, run[0], window[offset : offset + length] if quiet else Stretch(memory, offset, length))
+    for first in range(0, len(short), RUNS_PER_TURN):
+        await writer.add_scattered(number, short[first : first + RUNS_PER_TURN], window)
+        await asyncio.sleep(0)
 
 
 def _read_file(saved: MemoryObject, offset: int, length: int) -> bytes:

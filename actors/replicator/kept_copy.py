@@ -218,9 +218,19 @@ class KeptCopy:
 
     def apply(self, run: Run) -> None:
         """Store it in the regions; an operation was carried out already. Raises ResourceExhausted where a snapshot
-        needs what is there and there is no room for it; then it is still to be applied."""
+        needs what is there and there is no room for it, or no more may be dirty; then it is still to be applied, and
+        what was stored of it is not stored again: one run may be more than may be dirty at once."""
         assert self.ring is not None
-        store_all(run.targets, self._regions)
+        done = 0
+        try:
+            for target in run.targets:
+                store_all([target], ())
+                done += 1
+        finally:
+            del run.targets[:done]
+        for region in self._regions:
+            if region is not None:
+                region.drain()
         self.ring.set_applied(run.end)
 
     def persist_regions(self) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import NamedTuple
 
 from everram.runtime.errors import DataLoss
@@ -63,8 +64,8 @@ class Catalog:
     own_from: int
     """Page of that one's file from which on the save wrote: before it lies what was flushed earlier."""
     objects: tuple[SavedObject, ...]
-    plan: tuple[PageRun, ...]
-    """What the save writes."""
+    plan: Sequence[tuple[int, int, int]]
+    """What the save writes; `PageRun`s, once it is read."""
 
     def encode(self) -> bytes:
         written = [header(CATALOG_MAGIC, self.generation, self.memory_id)]
@@ -73,7 +74,7 @@ class Catalog:
         words = (self.own_from, *self.segments)
         written.append(entry(self.generation, _SEGMENTS, struct.pack(f"<{len(words)}Q", *words)))
         for first in range(0, len(self.plan), RUNS_PER_ENTRY):
-            run_words = [word for run in self.plan[first : first + RUNS_PER_ENTRY] for word in run]
+            run_words = list(chain.from_iterable(self.plan[first : first + RUNS_PER_ENTRY]))
             written.append(entry(self.generation, _PLAN, struct.pack(f"<{len(run_words)}I", *run_words)))
         written.append(entry(self.generation, _END, b""))
         return b"".join(written)

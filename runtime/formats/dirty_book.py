@@ -119,6 +119,11 @@ class DirtyBook:
                 book._take(slot, mapping.load(at, _ENTRY.size))
         return book
 
+    @staticmethod
+    def spoil(mapping: Mapping) -> None:
+        """It is no book any more."""
+        mapping.publish_u64(0, 0)
+
     def _take(self, slot: int, entry: bytes) -> None:
         identity, number, pages, at, name, checksum = _ENTRY.unpack(entry)
         if checksum != zlib.crc32(entry[:-4]) or at + pages > self._mapping.size_bytes:

@@ -27,7 +27,7 @@ from typing import NamedTuple
 
 from everram.runtime.environment import Disk, DiskFile
 from everram.runtime.errors import DataLoss, NotFound
-from everram.runtime.formats.catalog import Catalog
+from everram.runtime.formats.catalog import Catalog, PageRun
 from everram.runtime.formats.image import Marker
 from everram.runtime.formats.image_files import (
     PAGES_MAGIC,
@@ -221,7 +221,7 @@ class Image:
 
     def _forget_planned(self, catalog: Catalog) -> None:
         if self._lenient:  # otherwise the marker says that it got to its end
-            for run in catalog.plan:
+            for run in map(PageRun._make, catalog.plan):
                 self._places[run.number][run.page : run.page + run.pages] = array("Q", [_MISSING]) * run.pages
                 self._presence[run.number][run.page : run.page + run.pages] = b"\1" * run.pages
 

@@ -15,8 +15,8 @@ import asyncio
 import zlib
 from collections.abc import Sequence
 
-from everram.runtime.environment import Disk, Piece
-from everram.runtime.formats.catalog import Catalog, PageRun, SavedObject
+from everram.runtime.environment import Disk, Stretch
+from everram.runtime.formats.catalog import Catalog, SavedObject
 from everram.runtime.formats.image import MARKER, Marker, Survey, examine
 from everram.runtime.formats.image_files import catalog_name, remove_segment
 from everram.runtime.formats.segment import BLOCK_BYTES, SegmentRef, SegmentWriter
@@ -47,7 +47,7 @@ class ImageWriter:
         cause: str,
         memory_id: str,
         objects: Sequence[SavedObject],
-        plan: Sequence[PageRun] = (),
+        plan: Sequence[tuple[int, int, int]] = (),
         *,
         base: Sequence[SegmentRef] = (),
         segment: SegmentWriter | None = None,
@@ -61,7 +61,7 @@ class ImageWriter:
         if segment is None:
             segment = await SegmentWriter.create(disk, _next_segment(survey, base), memory_id)
         numbers = (*(ref.number for ref in base), segment.number)
-        catalog = Catalog(generation, memory_id, numbers, segment.next_page, tuple(objects), tuple(plan))
+        catalog = Catalog(generation, memory_id, numbers, segment.next_page, tuple(objects), plan)
         writer = ImageWriter(disk, cause, catalog, base, segment)
         writer._own_segment, writer._host_id = own, host_id
         return writer
@@ -69,7 +69,7 @@ class ImageWriter:
     async def _write_catalog(self) -> None:
         await self._disk.replace(catalog_name(self.generation), self._encoded)
 
-    async def add(self, number: int, page: int, data: Piece) -> None:
+    async def add(self, number: int, page: int, data: bytes | memoryview | Stretch) -> None:
         """Whole pages. Of bytes that are here already, blocks of nothing but zeros are only noted. Raises
         ResourceExhausted, DataLoss."""
         if not isinstance(data, bytes):
@@ -91,6 +91,10 @@ class ImageWriter:
             await self._segment.add(number, page + data_from // PAGE_BYTES, view[data_from:])
         if zeros_from < len(view):
             await self._add_zeros(number, page, zeros_from, len(view))
+
+    async def add_scattered(self, number: int, runs: Sequence[tuple[int, int]], window: memoryview) -> None:
+        """Many short runs, (first page, count) each, ascending and not neighbours; `window` shows all of the object."""
+        await self._segment.add_scattered(number, runs, window)
 
     async def _add_zeros(self, number: int, page: int, start: int, end: int) -> None:
         await self._segment.add_zeros(number, page + start // PAGE_BYTES, (end - start) // PAGE_BYTES)

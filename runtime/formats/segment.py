@@ -23,11 +23,11 @@ import asyncio
 import struct
 import zlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from everram.runtime.environment import Disk, DiskFile, Piece, Stretch
+from everram.runtime.environment import Disk, DiskFile, Piece, Scattered, Stretch
 from everram.runtime.errors import DataLoss, InvalidArgument
 from everram.runtime.formats.image_files import (
     HEADER_BYTES,
@@ -47,7 +47,7 @@ from everram.runtime.memory.contract import PAGE_BYTES
 BLOCK_PAGES = 16
 BLOCK_BYTES = BLOCK_PAGES * PAGE_BYTES
 """One checksum each: small enough to be read for the sake of one page, large enough that the index stays small."""
-BATCH_PAGES = 1024
+BATCH_PAGES = 2048
 UNDER_WAY = 4
 """Batches at once: some are written, some are summed, one waits for its turn."""
 FIRST_PAGE = 1
@@ -150,12 +150,12 @@ class SegmentWriter:
         """Where in the file the next batch begins, if everything before is settled."""
         return self._batch_at
 
-    async def add(self, number: int, page: int, data: Piece) -> None:
+    async def add(self, number: int, page: int, data: bytes | memoryview | Stretch) -> None:
         """Whole pages of object `number`. What `data` lies in must not change before `settle` has returned. Raises
         ResourceExhausted or DataLoss if this or an earlier write cannot be done."""
         if len(data) % PAGE_BYTES:
             raise InvalidArgument(f"{len(data)} bytes are no whole pages")
-        whole, at = data if isinstance(data, Stretch) else memoryview(data), 0
+        whole, at = memoryview(data) if isinstance(data, bytes) else data, 0
         while at < len(whole):
             room = min(len(whole) - at, (BATCH_PAGES - (self._end - self._batch_at)) * PAGE_BYTES)
             piece = whole.part(at, room) if isinstance(whole, Stretch) else whole[at : at + room]
@@ -166,6 +166,25 @@ class SegmentWriter:
             at += len(piece)
             if self._end - self._batch_at == BATCH_PAGES:
                 await self._send()
+
+    async def add_scattered(self, number: int, runs: Sequence[tuple[int, int]], window: memoryview) -> None:
+        """Many short runs of an object, (first page, count) each, ascending and not neighbours; like `add`."""
+        first = pages = 0
+        room = BATCH_PAGES - (self._end - self._batch_at)
+        for n, (_, count) in enumerate(runs):
+            if pages + count > room:
+                self._take_scattered(number, runs[first:n], pages, window)
+                await self._send()
+                first, pages, room = n, 0, BATCH_PAGES
+            pages += count
+        self._take_scattered(number, runs[first:], pages, window)
+
+    def _take_scattered(self, number: int, runs: Sequence[tuple[int, int]], pages: int, window: memoryview) -> None:
+        if pages:
+            self._runs += [word for page, count in runs for word in (number, page, count)]
+            self._pieces.append(Scattered(window, runs, pages * PAGE_BYTES))
+            self._end += pages
+            self.pages += pages
 
     def _note(self, number: int, page: int, pages: int) -> None:
         """One run with what came before, if they are neighbours."""

@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from typing import Protocol
 
 PAGE_BYTES = 4096
+PAGE_SHIFT = 12
 CACHE_LINE_BYTES = 64
 
 

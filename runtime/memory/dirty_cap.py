@@ -78,6 +78,8 @@ class DirtyCap:
         """Told when something should be flushed now."""
         self.on_delay: Callable[[float], None] = lambda seconds: None
         """Told when a writer waits for so long."""
+        self.watch: Callable[[str], bool] = lambda name: True
+        """Has every next store to a region be seen; False: that cannot be said now."""
         self.on_exposure: Callable[[], None] = lambda: None
         """Told when a region begins or ceases to count as a whole."""
         self.most_dirty_pages = 0
@@ -96,6 +98,7 @@ class DirtyCap:
 
         `restored`: numbers of regions whose pages are what the image has, by name: nobody has stored to them since.
         """
+        self._reset()
         self.book = book
         self._restored = dict(restored or {})
         self.next_number = max((self.next_number, *(number + 1 for number in self._restored.values())))
@@ -111,6 +114,9 @@ class DirtyCap:
 
     def close(self) -> None:
         """Nothing is charged any more, and nothing is known to be clean."""
+        self._reset()
+
+    def _reset(self) -> None:
         book, self.book = self.book, None
         if book is not None:
             book.close()
@@ -129,8 +135,8 @@ class DirtyCap:
             if memory is None or memory.identity != region.table.identity:
                 self._drop(region)
         for name in self._memory.names():
-            if name.startswith(TRACKED_PREFIX) and name not in self._opened:
-                self.region(name)
+            if name.startswith(TRACKED_PREFIX):
+                self._tracked(name)
 
     def region(self, name: str) -> Region:
         """Taken up if it is new: then what is present of it is dirty, unless it came from the image. Raises
@@ -140,8 +146,11 @@ class DirtyCap:
         assert self.book is not None
         memory = self._memory.open(name)
         number = self._restored.get(name, 0)
+        watched = self.watch(name)  # before anything of it is found to be clean, the next store to it must be seen
         table = self.book.add(name, memory.identity, number or self.take_number(), -(-memory.size_bytes // PAGE_BYTES))
-        if not number:
+        if not watched:
+            table.fill(0, table.pages, DIRTY)
+        elif not number:
             for offset, length in memory.extents():
                 table.fill(offset // PAGE_BYTES, -(-length // PAGE_BYTES), DIRTY)
         region = Region(table, memory)
@@ -195,6 +204,10 @@ class DirtyCap:
             self.sync()
             self.on_exposure()
 
+    @property
+    def exposed(self) -> frozenset[str]:
+        return frozenset(self._opened)
+
     def is_exposed(self, name: str) -> bool:
         """Whether somebody stores to this region unseen."""
         return name in self._opened
@@ -203,14 +216,27 @@ class DirtyCap:
 
     def is_settled(self, name: str, page: int) -> bool:
         """Whether the page may be stored to without more ado."""
-        return self.book is None or name in self._opened or self.region(name).table.get(page) == DIRTY
+        region = self._tracked(name)
+        return region is None or region.table.get(page) == DIRTY
+
+    def _tracked(self, name: str) -> Region | None:
+        """None if stores to it are not charged."""
+        if self.book is None or name in self._opened:
+            return None
+        try:
+            return self.region(name)
+        except NotFound:
+            return None  # it is no more
+        except ResourceExhausted:
+            self.expose(name)  # the book has no room for it: it counts as a whole
+            return None
 
     def admit(self, name: str, page: int, *, patient: bool = True) -> bool:
         """Charge a page that is about to be stored to. False: not yet; ask again when told. A host's own store is not
         `patient`: it is not delayed, but it stops at the cap as well."""
-        if self.book is None or name in self._opened:
+        region = self._tracked(name)
+        if region is None:
             return True
-        region = self.region(name)
         state = region.table.get(page)
         if state == CLEAN and not self._has_room((name, page), patient):
             return False

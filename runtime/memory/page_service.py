@@ -236,12 +236,16 @@ class PageService:
             except OSError as error:
                 raise Unavailable(f"{region} cannot be protected: its guest is ending ({error.strerror})") from error
 
-    def protect_all(self) -> None:
-        """As `protect`, for every page that is served. A guest that is ending stores no more."""
-        for guest_id, guest in list(self._guests.items()):
+    def protect_arena(self, arena: str) -> bool:
+        """Every page of a memory object, as `protect_pages`."""
+        for guest in list(self._guests.values()):
             for served in guest.ranges:
-                with contextlib.suppress(Unavailable):
-                    self.protect(guest_id, served.region)
+                if served.arena == arena:
+                    try:
+                        self._kernel.protect(guest.descriptor, served.address, served.length)
+                    except OSError:
+                        return False
+        return True
 
     def protect_pages(self, arena: str, pages: Sequence[int]) -> bool:
         """Of a memory object, whoever maps it, ascending: the next store to each is asked about. False if that cannot

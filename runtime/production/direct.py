@@ -16,8 +16,9 @@ import zlib
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeGuard
 
-from everram.runtime.environment import Piece, Stretch
+from everram.runtime.environment import Piece, Scattered, Stretch
 from everram.runtime.production.files import write_all
 
 BLOCK_BYTES = 4096
@@ -38,9 +39,18 @@ class DirectWriter:
     def write(self, offset: int, pieces: Sequence[Piece], block_bytes: int) -> list[int]:
         """One after the other; the CRC-32 of each block of `block_bytes`. Raises OSError, DataLoss.
 
-        Gathered first, so that what is summed and what is written are the same bytes, even if somebody changes memory.
+        Gathered first, so that what is summed and what is written are the same bytes, even if somebody changes memory;
+        but for one long view of a mapping, which its giver says that nobody changes.
         """
         length = sum(map(len, pieces))
+        one = pieces[0] if len(pieces) == 1 else None
+        if (
+            one is not None
+            and _is_mapped(one)
+            and self._is_whole(offset, length)
+            and self._write_from_there(offset, one)
+        ):
+            return _checksums(one, block_bytes)
         try:
             buffer = self._buffers.pop()
         except IndexError:
@@ -50,12 +60,14 @@ class DirectWriter:
         try:
             with memoryview(buffer) as view, view[:length] as filled:
                 _gather(filled, pieces)
-                whole = offset % BLOCK_BYTES == 0 and length % BLOCK_BYTES == 0 and length >= LEAST_BYTES
-                if not (whole and self._write_from_there(offset, filled)):
+                if not (self._is_whole(offset, length) and self._write_from_there(offset, filled)):
                     write_all(self._path, self._fd, offset, filled)
                 return _checksums(filled, block_bytes)
         finally:
             self._buffers.append(buffer)
+
+    def _is_whole(self, offset: int, length: int) -> bool:
+        return offset % BLOCK_BYTES == 0 and length % BLOCK_BYTES == 0 and length >= LEAST_BYTES
 
     def write_each(self, pieces: Sequence[tuple[int, bytes | memoryview]]) -> None:
         """(offset, data) each, without a copy of what is fit for it: its memory has to be whole blocks as well. Raises
@@ -84,12 +96,19 @@ class DirectWriter:
         return True
 
 
+def _is_mapped(data: Piece) -> TypeGuard[memoryview]:
+    """Whether it lies in whole pages of memory."""
+    return isinstance(data, memoryview) and isinstance(data.obj, mmap.mmap)
+
+
 def _gather(target: memoryview, pieces: Sequence[Piece]) -> None:
     at = 0
     for piece in pieces:
         end = at + len(piece)
         if isinstance(piece, Stretch):
             piece.memory.read_into(piece.offset, target[at:end])
+        elif isinstance(piece, Scattered):
+            piece.read_into(target[at:end])
         else:
             target[at:end] = piece
         at = end

@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from everram.runtime.environment import Piece, Stretch
+from everram.runtime.environment import Piece, Scattered, Stretch
 from everram.runtime.errors import DataLoss, NotFound, ResourceExhausted
 from everram.runtime.simulation.entropy import Stream
 
@@ -61,6 +61,16 @@ class File:
                 _write_torn(self.durable, offset, data, stream)
         self.unsynced.clear()
         self.cached[:] = self.durable
+
+
+def _content(piece: Piece) -> bytes | memoryview:
+    if isinstance(piece, Stretch):
+        return piece.memory.read(piece.offset, piece.length)
+    if isinstance(piece, Scattered):
+        gathered = bytearray(len(piece))
+        piece.read_into(memoryview(gathered))
+        return bytes(gathered)
+    return piece
 
 
 def _write(content: bytearray, offset: int, data: bytes) -> None:
@@ -203,7 +213,7 @@ class SimulatedFile:
                 self._file.write(offset, bytes(data))
 
     async def pwrite_all(self, offset: int, pieces: Sequence[Piece], block_bytes: int) -> list[int]:
-        data = b"".join(p.memory.read(p.offset, p.length) if isinstance(p, Stretch) else p for p in pieces)
+        data = b"".join(map(_content, pieces))
         await self.pwrite(offset, data)
         return [zlib.crc32(data[at : at + block_bytes]) for at in range(0, len(data), block_bytes)]
 

@@ -47,8 +47,10 @@ class Guests:
         self.protected = set(range(PAGES))
         self.again = asyncio.Event()
 
-    def protect_all(self) -> None:
-        self.protected = set(range(PAGES))
+    def protect_arena(self, arena: str) -> bool:
+        if arena == self._arena:
+            self.protected = set(range(PAGES))
+        return True
 
     def protect_pages(self, arena: str, pages: Sequence[int]) -> bool:
         if arena == self._arena:

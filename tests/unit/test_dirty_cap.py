@@ -246,3 +246,52 @@ def test_a_book_uses_its_room_again() -> None:
     assert (again.charged(), second.charged()) == (0, 1)
     book.begin(7, True, 9)
     assert book.base == (7, True, 9)
+
+
+def test_a_region_that_cannot_be_watched_is_dirty_as_a_whole() -> None:
+    bench = Bench(target=5000)
+    bench.cap.watch = lambda name: False
+    bench.make("region.g.c")
+    bench.cap.sync()
+    assert bench.cap.dirty_pages == PAGES
+
+
+def test_a_region_is_watched_before_anything_of_it_is_clean() -> None:
+    bench = Bench(target=5000)
+    seen: list[tuple[str, bool]] = []
+
+    def watch(name: str) -> bool:
+        seen.append((name, name in bench.cap.regions))
+        return True
+
+    bench.cap.watch = watch
+    bench.cap.expose(A)
+    bench.cap.cover(A)
+    assert seen == [(A, False)]
+
+
+def test_a_region_for_which_the_book_has_no_room_counts_as_a_whole() -> None:
+    bench = Bench()
+    bench.objects.made += 1
+    bench.objects.by_name["region.g.c"] = Bytes(8 * PAGES * PAGE_BYTES, identity=bench.objects.made)
+    bench.cap.sync()
+    assert bench.cap.is_exposed("region.g.c")
+    assert bench.cap.is_settled("region.g.c", 5)
+
+
+def test_a_cap_that_is_opened_again_goes_on_with_what_it_knew() -> None:
+    bench = Bench()
+    bench.dirty(1, 2, 3)
+    bench.cap.expose(B)
+    again = HeapMapping(bench.mapping.size_bytes)
+    again.store(0, bench.mapping.load(0, bench.mapping.size_bytes))
+    bench.cap.open(DirtyBook.open(again))
+    assert bench.cap.dirty_pages == 3
+    assert bench.cap.is_exposed(B)
+
+
+def test_a_spoiled_book_is_not_believed() -> None:
+    bench = Bench()
+    DirtyBook.spoil(bench.mapping)
+    with pytest.raises(DataLoss):
+        DirtyBook.open(bench.mapping)

@@ -261,7 +261,7 @@ async def test_many_scattered_pages_of_many_batches_come_back() -> None:
     disk = SimulatedDisk(new_media())
     objects = [SavedObject("region.g.big", 64 << 20, 7)]
     writer = await ImageWriter.begin(disk, "power", "m1", objects)
-    wanted = {page: b"%d" % page for page in range(0, 16384, 11)}
+    wanted = {page: b"%d" % page for page in range(0, 16384, 7)}
     for page, text in wanted.items():
         await writer.add(7, page, memoryview(text.ljust(PAGE_BYTES, b"\1")))
     marker = await writer.finish(0)
