@@ -4,8 +4,8 @@
     await reclaimer.look()                       # again and again, every `pause_s`
 
 Each look costs a few words of memory a guest. Once a second a guest's pages are sampled; while memory is short it is
-decided every quarter of a second, from whom what is taken and how, and that is then done. What is decided is in the
-guest's history, "nothing to do" included.
+decided every quarter of a second or faster, from whom what is taken and how, and that is then done. What is decided is
+in the guest's history, "nothing to do" included.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ TICK_NS = 1_000_000_000
 """Accesses are dated by it."""
 SAMPLE_TICKS = 2
 """At rest a guest is sampled every so many ticks; while memory is short at every one."""
-DECIDE_NS = 250_000_000
+DECIDE_NS, URGENT_DECIDE_NS = 250_000_000, 60_000_000
 REST_DECIDE_NS = 2_000_000_000
 SPARE_NS = 2_000_000_000
 """A guest that asked for memory back keeps it for so long at least, if others can give."""
@@ -98,6 +98,7 @@ class Reclaimer:
             self._tick = tick
             self._sample(tick, now_ns)
         due_ns = REST_DECIDE_NS if self.pressure is Pressure.HIGH else DECIDE_NS
+        due_ns = URGENT_DECIDE_NS if self.pressure >= Pressure.HARD else due_ns
         if self.pressure > before or now_ns - self._decided_ns >= due_ns:
             self._decided_ns = now_ns
             takes = self._decide(available, now_ns)

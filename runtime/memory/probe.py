@@ -143,11 +143,12 @@ def userfaultfd() -> Fact:
     found = _try_userfaultfd()
     return Fact(
         "userfaultfd",
-        "tracking which pages of mapped regions were written; snapshots without a copy",
+        "tracking which pages of mapped regions were written; snapshots without a copy; swapping guests' memory",
         not found,
         found or "full, with write protection of shared memory",
         "stores to mapped regions are not tracked, and a snapshot copies one whole while its guest is stopped; "
-        "of logged regions guests save what snapshots need themselves, in each transaction",
+        "of logged regions guests save what snapshots need themselves, in each transaction; "
+        "guests' volatile memory is not swapped, only ballooned",
         "as root: `sysctl vm.unprivileged_userfaultfd=1`, or let your user open /dev/userfaultfd; "
         "in a container also allow the system call in its seccomp profile",
         in_status=True,
