@@ -57,11 +57,11 @@ MIB = 1 << 20
 GUEST_MIB = 40
 GUESTS = ("cache-heavy", "anonymous-heavy", "mixed", "mostly free")
 OVERCOMMIT = 1.5
-WARM_S, MEASURED_S = 8.0, 10.0
+WARM_S, MEASURED_S = 6.0, 8.0
 """Guests have filled their memory, and begun anything else, before it is measured."""
 REST_GUESTS, REST_S = 8, 6.0
 RECLAIM_MIB = 256
-TRIALS = 1500
+TRIALS = 400
 SEEDS = 100
 GUEST = Path(__file__).with_name("_scheduler_guest.py")
 

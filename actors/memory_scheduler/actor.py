@@ -121,7 +121,7 @@ class MemoryScheduler(MemorySchedulerActor):
         guest.min_pages = int(said.get("min_bytes", 0)) // PAGE_BYTES
         guest.max_pages = int(said.get("max_bytes", 0)) // PAGE_BYTES
         guest.swapped = sum(1 for _ in swap.swapped())
-        guest.balloon.asked = guest.classes.target
+        guest.balloon.asked = min(guest.classes.target, guest.pages)
         self._some.set()
         return guest
 

@@ -28,6 +28,7 @@ STALL_NS = 1_000_000_000
 STALL_REST_NS = 5_000_000_000
 """Then it is not counted on for so long."""
 
+_WORD = (1 << 64) - 1
 _SWAPPABLE = bytes(kind in (Kind.ANONYMOUS, Kind.BUFFER, Kind.DIRTY) for kind in range(256))
 _UNSEEN = bytes(kind & OPEN != 0 and kind & ~OPEN not in (Kind.FREE, Kind.BALLOONED) for kind in range(256))
 _UNUSED = bytes(kind in (Kind.FREE, Kind.BALLOONED) for kind in range(256))
@@ -133,7 +134,7 @@ class GuestMemory:
             self.asked_ns = 0
         if not self.asked_ns:
             self.asked_ns = now_ns
-        self.classes.set_question(question + 1)
+        self.classes.set_question((question + 1) & _WORD)  # the guest may have stored anything there
         futex.ring(self.table_mapping, QUESTION_OFFSET)
 
     def heard(self) -> None:

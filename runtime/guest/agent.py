@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
+import traceback
 import weakref
 
 from everram.runtime.formats.page_classes import OLDEST, QUESTION_OFFSET
@@ -29,8 +30,12 @@ def _listen(memory: Volatile, table_address: int) -> None:
     classes, aged = memory.classes, memory.classes.tick
     while True:
         question = classes.question
-        while memory.obey():
-            classes.set_answer(classes.question)
+        try:
+            while memory.obey():
+                classes.set_answer(classes.question)
+        except Exception:  # of the program's own `on_pressure`, which is not asked again
+            traceback.print_exc()
+            memory.on_pressure = None
         classes.set_answer(question)
         if classes.tick - aged >= OLDEST // 4:
             aged = classes.tick

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import pytest
 
+from everram.actors.memory_scheduler import views
 from everram.actors.memory_scheduler.guest_memory import GuestMemory
 from everram.actors.memory_scheduler.pager import GuestPager
 from everram.actors.memory_scheduler.swap_file import Slots, SwapFile
@@ -137,6 +138,12 @@ class Paged:
         return self.fill(page, bytes(PAGE_BYTES))
 
     def wake_all(self) -> None:
+        pass
+
+    def touched(self, pages: list[int]) -> set[int]:
+        return set(pages)
+
+    def forget_touches(self, pages: list[int]) -> None:
         pass
 
 
@@ -411,6 +418,24 @@ async def test_the_swap_file_of_another_memory_is_begun_anew() -> None:
     assert not (await SwapFile.open(cast(Any, computer), "first", SLOTS)).fresh
     assert (await SwapFile.open(cast(Any, computer), "second", SLOTS)).fresh
     assert len(computer.file) == PAGE_BYTES
+
+
+async def test_a_guest_that_scribbles_over_the_hosts_words_harms_nobody() -> None:
+    host = Host(Computer(), fresh=True)
+    await host.start()
+    for offset in range(0, PAGE_BYTES, 8):
+        host.computer.classes.store_u64(offset, (1 << 64) - 1)
+    host.computer.classes.store(PAGE_BYTES, b"\xff" * (host.computer.classes.size_bytes - PAGE_BYTES))
+    host.guest.redraw(list(range(PAGES)), 0)
+    for now_ns in range(0, 5_000_000_000, 1_000_000_000):
+        host.guest.ask(now_ns)
+        host.guest.heard()
+        host.guest.balloon.look(min(host.guest.classes.ballooned, PAGES), now_ns)
+        host.guest.set_target(PAGES, now_ns)
+        assert sum(host.guest.sampled(now_ns).values()) == PAGES
+        assert host.guest.demand(now_ns, counted=True).resident == 0
+        host.guest.coldest(5)
+        views.guest_status(host.guest, now_ns)
 
 
 def test_slots_are_taken_once_and_in_runs() -> None:
