@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from everram.runtime.contracts.hypervisor_contract import HypervisorRef
     from everram.runtime.contracts.hypervisor_pb2 import GuestList
     from everram.runtime.contracts.memory_scheduler_contract import MemorySchedulerRef
+    from everram.runtime.contracts.memory_scheduler_pb2 import MemoryStatus
     from everram.runtime.contracts.nvm_device_contract import NvmDeviceRef
     from everram.runtime.contracts.power_monitor_contract import PowerMonitorRef
     from everram.runtime.contracts.remote_memory_contract import MemoryAgentRef, RemoteMemoryRef
@@ -446,7 +447,8 @@ class Cluster:
         return True
 
     async def run(self, spec: GuestSpec, *, copies: int | None = None) -> Guest:
-        """Start a guest on the host with the most free persistent memory.
+        """Start a guest on the host with the most free persistent memory; one with volatile memory on the host whose
+        guests leave the most of that.
 
         `copies`: on how many other hosts; by default `default_copies`. Raises AlreadyExists (the name, or the published
         port), InvalidArgument (more copies than other hosts), what the host refuses, or Unavailable with outcome
@@ -459,7 +461,7 @@ class Cluster:
             raise AlreadyExists(
                 f'a guest named "{spec.name}" exists: choose another --name, or `everram rm {spec.name}` first'
             )
-        host = await self._roomiest()
+        host = await self._roomiest(volatile=spec.memory_bytes > 0)
         port = PortRequest(port=spec.publish_port, guest=spec.name)
         if spec.publish_port:
             await patiently(lambda: self.supervisor.reserve_port(port), repeatable=True)
@@ -485,11 +487,14 @@ class Cluster:
                 ) from error
             return guest
 
-    async def _roomiest(self) -> Host:
-        """The host with the most free persistent memory; of equals, the first. Raises Unavailable if none answers."""
+    async def _roomiest(self, *, volatile: bool) -> Host:
+        """The host with the most free persistent memory, or the most volatile memory that nobody works with; of equals,
+        the first. Raises Unavailable if none answers."""
         from everram.runtime.contracts.common_pb2 import Empty
 
         async def free_bytes(host: Host) -> int:
+            if volatile:
+                return spare_bytes(await patiently(lambda: host.memory_scheduler.status(Empty()), repeatable=True))
             status = await patiently(lambda: host.nvm_device.status(Empty()), repeatable=True)
             return status.capacity_bytes - status.allocated_bytes
 
@@ -507,6 +512,16 @@ class Cluster:
                 "every machine of the cluster is dead or cut off: `everram fault heal HOST` brings one back"
             )
         return max(rooms, key=lambda room: room[0])[1]
+
+
+def spare_bytes(status: MemoryStatus) -> int:
+    """What a host's guests leave of its memory for guests: each counts as what it works with, reserves, or was promised
+    and nobody has looked at yet. Less than nothing where they are too many already."""
+    taken = sum(
+        max(guest.min_bytes, guest.working_set_bytes or guest.resident_bytes or guest.memory_bytes)
+        for guest in status.guests
+    )
+    return int(status.limit_bytes - status.min_free_bytes - taken)
 
 
 def default_copies(spec: GuestSpec, hosts: int) -> int:

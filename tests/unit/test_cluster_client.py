@@ -12,8 +12,9 @@ from types import SimpleNamespace
 import pytest
 
 from everram.runtime.client import cluster
-from everram.runtime.client.cluster import Cluster
+from everram.runtime.client.cluster import Cluster, spare_bytes
 from everram.runtime.cluster.folders import ClusterLock, Folders, SupervisorRecord
+from everram.runtime.contracts.memory_scheduler_pb2 import GuestMemoryStatus, MemoryStatus
 from everram.runtime.errors import DataLoss, EverramError, NotFound, Outcome, Unavailable
 
 PATIENCE_S = 0.2
@@ -114,3 +115,12 @@ async def test_a_guest_that_is_not_found_is_not_one_that_is_ill(
         await client.find_guest("g")
     assert sentence in refused.value.message
     await client.close()
+
+
+def test_a_host_has_left_what_its_guests_do_not_work_with() -> None:
+    status = MemoryStatus(limit_bytes=1000, min_free_bytes=100)
+    assert spare_bytes(status) == 900
+    status.guests.append(GuestMemoryStatus(memory_bytes=800, resident_bytes=500, working_set_bytes=200, min_bytes=300))
+    assert spare_bytes(status) == 600
+    status.guests.append(GuestMemoryStatus(memory_bytes=700))  # it has just begun
+    assert spare_bytes(status) == -100
