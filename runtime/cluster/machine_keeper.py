@@ -85,6 +85,8 @@ class MachineKeeper:
         self.host_socket = folders.host_socket(name)
         self._children = children
         self._environ = {**environ, MACHINE_MARK: self._mark}
+        self._host_command: list[str] = []
+        """What the machine starts its hosts with, as far as machine.json says so."""
         self._child: Child | None = None
         self._began_s = 0.0
         self._settled = asyncio.Event()
@@ -177,6 +179,7 @@ class MachineKeeper:
         self.host_pid = int(host["pid"]) if self.host_state != "down" else 0
         self.host_restarts = int(host["restarts"])
         self.reason = self._last_words("host.log").removeprefix(": ") if self.host_state == "refused" else ""
+        self._note_software([str(word) for word in answer["host_command"]])
 
     def _last_words(self, file: str) -> str:
         """`: ` and the last line of a log, for a person; empty if there is none."""
@@ -287,17 +290,24 @@ class MachineKeeper:
 
     async def upgrade(self, python: str, *, preflight: bool, pause: bool) -> dict[str, Any]:
         """Replace its host's software by that of the interpreter `python`, or only ask; the machine's answer. Raises
-        what it says. From then on the machine's hosts are started with that software, also after its death."""
+        what it says."""
         self._check_up()
         command = [python, *MachineConfig.read(str(self._folder / "machine.json")).host_command[1:]]
         answer = await ask(
             self._socket, "upgrade", timeout_s=UPGRADE_TIMEOUT_S, command=command, preflight=preflight, pause=pause
         )
-        if answer["upgraded"]:
-            path = self._folder / "machine.json"
-            config = MachineConfig.read(str(path))
-            write_durably(path, dataclasses.replace(config, host_command=command).to_json())
+        await self.look()
         return answer
+
+    def _note_software(self, command: list[str]) -> None:
+        """After its death, too, the machine's hosts are started with what they were upgraded to."""
+        if command == self._host_command:
+            return
+        path = self._folder / "machine.json"
+        config = MachineConfig.read(str(path))
+        if config.host_command != command:
+            write_durably(path, dataclasses.replace(config, host_command=command).to_json())
+        self._host_command = command
 
     def start_again(self, open_image: str) -> None:
         """A machine that was off, from its image. Raises an EverramError; it is off still."""

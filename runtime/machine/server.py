@@ -186,6 +186,7 @@ def _status(machine: MachineProcess, message: dict[str, Any]) -> dict[str, Any]:
         "pid": os.getpid(),
         "host": {"pid": machine.host_pid, "state": core.host.state, "restarts": core.host.restarts},
         "upgrade": core.upgrade.step,
+        "host_command": machine.host_command,
         "mains": core.mains,
         "battery_ns": core.battery_ns(machine.now_ns()),
         "battery_full_ns": core.limits.battery_ns,

@@ -97,6 +97,7 @@ class Front:
 
     async def open(self) -> None:
         """Listen at `own_path`; calls wait for `start`. Raises FailedPrecondition if that cannot be bound."""
+        _remove_left(self._path)
         await self._listen(f"unix:{self.own_path}", ())
         self._inode = Path(self.own_path).stat().st_ino
 
@@ -159,6 +160,14 @@ class Front:
         for server in servers:
             await server.stop(STOP_GRACE_S)
         await self._desk.close()
+
+
+def _remove_left(path: Path) -> None:
+    """Sockets of processes that were killed before theirs had taken the place of the one at `path`."""
+    for left in path.parent.glob(f"{path.name}.*"):
+        with contextlib.suppress(ValueError, OSError):
+            if not Path(f"/proc/{int(left.suffix[1:], 16)}").exists():
+                left.unlink()
 
 
 def _check_free(port: int) -> None:

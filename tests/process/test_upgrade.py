@@ -78,7 +78,8 @@ def _leaves_no_process() -> None:
 def site() -> Iterator[Site]:
     with tempfile.TemporaryDirectory(prefix="ever-") as folder:
         cluster = Site(Path(folder))
-        cluster.tell("up", "-d", "--hosts", "2", "--memory", "256MiB", "--nvm", "128MiB")
+        # A long lease: hosts that are killed here start cold, which takes a busy computer more than two seconds.
+        cluster.tell("up", "-d", "--hosts", "2", "--memory", "256MiB", "--nvm", "128MiB", "--lease", "10s")
         try:
             with socket.socket() as free:
                 free.bind(("127.0.0.1", 0))
