@@ -456,6 +456,17 @@ class NoMounts:
         return 0
 
 
+class LastingFiles(Protocol):
+    """Files in which everything lies that outlives the machine, so that a save need only write them back."""
+
+    async def sync(self) -> int:
+        """All of it is on storage when this returns: how many bytes. Nothing may be stored meanwhile. Raises
+        DataLoss."""
+
+    def stored_to(self) -> None:
+        """What was synced is out of date from now on. Raises DataLoss."""
+
+
 class UpsReading(enum.Enum):
     """What an uninterruptible power supply says of itself, or why it says nothing."""
 
@@ -497,5 +508,7 @@ class Environment:
     missing: Sequence[str] = field(default=())
     """What this computer cannot do and what is used instead (D13), in sentences for `status`."""
     mounts: Mounts = field(default_factory=NoMounts)
+    nvm_files: LastingFiles | None = None
+    """None: an image of the memory is all that outlives the machine."""
     ups: Ups | None = None
     """None: the machine's own mains and battery are all there is."""

@@ -112,7 +112,8 @@ class PowerMonitor(PowerMonitorActor):
         if self._image_of is not None:
             self._image_of.past = True
         self._spare_battery_s, self._spare_since_ns = environment.machine.battery_s, 0
-        self._budget = BudgetKeeper(self.context, cap, self._writers, self._full_battery_s, self._cap_bytes_max)
+        writers = self._writers if environment.nvm_files is None else None  # there is no image to flush anything into
+        self._budget = BudgetKeeper(self.context, cap, writers, self._full_battery_s, self._cap_bytes_max)
         host = await self.context.ref(VMemFSRef).get_host(pb.Empty())
         try:
             await self._budget.begin(host.memory_id, image)
@@ -288,6 +289,8 @@ class PowerMonitor(PowerMonitorActor):
         if survey.marker is not None and survey.marker.state == "complete":
             host = await self.context.ref(VMemFSRef).get_host(pb.Empty())
             await mark_opened(environment.disk, survey, survey.marker.generation, host.memory_id)
+        if environment.nvm_files is not None:
+            environment.nvm_files.stored_to()
         await self._replicator.quiesce(QuiesceRequest(on=False))
         await self._nvm.quiesce(QuiesceMoves(on=False), timeout_s=QUIESCE_TIMEOUT_S)
         await self._budget.flusher.go_on()

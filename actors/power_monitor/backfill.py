@@ -32,13 +32,14 @@ from everram.runtime.errors import DataLoss, NotFound, ResourceExhausted
 from everram.runtime.formats.catalog import SavedObject
 from everram.runtime.formats.image import examine
 from everram.runtime.formats.image_reader import Image, Run
+from everram.runtime.formats.lasting import RESTORING_PAGES
 from everram.runtime.memory.absent import Fill, LackingObject
 from everram.runtime.memory.contract import PAGE_BYTES, Mapping
 from everram.runtime.memory.page_service import PageService
 
 log = logging.getLogger("everram.power_monitor")
 
-RECORD = "restoring.pages"
+RECORD = RESTORING_PAGES
 REGION_PREFIX, COPY_MARK = "region.", "@"
 LAZY_FROM_PAGES = 64
 """An object with fewer is read at once: it takes less than a millisecond."""

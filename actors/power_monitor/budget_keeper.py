@@ -18,12 +18,12 @@ from collections.abc import Callable
 
 from everram.actors.power_monitor.budget import Budget, Energy, Memory
 from everram.actors.power_monitor.flusher import Flusher, Restored, Writers
-from everram.actors.power_monitor.save import is_saved
 from everram.runtime.actor import ActorContext
 from everram.runtime.contracts.power_monitor_pb2 import BudgetStatus
 from everram.runtime.environment import Stretch
 from everram.runtime.errors import EverramError
 from everram.runtime.formats.dirty_book import MEMORY_NAME as BOOK_NAME
+from everram.runtime.formats.lasting import is_lasting
 from everram.runtime.formats.segment import BATCH_PAGES, BLOCK_BYTES
 from everram.runtime.log.ring import Ring, RingCorrupt
 from everram.runtime.memory.contract import PAGE_BYTES
@@ -138,7 +138,7 @@ class BudgetKeeper:
         full = sum(
             length
             for name in memory.names()
-            if name not in tracked and is_saved(name)
+            if name not in tracked and is_lasting(name)
             for _, length in memory.open(name).extents()
         )
         return full + self._cap.dirty_pages * PAGE_BYTES
@@ -192,7 +192,7 @@ class BudgetKeeper:
     def _what_there_is(self) -> Memory:
         memory, full, tracked, logs = self._environment.memory, 0, 0, 0
         for name in memory.names():
-            if not is_saved(name):
+            if not is_lasting(name):
                 continue
             size_bytes = memory.open(name).size_bytes
             if name.startswith(TRACKED_PREFIX) and self._writers is not None and not self._cap.is_exposed(name):

@@ -18,7 +18,7 @@ from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from everram.actors.power_monitor.backfill import RECORD, Backfill
+from everram.actors.power_monitor.backfill import Backfill
 from everram.actors.power_monitor.choices import EMPTY, check_choice
 from everram.actors.power_monitor.ends import EndRecord
 from everram.actors.power_monitor.flusher import Flushed, Restored
@@ -28,14 +28,13 @@ from everram.runtime.contracts.power_monitor_pb2 import SaveReport
 from everram.runtime.contracts.vmemfs_pb2 import HostRecord
 from everram.runtime.environment import Environment, Memory, MemoryObject, Stretch
 from everram.runtime.errors import DataLoss, FailedPrecondition, ResourceExhausted
-from everram.runtime.formats import dirty_book, image, nvm, vmemfs
+from everram.runtime.formats import image, nvm, vmemfs
 from everram.runtime.formats.catalog import SavedObject
 from everram.runtime.formats.image import Survey
 from everram.runtime.formats.image_reader import Image
 from everram.runtime.formats.image_writer import ImageWriter
-from everram.runtime.formats.page_classes import PREFIX as CLASSES_PREFIX
+from everram.runtime.formats.lasting import RESTORING, is_lasting
 from everram.runtime.formats.slots import SlotArea
-from everram.runtime.formats.swap_table import MEMORY_PREFIX, TABLE_PREFIX
 from everram.runtime.memory.absent import is_lacking
 from everram.runtime.memory.contract import PAGE_BYTES
 from everram.runtime.memory.dirty_cap import TRACKED_PREFIX
@@ -45,14 +44,9 @@ from everram.runtime.sizes import size_text
 
 log = logging.getLogger("everram.power_monitor")
 
-RESTORING = "restoring"
-_NOT_SAVED = (RESTORING, RECORD, generations.MEMORY_NAME, dirty_book.MEMORY_NAME)
-"""The generation table says what peers may touch of this memory, now; the next memory has its own."""
 _TOKEN_BYTES = 16
-VOLATILE_PREFIX, FILE_PREFIX = "vfile.", "file."
-"""Of the files of remote memory: those that end with this memory, and those that are saved. Both are resizable."""
-_VOLATILE = (VOLATILE_PREFIX, MEMORY_PREFIX, CLASSES_PREFIX, TABLE_PREFIX)
-"""Guests' own memory, and what is known of it, end with this memory too."""
+FILE_PREFIX = "file."
+"""Of the files of remote memory that are saved. They are resizable."""
 SNAPSHOTS = (nvm.SNAPSHOTS_NAME, nvm.STORE_NAME)
 """Metadata and old blocks of snapshots: whole or not at all. Both grow."""
 METADATA = (vmemfs.MEMORY_NAME, nvm.MEMORY_NAME)
@@ -95,6 +89,11 @@ async def save(
     image before then still counts.
     """
     started_ns = environment.clock.now_ns()
+    if environment.nvm_files is not None:
+        lasting = saved_objects(environment.memory)
+        saved_bytes = await environment.nvm_files.sync()
+        seconds = (environment.clock.now_ns() - started_ns) / 1e9
+        return SaveReport(saved_bytes=saved_bytes, objects=len(lasting), seconds=seconds)
     flushed = Flushed() if flushed is None else flushed
     # No await until the metadata is read: what it says must be of one moment.
     parts = _parts(saved_objects(environment.memory), flushed)
@@ -195,12 +194,7 @@ def _read_file(saved: MemoryObject, offset: int, length: int) -> bytes:
 
 def saved_objects(memory: Memory) -> list[MemoryObject]:
     """What a save writes, in its order."""
-    return [memory.open(name) for name in sorted(memory.names(), key=_order) if is_saved(name)]
-
-
-def is_saved(name: str) -> bool:
-    """Whether a memory object is part of the image."""
-    return name not in _NOT_SAVED and not name.startswith(_VOLATILE)
+    return [memory.open(name) for name in sorted(memory.names(), key=_order) if is_lasting(name)]
 
 
 def pieces_of(saved: MemoryObject, end: int | None = None) -> Iterable[tuple[int, int]]:

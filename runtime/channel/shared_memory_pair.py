@@ -10,7 +10,6 @@ process ends its socket does, and every mapping goes.
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
 
 from everram.runtime.channel.addresses import SHM
@@ -513,6 +512,6 @@ def _mapped(descriptors: list[int], size_bytes: int | None, *, writable: bool) -
     if not descriptors:
         raise ValueError("a descriptor is missing")
     fd = descriptors[0]
-    if not fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK:
+    if memfd.is_resizable(fd):
         raise ValueError("memory that can be shortened would make this process fault")
     return Mapped(fd, os.fstat(fd).st_size if size_bytes is None else size_bytes, writable=writable)

@@ -8,6 +8,7 @@ import os
 import platform
 import select
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from everram.runtime.cli import unbuilt
@@ -101,6 +102,11 @@ def _register_up(up: argparse.ArgumentParser) -> None:
         help="disk for guests' pages (default: twice their part of --memory)",
     )
     up.add_argument("--nvm", type=size, metavar="SIZE", help="how much of it is persistent (default 512MiB)")
+    up.add_argument(
+        "--nvm-files",
+        metavar="DIR",
+        help="keep it in ordinary files in DIR (a tmpfs or a DAX file system is best): it outlives its machine",
+    )
     up.add_argument("--coordination", default="embedded", metavar="WHERE", help="embedded (the default)")
     up.add_argument(
         "--channel",
@@ -150,6 +156,7 @@ def up_command(args: argparse.Namespace) -> int:
         channel=args.channel,
         lease_ttl_s=args.lease,
         storage_bytes=args.storage,
+        nvm_files=str(Path(args.nvm_files).absolute()) if args.nvm_files else None,
         swap_bytes=args.swap,
         battery_s=args.battery,
         ups=args.ups,
@@ -169,7 +176,7 @@ def _introduce(plan: Plan, folders: Folders) -> None:
     config = plan.config
     verb = {Phase.NEW: "starting", Phase.STOPPED: "starting again"}.get(plan.phase, "recovering")
     say(f'{verb} cluster "{config.name}" ({plural(len(config.hosts), "host")}) in {folders.state}')
-    if plan.phase is Phase.CRASHED:
+    if plan.phase is Phase.CRASHED and not config.nvm_files:
         say(
             "  it was not stopped in order: its supervisor ended without `everram down`, and what had not been saved "
             "was lost with the memory of its machines"

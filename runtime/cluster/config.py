@@ -47,6 +47,8 @@ class ClusterConfig:
     """Of the disk, for purged blocks of each host; 0: as HostConfig says."""
     swap_bytes: int = 0
     """Of the disk, for pages of each host's guests; 0: as HostConfig says."""
+    nvm_files: str = ""
+    """The folder with a folder for each host's lasting memory, as ordinary files; empty: in memory."""
     ups: str = ""
     on_battery: str = "wait"
     restore: str = "lazy"

@@ -29,6 +29,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from everram.runtime.cluster.config import ClusterConfig
 from everram.runtime.errors import (
     AlreadyExists,
     DataLoss,
@@ -288,6 +289,7 @@ class Folders:
         The configuration goes first and the lock last: a discard that is interrupted leaves no half of a cluster that
         could be started.
         """
+        self._discard_nvm_files()
         for path in (self.config, self.machines, self.coordination, self.record, self.log, self.lock):
             if path.is_dir():
                 shutil.rmtree(path)
@@ -298,6 +300,16 @@ class Folders:
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.ENOENT):
                 raise
+
+    def _discard_nvm_files(self) -> None:
+        from everram.runtime.production import nvm_files  # only here: most commands have no use for it
+
+        try:
+            config = ClusterConfig.read(self.config)
+        except DataLoss:
+            return  # nobody knows any more where they are
+        for host in config.hosts if config.nvm_files else ():
+            nvm_files.discard(Path(config.nvm_files) / host, f"{config.cluster_id}/{host}")
 
 
 class ClusterLock:

@@ -63,6 +63,7 @@ class Wishes:
     battery_s: float | None = None
     ups: str | None = None
     on_battery: str | None = None
+    nvm_files: str | None = None
     restore: str | None = None
     dirty_cap_bytes: int | None = None
     log_json: bool | None = None
@@ -105,6 +106,7 @@ def _new(folders: Folders, wishes: Wishes) -> ClusterConfig:
         lease_ttl_s=wishes.lease_ttl_s or LEASE_TTL_S,
         storage_bytes=wishes.storage_bytes or 0,
         swap_bytes=wishes.swap_bytes or 0,
+        nvm_files=wishes.nvm_files or "",
         ups=wishes.ups or "",
         on_battery=wishes.on_battery or "wait",
         restore=wishes.restore or "lazy",
@@ -126,6 +128,12 @@ def _known(folders: Folders, wishes: Wishes) -> ClusterConfig:
         raise FailedPrecondition(
             f'cluster "{config.name}" has {len(config.hosts)} hosts and keeps them: leave --hosts out, '
             f"or erase it first with `everram down --discard`"
+        )
+    if wishes.nvm_files not in (None, config.nvm_files):
+        where = f"in files in {config.nvm_files}" if config.nvm_files else "in memory, and is saved as an image"
+        raise FailedPrecondition(
+            f'the NVM of cluster "{config.name}" is {where}, and stays there: leave --nvm-files out, or erase the '
+            "cluster first with `everram down --discard`"
         )
     grown = replace(
         config,
@@ -187,6 +195,7 @@ def _write_machine(folders: Folders, config: ClusterConfig, host: str, open_imag
         nvm_bytes=config.nvm_bytes,
         storage_bytes=config.storage_bytes,
         swap_bytes=config.swap_bytes,
+        nvm_files=str(Path(config.nvm_files) / host) if config.nvm_files else "",
         ups=config.ups,
         on_battery=config.on_battery,
         restore=config.restore,

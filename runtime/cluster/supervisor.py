@@ -309,7 +309,8 @@ class Supervisor:
         if machine.state == "dead":  # nobody else was faster
             aside = machine.start_empty()
             saved = f"; what was saved of it before is in {aside}" if aside else ""
-            self._announcer.say(Step("note", f"{machine.name} starts again, with empty memory{saved}"))
+            memory = "what its NVM files hold" if self.config.nvm_files else "empty memory"
+            self._announcer.say(Step("note", f"{machine.name} starts again, with {memory}{saved}"))
             self._lives[machine.name] = self._own(self._live(machine), machine.name)
         await machine.wait_ready()
 

@@ -46,6 +46,8 @@ class HostConfig:
     """How much of regions may differ from what is flushed, at most; 0: as much as the battery lasts for."""
     storage_bytes: int = 0
     """What purged blocks may take of the disk; 0: as much as STORAGE_PART times the NVM."""
+    nvm_files: str = ""
+    """The folder in which this machine's lasting memory lies, as ordinary files; empty: in memory of its own."""
     files_bytes: int = 0
     """What the files of remote memory may take of `memory_bytes`; 0: a quarter."""
     lease_ttl_s: float = LEASE_TTL_S

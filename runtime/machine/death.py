@@ -70,7 +70,8 @@ def _blocked(machine: MachineProcess) -> int:
 
 
 def _lose_memory(store: DescriptorStore) -> None:
-    memories = {name: fd for name, fd in store.items() if stat.S_ISREG(os.fstat(fd).st_mode)}
+    # What lies in NVM files is not lost with the machine, as with modules that hold what they have without power.
+    memories = {name: fd for name, fd in store.items() if stat.S_ISREG(os.fstat(fd).st_mode) and not memfd.is_file(fd)}
     generations = memories.pop(GENERATIONS, -1)
     if generations >= 0:
         # First of all, and never wiped: a peer in the middle of an access checks it afterwards.

@@ -33,8 +33,8 @@ PAYLOAD_BYTES_MAX = 8 * 1024 * 1024
 DESCRIPTORS_MAX = 253
 """The kernel's limit in one message."""
 IN_MEMFD = "@fd"
-DOORBELL_PREFIX, MOUNT_PREFIX = "doorbell.", "mount."
-NO_MEMORY = (DOORBELL_PREFIX, MOUNT_PREFIX)
+DOORBELL_PREFIX, MOUNT_PREFIX, HELD_PREFIX = "doorbell.", "mount.", "held."
+NO_MEMORY = (DOORBELL_PREFIX, MOUNT_PREFIX, HELD_PREFIX)
 """What the names of kept descriptors begin with that are no memory objects."""
 
 

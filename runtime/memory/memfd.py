@@ -12,11 +12,14 @@ import ctypes
 import errno
 import fcntl
 import os
+import stat
 
 from everram.runtime.errors import ResourceExhausted
 
 FALLOC_FL_KEEP_SIZE = 1
 FALLOC_FL_PUNCH_HOLE = 2
+FIXED_MODE = stat.S_ISVTX | stat.S_IRUSR | stat.S_IWUSR
+"""Of an ordinary file whose length never changes."""
 NAME_BYTES_MAX = 249
 """The kernel's limit of a memfd's name, which is for people only."""
 
@@ -43,8 +46,20 @@ def create(name: str, size_bytes: int, *, resizable: bool = False) -> int:
 
 
 def is_resizable(fd: int) -> bool:
-    """Whether it may be shortened, so that nobody may map it."""
-    return not fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK
+    """Whether it may be shortened, so that nobody may map it. Of an ordinary file, which cannot be sealed, its mode
+    says that nobody of us will."""
+    status = os.fstat(fd)
+    if status.st_nlink:
+        return stat.S_IMODE(status.st_mode) != FIXED_MODE
+    try:
+        return not fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK
+    except OSError:
+        return True  # an ordinary file that was removed
+
+
+def is_file(fd: int) -> bool:
+    """Whether it has a name, so that it does not end with its last descriptor."""
+    return bool(os.fstat(fd).st_nlink)
 
 
 def extents(fd: int, start: int, end: int) -> list[tuple[int, int]]:

@@ -55,13 +55,14 @@ class Fact:
     """Whether a host has to say so all the time: what it promises differs."""
 
 
-def probe() -> list[Fact]:
-    """Every fact, the essential ones first. Takes a few milliseconds; leaves nothing behind."""
+def probe(nvm_files: str = "") -> list[Fact]:
+    """Every fact, the essential ones first. Takes a few milliseconds; leaves nothing behind. `nvm_files`: the folder in
+    which regions lie, if they lie in files."""
     return [
         processor(),
         kernel(),
         memory_sealing(),
-        userfaultfd(),
+        userfaultfd(nvm_files),
         freezer(),
         descriptors(),
         mappings(),
@@ -139,8 +140,12 @@ def memory_sealing() -> Fact:
     )
 
 
-def userfaultfd() -> Fact:
+def userfaultfd(folder: str = "") -> Fact:
+    """Of memory, or of files in a folder: only those of a tmpfs are memory for it."""
     found = _try_userfaultfd()
+    if folder and not found:
+        found = _try_userfaultfd(folder)
+        found = f"not for files in {folder}, which is no tmpfs: {found}" if found else ""
     return Fact(
         "userfaultfd",
         "tracking which pages of mapped regions were written; snapshots without a copy; swapping guests' memory",
@@ -155,8 +160,8 @@ def userfaultfd() -> Fact:
     )
 
 
-def _try_userfaultfd() -> str:
-    """Protect a page of shared memory; empty if that works, else what did not."""
+def _try_userfaultfd(folder: str = "") -> str:
+    """Protect a page of shared memory, or of a file; empty if that works, else what did not."""
     try:
         descriptor = uffd.make()
     except OSError as error:
@@ -165,7 +170,7 @@ def _try_userfaultfd() -> str:
         features = uffd.handshake(descriptor, uffd.Feature.PAGEFAULT_FLAG_WP | uffd.Feature.WP_SHMEM)
         if features is None:
             return "no write protection of shared memory"
-        _protect_one_page(descriptor)
+        _protect_one_page(descriptor, folder)
     except OSError as error:
         return f"no write protection of shared memory ({error.strerror})"
     finally:
@@ -181,8 +186,11 @@ def _user_mode_only() -> str:
     return "only for faults in user mode, where system calls on protected pages fail"
 
 
-def _protect_one_page(descriptor: int) -> None:
-    memfd = os.memfd_create("everram-probe", os.MFD_CLOEXEC)
+def _protect_one_page(descriptor: int, folder: str) -> None:
+    if folder:
+        memfd = os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    else:
+        memfd = os.memfd_create("everram-probe", os.MFD_CLOEXEC)
     try:
         os.ftruncate(memfd, PAGE_BYTES)
         with mmap.mmap(memfd, PAGE_BYTES) as mapping:

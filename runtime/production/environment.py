@@ -31,6 +31,7 @@ from everram.runtime.production.memory import KeptMemory
 from everram.runtime.production.mounts import SystemMounts
 from everram.runtime.production.network import GrpcNetwork
 from everram.runtime.production.nut import NutUps
+from everram.runtime.production.nvm_files import NvmFiles
 from everram.runtime.production.partition import CutCoordination
 
 
@@ -51,7 +52,11 @@ class Production:
         """Take what the machine gave this process, and `network` and `client`, if it is connected already."""
         cut = network.cut
         async with contextlib.AsyncExitStack() as parts:
-            memory = KeptMemory(machine, config.memory_bytes)
+            files = None
+            if config.nvm_files:
+                files = NvmFiles(Path(config.nvm_files), f"{config.cluster_id}/{config.host}", boot_id())
+                await files.take_up(machine, empty=config.open_image == "empty")
+            memory = KeptMemory(machine, config.memory_bytes, files)
             coordination = CutCoordination(client or CoordinationClient(config.coordination), cut)
             parts.push_async_callback(coordination.close)
             parts.push_async_callback(network.close)
@@ -63,7 +68,7 @@ class Production:
             cut.watch(channel.sever, channel.mend)
             if not cut.connected:
                 channel.sever()
-            faults = PageService(memory) if probe.userfaultfd().available else None
+            faults = PageService(memory) if probe.userfaultfd(config.nvm_files).available else None
             if faults is not None:
                 parts.callback(faults.close)
             environment = Environment(
@@ -77,8 +82,9 @@ class Production:
                 coordination=coordination,
                 logs=OutputFiles(config.state_dir),
                 doorbell=Doorbells(machine),
-                missing=tuple(probe.missing_sentences(probe.probe())),
+                missing=tuple(probe.missing_sentences(probe.probe(config.nvm_files))),
                 ups=NutUps.parse(config.ups) if config.ups else None,
+                nvm_files=files,
                 mounts=SystemMounts(machine, f"{config.cluster_id}/{config.host}", entropy.token),
             )
             return Production(environment, network, faults, parts.pop_all())

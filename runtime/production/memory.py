@@ -1,4 +1,4 @@
-"""`environment.Memory`: memfds that the machine keeps for this host and its successors."""
+"""`environment.Memory`: memfds that the machine keeps for this host and its successors, or files of the same use."""
 
 from __future__ import annotations
 
@@ -14,14 +14,17 @@ from everram.runtime.memory.absent import Lack
 from everram.runtime.memory.contract import PAGE_BYTES
 from everram.runtime.memory.mapped import Mapped
 from everram.runtime.production.machine import SystemMachine
+from everram.runtime.production.nvm_files import NvmFiles
 
 
 class KeptMemory:
     """Capacity counts what is promised: objects are sparse, but each may be filled up to its size. A resizable one
     counts as it is: another may have lengthened it by its descriptor."""
 
-    def __init__(self, machine: SystemMachine, capacity_bytes: int) -> None:
+    def __init__(self, machine: SystemMachine, capacity_bytes: int, files: NvmFiles | None = None) -> None:
+        """`files`: where what outlives the machine lies."""
         self.capacity_bytes = capacity_bytes
+        self._files = files
         self._machine = machine
         self._objects = {
             name: KeptObject(name, fd) for name, fd in machine.kept.items() if not name.startswith(NO_MEMORY)
@@ -51,7 +54,8 @@ class KeptMemory:
         # Counted before the machine answers: somebody else may create meanwhile.
         self._promised_bytes += promised_bytes
         try:
-            fd = memfd.create(name, size_bytes, resizable=resizable)
+            make = self._files.create if self._files is not None and self._files.holds(name) else memfd.create
+            fd = make(name, size_bytes, resizable=resizable)
             await self._machine.keep(name, fd)
         except BaseException:
             self._promised_bytes -= promised_bytes
@@ -78,6 +82,8 @@ class KeptMemory:
         removed = self._objects.pop(name, None)
         if removed is not None:
             removed.let_go()
+            if self._files is not None and self._files.holds(name):
+                self._files.remove(name, removed.made_bytes, resizable=removed.resizable)
             await self._machine.drop(name)
             if self._resizable.pop(name, None) is None:
                 self._promised_bytes -= removed.size_bytes if _is_promised(name) else 0
@@ -102,6 +108,11 @@ class KeptObject:
         self._fd = fd
         self.lack: Lack | None = None
         self._looked_at: Mapped | None = None
+
+    @property
+    def made_bytes(self) -> int:
+        """How long it was when this was opened: for good, unless it is resizable."""
+        return self._fixed_bytes
 
     @property
     def size_bytes(self) -> int:

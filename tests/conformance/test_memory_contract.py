@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -23,6 +24,13 @@ def mapped(descriptor: int) -> Pair:
     return Mapped(descriptor, SIZE_BYTES), Mapped(descriptor, SIZE_BYTES)
 
 
+def in_a_file(_: int) -> Pair:
+    """As NVM files are mapped: of one length for good."""
+    with tempfile.TemporaryFile(buffering=0) as file:
+        file.truncate(SIZE_BYTES)
+        return mapped(file.fileno())
+
+
 def gated(_: int) -> Pair:
     content = Bytes(SIZE_BYTES)
     return GatedMapping(content), GatedMapping(content)
@@ -38,7 +46,7 @@ def scratch(_: int) -> Pair:
     return mapping, mapping
 
 
-@pytest.fixture(params=[mapped, gated, recorded, scratch])
+@pytest.fixture(params=[mapped, in_a_file, gated, recorded, scratch])
 def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
     """Two mappings of one memory: what one stores, the other sees."""
     make: Callable[[int], Pair] = request.param
