@@ -80,6 +80,8 @@ class MachineKeeper:
         self.ended_s = 0.0
         """When its process was seen to have ended (time.monotonic)."""
         self._mark = f"{config.cluster_id}/{name}"
+        self._volatile = "volatile memory" if config.nvm_files else "memory"
+        """What ends with its process."""
         self._folder = folders.machine(name)
         self._socket = folders.machine_socket(name)
         self.host_socket = folders.host_socket(name)
@@ -156,7 +158,7 @@ class MachineKeeper:
             words = "" if (child.exit_status or 0) > 128 else self._last_words("machine.log")
             self.state, self.reason = (
                 "dead",
-                f"its process ended ({child.how_it_ended()}), and its memory with it{words}",
+                f"its process ended ({child.how_it_ended()}), and its {self._volatile} with it{words}",
             )
             log.warning("%s is dead: %s; %d processes of it were ended", self.name, child.how_it_ended(), left)
         announce(f"{self.name} is {self.state}: {self.reason}")
