@@ -68,7 +68,7 @@ class OwnSavings:
 
     def armed(self) -> list[str]:
         """The origins of those of which anything may be needed."""
-        return [origin for origin, known in self._known.items() if known.armed or known.pending]
+        return [origin for origin, known in self._known.items() if known.armed or known.is_pending]
 
     def pending(self, origin: str) -> int:
         known = self._known.get(origin)

@@ -153,6 +153,11 @@ class OldPages:
         self._mapping.publish_u64(HEAD, self._mapping.load_u64(TAIL))
 
     @property
+    def is_pending(self) -> bool:
+        """Whether there are entries, right or wrong."""
+        return self._mapping.load_u64(TAIL) != self._mapping.load_u64(HEAD)
+
+    @property
     def pending(self) -> int:
         """How many entries are not taken out. Raises DataLoss."""
         tail, head = self._mapping.load_u64(TAIL), self._mapping.load_u64(HEAD)

@@ -83,7 +83,7 @@ class KeptMemory:
         if removed is not None:
             removed.let_go()
             if self._files is not None and self._files.holds(name):
-                self._files.remove(name, removed.made_bytes, resizable=removed.resizable)
+                self._files.remove(name)
             await self._machine.drop(name)
             if self._resizable.pop(name, None) is None:
                 self._promised_bytes -= removed.size_bytes if _is_promised(name) else 0
@@ -108,11 +108,6 @@ class KeptObject:
         self._fd = fd
         self.lack: Lack | None = None
         self._looked_at: Mapped | None = None
-
-    @property
-    def made_bytes(self) -> int:
-        """How long it was when this was opened: for good, unless it is resizable."""
-        return self._fixed_bytes
 
     @property
     def size_bytes(self) -> int:

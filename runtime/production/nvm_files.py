@@ -180,13 +180,14 @@ class NvmFiles:
 
     def create(self, name: str, size_bytes: int, *, resizable: bool) -> int:
         """A descriptor of a new, zeroed file, the caller's own. Raises ResourceExhausted."""
-        fresh = self._objects / f".{quote(name, safe='@+')}"
+        fresh = self._objects / f".{_file_name(name)}"
         try:
             descriptor = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
             try:
                 os.ftruncate(descriptor, size_bytes)
                 os.fchmod(descriptor, 0o600 if resizable else memfd.FIXED_MODE)
-                fresh.rename(self._path(name, size_bytes, resizable=resizable))
+                self.remove(name)  # what a host has left that died before the machine kept it
+                fresh.rename(self._objects / f"{_file_name(name)},{RESIZABLE if resizable else size_bytes}")
             except BaseException:
                 os.close(descriptor)
                 raise
@@ -194,11 +195,10 @@ class NvmFiles:
             raise ResourceExhausted(f"no NVM file of {size_bytes} bytes can be made: {error.strerror}") from error
         return descriptor
 
-    def remove(self, name: str, size_bytes: int, *, resizable: bool) -> None:
-        self._path(name, size_bytes, resizable=resizable).unlink(missing_ok=True)
-
-    def _path(self, name: str, size_bytes: int, *, resizable: bool) -> Path:
-        return self._objects / f"{quote(name, safe='@+')},{RESIZABLE if resizable else size_bytes}"
+    def remove(self, name: str) -> None:
+        for path in list(self._objects.iterdir()):
+            if path.name.startswith(f"{_file_name(name)},"):
+                path.unlink()
 
     # -- its storage
 
@@ -229,6 +229,11 @@ class NvmFiles:
             self._write_record(synced=False)
         except OSError as error:
             raise DataLoss(f"{self.folder}/{RECORD} cannot be written: {error.strerror}") from error
+
+
+def _file_name(name: str) -> str:
+    """Without its length."""
+    return quote(name, safe="@+")
 
 
 def _open(path: Path) -> int:

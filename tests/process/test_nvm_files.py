@@ -71,6 +71,7 @@ def test_memory_in_files_outlives_its_machine(user: User, folder: Path, tmp_path
     machine = user.dir / "machines" / "h1"
     assert not list(machine.glob("image/pages.*")), "there is no image"
     assert json.loads((folder / "h1" / "device.json").read_text())["synced"]
+    assert "stays there" in user.refused("up", "--nvm-files", str(tmp_path / "elsewhere"))
     user.run("up", "-d")
     until(lambda: len(begins(user)) == 2, "the guest goes on")
     assert content() == before
@@ -86,6 +87,5 @@ def test_memory_in_files_outlives_its_machine(user: User, folder: Path, tmp_path
     user.run("fault", "h1", "host-kill")
     until(lambda: user.host("h1")["host_state"] == "ready", "the host is back")
     assert content() == before
-    assert "stays there" in user.refused("up", "--nvm-files", str(tmp_path / "elsewhere"))
     user.run("down", "--discard")
     assert not list(folder.glob("h1")), "nothing is left"

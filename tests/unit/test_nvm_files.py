@@ -121,6 +121,21 @@ async def test_a_host_that_dies_as_it_takes_them_up_leaves_the_rest_to_the_next(
     look(await lives.host(machine))
 
 
+async def test_what_a_host_left_that_died_as_it_made_it_is_not_taken_for_the_next_of_its_name(lives: Lives) -> None:
+    first = lives.machine()
+    memory = await lives.host(first)
+    first.keeps = 0
+    with pytest.raises(Unavailable):
+        await memory.create("region.g.x", PAGE_BYTES)
+    first.keeps = 1
+    memory = await lives.host(first)
+    (await memory.create("region.g.x", 2 * PAGE_BYTES)).write(0, b"right")
+    lives.machines.remove(first)
+    first.die()
+    memory = await lives.host(lives.machine())
+    assert memory.open("region.g.x").read(0, 5) == b"right"
+
+
 async def test_two_machines_cannot_have_one_device(lives: Lives) -> None:
     await lives.host(lives.machine())
     with pytest.raises(FailedPrecondition, match="in use by another machine"):
