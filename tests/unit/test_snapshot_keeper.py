@@ -553,66 +553,124 @@ async def commit(core: GuestCore, stores: list[tuple[int, bytes]]) -> None:
     raise AssertionError("the host does not take out what the guest has saved")
 
 
-@pytest.mark.parametrize("seed", range(4))
-async def test_snapshots_of_what_a_guest_saves_itself_are_exact_whoever_dies(seed: int) -> None:
-    dice = random.Random(seed)
-    box = Box(trapped=False, saving=True, nvm_bytes=16 * MIB)
-    await box.host()
-    await box.make("r", pages=SAVED_PAGES)
-    core, taken, deaths = box.begin(), dict[str, bytes](), 0
-    for step in range(100):
-        what = dice.choices(["store", "guest dies", "take", "host dies", "purge", "remove"], [12, 3, 4, 2, 1, 1])[0]
+ACTS = {
+    "store": 12,
+    "guest dies": 3,
+    "take": 4,
+    "host dies": 2,
+    "purge": 1,
+    "remove": 1,
+    "revert": 1,
+    "clone": 1,
+    "grow": 1,
+}
+"""Each with its weight in the draw."""
+
+
+class Life:
+    """A guest and its host, everything that can become of them, and what their snapshots have to hold."""
+
+    def __init__(self, box: Box, dice: random.Random) -> None:
+        self.box, self.dice = box, dice
+        self.taken: dict[str, bytes] = {}
+        self.deaths = 0
+        self.core = box.begin()
+
+    @property
+    def any_taken(self) -> str:
+        return self.dice.choice(sorted(self.taken))
+
+    async def take(self, name: str) -> None:
+        await self.box.take(name)
+        self.taken[name] = self.box.content()
+
+    async def act(self, what: str, name: str) -> None:
+        box, dice = self.box, self.dice
+        size_bytes = box.regions[0].size_bytes
         stores = [
-            (dice.randrange(SAVED_PAGES * PAGE_BYTES - 9000), dice.randbytes(dice.choice([8, 100, 9000])))
+            (dice.randrange(size_bytes - 9000), dice.randbytes(dice.choice([8, 100, 9000])))
             for _ in range(dice.randint(1, 3))
         ]
         if what == "store":
-            await commit(core, stores)
+            await commit(self.core, stores)
         elif what == "guest dies":
-            box.guest_gate.passes = dice.randrange(60)
+            box.guest_gate.passes = dice.randrange(20)
             with contextlib.suppress(Died):
-                await commit(core, stores)
-            deaths += box.guest_gate.passes < 0
+                await commit(self.core, stores)
+            self.deaths += box.guest_gate.passes < 0
             box.end()
             if dice.random() < 0.5:
-                await box.take(f"dead{step}")  # brings what was committed into the region
-                taken[f"dead{step}"] = box.content()
-            core = box.begin()
+                await self.take(name)  # brings what was committed into the region
+            self.core = box.begin()
         elif what == "take":
-            before = (await box.nvm.status(pb.Empty())).store_bytes
-            await box.take(f"s{step}")
-            taken[f"s{step}"] = box.content()
-            waited = (await box.nvm.status(pb.Empty())).store_bytes - before
-            assert waited <= SLOTS_MAX * PAGE_BYTES, "nothing was copied but what the guest had saved"
+            await self.take(name)
         elif what == "host dies":
             box.gate.passes = dice.randrange(80)
             with contextlib.suppress(EverramError):
-                await box.take(f"cut{step}")
+                await box.take(name)
             box.gate.passes = 0
             await box.node.stop()
             await box.host()
+            self.core = box.attach(self.core.epoch)  # where it stores is asked of the new host
             listed = await box.nvm.snapshots(nvm.SnapshotFilter(guest_id=GUEST_ID))
-            if f"cut{step}" in {one.name for one in listed.snapshots}:
-                taken[f"cut{step}"] = box.content()
+            if name in {one.name for one in listed.snapshots}:
+                self.taken[name] = box.content()
         elif what == "purge":
             await box.nvm.purge(nvm.PurgeRequest())
-        elif taken:
-            name = dice.choice(sorted(taken))
+        elif what == "grow":
+            await self.grow(size_bytes + 8 * PAGE_BYTES)
+        elif self.taken and what == "remove":
+            name = self.any_taken
             await box.remove(name)
-            del taken[name]
-        if taken and step % 4 == 0:
-            name = dice.choice(sorted(taken))
-            assert await read_whole(box, name) == taken[name]
-    for name, content in taken.items():
-        assert await read_whole(box, name) == content
-    assert deaths
-    await box.remove(*taken)
+            del self.taken[name]
+        elif self.taken and what == "revert":
+            name = self.any_taken
+            box.end()
+            await box.nvm.revert(named(name))
+            held = self.taken[name]
+            assert box.content()[: len(held)] == held
+            self.core = box.begin()
+        elif self.taken and what == "clone":
+            name = self.any_taken
+            clone = await box.nvm.clone_snapshot(nvm.CloneRequest(snapshot=named(name), name="clone"))
+            assert box.memory.open(clone.arena).read(0, clone.size_bytes) == self.taken[name]
+            await box.nvm.remove_region(nvm.RegionName(guest_id=GUEST_ID, region="clone"))
+
+    async def grow(self, size_bytes: int) -> None:
+        box = self.box
+        box.end()
+        grown = nvm.GrowRequest(region=nvm.RegionName(guest_id=GUEST_ID, region="r"), size_bytes=size_bytes)
+        before = box.content()
+        box.regions = [await box.nvm.grow_region(grown)]
+        assert box.content() == before.ljust(size_bytes, b"\0")
+        await box.node.ref(VMemFSRef).put_guest(pb.Guest(guest_id=GUEST_ID, name="guest", regions=box.regions))
+        self.core = box.begin()
+
+
+@pytest.mark.parametrize("kind", ["trapped", "saving"])
+@pytest.mark.parametrize("seed", range(4))
+async def test_snapshots_are_exact_whatever_is_done_and_whoever_dies(seed: int, kind: str) -> None:
+    box = Box(trapped=kind == "trapped", saving=kind == "saving", nvm_bytes=32 * MIB, storage_bytes=256 * MIB)
+    await box.host()
+    await box.make("r", pages=SAVED_PAGES)
+    dice = random.Random(seed)
+    life = Life(box, dice)
+    for step in range(100):
+        what = dice.choices(list(ACTS), weights=list(ACTS.values()))[0]
+        await life.act(what, f"s{step}")
+        if life.taken and step % 4 == 0:
+            name = life.any_taken
+            assert await read_whole(box, name, len(life.taken[name])) == life.taken[name]
+    for name, content in life.taken.items():
+        assert await read_whole(box, name, len(content)) == content
+    assert life.deaths
+    await box.remove(*life.taken)
     await until(box.is_empty)
     await box.node.stop()
 
 
-async def read_whole(box: Box, name: str) -> bytes:
-    size_bytes, pieces = SAVED_PAGES * PAGE_BYTES, []
+async def read_whole(box: Box, name: str, size_bytes: int) -> bytes:
+    pieces = []
     for offset in range(0, size_bytes, MIB):
         asked = nvm.ReadSnapshotRequest(snapshot=named(name), offset=offset, length=MIB)
         pieces.append((await box.nvm.read_snapshot(asked)).data)
