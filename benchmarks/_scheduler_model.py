@@ -12,7 +12,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from everram.actors.memory_scheduler.estimates import Usage, estimate
-from everram.actors.memory_scheduler.pressure import Pressure, next_pressure, shortage
+from everram.actors.memory_scheduler.pressure import Pressure, distress, next_pressure, shortage
 from everram.actors.memory_scheduler.sampling import SAMPLE_PAGES
 from everram.actors.memory_scheduler.targets import Demand, Technique, choose, divide, squeeze
 from everram.runtime.formats.page_classes import RESIDENT, PageClass
@@ -104,7 +104,11 @@ def run_host(way: str, seed: int) -> float:
 
 
 def reclaim(way: str, guests: list[Modelled], pressure: Pressure, short: int, dice: random.Random) -> None:
-    demands = [Demand(str(number), guest.resident, guest.usage) for number, guest in enumerate(guests)]
+    counted = way in ("everram", "balloon_only")
+    demands = [
+        Demand(str(number), guest.resident, guest.usage, free=guest.there(PageClass.FREE) if counted else None)
+        for number, guest in enumerate(guests)
+    ]
     if way in ("swap_only_random", "swap_only_lru"):
         takes = squeeze([Demand(d.guest_id, d.resident, Usage()) for d in demands], short)
         techniques = dict.fromkeys(takes, Technique.SWAP)
@@ -114,10 +118,12 @@ def reclaim(way: str, guests: list[Modelled], pressure: Pressure, short: int, di
         )[0]  # fmt: skip
         techniques = dict.fromkeys((d.guest_id for d in demands), technique)
         takes = divide(demands, techniques, short, pressure)
-        if pressure is Pressure.LOW and way != "balloon_only" and sum(takes.values()) < short:
-            more = squeeze(demands, short)
+        available = LIMIT_BYTES - sum(guest.resident for guest in guests) * PAGE_BYTES
+        needed = distress(available, LIMIT_BYTES) // PAGE_BYTES
+        if pressure is Pressure.LOW and way != "balloon_only" and sum(takes.values()) < needed:
+            more = squeeze(demands, needed)
+            techniques = {key: Technique.SWAP if more[key] > takes[key] else known for key, known in techniques.items()}
             takes = {guest_id: max(pages, more[guest_id]) for guest_id, pages in takes.items()}
-            techniques = dict.fromkeys(takes, Technique.SWAP)
     for guest_id, pages in takes.items():
         take(way, techniques[guest_id], guests[int(guest_id)], pages, dice)
 

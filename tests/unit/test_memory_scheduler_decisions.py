@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks._scheduler_model import compare
 from everram.actors.memory_scheduler.admission import Room, Wish, admit, check_limits
 from everram.actors.memory_scheduler.estimates import Estimate, Usage, Z, estimate
 from everram.actors.memory_scheduler.history import KEPT, Decision, History
@@ -294,3 +295,10 @@ def test_history_counts_quiet_intervals_and_keeps_the_rest() -> None:
     for at in range(100):
         history.add(Decision(at, Pressure.SOFT, Technique.BALLOON, 7, "short", 100))
     assert len(history.decisions) == KEPT
+
+
+def test_the_decisions_do_more_work_than_paging_alone_in_a_model_of_five_hosts() -> None:
+    found = compare(2)
+    assert found["work_vs_swap_only_random"] > 1.1
+    assert found["work_vs_swap_only_lru"] > 1.0
+    assert found["work_vs_access_only"] > 0.99
