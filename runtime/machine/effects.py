@@ -34,6 +34,8 @@ class Limits:
     """The pause before a restart doubles from the first to the limit: slow enough to harm nothing, never for ever."""
     hand_over_ns: int = 8 * SECOND_NS
     """A host that is upgraded has so long to finish what it has in hand; then it is killed, and handed over by that."""
+    leave_ns: int = 6 * SECOND_NS
+    """One that has handed over has so long to pass on what still comes on its old connections."""
     pause_ns: int = 1 * SECOND_NS
     """Guests that are stopped for a hand-over have so long to stop; then it goes on without."""
     battery_ns: int = 30 * SECOND_NS

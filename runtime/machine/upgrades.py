@@ -34,7 +34,7 @@ class Leaving:
         self._link = link
         if link is not None:
             link.handle, link.gone = lambda message: message.close(), lambda: None
-        self._timer: Timer = machine.loop.at(machine.now_ns() + machine.core.limits.stop_grace_ns, self._kill)
+        self._timer: Timer = machine.loop.at(machine.now_ns() + machine.core.limits.leave_ns, self._kill)
 
     def _kill(self) -> None:
         self._machine.loop.log(f"process {self._pid}, which has handed over, does not end: it is killed")

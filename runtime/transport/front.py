@@ -24,7 +24,7 @@ import contextlib
 import hmac
 import os
 import socket  # noqa: TID251 - only to see whether a port is free; gRPC has the listeners
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any, NoReturn, cast
@@ -46,8 +46,9 @@ from everram.runtime.transport.grpc_common import CHANNEL_OPTIONS, ERROR_METADAT
 STOP_GRACE_S = 0.25
 """For calls that are being answered; more would delay the successor."""
 
-LINGER_S, LINGER_LIMIT_S = 0.3, 1.2
-"""A front that was handed to a successor stops when nothing was passed on for so long, or after so long at most."""
+LINGER_S, LINGER_LIMIT_S = 0.3, 4.0
+"""A front that was handed to a successor stops when nothing was passed on for so long, and what was passed on is
+answered; or after so long at most, which is less than the machine gives a host that leaves."""
 
 NO_DEADLINE_S = 86_400.0
 """A call that names no deadline gets one that nobody notices."""
@@ -187,7 +188,8 @@ class _Desk:
         self._node = node
         self._waiting: asyncio.Future[None] | None = None  # while calls wait for a node
         self._onward: grpc.aio.Channel | None = None  # to the successor
-        self._last_s = 0.0  # when a call was passed on last
+        self._last_s = 0.0  # when a call was passed on last, or its answer came
+        self._passing = 0  # calls that are passed on and not answered
 
     def begin(self, node: Node) -> None:
         self._node = node
@@ -211,18 +213,28 @@ class _Desk:
     def successor(self, context: Context) -> grpc.aio.Channel | None:
         """Whom this call is passed on to; the caller is told that it should go there itself from now on."""
         if self._onward is not None:
-            self._last_s = asyncio.get_running_loop().time()
             context.set_trailing_metadata((MOVED_METADATA,))
         return self._onward
+
+    @contextlib.contextmanager
+    def passing(self) -> Iterator[None]:
+        """While a call is passed on."""
+        self._passing += 1
+        try:
+            yield
+        finally:
+            self._passing -= 1
+            self._last_s = asyncio.get_running_loop().time()
 
     async def passed_on(self) -> None:
         """Return when there was nothing to pass on for a while: whoever is busy has been told by then."""
         loop = asyncio.get_running_loop()
         until_s = loop.time() + LINGER_LIMIT_S
-        while self._onward is not None and (quiet_s := self._last_s + LINGER_S - loop.time()) > 0:
-            if loop.time() >= until_s:
+        while self._onward is not None and loop.time() < until_s:
+            quiet_s = self._last_s + LINGER_S - loop.time()
+            if quiet_s <= 0 and not self._passing:
                 return
-            await asyncio.sleep(quiet_s)
+            await asyncio.sleep(max(quiet_s, LINGER_S / 10))
 
     async def close(self) -> None:
         if self._onward is not None:
@@ -253,7 +265,8 @@ def _unary(desk: _Desk, method: AnyMethod) -> grpc.RpcMethodHandler[Any, Any]:
     async def call(data: bytes, context: Context) -> bytes:
         successor = desk.successor(context)
         if successor is not None:
-            return await _passed_on(successor.unary_unary(method.path), data, context)
+            with desk.passing():
+                return await _passed_on(successor.unary_unary(method.path), data, context)
         try:
             mailbox = await desk.mailbox(method.path)
             reply = await mailbox.ask(method, _parse(method, data), _remaining_s(context) or NO_DEADLINE_S)

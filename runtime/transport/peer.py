@@ -34,6 +34,9 @@ OPEN_TIMEOUT_S = 1.0
 MAX_REFUSALS = 5
 """Refused streams in a row before what waits fails. A refusal means that the peer's own stream is about to arrive."""
 
+SUCCESSOR_S = 5.0
+"""What waits is not given up for so long after the peer has said that a successor follows it."""
+
 Resolve = Callable[[str], Awaitable[HostAddress]]
 """A host's name to its address; raises NotFound."""
 
@@ -101,6 +104,7 @@ class Peer:
         self._sleeper: asyncio.Future[None] | None = None  # the writer, while it has nothing to send
         self._writing = False  # a batch is being sent
         self._flushed: asyncio.Future[None] | None = None  # set while closing waits
+        self._leaving_s = 0.0  # when the peer said that a successor follows it
         self._left: asyncio.Future[None] | None = None  # set while leaving waits for the peer's last ask
         self._closed = False
         self._sent = 0  # frames
@@ -151,7 +155,8 @@ class Peer:
                 opened = await self._open()
             except EverramError as error:
                 refusals = refusals + 1 if isinstance(error, _Refused) else MAX_REFUSALS
-                if refusals >= MAX_REFUSALS and self._current is None:
+                given_up = refusals >= MAX_REFUSALS and not self._awaits_successor()
+                if given_up and self._current is None:
                     self._unreachable(error)
                 await asyncio.sleep(backoff_s)
                 backoff_s = min(2 * backoff_s, LONGEST_BACKOFF_S)
@@ -322,8 +327,11 @@ class Peer:
             self._control.put(Steer(link_pb2.Frame.LEAVING))
             await self._left
 
+    def _awaits_successor(self) -> bool:
+        return self.outbound.held and self._loop.time() < self._leaving_s + SUCCESSOR_S
+
     def _on_leaving(self, frame: link_pb2.Frame) -> None:
-        self.outbound.held = True
+        self.outbound.held, self._leaving_s = True, self._loop.time()
         self._control.put(Steer(link_pb2.Frame.LEFT))
 
     def _on_left(self, frame: link_pb2.Frame) -> None:
