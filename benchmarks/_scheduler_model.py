@@ -18,7 +18,7 @@ from everram.actors.memory_scheduler.targets import Demand, Technique, choose, d
 from everram.runtime.formats.page_classes import RESIDENT, PageClass
 from everram.runtime.memory.contract import PAGE_BYTES
 
-HOSTS, GUESTS_EACH, INTERVALS = 5, 4, 40
+HOSTS, GUESTS_EACH, INTERVALS = 5, 4, 16
 PAGES = 16_384
 LIMIT_BYTES = GUESTS_EACH * PAGES * PAGE_BYTES * 2 // 3
 FAULT_S, FETCH_S, WRITE_S = 0.0002, 0.0005, 0.00001
