@@ -200,6 +200,8 @@ class Shipper:
         length = min(limit - at, RUN_BYTES, capacity - at % capacity)
         if length <= 0:
             return False
+        if self._log.config.link_delay_s:
+            await asyncio.sleep(self._log.config.link_delay_s)
         run = ring.mapping.load(DATA_OFFSET + at % capacity, length)
         self._check_not_lapped()
         await pair.write_with_immediate(reply.log_rkey, at % capacity, run, reply.immediate)

@@ -75,6 +75,12 @@ def _register_up(up: argparse.ArgumentParser) -> None:
         help="how much of regions may differ from what is on storage (default 0: as much as the battery lasts for)",
     )
     up.add_argument(
+        "--link-delay",
+        type=duration,
+        metavar="D",
+        help="how far away copies are: what a record takes to them at least (default 0s; for trials)",
+    )
+    up.add_argument(
         "--ups", metavar="NAME@HOST[:PORT]", help="a UPS of the Network UPS Tools that tells of the mains (none: '')"
     )
     up.add_argument(
@@ -164,6 +170,7 @@ def up_command(args: argparse.Namespace) -> int:
         restore=args.restore,
         log_json=args.log_json,
         dirty_cap_bytes=args.dirty_cap,
+        link_delay_s=args.link_delay,
     )
     plan = launch.prepare(folders, wishes)
     if not args.json:

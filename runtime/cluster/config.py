@@ -26,6 +26,8 @@ NVM_MIN_BYTES = 4 << 20
 """Room for one guest with the smallest log ring and a region."""
 BATTERY_MAX_S = 3600
 DIRTY_CAP_MIN_BYTES = 1 << 20
+LINK_DELAY_MAX_S = 0.5
+"""Who acknowledges nothing for a second counts as lost."""
 LEASE_TTL_MIN_S, LEASE_TTL_MAX_S = 1.0, 60.0
 
 
@@ -53,6 +55,7 @@ class ClusterConfig:
     on_battery: str = "wait"
     restore: str = "lazy"
     """As in HostConfig."""
+    link_delay_s: float = 0.0
     dirty_cap_bytes: int = 0
     """As in HostConfig."""
     log_json: bool = False
@@ -104,6 +107,8 @@ class ClusterConfig:
             raise InvalidArgument(
                 f"a battery of {self.battery_s:g} s cannot be: give a time such as 5ms or 30s, at most an hour"
             )
+        if not 0 <= self.link_delay_s <= LINK_DELAY_MAX_S:
+            raise InvalidArgument(f"copies cannot be {self.link_delay_s:g} s away: at most {LINK_DELAY_MAX_S:g} s")
         if self.dirty_cap_bytes and self.dirty_cap_bytes < DIRTY_CAP_MIN_BYTES:
             raise InvalidArgument(
                 f"a dirty cap of {self.dirty_cap_bytes} bytes would stop every guest: at least {DIRTY_CAP_MIN_BYTES}, "

@@ -66,6 +66,7 @@ class Wishes:
     nvm_files: str | None = None
     restore: str | None = None
     dirty_cap_bytes: int | None = None
+    link_delay_s: float | None = None
     log_json: bool | None = None
 
 
@@ -111,6 +112,7 @@ def _new(folders: Folders, wishes: Wishes) -> ClusterConfig:
         on_battery=wishes.on_battery or "wait",
         restore=wishes.restore or "lazy",
         dirty_cap_bytes=wishes.dirty_cap_bytes or 0,
+        link_delay_s=wishes.link_delay_s or 0.0,
         log_json=bool(wishes.log_json),
         battery_s=BATTERY_DEFAULT_S if wishes.battery_s is None else wishes.battery_s,
     )
@@ -148,6 +150,7 @@ def _known(folders: Folders, wishes: Wishes) -> ClusterConfig:
         on_battery=wishes.on_battery or config.on_battery,
         restore=wishes.restore or config.restore,
         dirty_cap_bytes=config.dirty_cap_bytes if wishes.dirty_cap_bytes is None else wishes.dirty_cap_bytes,
+        link_delay_s=config.link_delay_s if wishes.link_delay_s is None else wishes.link_delay_s,
         log_json=config.log_json if wishes.log_json is None else wishes.log_json,
         battery_s=config.battery_s if wishes.battery_s is None else wishes.battery_s,
     )
@@ -200,6 +203,7 @@ def _write_machine(folders: Folders, config: ClusterConfig, host: str, open_imag
         on_battery=config.on_battery,
         restore=config.restore,
         dirty_cap_bytes=config.dirty_cap_bytes,
+        link_delay_s=config.link_delay_s,
         log_json=config.log_json,
         token=config.token,
         lease_ttl_s=config.lease_ttl_s,

@@ -42,6 +42,8 @@ class HostConfig:
     """`NAME@HOST:PORT` of a UPS of the Network UPS Tools; empty: none."""
     on_battery: str = "wait"
     """What "on battery" means of it: "act" saves at once, "wait" only when the battery is low."""
+    link_delay_s: float = 0.0
+    """How long a run of records takes to a copy, at least: as if copies were that far away. For trials."""
     dirty_cap_bytes: int = 0
     """How much of regions may differ from what is flushed, at most; 0: as much as the battery lasts for."""
     storage_bytes: int = 0
