@@ -1,18 +1,20 @@
-"""A loss of the mains on a real cluster of one host: how fast memory reaches the disk, and how it comes back.
+"""A loss of the mains on a real cluster of one host: how fast memory reaches the disk, how it comes back, and what it
+costs to keep the dirty part small.
 
-A guest writes random bytes to its region: all of it (`runs`), or every tenth page (`scattered`). Then the mains are
-cut, the machine saves and goes off, and they come back. In the same round `dd` and `fio` write as many bytes to the
-same folder, sequentially, past the page cache, durably. Ratios first:
+*Everything dirty.* A guest writes random bytes to its region: all of it (`runs`), or every tenth page (`scattered`).
+Then the mains are cut, the machine saves and goes off, and they come back. In the same round `dd` and `fio` write as
+many bytes to the same folder, sequentially, past the page cache, durably. Ratios first:
 
-- `save_vs_best_sequential`: our save's speed, as the machine's own report has it, over the better of the two peers';
+- `save_vs_best_sequential`: our save's speed, as the machine's own report has it, over the better of the two peers;
 - `saved_bytes_vs_present`: bytes written, over those of the pages that hold anything;
 - `on_vs_best_sequential`: speed at which memory is whole again, from the command to a host that serves, over the same.
 
-To be reached are 0.85 in runs and 0.4 scattered. On 2 cores and a disk of 1.4 GB/s medians of 3 were 0.71 to 0.78 and
-0.15 to 0.20; one write after the other through the system's cache reached 0.28 and 0.08 on a busier computer. Of 1 GiB
-in runs the processor takes 1.1 s, half of it for checksums; a scattered page takes it 12 us, which are its own system
-call, its place in the index and its turn in a batch. Everything is saved, and everything is restored before guests run:
-there is no cap on what may be dirty yet, and no restore page by page.
+*A cap* (`capped`, by size of the region; the cap is the same): a guest stores to pages here and there as fast as it
+may, and the mains are cut. `saved_bytes_vs_dirty`; `save_s`, which follows the cap; `cap_exceeded_instants`: of the
+looks, from outside, at the guest's page tables those in which more pages were writable than the cap.
+
+`overhead_at_11pct_battery`: throughput lost by kv.py under YCSB's workload A (`_ycsb`) with a cap of 11 % of its
+region, against none; both clusters are up, and asked in turns.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import argparse
 import json
 import re
 import shutil
+import socket
 import statistics
 import subprocess
 import sys
@@ -29,6 +32,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks import _ycsb
+from benchmarks._power_cap import capped, until
 from benchmarks.footprint import everram
 
 ROUNDS = 3
@@ -36,7 +41,9 @@ MIB = 1 << 20
 PAGE_BYTES = 4096
 SCATTERED_STEP = 10
 PEER_PIECE_BYTES = 16 * MIB
-GUEST_TIMEOUT_S = 120.0
+CAP_BYTES = 28 * MIB
+OVERHEAD_REGION_BYTES, OVERHEAD_CAP = 64 * MIB, 0.11
+OVERHEAD_S = 8.0
 GUEST = """
 import os, signal, sys
 from everram.runtime import guest
@@ -51,7 +58,9 @@ signal.pause()
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=ROUNDS)
-    parser.add_argument("--sizes-mib", type=int, nargs="+", default=[256, 1024])
+    parser.add_argument("--sizes-mib", type=int, nargs="*", default=[256, 1024])
+    parser.add_argument("--capped-mib", type=int, nargs="*", default=[256, 1024, 4096])
+    parser.add_argument("--overhead-rounds", type=int, default=4, help="of 8 s each; 0: not measured")
     parser.add_argument("--folder", type=Path, default=Path("/var/tmp"), help="on the disk to measure")
 
 
@@ -63,7 +72,7 @@ def lose_the_mains(folder: Path, size_bytes: int, step: int) -> dict[str, float]
     try:
         words = ("--name", "writer", "--copies", "0", "--region", f"data={size_bytes}B,mapped")
         everram("run", "-d", *words, "--", sys.executable, "-c", GUEST, str(step), dir=state)
-        _until_ready(state)
+        until(state, "ready")
         everram("power cut", "h1", dir=state)
         began = time.monotonic()
         everram("power on", "h1", dir=state)
@@ -73,16 +82,6 @@ def lose_the_mains(folder: Path, size_bytes: int, step: int) -> dict[str, float]
     finally:
         everram("down", "--discard", dir=state)
         shutil.rmtree(state, ignore_errors=True)
-
-
-def _until_ready(state: Path) -> None:
-    """The guest says so in its log."""
-    deadline = time.monotonic() + GUEST_TIMEOUT_S
-    words = [sys.executable, "-m", "everram.runtime.cli.main", "logs", "--dir", str(state), "writer"]
-    while "ready" not in subprocess.run(words, capture_output=True, text=True, check=True).stdout:
-        if time.monotonic() > deadline:
-            raise RuntimeError("the guest did not get to the end of its region")
-        time.sleep(0.1)
 
 
 # -- the peers
@@ -138,15 +137,80 @@ def measure(folder: Path, size_bytes: int, step: int, rounds: int) -> dict[str, 
     return {key: round(statistics.median(one[key] for one in seen), 3) for key in seen[0]}
 
 
-def run(rounds: int, sizes_mib: list[int], folder: Path) -> dict[str, Any]:
+def overhead(folder: Path, rounds: int) -> dict[str, float]:
+    """Both clusters stand side by side, and take turns."""
+    states = {name: Path(tempfile.mkdtemp(prefix="everram-power-", dir=folder)) for name in ("free", "capped")}
+    rates: dict[str, list[float]] = {name: [] for name in states}
+    try:
+        ports = {name: _kv(state, name == "capped") for name, state in states.items()}
+        for number in range(rounds):
+            for name, port in ports.items():
+                rates[name].append(_ycsb.drive(port, OVERHEAD_S, seed=number))
+        budget = everram("power status", dir=states["capped"])["hosts"]["h1"]["budget"]
+    finally:
+        for state in states.values():
+            everram("down", "--discard", dir=state)
+            shutil.rmtree(state, ignore_errors=True)
+    free, with_cap = (statistics.median(rates[name]) for name in ("free", "capped"))
+    return {
+        "overhead_at_11pct_battery": round(1 - with_cap / free, 3),
+        "free_per_s": round(free),
+        "capped_per_s": round(with_cap),
+        "flushed_mib": round(budget["flushed_bytes"] / MIB, 1),
+    }
+
+
+def _kv(state: Path, is_capped: bool) -> int:
+    """Its own port, filled."""
+    cap = ("--dirty-cap", f"{int(OVERHEAD_CAP * OVERHEAD_REGION_BYTES)}B") if is_capped else ()
+    everram("up", "--hosts", "1", "--nvm", "128MiB", "--memory", "384MiB", "-d", *cap, dir=state)
+    words = (
+        "--name",
+        "kv",
+        "--copies",
+        "0",
+        "--region",
+        f"kv={OVERHEAD_REGION_BYTES}B",
+        "--publish",
+        str(_free_port()),
+    )
+    program = Path(__file__).resolve().parents[1] / "examples" / "kv.py"
+    everram("run", "-d", *words, "--", sys.executable, str(program), "--ack", "local", dir=state)
+    port = int(everram("inspect kv", dir=state)["port"])
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            _ycsb.load(port)
+            return port
+        except ConnectionRefusedError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)  # another process's socket: there is nothing to wait on
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def run(rounds: int, sizes_mib: list[int], capped_mib: list[int], overhead_rounds: int, folder: Path) -> dict[str, Any]:
     cases = {
         f"{name}_{size}mib": measure(folder, size * MIB, step, rounds)
         for size in sizes_mib
         for name, step in (("runs", 1), ("scattered", SCATTERED_STEP))
     }
     ratios = ("save_vs_best_sequential", "saved_bytes_vs_present", "on_vs_best_sequential")
+    caps = {}
+    for size in capped_mib:
+        best = max(dd_bytes_per_s(folder, CAP_BYTES), fio_bytes_per_s(folder, CAP_BYTES))
+        caps[f"{size}mib"] = capped(folder, size * MIB, CAP_BYTES, best)
     return {
         **{ratio: {name: case[ratio] for name, case in cases.items()} for ratio in ratios},
+        "cap_exceeded_instants": sum(case["cap_exceeded_instants"] for case in caps.values()),
+        **(overhead(folder, overhead_rounds) if overhead_rounds else {}),
+        "capped": caps,
+        "cap_mib": CAP_BYTES // MIB,
         "seconds": {name: {key: v for key, v in case.items() if key not in ratios} for name, case in cases.items()},
         "rounds": rounds,
     }

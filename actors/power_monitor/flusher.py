@@ -311,17 +311,12 @@ class Flusher:
             await self._add_run(segment, region.table.number, region.memory, first, count)
 
     async def _add_run(self, segment: SegmentWriter, number: int, memory: MemoryObject, first: int, count: int) -> None:
-        at = first
-        for offset, length in memory.extents(first * PAGE_BYTES, (first + count) * PAGE_BYTES):
-            page, pages = offset // PAGE_BYTES, -(-length // PAGE_BYTES)
-            if page > at:
-                await segment.add_zeros(number, at, page - at)
-            # What is still in an image is brought here: that is no business of the disk's threads.
-            lacks = is_lacking(memory)
-            await segment.add(number, page, memory.read(offset, length) if lacks else Stretch(memory, offset, length))
-            at = page + pages
-        if at < first + count:
-            await segment.add_zeros(number, at, first + count - at)
+        """Holes are read as zeros: to ask where they are takes the kernel as long as the rest of the region is."""
+        offset, length = first * PAGE_BYTES, count * PAGE_BYTES
+        # What is still in an image is brought here: that is no business of the disk's threads.
+        await segment.add(
+            number, first, memory.read(offset, length) if is_lacking(memory) else Stretch(memory, offset, length)
+        )
 
     def _delay(self, seconds: float) -> None:
         if self._writers is not None:
