@@ -79,6 +79,7 @@ async def compose(
             cap_bytes_max=config.dirty_cap_bytes,
             restored=outcome.image,
             host_id=config.host_id,
+            times=outcome.times,
         ),
         after=(VMEMFS,),
     )

@@ -7,7 +7,9 @@ many bytes to the same folder, sequentially, past the page cache, durably. Ratio
 
 - `save_vs_best_sequential`: our save's speed, as the machine's own report has it, over the better of the two peers;
 - `saved_bytes_vs_present`: bytes written, over those of the pages that hold anything;
-- `on_vs_best_sequential`: speed at which memory is whole again, from the command to a host that serves, over the same.
+- `restore_vs_best_sequential`: speed at which memory is whole again, from the first look at the image, over the same;
+- `restore_first_byte_ms`: from the first look at the image until guests could run, and then what a guest waits for the
+  first page that it touches, in the midst of its region.
 
 *A cap* (`capped`, by size of the region; the cap is the same): a guest stores to pages here and there as fast as it
 may, and the mains are cut. `saved_bytes_vs_dirty`; `save_s`, which follows the cap; `cap_exceeded_instants`: of the
@@ -45,9 +47,15 @@ CAP_BYTES = 28 * MIB
 OVERHEAD_REGION_BYTES, OVERHEAD_CAP = 64 * MIB, 0.11
 OVERHEAD_S = 8.0
 GUEST = """
-import os, signal, sys
+import os, signal, sys, time
 from everram.runtime import guest
-view, step = guest.attach().region("data").view, int(sys.argv[1])
+me = guest.attach()
+view, step = me.region("data").view, int(sys.argv[1])
+if me.recovered:
+    began = time.perf_counter()
+    view[len(view) // 2 // 40960 * 40960]
+    print("first", 1000 * (time.perf_counter() - began), flush=True)
+    signal.pause()
 length = 4096 if step > 1 else 1 << 20
 for offset in range(0, len(view), length * step):
     view[offset : offset + length] = os.urandom(length)
@@ -74,14 +82,27 @@ def lose_the_mains(folder: Path, size_bytes: int, step: int) -> dict[str, float]
         everram("run", "-d", *words, "--", sys.executable, "-c", GUEST, str(step), dir=state)
         until(state, "ready")
         everram("power cut", "h1", dir=state)
-        began = time.monotonic()
         everram("power on", "h1", dir=state)
-        on_s = time.monotonic() - began
-        report = everram("power status", dir=state)["hosts"]["h1"]["last"]
-        return {"save_s": report["save_s"], "saved_bytes": report["saved_bytes"], "on_s": on_s}
+        first_ms = _first_ms(state)
+        while not (told := everram("power status", dir=state)["hosts"]["h1"])["restore_all_s"]:
+            time.sleep(0.1)
+        report = told["last"]
+        return {
+            "save_s": report["save_s"],
+            "saved_bytes": report["saved_bytes"],
+            "restore_first_byte_ms": 1000 * told["restore_s"] + first_ms,
+            "restore_all_s": told["restore_all_s"],
+        }
     finally:
         everram("down", "--discard", dir=state)
         shutil.rmtree(state, ignore_errors=True)
+
+
+def _first_ms(state: Path) -> float:
+    """What the restarted guest says that its first page took."""
+    until(state, "first")
+    lines = [line for path in state.glob("machines/h1/guests/*.log") for line in path.read_text().splitlines()]
+    return float(next(line for line in lines if line.startswith("first")).split()[-1])
 
 
 # -- the peers
@@ -128,9 +149,10 @@ def measure(folder: Path, size_bytes: int, step: int, rounds: int) -> dict[str, 
             {
                 "save_vs_best_sequential": written / ours["save_s"] / best,
                 "saved_bytes_vs_present": written / present_bytes,
-                "on_vs_best_sequential": written / ours["on_s"] / best,
+                "restore_vs_best_sequential": present_bytes / ours["restore_all_s"] / best,
+                "restore_first_byte_ms": ours["restore_first_byte_ms"],
                 "save_s": ours["save_s"],
-                "on_s": ours["on_s"],
+                "restore_all_s": ours["restore_all_s"],
                 "best_sequential_mb_per_s": best / 1e6,
             }
         )
@@ -200,7 +222,12 @@ def run(rounds: int, sizes_mib: list[int], capped_mib: list[int], overhead_round
         for size in sizes_mib
         for name, step in (("runs", 1), ("scattered", SCATTERED_STEP))
     }
-    ratios = ("save_vs_best_sequential", "saved_bytes_vs_present", "on_vs_best_sequential")
+    ratios = (
+        "save_vs_best_sequential",
+        "saved_bytes_vs_present",
+        "restore_vs_best_sequential",
+        "restore_first_byte_ms",
+    )
     caps = {}
     for size in capped_mib:
         best = max(dd_bytes_per_s(folder, CAP_BYTES), fio_bytes_per_s(folder, CAP_BYTES))

@@ -15,7 +15,7 @@ from typing import Any
 from everram.runtime.contracts.common_pb2 import Guest
 from everram.runtime.coordination.api import Compare, Delete, KeyValue, Put, Range, Relation, Target
 from everram.runtime.coordination.directory import decode, encode, guest_key, name_key, serving_key
-from everram.runtime.coordination.records import FAILING_OVER, MOVING, RUNNING, STOPPED, GuestRecord, Place
+from everram.runtime.coordination.records import CHOSEN, FAILING_OVER, MOVING, RUNNING, STOPPED, GuestRecord, Place
 from everram.runtime.errors import AlreadyExists, DataLoss, FailedPrecondition, InvalidArgument
 
 DAMAGED = "damaged-"
@@ -219,7 +219,7 @@ def plan_disown(found: Seen, guest_id: str, holder: Holder) -> Plan | None:
     memory that does not exist any more, so that one of the members is chosen; without one it is stopped. None if it is
     not ours."""
     record = _record(found)
-    if record is None or record.owner != holder.place or record.state != RUNNING:
+    if record is None or record.owner != holder.place or record.state not in (RUNNING, CHOSEN):
         return None
     lost = record.changed(memory_id=f"{DAMAGED}{holder.memory_id}") if record.required else None
     planned = _rewrite(found, guest_id, lost or record.changed(state=STOPPED))

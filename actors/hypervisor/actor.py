@@ -85,6 +85,9 @@ class Hypervisor(HypervisorActor):
         record = pb.Guest()
         record.CopyFrom(guest)
         resident = self._house.residents[guest.guest_id] = Resident(record)
+        if record.damaged:
+            self.context.spawn(self._house.give_up(resident, record.damaged), name=f"give up {record.name}")
+            return
         if record.state in ENDED:
             return
         current = process is not None and process.epoch == record.epoch

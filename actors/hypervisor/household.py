@@ -146,13 +146,16 @@ class Household:
     async def give_up(self, resident: Resident, damage: str) -> None:
         """Part of its memory cannot be had: this memory never serves it again. A copy may, if there is one."""
         async with resident.changing:
-            if resident.guest.damaged:
-                return
-            resident.guest.damaged = damage
-            await self.store(resident)  # before it could start again, whatever follows
-            await self.end_process(resident, give_back=False)
-            resident.become(pb.FAILED, f"it has lost memory: {damage}")
-            await self.store(resident)
+            if not resident.guest.damaged:
+                resident.guest.damaged = damage
+                await self.store(resident)  # before it could start again, whatever follows
+                await self.end_process(resident, give_back=False)
+                resident.become(pb.FAILED, f"it has lost memory: {damage}")
+                await self.store(resident)
+        await self.disown(resident)
+
+    async def disown(self, resident: Resident) -> None:
+        """Say in the directory that this memory does not serve it; again after a restart, if that was cut off."""
         key = GuestKey(guest_id=resident.guest.guest_id, epoch=resident.guest.epoch)
         while True:
             try:

@@ -17,7 +17,7 @@ from everram.actors.power_monitor.ends import MAINS_LOST, EndRecord
 from everram.actors.power_monitor.flusher import Restored, Writers
 from everram.actors.power_monitor.rehearsal import rehearse
 from everram.actors.power_monitor.report import TAKEN_BACK, read_report, settle, write_report
-from everram.actors.power_monitor.save import save
+from everram.actors.power_monitor.save import RestoreTimes, save
 from everram.actors.power_monitor.ups import WAIT_FOR_LOW, UpsWatch, Verdict
 from everram.runtime.contracts import common_pb2 as pb
 from everram.runtime.contracts import power_monitor_pb2 as power
@@ -61,12 +61,14 @@ class PowerMonitor(PowerMonitorActor):
         cap_bytes_max: int = 0,
         restored: Restored | None = None,
         host_id: str = "",
+        times: RestoreTimes | None = None,
     ) -> None:
         """`on_battery`: what that means of a UPS, ACT_AT_ONCE or WAIT_FOR_LOW. `backfill`: a restore that goes on.
         `guard`: who is asked before stores; `writers`: who traps those of guests, None where nobody can.
         `cap_bytes_max`: a lower dirty cap than the battery allows; 0: none. `restored`: what the memory is, page for
         page, when this host starts."""
         self._backfill, self._host_id = backfill, host_id
+        self._times = times if times is not None else RestoreTimes()
         self._on_battery = on_battery
         self._guard = guard if guard is not None else PageGuard()
         self._writers, self._cap_bytes_max, self._image_of = writers, cap_bytes_max, restored
@@ -339,6 +341,8 @@ class PowerMonitor(PowerMonitorActor):
             power_incomplete=counts.power_incomplete,
             crashes=counts.crashes,
             last_end=counts.last,
+            restore_s=self._times.usable_s,
+            restore_all_s=self._times.all_s,
             budget=self._budget.status(),
         )
         last = self._loss.report if self._loss is not None else await read_report(disk)

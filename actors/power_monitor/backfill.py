@@ -139,6 +139,8 @@ class Backfill:
         self._on_damage: OnDamage | None = None
         self.had = asyncio.Event()
         """Everything is there that can be had."""
+        self.on_had: Callable[[], None] = lambda: None
+        """Called once, when everything is there that can be had."""
         faults.absent.append(self)
 
     @staticmethod
@@ -356,7 +358,12 @@ class Backfill:
             if not lacking.left:
                 self._complete(name)
         if not self.left_pages:
+            self._set_had()
+
+    def _set_had(self) -> None:
+        if not self.had.is_set():
             self.had.set()
+            self.on_had()
 
     def _complete(self, name: str) -> None:
         """It lacks nothing any more, or is no more. That is written down before anybody may punch holes into it."""
@@ -364,7 +371,7 @@ class Backfill:
         self._unfinished.take_out(lacking.inode)
         lacking.kept.lack = None
         if not self.left_pages:
-            self.had.set()
+            self._set_had()
 
 
 def _absent_runs(absent: bytearray, first: int, end: int) -> Iterator[tuple[int, int]]:

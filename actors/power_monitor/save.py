@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -60,6 +60,16 @@ _ORDER = (*METADATA, "log", "pages", "region")
 """What an interrupted save should have got to first."""
 
 
+@dataclass(slots=True)
+class RestoreTimes:
+    """How long it took, from the first look at the image."""
+
+    usable_s: float = 0.0
+    """Until guests could run; 0: nothing was restored."""
+    all_s: float = 0.0
+    """Until all was read; 0: it is not yet, or a host died meanwhile."""
+
+
 @dataclass(frozen=True, slots=True)
 class RestoreOutcome:
     """Where this machine's memory came from."""
@@ -75,6 +85,7 @@ class RestoreOutcome:
     """What is still in the image; see there."""
     image: Restored | None = field(default=None, compare=False)
     """If the memory is the image that counts, page for page."""
+    times: RestoreTimes = field(default_factory=RestoreTimes, compare=False)
 
 
 # -- saving
@@ -259,6 +270,7 @@ async def restore(
     if survey.state == "none" or (open_image == EMPTY and not silently):
         await ends.begin_life()
         return RestoreOutcome("empty")
+    began_ns = environment.clock.now_ns()
     token = token if again else environment.entropy.token()
     restorer = _Restorer(environment, survey, silently, token, faults if lazily else None)
     try:
@@ -273,7 +285,21 @@ async def restore(
         await _clear(memory, keep=RESTORING)
         raise
     await ends.begin_life()
+    _take_times(outcome, lambda: (environment.clock.now_ns() - began_ns) / 1e9)
     return outcome
+
+
+def _take_times(outcome: RestoreOutcome, since_s: Callable[[], float]) -> None:
+    times, backfill = outcome.times, outcome.backfill
+    times.usable_s = since_s()
+
+    def had() -> None:
+        times.all_s = since_s()
+
+    if backfill is None or backfill.had.is_set():
+        had()
+    else:
+        backfill.on_had = had
 
 
 def _check_ours(survey: Survey, host_id: str) -> None:

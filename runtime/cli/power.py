@@ -141,6 +141,8 @@ def _status_json(status: PowerStatus) -> dict[str, Any]:
         "ups": status.ups,
         "warning": status.warning,
         "restoring_bytes": status.restoring_bytes,
+        "restore_s": round(status.restore_s, 4),
+        "restore_all_s": round(status.restore_all_s, 4),
         "ends": {
             "clean": status.clean,
             "power_loss_saved": status.power_saved,

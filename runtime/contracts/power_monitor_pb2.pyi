@@ -26,7 +26,7 @@ class SaveReport(_message.Message):
     def __init__(self, generation: _Optional[int] = ..., saved_bytes: _Optional[int] = ..., objects: _Optional[int] = ..., seconds: _Optional[float] = ...) -> None: ...
 
 class PowerStatus(_message.Message):
-    __slots__ = ("image", "image_generation", "restored_from", "mains", "battery_s", "state", "last", "ups", "warning", "restoring_bytes", "budget", "clean", "power_saved", "power_incomplete", "crashes", "last_end")
+    __slots__ = ("image", "image_generation", "restored_from", "mains", "battery_s", "state", "last", "ups", "warning", "restoring_bytes", "budget", "clean", "power_saved", "power_incomplete", "crashes", "last_end", "restore_s", "restore_all_s")
     IMAGE_FIELD_NUMBER: _ClassVar[int]
     IMAGE_GENERATION_FIELD_NUMBER: _ClassVar[int]
     RESTORED_FROM_FIELD_NUMBER: _ClassVar[int]
@@ -43,6 +43,8 @@ class PowerStatus(_message.Message):
     POWER_INCOMPLETE_FIELD_NUMBER: _ClassVar[int]
     CRASHES_FIELD_NUMBER: _ClassVar[int]
     LAST_END_FIELD_NUMBER: _ClassVar[int]
+    RESTORE_S_FIELD_NUMBER: _ClassVar[int]
+    RESTORE_ALL_S_FIELD_NUMBER: _ClassVar[int]
     image: str
     image_generation: int
     restored_from: str
@@ -59,7 +61,9 @@ class PowerStatus(_message.Message):
     power_incomplete: int
     crashes: int
     last_end: str
-    def __init__(self, image: _Optional[str] = ..., image_generation: _Optional[int] = ..., restored_from: _Optional[str] = ..., mains: _Optional[bool] = ..., battery_s: _Optional[float] = ..., state: _Optional[str] = ..., last: _Optional[_Union[PowerReport, _Mapping]] = ..., ups: _Optional[str] = ..., warning: _Optional[str] = ..., restoring_bytes: _Optional[int] = ..., budget: _Optional[_Union[BudgetStatus, _Mapping]] = ..., clean: _Optional[int] = ..., power_saved: _Optional[int] = ..., power_incomplete: _Optional[int] = ..., crashes: _Optional[int] = ..., last_end: _Optional[str] = ...) -> None: ...
+    restore_s: float
+    restore_all_s: float
+    def __init__(self, image: _Optional[str] = ..., image_generation: _Optional[int] = ..., restored_from: _Optional[str] = ..., mains: _Optional[bool] = ..., battery_s: _Optional[float] = ..., state: _Optional[str] = ..., last: _Optional[_Union[PowerReport, _Mapping]] = ..., ups: _Optional[str] = ..., warning: _Optional[str] = ..., restoring_bytes: _Optional[int] = ..., budget: _Optional[_Union[BudgetStatus, _Mapping]] = ..., clean: _Optional[int] = ..., power_saved: _Optional[int] = ..., power_incomplete: _Optional[int] = ..., crashes: _Optional[int] = ..., last_end: _Optional[str] = ..., restore_s: _Optional[float] = ..., restore_all_s: _Optional[float] = ...) -> None: ...
 
 class BudgetStatus(_message.Message):
     __slots__ = ("battery_s", "save_bytes_per_s", "measured", "save_bytes", "full_bytes", "tracked_bytes", "covered", "tracking", "cap_bytes", "dirty_bytes", "most_dirty_bytes", "flushed_bytes", "delayed_pages", "waited_pages", "log_bytes", "outstanding_log_bytes")

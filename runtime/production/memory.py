@@ -13,6 +13,7 @@ from everram.runtime.memory import memfd
 from everram.runtime.memory.absent import Lack
 from everram.runtime.memory.contract import PAGE_BYTES
 from everram.runtime.memory.mapped import Mapped
+from everram.runtime.production.bringing import BringingMapped
 from everram.runtime.production.machine import SystemMachine
 from everram.runtime.production.nvm_files import NvmFiles
 
@@ -128,9 +129,8 @@ class KeptObject:
         size_bytes = self.size_bytes
         if not size_bytes:
             raise InvalidArgument(f"memory {self.name} is empty: there is nothing to map")
-        self._bring(0, size_bytes)
         try:
-            return Mapped(self._fd, size_bytes)
+            return Mapped(self._fd, size_bytes) if self.lack is None else self._map_lacking(size_bytes)
         except (OSError, OverflowError) as error:
             raise ResourceExhausted(f"memory {self.name} cannot be mapped: {error}") from error
 
@@ -215,6 +215,9 @@ class KeptObject:
             self.fill(offset, bytes(length))
         elif length:
             memfd.punch(self._fd, offset, length)
+
+    def _map_lacking(self, size_bytes: int) -> BringingMapped:
+        return BringingMapped(self._fd, size_bytes, self._bring)
 
     def _bring(self, offset: int, length: int) -> None:
         if self.lack is not None:

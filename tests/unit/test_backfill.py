@@ -23,6 +23,7 @@ from everram.runtime.formats import nvm
 from everram.runtime.formats.image_files import pages_name
 from everram.runtime.formats.vmemfs import Superblock
 from everram.runtime.memory.contract import PAGE_BYTES
+from everram.runtime.memory.mapped import Mapped
 from everram.runtime.memory.page_service import PageService
 from everram.runtime.memory.userfaultfd import FaultFlag, Feature, Mode, PageFault
 from everram.runtime.production.memory import KeptObject
@@ -297,12 +298,26 @@ def access(kept: KeptObject, dice: random.Random, expected: list[bytes]) -> None
         assert inside >= {at for at, there in enumerate(expected) if any(there)}
 
 
-async def test_a_mapping_has_everything(bench: Bench) -> None:
-    await bench.restored()
+async def test_a_mapping_brings_what_is_touched(bench: Bench) -> None:
+    outcome, _ = await bench.restored()
+    assert outcome.backfill is not None
     mapping = bench.memory.open(ARENA).map()
-    assert [mapping.load(page * PAGE_BYTES, PAGE_BYTES) for page in range(PAGES)] == list(map(content, range(PAGES)))
+    before = outcome.backfill.left_pages
+    assert mapping.load(7 * PAGE_BYTES, 8) == content(7)[:8]
+    mapping.store(50 * PAGE_BYTES + 8, b"stored here")
+    mapping.publish_u64(100 * PAGE_BYTES, 77)
+    assert mapping.load_words([150 * 512]) == [150]
+    assert before > outcome.backfill.left_pages > before - 80, "no more than it takes"
+    expected = [content(page) for page in range(PAGES)]
+    expected[50] = content(50)[:8] + b"stored here" + content(50)[19:]
+    expected[100] = (77).to_bytes(8, "little") + content(100)[8:]
+    assert [mapping.load(page * PAGE_BYTES, PAGE_BYTES) for page in range(PAGES)] == expected
     assert bench.memory.open(ARENA).lack is None, "it lacks nothing any more"
     mapping.close()
+    other = bench.memory.open(OTHER).map()
+    assert isinstance(other, Mapped)
+    assert bytes(other.view) == b"".join(map(content, range(PAGES)))
+    other.close()
 
 
 async def test_what_is_made_anew_under_an_old_name_is_left_alone(bench: Bench) -> None:
