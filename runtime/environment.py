@@ -50,6 +50,18 @@ class Stretch:
     def __len__(self) -> int:
         return self.length
 
+    def bring(self) -> None:
+        """Before it is handed to a thread: what the memory lacks there is brought by the loop, as far as it can be had.
+        Raises ResourceExhausted."""
+        bring = getattr(self.memory, "bring", None)
+        if bring is not None:
+            bring(self.offset, self.length)
+
+    def copy_to(self, target: memoryview) -> None:
+        """In any thread, after `bring`: as it is, with zeros for what cannot be had."""
+        read = getattr(self.memory, "read_as_it_is", self.memory.read_into)
+        read(self.offset, target)
+
     def part(self, start: int, length: int) -> Stretch:
         return Stretch(self.memory, self.offset + start, length)
 

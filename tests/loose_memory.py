@@ -36,9 +36,10 @@ class LooseMemory:
         self.open(name).resize(size_bytes)
 
     async def remove(self, name: str) -> None:
-        removed = self._objects.pop(name)
-        removed.lack = None
-        os.close(removed.descriptor)
+        removed = self._objects.pop(name, None)
+        if removed is not None:
+            removed.lack = None
+            os.close(removed.descriptor)
 
     def close(self) -> None:
         while self._objects:

@@ -415,7 +415,11 @@ class Availability(AvailabilityActor):
         """Guests that wait for saved memory."""
         found = sorted((guest_id, e.record) for guest_id, e in self._mirror.guests.items() if e.record is not None)
         return [
-            WaitingGuest(guest_id=guest_id, name=str(record.raw.get("name", guest_id)), host=record.owner.host)
+            WaitingGuest(
+                guest_id=guest_id,
+                name=str(record.raw.get("name", guest_id)),
+                host=(record.previous or record.owner).host,
+            )
             for guest_id, record in found
             if record.saved is not None and guest_id not in self._mirror.serving
         ]

@@ -30,7 +30,8 @@ a promise of the same epoch is the same promise, and of two choices only one fin
 
 *Saved*: whose machine lost its mains is promised that nothing committed is lost if the battery lasts. If its log could
 not be drained to every member, only those that have everything may go on with the guest; the others would lose what the
-saved image has. So it waits for one of those or for its owner, until a person says otherwise (`everram start GUEST
+saved image has, also if the one that was chosen is lost before it has registered. So it waits for one of those or for
+its owner, until a person says otherwise (`everram start GUEST
 --from-copy`), or the image turns out to be of no use: then its machine comes back with another memory.
 
 While a chosen memory has not registered, nothing was written in its epoch. So the owner before it (`previous`) still
@@ -151,7 +152,7 @@ def decide(record: GuestRecord, served: bool, sight: Sight, now_ns: int, grace_u
         return Lose()
     if not record.required and record.previous is None:
         return Nothing()
-    if record.saved is not None and not sight.of(candidates(record, sight)) and not sight.gone(record.owner):
+    if _is_held(record, sight) and not sight.of(candidates(record, sight)) and returned(record, sight) is None:
         return Nothing()
     if not sight.left(record.owner) and now_ns < grace_until_ns:
         return Wait(grace_until_ns)
@@ -168,11 +169,21 @@ def _go_on(record: GuestRecord, sight: Sight) -> Decision:
 
 
 def candidates(record: GuestRecord, sight: Sight) -> tuple[str, ...]:
-    """The members of the required set that may go on with the guest: while its saved memory can come back, only those
-    that have as much."""
-    if record.saved is None or sight.gone(record.owner):
+    """The members of the required set that may go on with the guest: while a memory that has everything may come back,
+    only those that have as much."""
+    if record.saved is None or not _is_held(record, sight):
         return record.required
     return tuple(member for member in record.required if member in record.saved)
+
+
+def _is_held(record: GuestRecord, sight: Sight) -> bool:
+    """Whether a memory with all that was saved may come back: the one that wrote last, or one chosen in its place that
+    has as much and has not registered yet."""
+    if record.saved is None:
+        return False
+    writer = record.previous or record.owner
+    holders = [writer] if record.owner.memory_id not in record.saved else [writer, record.owner]
+    return not all(sight.gone(holder) for holder in holders)
 
 
 def _hopeless(record: GuestRecord, sight: Sight) -> bool:
@@ -217,7 +228,6 @@ def appointed(record: GuestRecord, place: Place, start: int) -> GuestRecord:
         required=tuple(member for member in record.required if member != place.memory_id),
         destinations=tuple(each for each in record.destinations if each.memory_id != place.memory_id),
         previous=None if last.memory_id == place.memory_id else last,
-        saved=None,
         prefer=None,
         aim=None,
     )

@@ -54,6 +54,7 @@ class Hypervisor(HypervisorActor):
         if self._faults:
             for event in await house.machine.tracked():
                 await self._serve_faults(event)
+        self._damages: dict[str, str] = {}
         if self._restoring is not None:
             self._restoring.start(self.context.spawn, self._give_up)
         stored = await house.vmemfs.guests(pb.Empty())
@@ -77,7 +78,9 @@ class Hypervisor(HypervisorActor):
 
     async def _give_up_guest(self, guest_id: str, damage: str) -> None:
         resident = self._house.residents.get(guest_id)
-        if resident is not None:
+        if resident is None:
+            self._damages[guest_id] = damage  # it is not adopted yet
+        else:
             await self._house.give_up(resident, damage)
 
     async def _adopt(self, guest: pb.Guest, process: GuestProcess | None) -> None:
@@ -85,8 +88,8 @@ class Hypervisor(HypervisorActor):
         record = pb.Guest()
         record.CopyFrom(guest)
         resident = self._house.residents[guest.guest_id] = Resident(record)
-        if record.damaged:
-            self.context.spawn(self._house.give_up(resident, record.damaged), name=f"give up {record.name}")
+        if damage := self._damages.pop(guest.guest_id, "") or record.damaged:
+            self.context.spawn(self._house.give_up(resident, damage), name=f"give up {record.name}")
             return
         if record.state in ENDED:
             return

@@ -146,7 +146,7 @@ class Household:
     async def give_up(self, resident: Resident, damage: str) -> None:
         """Part of its memory cannot be had: this memory never serves it again. A copy may, if there is one."""
         async with resident.changing:
-            if not resident.guest.damaged:
+            if not resident.guest.damaged or resident.guest.state not in ENDED:
                 resident.guest.damaged = damage
                 await self.store(resident)  # before it could start again, whatever follows
                 await self.end_process(resident, give_back=False)

@@ -194,20 +194,23 @@ class AcLoss:
         }
         for guest in await self._guests():
             if self._has_log(guest) and guest.guest_id not in self._positions_unknown:
-                await self._hold(HoldRequest(guest_id=guest.guest_id, drained=drained.get(guest.guest_id, ())))
+                request = HoldRequest(guest_id=guest.guest_id, drained=drained.get(guest.guest_id, ()))
+                if not await self._hold(request):
+                    self.report.not_held.append(guest.name)
 
-    async def _hold(self, request: HoldRequest) -> None:
+    async def _hold(self, request: HoldRequest) -> bool:
+        """Whether nobody with less goes on with the guest."""
         while True:
             try:
                 await self._context.ref(AvailabilityRef).hold(request, timeout_s=HOLD_TIMEOUT_S)
-                return
+                return True
             except (Aborted, Unavailable, DeadlineExceeded) as error:
                 self._context.log.warning("guest %s is not held yet: %s", request.guest_id, error.message)
             except EverramError as error:
                 self._context.log.error("guest %s is not held: %s", request.guest_id, error.message)
-                return
+                return False
             if self._left_s() <= HOLD_AGAIN_S:
-                return
+                return False
             await asyncio.sleep(HOLD_AGAIN_S)
 
     async def _hand_over(self) -> None:
@@ -216,6 +219,9 @@ class AcLoss:
             if process.pid:
                 with contextlib.suppress(NotFound):
                     await machine.freeze(process.guest_id, "lease")
+        if self.report.not_held:  # nobody may go on with less before he has to
+            await machine.power_off()
+            return
         try:
             await self._context.ref(AvailabilityRef).leave(pb.Empty())
         except EverramError as error:

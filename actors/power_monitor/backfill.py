@@ -111,8 +111,9 @@ class _Lacking:
         self.why = ""
         self._backfill = backfill
 
-    def bring(self, offset: int, length: int) -> None:
-        self._backfill.bring_now(self, offset // PAGE_BYTES, -(-(offset + length) // PAGE_BYTES))
+    def bring(self, offset: int, length: int, *, leniently: bool = False) -> None:
+        end = -(-(offset + length) // PAGE_BYTES)
+        self._backfill.bring_now(self, offset // PAGE_BYTES, end, leniently=leniently)
 
     def extents(self, start: int, end: int) -> list[tuple[int, int]]:
         runs = _absent_runs(self.absent, start // PAGE_BYTES, -(-end // PAGE_BYTES))
@@ -202,6 +203,9 @@ class Backfill:
     def start(self, spawn: Spawn, on_damage: OnDamage) -> None:
         """When no guest that has this memory mapped is without fault service any more."""
         self._spawn, self._on_damage = spawn, on_damage
+        for lacking in list(self._lacking.values()):
+            if lacking.lost:
+                self._tell(lacking, sorted(lacking.lost))
         for name, page in list(self._wanted):
             spawn(self._fetch(name, page), name=f"restore {name}")
         spawn(self._run(), name="restore")
@@ -227,7 +231,10 @@ class Backfill:
         return lacking is not None and page < len(lacking.absent) and bool(lacking.absent[page])
 
     def fill(self, arena: str, page: int) -> Fill | None:
-        if (arena, page) not in self._wanted:
+        lacking = self._find(arena)
+        if lacking is not None and page in lacking.lost:
+            self._tell(lacking, [page])
+        elif (arena, page) not in self._wanted:
             self._wanted.add((arena, page))
             if self._spawn is not None:
                 self._spawn(self._fetch(arena, page), name=f"restore {arena}")
@@ -306,19 +313,20 @@ class Backfill:
                 await self._bring_block(lacking, page)
             page += page >= 0
 
-    def bring_now(self, lacking: _Lacking, first: int, end: int) -> None:
+    def bring_now(self, lacking: _Lacking, first: int, end: int, *, leniently: bool = False) -> None:
         """For the host, which cannot wait. Raises DataLoss, ResourceExhausted."""
         page = lacking.absent.find(1, first, end)
         while page >= 0:
+            if page not in lacking.lost:
+                try:
+                    for run in self._image.block_now(lacking.saved.number, page):
+                        self._put(run)
+                except DataLoss as error:
+                    self._lose(lacking, page, error)
             if page in lacking.lost:
-                raise DataLoss(lacking.why)
-            try:
-                for run in self._image.block_now(lacking.saved.number, page):
-                    self._put(run)
-            except DataLoss as error:
-                self._lose(lacking, page, error)
-                raise
-            if lacking.absent[page]:
+                if not leniently:
+                    raise DataLoss(lacking.why)
+            elif lacking.absent[page]:
                 raise ResourceExhausted(f"there is no memory for {lacking.saved.name} at {page * PAGE_BYTES}")
             page = lacking.absent.find(1, page + 1, end)
 
@@ -331,9 +339,21 @@ class Backfill:
         for start, stop in list(_absent_runs(lacking.absent, first, first + -(-len(run.data) // PAGE_BYTES))):
             data = bytes(run.data[(start - first) * PAGE_BYTES : (stop - first) * PAGE_BYTES])
             found = Fill(start, data.ljust((stop - start) * PAGE_BYTES, b"\0"))
-            if not self._faults.supply(run.name, found):
-                lacking.kept.fill(start * PAGE_BYTES, data)
-                self.filled(run.name, range(start, stop))
+            self._faults.supply(run.name, found)
+            self._put_unmapped(lacking, Fill(start, data))
+
+    def _put_unmapped(self, lacking: _Lacking, found: Fill) -> None:
+        """What no guest has mapped, so that nobody sees it being written. Where there is no memory, it stays absent."""
+        first = max(found.first, self._faults.mapped_pages(lacking.saved.name))
+        last = found.first + -(-len(found.data) // PAGE_BYTES)
+        for start, stop in list(_absent_runs(lacking.absent, first, last)):
+            at = (start - found.first) * PAGE_BYTES
+            try:
+                lacking.kept.fill(start * PAGE_BYTES, found.data[at : at + (stop - start) * PAGE_BYTES])
+            except ResourceExhausted as error:
+                log.warning("memory is restored when there is room for it: %s", error.message)
+                return
+            self.filled(lacking.saved.name, range(start, stop))
 
     # -- ends
 
@@ -347,11 +367,15 @@ class Backfill:
             log.error("%s has lost pages: %s", name, error.message)
             other.why = error.message
             other.lost.update(pages)
-            for each in pages:
-                self._faults.poison(name, each)
-            if self._on_damage is not None:
-                self._on_damage(name.split(".")[1], error.message)
+            self._tell(other, pages)
         self._settle()
+
+    def _tell(self, lacking: _Lacking, pages: Iterable[int]) -> None:
+        """Whoever touches lost pages, and who owns the guest; again to those who come later."""
+        for page in pages:
+            self._faults.poison(lacking.saved.name, page)
+        if self._on_damage is not None:
+            self._on_damage(lacking.saved.name.split(".")[1], lacking.why)
 
     def _settle(self) -> None:
         for name, lacking in list(self._lacking.items()):

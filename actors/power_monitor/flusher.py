@@ -32,7 +32,7 @@ from everram.runtime.formats.image import Survey, examine
 from everram.runtime.formats.image_files import HEADER_BYTES, index_name, pages_name, remove_segment
 from everram.runtime.formats.image_writer import tidy
 from everram.runtime.formats.segment import SegmentIndex, SegmentRef, SegmentWriter, parse_index
-from everram.runtime.memory.absent import is_lacking
+from everram.runtime.memory.absent import is_lacking, read_what_is_left
 from everram.runtime.memory.contract import PAGE_BYTES
 from everram.runtime.memory.dirty_cap import DirtyCap, PageKey
 
@@ -314,9 +314,8 @@ class Flusher:
         """Holes are read as zeros: to ask where they are takes the kernel as long as the rest of the region is."""
         offset, length = first * PAGE_BYTES, count * PAGE_BYTES
         # What is still in an image is brought here: that is no business of the disk's threads.
-        await segment.add(
-            number, first, memory.read(offset, length) if is_lacking(memory) else Stretch(memory, offset, length)
-        )
+        piece = read_what_is_left(memory, offset, length) if is_lacking(memory) else Stretch(memory, offset, length)
+        await segment.add(number, first, piece)
 
     def _delay(self, seconds: float) -> None:
         if self._writers is not None:

@@ -65,4 +65,6 @@ def words(report: PowerReport) -> str:
         for copy in guest.copies
         if not copy.drained
     ]
+    if report.not_held:
+        said.append(f"that {', '.join(report.not_held)} should wait for what was saved could not be told to anybody")
     return "; ".join(said)

@@ -35,7 +35,7 @@ from everram.runtime.formats.image_reader import Image
 from everram.runtime.formats.image_writer import ImageWriter
 from everram.runtime.formats.lasting import RESTORING, is_lasting
 from everram.runtime.formats.slots import SlotArea
-from everram.runtime.memory.absent import is_lacking
+from everram.runtime.memory.absent import is_lacking, read_what_is_left
 from everram.runtime.memory.contract import PAGE_BYTES
 from everram.runtime.memory.dirty_cap import TRACKED_PREFIX
 from everram.runtime.memory.heap import HeapMapping
@@ -181,7 +181,7 @@ async def _save_part(writer: ImageWriter, part: _Part, flushed: Flushed) -> None
         for page, pages in part.runs:
             for at in range(page, page + pages, PIECE_BYTES // PAGE_BYTES):
                 length = min(PIECE_BYTES, (page + pages - at) * PAGE_BYTES)
-                await writer.add(number, at, memory.read(at * PAGE_BYTES, length))  # here: not for the disk's threads
+                await writer.add(number, at, read_what_is_left(memory, at * PAGE_BYTES, length))
                 await asyncio.sleep(0)
         return
     quiet, window = _is_quiet(memory.name, flushed), memory.window()

@@ -204,6 +204,7 @@ def report_json(report: PowerReport) -> dict[str, Any]:
         "save_s": round(report.save_s, 4),
         "left_s": round(report.left_s, 4),
         "saved_bytes": report.saved.saved_bytes,
+        "not_held": list(report.not_held),
         "guests": [
             {
                 "guest": guest.name,
@@ -232,6 +233,8 @@ def _report_words(report: dict[str, Any]) -> str:
         for copy in guest["copies"]
         if not copy["drained"]
     ]
+    if report.get("not_held"):
+        behind.append(f"nobody could be told that {', '.join(report['not_held'])} should wait for what was saved")
     return "; ".join([words, *behind])
 
 

@@ -102,7 +102,7 @@ class BudgetStatus(_message.Message):
     def __init__(self, battery_s: _Optional[float] = ..., save_bytes_per_s: _Optional[float] = ..., measured: _Optional[bool] = ..., save_bytes: _Optional[int] = ..., full_bytes: _Optional[int] = ..., tracked_bytes: _Optional[int] = ..., covered: _Optional[bool] = ..., tracking: _Optional[bool] = ..., cap_bytes: _Optional[int] = ..., dirty_bytes: _Optional[int] = ..., most_dirty_bytes: _Optional[int] = ..., flushed_bytes: _Optional[int] = ..., delayed_pages: _Optional[int] = ..., waited_pages: _Optional[int] = ..., log_bytes: _Optional[int] = ..., outstanding_log_bytes: _Optional[int] = ...) -> None: ...
 
 class PowerReport(_message.Message):
-    __slots__ = ("host", "began_ns", "outcome", "battery_s", "freeze_s", "drain_s", "save_s", "left_s", "guests", "saved")
+    __slots__ = ("host", "began_ns", "outcome", "battery_s", "freeze_s", "drain_s", "save_s", "left_s", "guests", "saved", "not_held")
     HOST_FIELD_NUMBER: _ClassVar[int]
     BEGAN_NS_FIELD_NUMBER: _ClassVar[int]
     OUTCOME_FIELD_NUMBER: _ClassVar[int]
@@ -113,6 +113,7 @@ class PowerReport(_message.Message):
     LEFT_S_FIELD_NUMBER: _ClassVar[int]
     GUESTS_FIELD_NUMBER: _ClassVar[int]
     SAVED_FIELD_NUMBER: _ClassVar[int]
+    NOT_HELD_FIELD_NUMBER: _ClassVar[int]
     host: str
     began_ns: int
     outcome: str
@@ -123,7 +124,8 @@ class PowerReport(_message.Message):
     left_s: float
     guests: _containers.RepeatedCompositeFieldContainer[DrainedGuest]
     saved: SaveReport
-    def __init__(self, host: _Optional[str] = ..., began_ns: _Optional[int] = ..., outcome: _Optional[str] = ..., battery_s: _Optional[float] = ..., freeze_s: _Optional[float] = ..., drain_s: _Optional[float] = ..., save_s: _Optional[float] = ..., left_s: _Optional[float] = ..., guests: _Optional[_Iterable[_Union[DrainedGuest, _Mapping]]] = ..., saved: _Optional[_Union[SaveReport, _Mapping]] = ...) -> None: ...
+    not_held: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, host: _Optional[str] = ..., began_ns: _Optional[int] = ..., outcome: _Optional[str] = ..., battery_s: _Optional[float] = ..., freeze_s: _Optional[float] = ..., drain_s: _Optional[float] = ..., save_s: _Optional[float] = ..., left_s: _Optional[float] = ..., guests: _Optional[_Iterable[_Union[DrainedGuest, _Mapping]]] = ..., saved: _Optional[_Union[SaveReport, _Mapping]] = ..., not_held: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class DrainedGuest(_message.Message):
     __slots__ = ("guest_id", "name", "epoch", "tail", "copies")

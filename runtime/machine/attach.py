@@ -64,10 +64,11 @@ class Attachment:
             raise InvalidArgument("a track message carries one userfaultfd, or none if it names no ranges")
         if machine.core.guests[self.guest_id].attachment != "mapping":
             raise FailedPrecondition("this process is attached already")
-        if not ranges and any(grant.lacking for grant in resident.launch.grants):
+        served = {each["label"]: each["length_bytes"] for each in ranges}
+        if any(g.lacking and served.get(g.label, 0) < g.size_bytes for g in resident.launch.grants):
             raise FailedPrecondition(
-                "the memory of this guest is being restored, and a process without userfaultfd cannot use it before "
-                "that has ended: start it again then"
+                "the memory of this guest is being restored: a process cannot use it before that has ended unless it "
+                "has userfaultfd, and has all faults of it served; start it again then"
             )
         if not ranges:
             machine.feed(machine.core.untracked(machine.now_ns(), self.guest_id, self.pid))

@@ -18,6 +18,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
+from everram.runtime.environment import MemoryObject, Stretch
 from everram.runtime.memory.contract import PAGE_BYTES
 
 CLUSTER_PAGES = 16
@@ -56,8 +57,9 @@ class AbsentPages(Protocol):
 class Lack(Protocol):
     """What the host itself asks about one object, before it touches it: its own accesses are not trapped."""
 
-    def bring(self, offset: int, length: int) -> None:
-        """All of this range is in memory when this returns. Raises DataLoss if it cannot be had, ResourceExhausted."""
+    def bring(self, offset: int, length: int, *, leniently: bool = False) -> None:
+        """All of this range is in memory when this returns, or all that can be had (`leniently`). On the loop only.
+        Raises DataLoss if it cannot be had, ResourceExhausted."""
 
     def extents(self, start: int, end: int) -> list[tuple[int, int]]:
         """(offset, length) of what is absent, ascending."""
@@ -84,3 +86,12 @@ def keeper_of(keepers: Iterable[AbsentPages], arena: str, page: int) -> AbsentPa
 def is_lacking(memory: object) -> bool:
     """Whether a memory object has absent pages, so that mapping it takes as long as bringing them all."""
     return getattr(memory, "lack", None) is not None
+
+
+def read_what_is_left(memory: MemoryObject, offset: int, length: int) -> bytes:
+    """For a save, on the loop: what is absent is brought before, and zeros stand for what is lost; the guest that has
+    lost it never starts from them. Raises ResourceExhausted."""
+    stretch, content = Stretch(memory, offset, length), bytearray(length)
+    stretch.bring()
+    stretch.copy_to(memoryview(content))
+    return bytes(content)

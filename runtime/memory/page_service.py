@@ -369,6 +369,10 @@ class PageService:
                 self._end_of(guest_id, error)
         return bool(serving)
 
+    def mapped_pages(self, arena: str) -> int:
+        """How many pages from its first on guests have mapped of a memory; 0: none has it."""
+        return max((served.length // PAGE_BYTES for _, _, served in self._serving(arena)), default=0)
+
     def poison(self, arena: str, page: int) -> None:
         """Nobody has what belongs there: who touches it gets SIGBUS, or waits for ever where the kernel cannot do that.
         Its guest has to be ended."""

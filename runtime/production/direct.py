@@ -106,7 +106,7 @@ def _gather(target: memoryview, pieces: Sequence[Piece]) -> None:
     for piece in pieces:
         end = at + len(piece)
         if isinstance(piece, Stretch):
-            piece.memory.read_into(piece.offset, target[at:end])
+            piece.copy_to(target[at:end])
         elif isinstance(piece, Scattered):
             piece.read_into(target[at:end])
         else:

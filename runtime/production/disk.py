@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-from everram.runtime.environment import Piece
+from everram.runtime.environment import Piece, Stretch
 from everram.runtime.formats.config import DISK_FULL_FILE
 from everram.runtime.production.direct import DirectWriter
 from everram.runtime.production.files import errors_of, inside, make_folders, sync_folder, write_all
@@ -77,6 +77,9 @@ class FolderFile:
         await _in_thread(self._path, _if_room, self._root, write_all, self._path, self._descriptor(), offset, data)
 
     async def pwrite_all(self, offset: int, pieces: Sequence[Piece], block_bytes: int) -> list[int]:
+        for piece in pieces:
+            if isinstance(piece, Stretch):
+                piece.bring()
         write = self._direct_writer().write
         return await _in_thread(self._path, _if_room, self._root, write, offset, pieces, block_bytes)
 

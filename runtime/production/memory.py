@@ -140,6 +140,10 @@ class KeptObject:
 
     def read_into(self, offset: int, target: memoryview) -> None:
         self._check(offset, len(target))
+        self.read_as_it_is(offset, target)
+
+    def read_as_it_is(self, offset: int, target: memoryview) -> None:
+        """`read_into` without bringing anything, in any thread: zeros for what is absent."""
         while target:
             read = os.preadv(self._fd, [target], offset)
             offset += read
@@ -215,6 +219,11 @@ class KeptObject:
             self.fill(offset, bytes(length))
         elif length:
             memfd.punch(self._fd, offset, length)
+
+    def bring(self, offset: int, length: int) -> None:
+        """What is absent there and can be had; what is lost stays absent. Raises ResourceExhausted."""
+        if self.lack is not None:
+            self.lack.bring(offset, length, leniently=True)
 
     def _map_lacking(self, size_bytes: int) -> BringingMapped:
         return BringingMapped(self._fd, size_bytes, self._bring)

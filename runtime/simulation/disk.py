@@ -65,7 +65,10 @@ class File:
 
 def _content(piece: Piece) -> bytes | memoryview:
     if isinstance(piece, Stretch):
-        return piece.memory.read(piece.offset, piece.length)
+        piece.bring()
+        content = bytearray(len(piece))
+        piece.copy_to(memoryview(content))
+        return bytes(content)
     if isinstance(piece, Scattered):
         gathered = bytearray(len(piece))
         piece.read_into(memoryview(gathered))

@@ -5,27 +5,34 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import logging
 import os
 import random
+import threading
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
 from everram.actors.power_monitor.backfill import RECORD, Backfill
+from everram.actors.power_monitor.flusher import Flusher
 from everram.actors.power_monitor.save import RestoreOutcome, restore, save
 from everram.runtime.contracts import common_pb2 as pb
 from everram.runtime.contracts.vmemfs_pb2 import HostRecord
-from everram.runtime.environment import Environment, MachineEvent, Memory, TrackedRange
-from everram.runtime.errors import DataLoss
+from everram.runtime.environment import Environment, MachineEvent, Memory, Stretch, TrackedRange
+from everram.runtime.errors import DataLoss, ResourceExhausted
 from everram.runtime.formats import nvm
 from everram.runtime.formats.image_files import pages_name
 from everram.runtime.formats.vmemfs import Superblock
 from everram.runtime.memory.contract import PAGE_BYTES
+from everram.runtime.memory.dirty_cap import DirtyCap
 from everram.runtime.memory.mapped import Mapped
 from everram.runtime.memory.page_service import PageService
 from everram.runtime.memory.userfaultfd import FaultFlag, Feature, Mode, PageFault
+from everram.runtime.production.disk import Folder
 from everram.runtime.production.memory import KeptObject
 from everram.runtime.simulation.disk import DiskFaults, Media, SimulatedDisk
 from everram.runtime.simulation.entropy import Seeds, SimulatedEntropy
@@ -386,6 +393,96 @@ async def test_the_host_is_told_of_damage_and_so_is_its_successor(bench: Bench) 
             bench.memory.open(ARENA).read(123 * PAGE_BYTES, 1)
         await bench.kill_host()
     assert set(bench.damages) == {"g"}
+
+
+async def test_damage_that_was_found_early_is_told_to_those_who_come_later(bench: Bench) -> None:
+    """By the host before guests are served, or by the restore before this guest is there."""
+    damage(bench, 123)
+    outcome, faults = await bench.restored()
+    assert outcome.backfill is not None
+    with pytest.raises(DataLoss):
+        bench.memory.open(ARENA).read(123 * PAGE_BYTES, 8)
+    bench.start(outcome.backfill)
+    assert bench.damages == ["g"]
+    await outcome.backfill.had.wait()
+    guest = bench.mapped()
+    faults._kernel = cast("Any", guest)
+    faults.attach(guest.event())
+    guest.touch(123)
+    await until(lambda: 123 in guest.poisoned)
+    assert bench.damages[-1] == "g"
+
+
+async def test_a_guest_that_maps_a_part_gets_that_and_memory_the_rest(bench: Bench) -> None:
+    outcome, faults = await bench.restored()
+    assert outcome.backfill is not None
+    guest = bench.mapped()
+    faults._kernel = cast("Any", guest)
+    tracked = TrackedRange("ledger", ARENA, BASE, 100 * PAGE_BYTES)
+    faults.attach(MachineEvent("attached", "g", 1, userfaultfd=os.dup(guest.descriptor), ranges=(tracked,)))
+    bench.start(outcome.backfill)
+    await outcome.backfill.finished()
+    assert bench.found() == [content(page) for page in range(PAGES)]
+
+
+async def test_what_a_disk_writes_is_brought_by_the_loop(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outcome, _ = await bench.restored()
+    assert outcome.backfill is not None
+    threads = set()
+    real = outcome.backfill.bring_now
+
+    def bring_now(*arguments: Any, **named: Any) -> None:
+        threads.add(threading.current_thread())
+        real(*arguments, **named)
+
+    monkeypatch.setattr(outcome.backfill, "bring_now", bring_now)
+    file = await Folder(tmp_path).open("x", create=True)
+    await file.pwrite_all(0, [Stretch(bench.memory.open(ARENA), 0, PAGES * PAGE_BYTES)], 65536)
+    await file.close()
+    assert threads == {threading.main_thread()}
+    assert (tmp_path / "x").read_bytes() == b"".join(content(page) for page in range(PAGES))
+
+
+async def test_memory_that_runs_out_for_a_while_ends_nothing(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    outcome, _ = await bench.restored()
+    assert outcome.backfill is not None
+    kept = bench.memory.open(ARENA)
+    real, tries = kept.fill, 0
+
+    def fill(offset: int, data: bytes | memoryview) -> None:
+        nonlocal tries
+        tries += 1
+        if tries == 2:
+            raise ResourceExhausted("no memory now")
+        real(offset, data)
+
+    monkeypatch.setattr(kept, "fill", fill)
+    bench.start(outcome.backfill)
+    await outcome.backfill.finished()
+    assert bench.found() == [content(page) for page in range(PAGES)]
+
+
+async def test_lost_pages_of_one_guest_do_not_keep_the_others_from_being_saved(bench: Bench) -> None:
+    """Not even those that count as dirty, because they were lacking when counting began."""
+    damage(bench, 123)
+    outcome, faults = await bench.restored()
+    assert outcome.backfill is not None
+    bench.memory.capacity_bytes = 1 << 24
+    cap = faults.guard.cap = DirtyCap(cast("Any", bench.memory), lambda: 1.0)
+    cap.target_pages = 300
+    context = SimpleNamespace(environment=bench.environment(), log=logging.getLogger("test"))
+    flusher = Flusher(cast("Any", context), cap, cast("Any", faults))
+    await flusher.begin("m1")
+    bench.start(outcome.backfill)
+    await outcome.backfill.had.wait()
+    async with flusher.stopped() as flushed:
+        await save(bench.environment(), "power", "m1", flushed)
+    await bench.kill_host()
+    bench.lose_memory()
+    await bench.restored()
+    assert bench.found(OTHER) == [content(page) for page in range(PAGES)]
 
 
 async def test_an_image_that_went_away_is_no_memory(bench: Bench) -> None:

@@ -435,9 +435,25 @@ def test_holding_for_what_was_saved() -> None:
     assert written(plan_end_hold(pairs(held), "g", None)).saved is None, "by a person"
     assert plan_end_hold(pairs(held), "g", Holder("b", "mb", 7)) is None, "not by another host"
     assert plan_end_hold(pairs(guest), "g", None) is None
-    assert failover.appointed(failover.raised(held), C, 9).saved is None
+    assert failover.appointed(failover.raised(held), C, 9).saved == ("mc",), "until it has registered"
     registration = Guest(guest_id="g", name="bank", epoch=4, spec=GuestSpec(copies=1))
     assert written(plan_register(pairs(held), registration, ME)).saved is None
+
+
+def test_machines_that_lose_their_mains_one_after_the_other() -> None:
+    """A saved all and drained to B alone; B is chosen, and cut before it has registered: C, which has less, waits."""
+    held = record(required=["mb", "mc"], saved={"drained": ["mb"]})
+    chosen = failover.appointed(failover.raised(held), B, 100)
+    both_off = sight(C, seen=(A, B))
+    assert decide(chosen, False, both_off, NOW, LATER) == Nothing()
+    assert decide(failover.raised(chosen), False, both_off, NOW, LATER) == Nothing()
+    for back in (A, B):
+        assert decide(chosen, False, sight(back, C, seen=(A, B)), NOW, LATER) in (Raise(), Nothing())
+        assert decide(failover.raised(chosen), False, sight(back, C), NOW, LATER) == Appoint(back)
+    one_gone = sight(C, seen=(A, B), dead="a")
+    assert decide(failover.raised(chosen), False, one_gone, NOW, LATER) == Nothing(), "B has everything still"
+    both_gone = sight(C, seen=(A, B), dead="ab")
+    assert decide(failover.raised(chosen), False, both_gone, NOW, LATER) == Ask((C,))
 
 
 def test_nobody_is_held_without_need() -> None:
