@@ -90,14 +90,15 @@ class PowerMonitor(PowerMonitorActor):
         """The UPS that says that the mains are lost, also to the host before this one."""
         self._replicator = self.context.ref(ReplicatorRef)
         self._nvm = self.context.ref(NvmDeviceRef)
+        survey = await examine(self.context.environment.disk)
         await self._begin_budget()
-        marker = (await examine(self.context.environment.disk)).marker
+        marker = survey.marker
         if marker is not None and marker.state == "complete":
             # A host that died after it had saved: what its successor acknowledged would not be in the image.
             self._replicator.tell(REPLICATOR_QUIESCE, QuiesceRequest(on=True))
         self.context.spawn(self._watch_power(), name="power")
         self.context.spawn(self._budget.run(), name="budget")
-        self.context.spawn(self._tidy(), name="tidy")
+        self.context.spawn(self._tidy(below=survey.next_segment), name="tidy")
         if self.context.environment.ups is not None:
             self.context.spawn(self._watch_ups(self.context.environment.ups), name="ups")
 
@@ -273,10 +274,11 @@ class PowerMonitor(PowerMonitorActor):
         await self._tidy()
         return report
 
-    async def _tidy(self) -> None:
-        """When there is time for it: removing what no image needs any more takes the disk a while."""
+    async def _tidy(self, below: int | None = None) -> None:
+        """When there is time for it: removing what no image needs any more takes the disk a while. `below`: what is
+        not older is being written, perhaps."""
         try:
-            await tidy(self.context.environment.disk, self._budget.flusher.segments())
+            await tidy(self.context.environment.disk, self._budget.flusher.segments(), below)
         except EverramError as error:
             self.context.log.warning("files of an older image stay: %s", error.message)
 

@@ -20,7 +20,6 @@ from everram.actors.power_monitor.budget import Budget, Energy, Memory
 from everram.actors.power_monitor.flusher import Flusher, Restored, Writers
 from everram.runtime.actor import ActorContext
 from everram.runtime.contracts.power_monitor_pb2 import BudgetStatus
-from everram.runtime.environment import Stretch
 from everram.runtime.errors import EverramError
 from everram.runtime.formats.dirty_book import MEMORY_NAME as BOOK_NAME
 from everram.runtime.formats.lasting import is_lasting
@@ -228,27 +227,19 @@ class BudgetKeeper:
         return (believed.tracks or not believed.covered) and fastest.covered
 
     async def _measure(self) -> None:
-        """As a save writes: from memory, past the cache, durably."""
+        """As a save writes: past the cache, durably."""
         self.measured = True
         environment = self._environment
-        source = await environment.memory.create("measured", SAMPLE_BYTES)
+        file = await environment.disk.open(SAMPLE, create=True)
         try:
-            file = await environment.disk.open(SAMPLE, create=True)
-            try:
-                began_ns = environment.clock.now_ns()
-                piece = BATCH_PAGES * PAGE_BYTES
-                writes = [
-                    file.pwrite_all(at, [Stretch(source, at, piece)], BLOCK_BYTES)
-                    for at in range(0, SAMPLE_BYTES, piece)
-                ]
-                await asyncio.gather(*writes)
-                await file.sync()
-                took_s = (environment.clock.now_ns() - began_ns) / 1e9
-            finally:
-                await file.close()
-                await environment.disk.remove(SAMPLE)
+            began_ns = environment.clock.now_ns()
+            piece = bytes(BATCH_PAGES * PAGE_BYTES)
+            writes = [file.pwrite_all(at, [piece], BLOCK_BYTES) for at in range(0, SAMPLE_BYTES, len(piece))]
+            await asyncio.gather(*writes)
+            await file.sync()
+            took_s = (environment.clock.now_ns() - began_ns) / 1e9
         finally:
-            with contextlib.suppress(EverramError):
-                await environment.memory.remove("measured")
+            await file.close()
+            await environment.disk.remove(SAMPLE)
         self.save_bytes_per_s = min(FASTEST_BYTES_PER_S, SAMPLE_BYTES / max(took_s, 1e-6))
         self._context.log.info("the storage takes %.0f MB/s", self.save_bytes_per_s / 1e6)

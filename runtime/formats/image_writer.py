@@ -138,9 +138,10 @@ class ImageWriter:
                 await remove_segment(self._disk, self._segment.number)
 
 
-async def tidy(disk: Disk, keep: Sequence[int] = ()) -> None:
+async def tidy(disk: Disk, keep: Sequence[int] = (), below: int | None = None) -> None:
     """Remove what nothing names any more: segments but the marker's and `keep`, catalogs but the marker's. Where a save
-    was not finished nothing is removed: a person may want what there is."""
+    was not finished nothing is removed: a person may want what there is. `below`: the first segment that somebody may
+    be writing by now; nothing names that yet, either."""
     survey = await examine(disk)
     if survey.state == "incomplete":
         return
@@ -152,7 +153,7 @@ async def tidy(disk: Disk, keep: Sequence[int] = ()) -> None:
         if generation != survey.generation:
             await disk.remove(catalog_name(generation))
     for segment in survey.segments:
-        if segment not in named:
+        if segment not in named and (below is None or segment < below):
             await remove_segment(disk, segment)
 
 
