@@ -80,6 +80,20 @@ while True:
     words[dice.randrange(len(words))] += 1
 """
 
+IDLE = """
+import time
+from everram.runtime import guest
+
+me = guest.attach()
+kept = me.region("kept")
+for at in range(0, len(kept), 4096):
+    with me.transaction() as tx:
+        tx.store(kept, at, b"x" * 4096)
+print("full", flush=True)
+while True:
+    time.sleep(1000)
+"""
+
 
 class Everram(User):
     """With one cluster of one host."""
@@ -381,6 +395,8 @@ async def test_a_guest_whose_stores_nobody_traps_saves_what_snapshots_need_itsel
         everram.run("stop", "writer")
         await asked.insist(lambda: asked.host.nvm_device.purge(nvm.PurgeRequest(), timeout_s=PATIENCE_S))
         assert await asked.hashes(sizes) == hashes
+        if without:
+            await check_an_idle_guest_costs_nothing(everram, asked)
         everram.run("region", "revert", "logged@s2")
         taken = await asked.insist(lambda: asked.take("reverted", "logged"))
         content = await asked.read("logged", "reverted", logged_bytes)
@@ -391,6 +407,17 @@ async def test_a_guest_whose_stores_nobody_traps_saves_what_snapshots_need_itsel
         assert not await asked.findings()
         status = await asked.status()
         assert (status.snapshots, status.store_bytes, status.storage_bytes) == (0, 0, 0)
+
+
+async def check_an_idle_guest_costs_nothing(everram: Everram, asked: Device) -> None:
+    """No block is copied for a snapshot of a logged region before its guest stores something."""
+    everram.run("run", "-d", "--name", "idle", "--region", "kept=1MiB", "--", "python", "-c", IDLE)
+    await until(lambda: asyncio.to_thread(lambda: "full" in everram.run("logs", "idle")), "its region is full")
+    before = (await asked.status()).store_bytes
+    for number in range(2):
+        everram.run("region", "snapshot", "kept", "--name", f"k{number}")
+    assert (await asked.status()).store_bytes == before
+    everram.run("rm", "--regions", "--force", "idle")
 
 
 async def running(asked: Device) -> bool:
