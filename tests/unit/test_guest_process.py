@@ -145,7 +145,7 @@ def test_a_process_gets_its_memory_and_holds_it_for_life(machine: FakeMachine) -
     assert printed == f"bank {GUEST_ID} 1 4711 False {record.end}"
     assert machine.ring.applied == machine.ring.tail == record.end
     assert machine.region.load(100, 4) == b"kept"
-    assert machine.heard == [{"everram": 1, "do": "attach", "guest": GUEST_ID, "epoch": 1}]
+    assert machine.heard == [{"everram": 1, "do": "attach", "guest": GUEST_ID, "epoch": 1, "saves": True}]
     assert machine.ended.wait(LIMIT_S)
 
 

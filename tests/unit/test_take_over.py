@@ -193,7 +193,8 @@ class Host:
 
     def content(self) -> bytes:
         """What the latest incarnation was given."""
-        (arena,) = [grant.memory for grant in self.computer.launches[-1].grants if grant.label == "r"]
+        grants = self.computer.launches[-1].grants
+        (arena,) = [grant.memory for grant in grants if (grant.role, grant.label) == ("logged", "r")]
         return self.memory.open(arena).read(0, 3)
 
 
