@@ -28,7 +28,6 @@ from typing import TYPE_CHECKING, Any
 from everram.actors.chaos.lanes import Lane, Marks, Rate, Spans, States, draw
 from everram.examples.demo_clients import STRAY, Client, Memory, Record, Stray, ask_memory
 from everram.examples.demo_proof import verify
-from everram.runtime.cli import unbuilt
 from everram.runtime.cli.output import emit, note, plural, say
 from everram.runtime.cli.units import duration
 from everram.runtime.client import Cluster
@@ -457,8 +456,6 @@ async def demonstrate(args: argparse.Namespace, tell: Callable[[str], None]) -> 
 
 def run(args: argparse.Namespace) -> int:
     """Exit status 0 only if the proof holds."""
-    if args.fault in unbuilt.FAULTS:
-        unbuilt.refuse(f"demo --fault {args.fault}")
     if args.fault != POWER_CUT and (args.battery is not None or args.restore_same):
         raise InvalidArgument("--battery and --restore-same belong to --fault power-cut")
     if args.restore_same and args.ack != "local":

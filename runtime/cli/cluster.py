@@ -331,15 +331,13 @@ def fault_command(args: argparse.Namespace) -> int:
 
 
 def what_to_break(target: str, fault: str) -> tuple[str, str]:
-    """(target, fault) of `TARGET FAULT` or `heal TARGET`. Raises InvalidArgument, Unimplemented."""
+    """(target, fault) of `TARGET FAULT` or `heal TARGET`. Raises InvalidArgument."""
     if target == HEAL and fault not in GUEST_FAULTS:
         return fault, HEAL
     if fault == HEAL:
         raise InvalidArgument(f"write `everram fault heal {target}`")
     if fault == "power-cut":
         raise InvalidArgument(f"write `everram power cut {target}`, and `everram power on {target}` afterwards")
-    if fault in unbuilt.FAULTS:
-        unbuilt.refuse(f"the fault {fault}")
     if fault not in (*HOST_FAULTS, *GUEST_FAULTS):
         raise InvalidArgument(
             f'"{fault}" is no fault: choose {", ".join(HOST_FAULTS)} for a host, {", ".join(GUEST_FAULTS)} for a guest'

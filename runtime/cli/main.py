@@ -14,7 +14,6 @@ import sys
 from collections.abc import Iterator
 from importlib import metadata
 
-from everram.runtime.cli import unbuilt
 from everram.runtime.errors import EverramError, Fault
 
 GROUP = "everram.commands"
@@ -33,7 +32,7 @@ def build_parser(wanted: str = "") -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="everram",
         description="Memory that outlives the machine it runs on.",
-        epilog=f"`everram COMMAND --help` explains a command. Not built yet: {', '.join(sorted(unbuilt.COMMANDS))}.",
+        epilog="`everram COMMAND --help` explains a command.",
     )
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
     broken = []
@@ -89,7 +88,6 @@ def run(argv: list[str]) -> int:
     try:
         wanted = argv[0] if argv and not argv[0].startswith("-") else ""
         parser = build_parser(wanted)
-        unbuilt.check_command(wanted)
         args = parser.parse_args(argv)
         status = args.handler(args)
         sys.stdout.flush()

@@ -1,6 +1,6 @@
 """What the design has and this version has not: refused with a plain sentence, never ignored.
 
-One table. Whoever builds an entry takes it out here; nothing else has to change.
+Whoever builds an entry takes it out here; nothing else has to change.
 """
 
 from __future__ import annotations
@@ -11,18 +11,12 @@ from typing import Any, NoReturn
 
 from everram.runtime.errors import Unimplemented
 
-COMMANDS: dict[str, str] = {}
-
 FLAGS: dict[str, dict[str, str]] = {
     "up": {
         "--config": "a cluster described by a file",
     },
 }
-"""By command. Those of SWITCHES take no value."""
-
-SWITCHES: frozenset[str] = frozenset()
-
-FAULTS: tuple[str, ...] = ()
+"""By command; each takes a value."""
 
 REMEDY = "`everram --help` lists what this version can do"
 
@@ -48,11 +42,4 @@ class _Refused(argparse.Action):
 def add_flags(parser: argparse.ArgumentParser, command: str) -> None:
     """The flags of `command` that are not built yet; they do not show in its help."""
     for flag, meaning in FLAGS[command].items():
-        nargs = 0 if flag in SWITCHES else None
-        parser.add_argument(flag, action=_Refused, nargs=nargs, metavar=meaning, help=argparse.SUPPRESS)
-
-
-def check_command(name: str) -> None:
-    """Raises Unimplemented if it is one of those."""
-    if name in COMMANDS:
-        refuse(f"`everram {name}` ({COMMANDS[name]})")
+        parser.add_argument(flag, action=_Refused, metavar=meaning, help=argparse.SUPPRESS)
