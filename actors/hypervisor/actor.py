@@ -170,13 +170,23 @@ class Hypervisor(HypervisorActor):
                 self.context.spawn(self._after_end(resident, event.epoch), name=f"end of {resident.guest.name}")
 
     async def _serve_faults(self, event: MachineEvent) -> None:
+        """Raises nothing: what a guest attaches with, and whether it is still there, is its own affair."""
         resident = self._house.residents.get(event.guest_id)
-        if self._faults and event.userfaultfd >= 0:
-            self._faults.attach(event)
-        elif self._faults and resident is not None:
-            self._faults.unserved(event.guest_id, [region.arena for region in resident.guest.regions])
-        if resident is not None or event.userfaultfd >= 0:
-            await self._house.machine.admit(event.guest_id)
+        try:
+            if self._faults and event.userfaultfd >= 0:
+                self._faults.attach(event)
+            elif self._faults and resident is not None:
+                self._faults.unserved(event.guest_id, [region.arena for region in resident.guest.regions])
+            if resident is not None or event.userfaultfd >= 0:
+                await self._house.machine.admit(event.guest_id)
+        except (EverramError, OSError) as error:
+            name = resident.guest.name if resident is not None else event.guest_id
+            self.context.log.error(
+                "process %d of %s is not admitted to its memory: %s; if it waits, `everram kill` ends it",
+                event.pid,
+                name,
+                error,
+            )
 
     async def _after_end(self, resident: Resident, epoch: int) -> None:
         """An incarnation ended by itself: decide what follows, unless somebody else already has."""

@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 import time
+import traceback
 from collections.abc import Callable
 
 from everram.runtime.machine.effects import SECOND_NS
@@ -28,13 +29,15 @@ class Timer:
 
 
 class Loop:
-    """Callbacks run one after another; what arrived is always handled before a timer that is due."""
+    """Callbacks run one after another; what arrived is always handled before a timer that is due. A mistake in one of
+    them is logged and costs that callback only: a machine that ended of its own mistake would take all memory along."""
 
     def __init__(self) -> None:
         self._selector = selectors.DefaultSelector()
         self._timers: list[tuple[int, int, Timer]] = []
         self._order = itertools.count()
         self._running = True
+        self._last_mistake = ""
         self._signal_handlers: dict[int, Callback] = {}
         self._wake_read, self._wake_write = socket.socketpair()
         self._wake_read.setblocking(False)
@@ -79,10 +82,20 @@ class Loop:
                 readable, writable = key.data
                 # A callback before this one may have closed or replaced the descriptor.
                 if events & selectors.EVENT_WRITE and writable and self._is_watched(key):
-                    writable()
+                    self.call(writable)
                 if events & selectors.EVENT_READ and readable and self._is_watched(key):
-                    readable()
+                    self.call(readable)
             self._run_timers()
+
+    def call(self, callback: Callback) -> None:
+        """Without passing on a mistake in it."""
+        try:
+            callback()
+        except Exception:
+            mistake = traceback.format_exc()
+            if mistake != self._last_mistake:  # one that comes again at once would fill the disk
+                self.log(f"mistake in the machine: {mistake}")
+            self._last_mistake = mistake
 
     def stop(self) -> None:
         self._running = False
@@ -110,7 +123,7 @@ class Loop:
         while self._timers and self._timers[0][0] <= now_ns:
             callback = heapq.heappop(self._timers)[2].callback
             if callback is not None:
-                callback()
+                self.call(callback)
 
     def _on_signal(self) -> None:
         try:
@@ -119,4 +132,4 @@ class Loop:
             return
         for number in sorted(set(numbers)):
             if (handler := self._signal_handlers.get(number)) is not None:
-                handler()
+                self.call(handler)

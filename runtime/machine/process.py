@@ -12,6 +12,7 @@ import sys
 import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from everram.runtime.errors import EverramError, Internal, InvalidArgument, Unimplemented
@@ -115,7 +116,9 @@ class MachineProcess:
                 self._perform(self._effects.popleft())
         finally:
             self._performing = False
-        self._arm()
+            self._arm()
+            if self._effects:  # one failed; those after it are carried out all the same
+                self.loop.at(self.now_ns(), lambda: self.feed([]))
 
     def expect(self, reply: Reply, payload: Callable[[], Any] = lambda: None) -> int:
         """The number of a new request; when it is done, `payload` makes the answer."""
@@ -446,7 +449,7 @@ class MachineProcess:
                 return
             if pid == 0:
                 return
-            self._ended(pid, exit_status_of(status))
+            self.loop.call(partial(self._ended, pid, exit_status_of(status)))
 
     def _ended(self, pid: int, exit_status: int) -> None:
         if pid == self.host_pid:

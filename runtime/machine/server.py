@@ -48,10 +48,14 @@ class Connection:
         self.machine.loop.watch(sock.fileno(), self._on_readable)
 
     def send(self, payload: dict[str, Any], fds: list[int] | None = None) -> None:
-        """To a peer that has gone or does not read: it is closed, nobody waits for it."""
+        """Never raises for a peer that has gone, however long ago, or does not read: nobody waits for it."""
+        if not self.open:
+            return
         try:
             protocol.send_bytes(self._sock, json.dumps(payload).encode(), fds or [])
-        except (Unavailable, BlockingIOError):
+        except (Unavailable, OSError) as error:
+            if not isinstance(error, Unavailable | BlockingIOError):
+                self.machine.loop.log(f"process {self.pid} gets no answer: {error}")
             self.close()
 
     def close(self) -> None:
