@@ -89,6 +89,8 @@ class GuestMemory:
     pending: set[int] = field(default_factory=set)
     """Being saved, and not touched since they were protected."""
     loading: set[int] = field(default_factory=set)
+    asked: set[int] = field(default_factory=set)
+    """Those of them that a thread began to wait for since: it has said so, and does not say so again."""
     broken: dict[int, str] = field(default_factory=dict)
     """Pages that a thread waits for and the storage does not give, and why."""
     window: int = 16

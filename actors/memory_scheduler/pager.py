@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from everram.actors.memory_scheduler.guest_memory import GuestMemory, runs
 from everram.actors.memory_scheduler.swap_file import SwapFile, check, no_room
-from everram.runtime.errors import EverramError
+from everram.runtime.errors import EverramError, FailedPrecondition
 from everram.runtime.memory.contract import PAGE_BYTES
 from everram.runtime.memory.paging import PagedMemory
 
@@ -58,6 +58,7 @@ class GuestPager:
             return
         guest.paged = paged
         guest.pending.clear()
+        guest.asked.clear()  # whoever waits is woken below, and tells it again
         try:
             for page, _ in guest.swap.swapped():
                 paged.watch(page)
@@ -82,12 +83,14 @@ class GuestPager:
             if guest.swap.is_swapped(page) and guest.is_present(page):
                 self._clear(guest, page)  # what is there is newer from now on
             guest.paged.unprotect(page)
-        elif not guest.swap.is_swapped(page):
-            guest.paged.fill_zeros(page)
-        elif page not in guest.loading:
-            window = self._window(guest, page)
-            guest.loading.update(window)
-            self._spawn(self._load(guest, page, window, self._now_ns()), name=f"page in {guest.name}")
+        elif not guest.swap.is_swapped(page) and guest.paged.fill_zeros(page):
+            pass
+        elif page in guest.loading:
+            guest.asked.add(page)
+        elif guest.swap.is_swapped(page):
+            self._begin(guest, page, self._window(guest, page))
+        else:
+            self._begin(guest, page, [page])
 
     def _settle(self, guest: GuestMemory) -> None:
         """What a host's death left half done: pages that are there need no place."""
@@ -110,31 +113,63 @@ class GuestPager:
         guest.window_end = page + 1 if not window else window[-1] + 1
         return window
 
-    async def _load(self, guest: GuestMemory, wanted: int, window: Sequence[int], began_ns: int) -> None:
-        """Bring pages back, `wanted` above all: until it is there, or nobody waits for it any more."""
+    def _begin(self, guest: GuestMemory, wanted: int, window: Sequence[int]) -> None:
+        guest.loading.update(window)
+        began_ns = self._now_ns() if guest.swap.is_swapped(wanted) else None
+        self._spawn(self._load(guest, wanted, window, began_ns), name=f"page in {guest.name}")
+
+    async def _load(self, guest: GuestMemory, wanted: int, window: Sequence[int], began_ns: int | None) -> None:
+        """Bring pages back: `wanted` until it is there, or nobody waits for it any more, its neighbours once.
+
+        `began_ns`: None if `wanted` is a hole, which tells nothing of the swap file's latency.
+        """
+        neighbours = [page for page in window if page != wanted]
         try:
-            while await self._load_once(guest, wanted, window):  # noqa: ASYNC110 (storage that fails tells nobody when it works again)
-                await asyncio.sleep(RETRY_S)
-            self.latencies_ns.append(self._now_ns() - began_ns)
+            try:
+                again = await self._load_once(guest, wanted, window)
+            finally:
+                guest.loading.difference_update(neighbours)
+            self._begin_asked(guest, neighbours)
+            while again:
+                await asyncio.sleep(RETRY_S)  # storage that fails tells nobody when it works again
+                again = await self._load_once(guest, wanted, [wanted])
+            if began_ns is not None:
+                self.latencies_ns.append(self._now_ns() - began_ns)
         finally:
-            guest.loading.difference_update(window)
+            guest.loading.discard(wanted)
+            guest.asked.discard(wanted)
+            guest.broken.pop(wanted, None)
+
+    def _begin_asked(self, guest: GuestMemory, neighbours: Sequence[int]) -> None:
+        """Whoever began to wait for one that was not brought has not been woken, so no fault will tell of it: from now
+        on it is wanted for itself, and tried until it is there."""
+        asked = [page for page in neighbours if page in guest.asked]
+        guest.asked.difference_update(asked)
+        for page in asked:
+            if guest.closed or guest.paged is None:
+                return
+            if guest.is_present(page):
+                guest.paged.wake(page)
+            else:
+                self._begin(guest, page, [page])
 
     async def _load_once(self, guest: GuestMemory, wanted: int, window: Sequence[int]) -> bool:
         """Whether `wanted` has to be tried again."""
-        if not guest.is_pageable() or self.file is None:
+        if not guest.is_pageable():
             return False
         places = {page: place for page in window if (place := guest.swap.get(page)) is not None}
         try:
-            contents = await self.file.read([slot for slot, _ in places.values()])
+            contents = await self._read([slot for slot, _ in places.values()])
         except EverramError as error:
             self._break(guest, wanted, error.message)
             return True
+        if guest.closed or guest.paged is None:
+            return False
         again = False
         for (page, place), content in zip(places.items(), contents, strict=True):
-            if not guest.is_pageable() or guest.paged is None:
-                return False
             if guest.swap.get(page) != place:
-                continue  # it was freed meanwhile
+                again = again or page == wanted  # it was freed meanwhile, or is elsewhere by now
+                continue
             try:
                 check(content, place[1], page)
             except EverramError as error:
@@ -143,17 +178,24 @@ class GuestPager:
                     again = True
                 continue
             if guest.paged.fill(page, content):
-                guest.broken.pop(page, None)
                 guest.counters.swapped_in += 1
                 self._clear(guest, page)
             else:
                 again = again or page == wanted
-        if wanted not in places and guest.is_pageable() and guest.paged is not None:
-            guest.paged.fill_zeros(wanted)  # it was freed meanwhile, and somebody waits for it all the same
+        if wanted not in places:
+            again = not guest.paged.fill_zeros(wanted)  # somebody waits for it, although there is nothing to read
         return again
 
+    async def _read(self, slots: Sequence[int]) -> list[bytes]:
+        """Raises DataLoss, FailedPrecondition."""
+        if not slots:
+            return []
+        if self.file is None:
+            raise FailedPrecondition("the swap file cannot be used: its host goes on trying to open it")
+        return await self.file.read(slots)
+
     def _break(self, guest: GuestMemory, page: int, why: str) -> None:
-        if page not in guest.broken:
+        if page not in guest.broken and guest.is_pageable():  # a guest that ended meanwhile waits for nothing
             guest.broken[page] = why
             self._on_broken(guest.guest_id)
 

@@ -44,6 +44,8 @@ class Computer:
     classes: HeapMapping = field(default_factory=lambda: HeapMapping(PageClasses.total_bytes(PAGES)))
     steps: int = 1 << 60
     failing: str = ""
+    no_memory: set[int] = field(default_factory=set)
+    """Pages that cannot be filled now."""
     during_write: Callable[[], None] = lambda: None
 
     def step(self) -> None:
@@ -93,6 +95,7 @@ class Computer:
 
     async def pread_each(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
         if self.failing == "read":
+            await asyncio.sleep(0)
             raise DataLoss("the disk failed")
         return [await self.pread(offset, length) for offset, length in ranges]
 
@@ -130,12 +133,17 @@ class Paged:
 
     def fill(self, page: int, data: bytes) -> bool:
         self.computer.step()
+        if page in self.computer.no_memory:
+            return False
         self.computer.present.setdefault(page, data)
         self.computer.step()
         return True
 
     def fill_zeros(self, page: int, count: int = 1) -> bool:
         return self.fill(page, bytes(PAGE_BYTES))
+
+    def wake(self, page: int) -> None:
+        pass
 
     def wake_all(self) -> None:
         pass
@@ -389,6 +397,169 @@ async def test_storage_that_fails_holds_the_thread_and_loses_nothing(monkeypatch
     computer.file[:] = before
     await host.settle()
     await guest.verify(host.pager)
+
+
+class Blocking(Paged):
+    """Its threads block as real ones do: a fault is told once, and again only after its page was woken."""
+
+    def __init__(self, computer: Computer, pager: GuestPager) -> None:
+        super().__init__(computer)
+        self.pager = pager
+        self.blocked: set[int] = set()
+
+    def touch(self, page: int) -> None:
+        if page not in self.computer.present:
+            self.blocked.add(page)
+            self.pager.fault("g", page, protected=False)
+
+    def wake(self, page: int) -> None:
+        if page in self.blocked:
+            self.blocked.discard(page)
+            self.touch(page)
+
+    def wake_all(self) -> None:
+        for page in sorted(self.blocked):
+            self.wake(page)
+
+    def unprotect(self, first_page: int, count: int = 1) -> None:
+        super().unprotect(first_page, count)
+        for page in range(first_page, first_page + count):
+            self.wake(page)
+
+    def fill(self, page: int, data: bytes) -> bool:
+        if not super().fill(page, data):
+            return False
+        self.blocked.discard(page)
+        return True
+
+
+async def swapped_out(monkeypatch: pytest.MonkeyPatch) -> tuple[Computer, Host, Blocking]:
+    """A host that has swapped out pages 0 to 7 of its guest."""
+    monkeypatch.setattr("everram.actors.memory_scheduler.pager.RETRY_S", 0)
+    computer = Computer()
+    host = Host(computer, fresh=True)
+    await host.start()
+    threads = Blocking(computer, host.pager)
+    host.pager.attached("g", cast(Any, threads))
+    for page in range(8):
+        computer.present[page] = content(page + 1)
+    assert await host.pager.swap_out(host.guest, range(8)) == 8
+    return computer, host, threads
+
+
+def damage(computer: Computer, host: Host, page: int) -> int:
+    """Where a bit was turned."""
+    slot, _ = host.guest.swap.get(page) or (-1, 0)
+    computer.file[(slot + 1) * PAGE_BYTES] ^= 1
+    return (slot + 1) * PAGE_BYTES
+
+
+async def test_a_thread_that_waits_for_a_neighbour_that_cannot_be_filled_now_goes_on_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    computer, host, threads = await swapped_out(monkeypatch)
+    computer.no_memory = {1}
+    threads.touch(0)
+    assert 1 in host.guest.loading, "the window takes it along"
+    threads.touch(1)
+    await until(lambda: 0 in computer.present)
+    await asyncio.sleep(0)
+    assert threads.blocked == {1}
+    computer.no_memory = set()
+    await until(lambda: not threads.blocked)
+    assert computer.present[1] == content(2)
+    await host.settle()
+    host.check()
+
+
+async def test_a_thread_that_waits_for_a_damaged_neighbour_is_known_to_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    computer, host, threads = await swapped_out(monkeypatch)
+    at = damage(computer, host, 1)
+    threads.touch(0)
+    threads.touch(1)
+    await until(lambda: 1 in host.guest.broken)
+    assert host.broken == ["g"]
+    assert threads.blocked == {1}
+    computer.file[at] ^= 1
+    await until(lambda: not threads.blocked)
+    await host.settle()
+    assert not host.guest.broken
+    host.check()
+
+
+async def test_a_damaged_page_holds_up_nobody_who_waits_for_its_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
+    computer, host, threads = await swapped_out(monkeypatch)
+    at = damage(computer, host, 0)
+    computer.no_memory = {1}
+    threads.touch(0)
+    threads.touch(1)
+    await until(lambda: 0 in host.guest.broken)
+    computer.no_memory = set()
+    await until(lambda: threads.blocked == {0})
+    threads.touch(2)
+    await until(lambda: threads.blocked == {0})
+    computer.file[at] ^= 1
+    await until(lambda: not threads.blocked)
+    await host.settle()
+    host.check()
+
+
+async def test_a_hole_that_finds_no_memory_is_filled_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    computer, host, threads = await swapped_out(monkeypatch)
+    computer.no_memory = {12}
+    threads.touch(12)
+    threads.touch(12)  # another thread
+    await asyncio.sleep(0)
+    assert threads.blocked == {12}
+    computer.no_memory = set()
+    await until(lambda: not threads.blocked)
+    assert computer.present[12] == bytes(PAGE_BYTES)
+    await host.settle()
+    assert not host.pager.latencies_ns
+    host.check()
+
+
+async def test_a_page_that_its_guest_frees_while_it_is_read_is_filled_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    computer, host, threads = await swapped_out(monkeypatch)
+    computer.failing = "read"
+    threads.touch(3)
+    await until(lambda: 3 in host.guest.broken)
+    computer.failing = ""
+    assert host.pager.file is not None
+    slot, _ = host.guest.swap.get(3) or (-1, 0)
+    host.guest.swap.clear(3)
+    host.guest.swapped -= 1
+    host.pager.file.slots.release([slot])
+    await until(lambda: not threads.blocked)
+    await host.settle()
+    assert not host.guest.broken, "its guest would stay paused"
+    host.check()
+
+
+async def test_a_swap_file_that_opens_late_serves_who_waits_by_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    computer, host, threads = await swapped_out(monkeypatch)
+    file, host.pager.file = host.pager.file, None
+    threads.touch(3)
+    await until(lambda: host.broken)
+    assert "cannot be used" in host.guest.broken[3]
+    host.pager.file = file
+    await until(lambda: not threads.blocked)
+    assert computer.present[3] == content(4)
+    await host.settle()
+    assert not host.guest.broken
+    host.check()
+
+
+async def test_a_guest_that_ends_while_its_storage_fails_is_not_said_to_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    computer, host, threads = await swapped_out(monkeypatch)
+    computer.failing = "read"
+    threads.touch(3)
+    await asyncio.sleep(0)
+    host.guest.close()  # while the read is under way
+    await host.settle()
+    assert not host.broken
 
 
 async def test_a_full_swap_file_and_a_full_disk_leave_everything_where_it_is() -> None:
