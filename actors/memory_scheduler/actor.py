@@ -34,6 +34,8 @@ from everram.runtime.memory.paging import Pager
 
 LIMITS = "memory/limits.json"
 FREEZE_REASON = "reclaim"
+REOPEN_S = 1.0
+"""Between attempts to open a swap file that could not be opened."""
 NO_PAGING = "this computer has no full userfaultfd (`everram doctor` says how to enable it)"
 NO_MEMORY = "this host has no memory left for it"
 
@@ -59,6 +61,7 @@ class MemoryScheduler(MemorySchedulerActor):
         environment = self.context.environment
         self._guests: dict[str, GuestMemory] = {}
         self._some = asyncio.Event()
+        self._opening = asyncio.Lock()
         self._limits = await self._read_limits()
         self._swapping_off = NO_PAGING if self._faults is None else ""
         self._pager = GuestPager(self._guests, self.context.spawn, environment.clock.now_ns, self._broken)
@@ -78,6 +81,8 @@ class MemoryScheduler(MemorySchedulerActor):
             if FREEZE_REASON in process.freeze_reasons:
                 await environment.machine.thaw(process.guest_id, FREEZE_REASON)
         self.context.spawn(self._watch(), name="guests' memory")
+        if self._faults is not None:
+            self.context.spawn(self._watch_swap(), name="swap file")
 
     async def on_stop(self) -> None:
         if self._pager.file is not None:
@@ -127,15 +132,19 @@ class MemoryScheduler(MemorySchedulerActor):
 
     async def _open_swap(self) -> None:
         """Once the first guest has memory of its own. Where it cannot be opened guests go on without."""
-        if self._faults is None or self._pager.file is not None:
-            return
-        host = await self.context.ref(VMemFSRef).get_host(pb.Empty())
+        async with self._opening:
+            if self._faults is not None and self._pager.file is None:
+                await self._try_swap()
+
+    async def _try_swap(self) -> None:
         slots = self._config.swap_space_bytes // PAGE_BYTES
         try:
+            host = await self.context.ref(VMemFSRef).get_host(pb.Empty())
             file = await SwapFile.open(self.context.environment.disk, host.memory_id, slots)
         except EverramError as error:
-            self._swapping_off = f"the swap file cannot be used: {error.message}"
-            self.context.log.error("%s", self._swapping_off)
+            before, self._swapping_off = self._swapping_off, f"the swap file cannot be used: {error.message}"
+            if self._swapping_off != before:
+                self.context.log.error("%s", self._swapping_off)
             return
         lost = 0
         for guest in self._guests.values():
@@ -157,8 +166,17 @@ class MemoryScheduler(MemorySchedulerActor):
             await self._pause_and_resume()
             await asyncio.sleep(self._reclaimer.pause_s)
 
+    async def _watch_swap(self) -> None:
+        """Until the swap file is open: guests that were there before this host may wait for what is in it."""
+        while self._pager.file is None:
+            await self._some.wait()
+            await asyncio.sleep(REOPEN_S)
+            await self._open_swap()
+
     def _broken(self, guest_id: str) -> None:
-        guest = self._guests[guest_id]
+        guest = self._guests.get(guest_id)
+        if guest is None or not guest.broken:
+            return
         page, why = next(iter(guest.broken.items()))
         self.context.log.error("%s waits for page %d, which cannot be swapped in: %s", guest.name, page, why)
 
