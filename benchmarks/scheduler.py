@@ -281,7 +281,7 @@ class Host:
         for task in list(self.tasks):
             task.cancel()
         assert self.pager.file is not None
-        await self.pager.file.close()
+        self.pager.file.close()
         for kept in self.objects.by_name.values():
             os.close(kept.descriptor)
 

@@ -119,6 +119,9 @@ class DiskFile(Protocol):
 
     async def close(self) -> None: ...
 
+    def close_now(self) -> None:
+        """`close` for who cannot await; nobody may be waiting for the file."""
+
 
 class Disk(Protocol):
     """The host's state folder. Names are relative paths such as `image/regions/0`; folders appear as needed."""

@@ -84,10 +84,6 @@ class MemoryScheduler(MemorySchedulerActor):
         if self._faults is not None:
             self.context.spawn(self._watch_swap(), name="swap file")
 
-    async def on_stop(self) -> None:
-        if self._pager.file is not None:
-            await self._pager.file.close()
-
     def _close(self) -> None:
         if self._faults is not None:
             self._faults.use_pager(None)
@@ -146,6 +142,7 @@ class MemoryScheduler(MemorySchedulerActor):
             if self._swapping_off != before:
                 self.context.log.error("%s", self._swapping_off)
             return
+        self.context.resources.callback(file.close)
         lost = 0
         for guest in self._guests.values():
             for _, slot in guest.swap.swapped():

@@ -18,7 +18,7 @@ import zlib
 from collections.abc import Iterable, Sequence
 
 from everram.runtime.environment import Disk, DiskFile
-from everram.runtime.errors import DataLoss, EverramError, ResourceExhausted
+from everram.runtime.errors import DataLoss, ResourceExhausted
 from everram.runtime.memory.contract import PAGE_BYTES
 
 NAME = "swap/pages"
@@ -91,8 +91,8 @@ class SwapFile:
                 await disk.remove(NAME)
                 file = await disk.open(NAME, create=True)
                 await file.pwrite(0, header.ljust(PAGE_BYTES, b"\0"))
-        except EverramError:
-            await file.close()
+        except BaseException:  # cancelled, too
+            file.close_now()
             raise
         return cls(file, Slots(slots), fresh=fresh)
 
@@ -121,8 +121,8 @@ class SwapFile:
             for number in range(count)
         ]
 
-    async def close(self) -> None:
-        await self._file.close()
+    def close(self) -> None:
+        self._file.close_now()
 
 
 def _offset(slot: int) -> int:

@@ -99,6 +99,9 @@ class FolderFile:
             return os.fstat(self._descriptor()).st_size
 
     async def close(self) -> None:
+        self.close_now()
+
+    def close_now(self) -> None:
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
             os.close(fd)

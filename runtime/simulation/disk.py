@@ -229,6 +229,9 @@ class SimulatedFile:
             return len(self._file.cached)
 
     async def close(self) -> None:
+        self.close_now()
+
+    def close_now(self) -> None:
         self._open = False
 
     @asynccontextmanager

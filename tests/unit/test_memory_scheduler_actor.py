@@ -178,6 +178,21 @@ async def test_a_swap_file_that_a_new_host_cannot_open_is_opened_later(swapped: 
     assert machine.disk.open_files == 0
 
 
+async def test_a_restart_of_the_scheduler_leaves_no_file_open(swapped: tuple[Machine, Node]) -> None:
+    machine, node = swapped
+    before = machine.scheduler
+
+    async def fail() -> None:
+        raise RuntimeError("a bug")
+
+    before.context.spawn(fail(), name="a bug")
+    await until(lambda: machine.scheduler is not before)
+    assert (await node.ref(MemorySchedulerRef).status(pb.Empty())).swap_used_bytes == PAGE_BYTES
+    assert machine.disk.open_files == 1
+    await node.stop()
+    assert machine.disk.open_files == 0
+
+
 async def test_a_guest_that_has_ended_is_not_said_to_wait(swapped: tuple[Machine, Node]) -> None:
     machine, node = swapped
     await node.ref(MemorySchedulerRef).release(GuestMemoryKey(guest="g"))

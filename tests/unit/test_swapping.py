@@ -89,6 +89,9 @@ class Computer:
     async def close(self) -> None:
         pass
 
+    def close_now(self) -> None:
+        pass
+
     async def pread(self, offset: int, length: int) -> bytes:
         await asyncio.sleep(0)
         return bytes(self.file[offset : offset + length])
