@@ -96,10 +96,8 @@ class Hypervisor(HypervisorActor):
         current = process is not None and process.epoch == record.epoch
         if process is not None and current and process.pid and "lease" not in process.freeze_reasons:
             resident.lives(process.pid)
-            if self._faults and process.attached_pid:
-                unseen = [r.arena for r in record.regions if not self._faults.is_served(record.guest_id, r.name)]
-                if unseen:
-                    self._faults.unserved(record.guest_id, unseen)
+            if process.attached_pid:
+                self._tell_unseen(record)
             self._house.follow(resident)
             if record.suspended and "suspend" not in process.freeze_reasons:
                 await self._house.machine.freeze(guest.guest_id, "suspend")  # a host died before it had come to that
@@ -173,10 +171,7 @@ class Hypervisor(HypervisorActor):
         """Raises nothing: what a guest attaches with, and whether it is still there, is its own affair."""
         resident = self._house.residents.get(event.guest_id)
         try:
-            if self._faults and event.userfaultfd >= 0:
-                self._faults.attach(event)
-            elif self._faults and resident is not None:
-                self._faults.unserved(event.guest_id, [region.arena for region in resident.guest.regions])
+            self._take_faults(event, resident)
             if resident is not None or event.userfaultfd >= 0:
                 await self._house.machine.admit(event.guest_id)
         except (EverramError, OSError) as error:
@@ -187,6 +182,27 @@ class Hypervisor(HypervisorActor):
                 name,
                 error,
             )
+
+    def _take_faults(self, event: MachineEvent, resident: Resident | None) -> None:
+        """Raises what `attach` does: a process that is refused has the memory all the same."""
+        if self._faults is None:
+            return
+        try:
+            if event.userfaultfd >= 0:
+                self._faults.attach(event)
+            else:
+                self._faults.detach(event.guest_id)
+        finally:
+            if resident is not None:
+                self._tell_unseen(resident.guest)
+
+    def _tell_unseen(self, guest: pb.Guest) -> None:
+        """A guest that is attached stores unseen to every region of which it does not let all faults be served."""
+        if self._faults is None:
+            return
+        unseen = [region.arena for region in guest.regions if not self._faults.is_served(guest.guest_id, region.name)]
+        if unseen:
+            self._faults.unserved(guest.guest_id, unseen)
 
     async def _after_end(self, resident: Resident, epoch: int) -> None:
         """An incarnation ended by itself: decide what follows, unless somebody else already has."""

@@ -19,10 +19,11 @@ class FaultService(Protocol):
         """Stop serving a guest that has ended; its written pages stay known."""
 
     def unserved(self, guest_id: str, arenas: Sequence[str]) -> None:
-        """A guest has attached without letting its faults be served: nobody sees its stores, until it is detached."""
+        """A guest has attached without letting all faults of these memories be served: nobody sees its stores to them,
+        until it is detached."""
 
     def is_served(self, guest_id: str, region: str) -> bool:
-        """Whether stores of this guest to this region can be trapped now."""
+        """Whether stores of this guest to this region, wherever in it, can be trapped now."""
 
     def written_pages(self, guest_id: str, region: str) -> int | None:
         """How many pages of a tracked region were written; None if it is not tracked here."""

@@ -9,7 +9,7 @@ class Writers(Protocol):
     """One per host. The real one is `everram.runtime.memory.page_service`."""
 
     def is_served(self, guest_id: str, region: str) -> bool:
-        """Whether stores of this guest to this region can be trapped now."""
+        """Whether stores of this guest to this region, wherever in it, can be trapped now."""
 
     def protect(self, guest_id: str, region: str) -> None:
         """From the return of this call on the guest's next store to any page is asked about. Raises Unavailable."""

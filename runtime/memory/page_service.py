@@ -196,7 +196,8 @@ class PageService:
                 served.pages.table.close()
 
     def unserved(self, guest_id: str, arenas: Sequence[str]) -> None:
-        """A guest has attached without letting its faults be served: nobody sees its stores, until it is detached."""
+        """A guest has attached without letting all faults of these memories be served: nobody sees its stores to them,
+        until it is detached."""
         for arena in self._unserved.pop(guest_id, ()):
             self.guard.cover(arena)
         self._unserved[guest_id] = tuple(arenas)
@@ -209,7 +210,8 @@ class PageService:
             self.detach(guest_id)
 
     def is_served(self, guest_id: str, region: str) -> bool:
-        return guest_id in self._guests and any(r.region == region for r in self._guests[guest_id].ranges)
+        """Over its whole length: a guest that names less of it stores to the rest unseen."""
+        return any(served.length == served.pages.pages * PAGE_BYTES for served in self._served(guest_id, region))
 
     def written_pages(self, guest_id: str, region: str) -> int | None:
         """Pages of a region stored to since tracking began or was last reset; None if it has no page table."""

@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import os
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
+from everram.actors.hypervisor.actor import Hypervisor
+from everram.runtime.contracts import common_pb2 as pb
 from everram.runtime.environment import MachineEvent, Memory, TrackedRange
 from everram.runtime.errors import FailedPrecondition, InvalidArgument, NotFound
 from everram.runtime.formats.pages import PageTable, State, table_name
 from everram.runtime.memory import page_service
 from everram.runtime.memory.absent import Fill
 from everram.runtime.memory.contract import PAGE_BYTES
+from everram.runtime.memory.dirty_cap import DirtyCap
 from everram.runtime.memory.heap import HeapMapping
 from everram.runtime.memory.page_service import FAULTS_PER_TURN, PageService
 from everram.runtime.memory.reasons import TABLED, Keeper, NoteOnly, Reason, ReasonedPages, holds, lifted
 from everram.runtime.memory.userfaultfd import FaultFlag, Feature, Mode, PageFault
+from tests.loose_memory import LooseMemory
 
 BASE = 0x7F00_0000_0000
 PAGES = 64
@@ -462,6 +468,53 @@ async def test_a_guest_that_has_gone_ends_its_service_only(bench: Bench) -> None
     await until(lambda: not service.is_served("g", "scratch"))
     with pytest.raises(FailedPrecondition, match="not tracked"):
         service.attach(bench.event((BASE, PAGE_BYTES)))
+
+
+async def test_a_region_of_which_a_part_is_named_is_not_served(bench: Bench) -> None:
+    """Stores to the rest nobody sees."""
+    service = bench.service()
+    service.attach(bench.event((BASE, (PAGES - 1) * PAGE_BYTES)))
+    assert not service.is_served("g", "scratch")
+    service.attach(bench.event((BASE, PAGES * PAGE_BYTES)))
+    assert service.is_served("g", "scratch")
+
+
+@pytest.mark.parametrize("ranges", [[], ["a"], ["a", "short b"], ["a", "b"], ["a", "bad b"]])
+async def test_regions_that_a_guest_does_not_let_be_served_count_as_a_whole(ranges: list[str]) -> None:
+    """Stores to them nobody sees, whether the guest is admitted or refused."""
+    memory, kept = LooseMemory(), os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+    for name in "ab":
+        memory.make(f"region.g.{name}", PAGES * PAGE_BYTES)
+    service = PageService(cast("Memory", memory), kernel=FakeKernel())
+    cap = service.guard.cap = DirtyCap(cast("Memory", memory), lambda: 1.0)
+    guest = pb.Guest(guest_id="g", regions=[pb.Region(name=name, arena=f"region.g.{name}") for name in "ab"])
+    admitted = []
+
+    async def admit(guest_id: str) -> None:
+        admitted.append(guest_id)
+
+    async def attach(labels: list[str]) -> None:
+        lengths = {"short b": PAGES - 1, "bad b": PAGES + 1}
+        tracked = tuple(
+            TrackedRange(label[-1], f"region.g.{label[-1]}", BASE << n, lengths.get(label, PAGES) * PAGE_BYTES)
+            for n, label in enumerate(labels)
+        )
+        descriptor = os.dup(kept) if labels else -1
+        await actor._serve_faults(MachineEvent("attached", "g", 1, userfaultfd=descriptor, ranges=tracked))
+
+    actor = cast("Any", Hypervisor("h1", service))
+    actor.context = SimpleNamespace(log=logging.getLogger("everram.actor"))
+    actor._house = SimpleNamespace(residents={"g": SimpleNamespace(guest=guest)}, machine=SimpleNamespace(admit=admit))
+    try:
+        await attach(["a", "b"])  # a program, and then another in the same process
+        await attach(ranges)
+        unseen = {"a", "b"} if "bad b" in ranges else {"a", "b"} - set(ranges)
+        assert cap.exposed == {f"region.g.{name}" for name in unseen}
+        assert len(admitted) == (1 if "bad b" in ranges else 2)
+    finally:
+        service.close()
+        os.close(kept)
+        memory.close()
 
 
 @pytest.mark.parametrize(
