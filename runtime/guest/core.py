@@ -10,7 +10,8 @@ A commit, in this order (a crash between any two steps loses nothing that was to
         -> applied published
 
 Old content is saved only where the host cannot see a store coming (`runtime.memory.old_pages`), and for all that a
-record stores before there is a record: so what a replay stores was saved as well.
+record stores before there is a record. A replay saves as well: the record may be of an incarnation whose stores were
+seen, or the host may keep old content only since.
 
 An exception of a signal handler may come between any two as well. If the record is whole by then the commit is finished
 all the same, before the exception goes on: a later commit must not publish `applied` over stores that were left out.
@@ -27,10 +28,15 @@ from everram.runtime.guest.region import Region
 from everram.runtime.guest.transaction import Transaction
 from everram.runtime.guest.volatile import Volatile
 from everram.runtime.log.record import RawStore
-from everram.runtime.log.replay import replay
+from everram.runtime.log.replay import Target, replay
 from everram.runtime.log.ring import LEASE, Ring
 from everram.runtime.log.writer import LogWriter, RingFull, no_bell
 from everram.runtime.memory.old_pages import OldPagesFull
+
+
+def no_waiting() -> bool:
+    """For those whose host cannot do anything meanwhile."""
+    return False
 
 
 class GuestCore:
@@ -49,8 +55,11 @@ class GuestCore:
         recovered: bool = False,
         port: int = 0,
         memory: Volatile | None = None,
+        wait_for_room: Callable[[], bool] = no_waiting,
     ) -> None:
-        """Raises LogCorrupt, and Fenced if the ring is already of a later incarnation."""
+        """`wait_for_room` gives the host a moment to take out old content, so that a replay can go on; False once that
+        has lasted long enough. Raises LogCorrupt, LogFull (attach again), and Fenced if the ring is already of a later
+        incarnation."""
         if ring.epoch != epoch:
             raise Fenced(f"epoch {epoch} of guest {name} is over, {ring.epoch} has begun: end this process")
         self.guest_id = guest_id
@@ -75,7 +84,11 @@ class GuestCore:
         self._unfinished: Sequence[RawStore] = ()
         """Of a transaction whose record is whole, until they are all in the regions."""
         try:
-            self.replayed = replay(ring, [r.mapping if r.kind == "logged" else None for r in regions])
+            self.replayed = replay(
+                ring,
+                [r.mapping if r.kind == "logged" else None for r in regions],
+                functools.partial(self._save_replayed, wait_for_room) if self._saving else None,
+            )
         except ValueError as error:
             raise LogCorrupt(f"guest {name}: {error}") from error
         for old in self._saving:
@@ -141,6 +154,17 @@ class GuestCore:
                     old.save(self._mappings[number], offset, len(data))
         except OldPagesFull as error:
             raise LogFull(f"{error}; nothing was written: try again, or remove snapshots") from error
+
+    def _save_replayed(self, wait_for_room: Callable[[], bool], pending: Sequence[Target]) -> None:
+        """Of all that a replay stores. Raises LogFull; who comes next goes on from there."""
+        for region, store in pending:
+            while (old := self._saving[store.region]) is not None:
+                try:
+                    old.save(region, store.offset, len(store.data))
+                    break
+                except OldPagesFull as error:
+                    if not wait_for_room():
+                        raise LogFull(f"{error}; nothing was replayed: attach again, or remove snapshots") from error
 
     def _finish(self) -> None:
         """What an interrupted commit left to do; all of it again, which changes nothing; as often as needed."""

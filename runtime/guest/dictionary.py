@@ -16,10 +16,9 @@ from __future__ import annotations
 import json
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from everram.runtime.guest.core import GuestCore
 from everram.runtime.guest.errors import RegionError
 from everram.runtime.guest.region import Region
 from everram.runtime.guest.transaction import Transaction
@@ -40,10 +39,11 @@ MIN_REGION_BYTES = 4096
 
 
 class Dictionary:
-    """Fills the whole of `region`. Raises RegionError if something else lies there."""
+    """Fills the whole of `region`. `transaction` begins one, as its guest's does: what this changes by itself waits as
+    others wait. Raises RegionError if something else lies there."""
 
-    def __init__(self, core: GuestCore, region: Region) -> None:
-        self._core = core
+    def __init__(self, transaction: Callable[[], Transaction], region: Region) -> None:
+        self._transaction = transaction
         self._region = region
         magic = region.load_u64(_MAGIC)
         if not magic:
@@ -59,7 +59,7 @@ class Dictionary:
                 f"region {region.name} is too small for a dictionary: give it at least {MIN_REGION_BYTES}"
             )
         buckets = 1 << (region.size_bytes // _REGION_BYTES_PER_BUCKET).bit_length() - 1
-        with self._core.transaction() as tx:
+        with self._transaction() as tx:
             tx.store_u64(region, _MAGIC, MAGIC)
             tx.store_u64(region, _VERSION, VERSION)
             tx.store_u64(region, _BUCKETS, buckets)
@@ -69,7 +69,7 @@ class Dictionary:
 
     def get(self, key: Key, default: Any = None, tx: Transaction | None = None) -> Any:
         """The value, or `default`; with `tx` as that transaction would leave it."""
-        reader = tx or self._core.transaction()
+        reader = tx or self._transaction()
         found = self._find(reader, _encode_key(key))
         if found is None:
             return default
@@ -84,7 +84,7 @@ class Dictionary:
         return value
 
     def __contains__(self, key: Key) -> bool:
-        return self._find(self._core.transaction(), _encode_key(key)) is not None
+        return self._find(self._transaction(), _encode_key(key)) is not None
 
     def __len__(self) -> int:
         return self._region.load_u64(_COUNT)
@@ -110,7 +110,7 @@ class Dictionary:
         if tx is not None:
             self._set(tx, _encode_key(key), _encode_value(value))
             return
-        with self._region.changing, self._core.transaction() as own:
+        with self._region.changing, self._transaction() as own:
             self._set(own, _encode_key(key), _encode_value(value))
 
     def __setitem__(self, key: Key, value: Any) -> None:
@@ -120,7 +120,7 @@ class Dictionary:
         """Whether there was such a key."""
         if tx is not None:
             return self._delete(tx, _encode_key(key))
-        with self._region.changing, self._core.transaction() as own:
+        with self._region.changing, self._transaction() as own:
             return self._delete(own, _encode_key(key))
 
     def __delitem__(self, key: Key) -> None:

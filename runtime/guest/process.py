@@ -8,6 +8,7 @@ import time
 from everram.runtime.guest import agent, granted
 from everram.runtime.guest.core import GuestCore
 from everram.runtime.guest.errors import Detached, GuestError, LogCorrupt, NotAGuest
+from everram.runtime.guest.shell import waiting_for_room
 from everram.runtime.log.ring import Ring, RingCorrupt
 
 _attached: GuestCore | None = None
@@ -19,7 +20,7 @@ def attach_core() -> GuestCore:
     """This process's hold of its guest, made at the first call.
 
     Raises NotAGuest outside a guest or if another process of the guest holds it, Detached in a forked child,
-    LogCorrupt.
+    LogCorrupt, LogFull if the host does not take over what snapshots need of what the log holds.
     """
     global _attached
     if _forked:
@@ -67,6 +68,7 @@ def _core(held: granted.Granted, guest_id: str, name: str, port: str) -> GuestCo
         recovered=held.recovered,
         port=int(port),
         memory=held.memory,
+        wait_for_room=waiting_for_room(),
     )
 
 

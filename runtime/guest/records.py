@@ -12,25 +12,26 @@ A record that was never set reads as zeros.
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from typing import Any
 
-from everram.runtime.guest.core import GuestCore
 from everram.runtime.guest.errors import RegionError
 from everram.runtime.guest.region import Region
 from everram.runtime.guest.transaction import Transaction
 
 
 class Records:
-    """As many records as fit into `region`. Raises RegionError for a layout that `struct` does not know."""
+    """As many records as fit into `region`. `transaction` begins one, as its guest's does. Raises RegionError for a
+    layout that `struct` does not know."""
 
-    def __init__(self, core: GuestCore, region: Region, layout: str) -> None:
+    def __init__(self, transaction: Callable[[], Transaction], region: Region, layout: str) -> None:
         try:
             self._layout = struct.Struct(layout)
         except struct.error as error:
             raise RegionError(f"{layout!r} is not a record's layout: {error}") from error
         if not 0 < self._layout.size <= region.size_bytes:
             raise RegionError(f"records of {self._layout.size} bytes do not fit into region {region.name}")
-        self._core = core
+        self._transaction = transaction
         self._region = region
 
     def __len__(self) -> int:
@@ -52,7 +53,7 @@ class Records:
         if tx is not None:
             tx.store(self._region, self._offset(index), data)
             return
-        with self._core.transaction() as own:
+        with self._transaction() as own:
             own.store(self._region, self._offset(index), data)
 
     def __getitem__(self, index: int) -> tuple[Any, ...]:

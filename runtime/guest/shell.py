@@ -35,6 +35,17 @@ def pauses_s(looks_at_once: int) -> Iterator[float]:
     yield from itertools.repeat(POLL_S)
 
 
+def waiting_for_room() -> Callable[[], bool]:
+    """To be called whenever there is no room: it sleeps, and says False once ROOM_WAIT_S have passed since now."""
+    deadline_ns = time.monotonic_ns() + int(ROOM_WAIT_S * 1e9)
+
+    def wait() -> bool:
+        time.sleep(POLL_S)
+        return time.monotonic_ns() < deadline_ns
+
+    return wait
+
+
 class Guest:
     """What `attach` gives: regions, transactions, and what is known of this incarnation."""
 
@@ -79,11 +90,11 @@ class Guest:
 
     def dict(self, name: str) -> Dictionary:
         """A persistent dictionary that fills the region `name`. Raises RegionError if it holds something else."""
-        return Dictionary(self.core, self.core.region(name))
+        return Dictionary(self.transaction, self.core.region(name))
 
     def records(self, name: str, layout: str) -> Records:
         """A persistent array of records packed by `struct`'s `layout` that fills the region `name`."""
-        return Records(self.core, self.core.region(name), layout)
+        return Records(self.transaction, self.core.region(name), layout)
 
     def begin(self) -> Transaction:
         """A transaction outside `with`: call its `commit` or `discard`."""
@@ -94,13 +105,13 @@ class Guest:
             return self.core.commit(stores)
         except LogFull:
             pass
-        deadline_ns = time.monotonic_ns() + int(ROOM_WAIT_S * 1e9)
+        wait = waiting_for_room()
         while True:
-            time.sleep(POLL_S)
+            in_time = wait()
             try:
                 return self.core.commit(stores)
             except LogFull:
-                if time.monotonic_ns() >= deadline_ns:
+                if not in_time:
                     raise
 
     def wait_replicated(self, lsn: int, timeout_s: float) -> None:

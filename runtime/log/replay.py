@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from everram.runtime.log.record import Record, Store
 from everram.runtime.log.ring import Ring, RingCorrupt, is_stores
@@ -12,11 +12,15 @@ Target = tuple[Mapping, Store]
 """A store, and the region it goes to."""
 
 
-def replay(ring: Ring, regions: Sequence[Mapping | None]) -> int:
+def replay(
+    ring: Ring, regions: Sequence[Mapping | None], before: Callable[[Sequence[Target]], object] | None = None
+) -> int:
     """Apply every committed record that may not be in the regions yet; returns how many transactions those were.
 
-    `regions` by number; None for one that takes no transactions. Physical and idempotent: a crash in the middle is
-    mended by doing it again. Raises RingCorrupt, before anything is applied, for a log that is damaged.
+    `regions` by number; None for one that takes no transactions. `before` is told all that will be stored, before any
+    of it is, where there is anything; what it raises ends this with nothing applied. Physical and
+    idempotent: a crash in the middle is mended by doing it again. Raises RingCorrupt, before anything is applied, for a
+    log that is damaged.
     """
     tail, end = ring.tail, ring.surely_applied
     pending: list[Target] = []
@@ -29,6 +33,8 @@ def replay(ring: Ring, regions: Sequence[Mapping | None]) -> int:
         transactions += is_stores(record)
     if end < tail:
         raise RingCorrupt(f"records between {end} and {tail} are damaged: the log was committed up to {tail}")
+    if before is not None and pending:
+        before(pending)
     store_all(pending, regions)
     if (ring.applied, ring.surely_applied) != (end, end):
         ring.set_applied(end)

@@ -149,7 +149,7 @@ def test_transactions(crashes: Crashes) -> None:
 def test_dictionary(crashes: Crashes) -> None:
     recording = new_memory()
     core = incarnate(recording)
-    held = Dictionary(core, core.region("first"))
+    held = Dictionary(core.transaction, core.region("first"))
     steps: list[Step] = [
         lambda _: held.set("a", 1),
         lambda _: held.set("b", "two" * 20),
@@ -160,7 +160,7 @@ def test_dictionary(crashes: Crashes) -> None:
     contents = perform(recording, core, steps)
     for state in check(crashes(recording), contents):
         recovered = incarnate(Recording(*state.memories))
-        found = Dictionary(recovered, recovered.region("first"))
+        found = Dictionary(recovered.transaction, recovered.region("first"))
         assert len(found) == len(dict(found.items())) <= 2
 
 
@@ -168,17 +168,17 @@ def test_dictionary(crashes: Crashes) -> None:
 def test_a_new_dictionary_is_whole_or_not_there(crashes: Crashes) -> None:
     recording = new_memory()
     core = incarnate(recording)
-    contents = perform(recording, core, [lambda core: Dictionary(core, core.region("first"))])
+    contents = perform(recording, core, [lambda core: Dictionary(core.transaction, core.region("first"))])
     for state in check(crashes(recording), contents):
         recovered = incarnate(Recording(*state.memories))
-        assert len(Dictionary(recovered, recovered.region("first"))) == 0
+        assert len(Dictionary(recovered.transaction, recovered.region("first"))) == 0
 
 
 @CRASHES
 def test_records(crashes: Crashes) -> None:
     recording = new_memory()
     core = incarnate(recording)
-    held = Records(core, core.region("second"), "<q60s")
+    held = Records(core.transaction, core.region("second"), "<q60s")
 
     def both(core: GuestCore) -> None:
         with core.transaction() as tx:

@@ -268,7 +268,7 @@ def test_threads_that_set_lose_nothing() -> None:
 
 def test_the_layout_is_the_documented_one() -> None:
     me = Memory(DICTIONARY_BYTES).attach()
-    Dictionary(me.core, me.region("r0"))["k"] = [1]
+    Dictionary(me.core.transaction, me.region("r0"))["k"] = [1]
     region = me.region("r0")
     assert region[0:8] == b"EVRMDICT"
     assert struct.unpack("<4Q", region.load(8, 32)) == (1, 64, 1, TABLE + 8 * 64 + SMALLEST_BYTES)
