@@ -475,11 +475,11 @@ class LastingFiles(Protocol):
     """Files in which everything lies that outlives the machine, so that a save need only write them back."""
 
     async def sync(self) -> int:
-        """All of it is on storage when this returns: how many bytes. Nothing may be stored meanwhile. Raises
-        DataLoss."""
+        """All that was stored by now is on storage when this returns: how many bytes there are. What this host stores
+        until its end is written back by whoever ends the machine. Raises DataLoss."""
 
     def stored_to(self) -> None:
-        """What was synced is out of date from now on. Raises DataLoss."""
+        """Guests store again: what was synced is out of date from now on. Raises DataLoss."""
 
 
 class UpsReading(enum.Enum):

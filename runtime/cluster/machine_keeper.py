@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from everram.runtime.cluster.children import Child, Children
@@ -80,6 +81,8 @@ class MachineKeeper:
         self.ended_s = 0.0
         """When its process was seen to have ended (time.monotonic)."""
         self._mark = f"{config.cluster_id}/{name}"
+        self._nvm_files = Path(config.nvm_files) / name if config.nvm_files else None
+        self._finishing = asyncio.Lock()
         self._volatile = "volatile memory" if config.nvm_files else "memory"
         """What ends with its process."""
         self._folder = folders.machine(name)
@@ -164,7 +167,22 @@ class MachineKeeper:
         announce(f"{self.name} is {self.state}: {self.reason}")
         self._settled.set()
         self._dead.set()
-        await died(self)
+        await died(self)  # first of all: others wait for that
+        await self._finish_files()
+
+    async def _finish_files(self) -> str:
+        """Nothing of it is left. If it was saved to NVM files, they are whole from now on; why not, if they are not."""
+        if self._nvm_files is None:
+            return ""
+        from everram.runtime.production import nvm_files  # only here: most clusters have none
+
+        try:
+            async with self._finishing:
+                await asyncio.to_thread(nvm_files.finish, self._nvm_files, self._mark)
+        except EverramError as error:
+            log.warning("the NVM files of %s are not known to be written back: %s", self.name, error.message)
+            return error.message
+        return ""
 
     async def look(self) -> None:
         """Ask for its state; nothing changes if it does not answer."""
@@ -408,13 +426,14 @@ class MachineKeeper:
         async with self._host() as host:
             return {guest.guest_id for guest in (await HypervisorRef(host).list(Empty())).guests}
 
-    async def stop(self) -> None:
-        """End it and everything of it; returns when nothing is left."""
+    async def stop(self) -> str:
+        """End it and everything of it; returns when nothing is left, and why its NVM files would not outlive a stop of
+        the computer though they were saved, if so."""
         was_dead = self.state in ("dead", "off")
         self.state = "stopping"
         child = self._child
         if child is None or was_dead:
-            return
+            return ""
         try:
             await ask(self._socket, "stop", timeout_s=ASK_TIMEOUT_S)
             async with asyncio.timeout(STOP_TIMEOUT_S):
@@ -425,6 +444,7 @@ class MachineKeeper:
         await asyncio.to_thread(end_marked, self._mark)
         self._children.reap()
         self.state, self.host_state, self.host_pid = "ended", "down", 0
+        return await self._finish_files()
 
 
 async def _first(*works: Coroutine[Any, Any, object]) -> None:

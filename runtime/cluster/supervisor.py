@@ -324,7 +324,10 @@ class Supervisor:
         self.phase = "stopping"
         if not discard:
             await self._save_all(only_ready)
-        await asyncio.gather(*(machine.stop() for machine in self.machines.values()))
+        complaints = await asyncio.gather(*(machine.stop() for machine in self.machines.values()))
+        for name, why in zip(self.machines, complaints, strict=True):
+            if why and not discard:
+                self._announcer.say(Step("note", f"{name} is not known to outlive a stop of this computer: {why}"))
         self._step("machines have ended")
         await self._give_leases_back()
         await self.ports.close()

@@ -3,16 +3,19 @@
     files = NvmFiles(Path("/mnt/pmem/h1"), "CLUSTER_ID/h1", boot_id())
     await files.take_up(machine)             # what is there is the machine's memory from now on
     memory = KeptMemory(machine, capacity_bytes, files)
-    await files.sync()                       # all of it is on its storage
+    await files.sync()                       # all that was stored by now is on its storage
+    ...
+    finish(folder, owner)                    # by whoever has seen the machine end: and so is what came after that
 
 Such memory outlives its machine: the next one of the same name goes on with it, as with a module that keeps what it
 holds without power. The machine keeps a descriptor of each file and everybody maps it, exactly as with memfds; so the
 content is the kernel's page cache, or, on a DAX file system, the medium itself.
 
-What that promises. Every store outlives every process, the machine's own included. What `sync` has written outlives
-the computer as well: `everram down` and a save on battery do that. If the computer itself stopped before, stores may be
-missing in any order, which nobody could tell later: such a folder is not opened (`everram up --open empty` sets it
-aside), unless it is known to have been synced.
+What that promises. Every store outlives every process, the machine's own included. What was written back outlives the
+computer as well. `everram down` and a save on battery do that in two steps: `sync` while the guests stand still, which
+is nearly all, and `finish` when nothing of the machine is left, for its host goes on storing to its last moment. If the
+computer itself stopped before, stores may be missing in any order, which nobody could tell later: such a folder is not
+opened (`everram up --open empty` sets it aside). So that everything was written back is said last of all, by `finish`.
 
 A file cannot be sealed. So its length stands in its name and is checked whenever it is opened, the folder is private,
 and whoever opens it has it locked for as long as the machine lives. docs/formats.md, "NVM files", has the layout.
@@ -64,13 +67,12 @@ class NvmFiles:
         nobody may open. Raises FailedPrecondition, DataLoss."""
         try:
             if LOCK_NAME in machine.kept:
-                self._write_record(synced=False)
-                return
+                return  # nobody has said since that all is written back: `finish` needs the lock
             self._objects.mkdir(mode=0o700, parents=True, exist_ok=True)
             lock = self._lock()
             try:
                 self._check(empty=empty)
-                self._write_record(synced=False)
+                self._write_record()
                 for name, path in self._named():
                     if name not in machine.kept:  # a host died as it did this
                         await machine.keep(name, _open(path))
@@ -155,15 +157,16 @@ class NvmFiles:
                 raise FailedPrecondition(
                     f"{path}: written in format {record['format']}, this everram reads {FORMAT}: use the later one"
                 )
-            return {name: record[name] for name in ("owner", "boot_id", "synced")}
+            known = {name: record[name] for name in ("owner", "boot_id", "synced")}
+            return known | {"saved": record.get("saved", False)}
         except FileNotFoundError:
             return None
         except (ValueError, KeyError, TypeError) as error:
             raise DataLoss(f"{path} does not say whose memory the files beside it are: {error!r}") from error
 
-    def _write_record(self, *, synced: bool) -> None:
-        """Durably."""
-        record = {"format": FORMAT, "owner": self._owner, "boot_id": self._boot_id, "synced": synced}
+    def _write_record(self, *, saved: bool = False, synced: bool = False) -> None:
+        """Durably. `saved`: nearly all is written back, which leaves `finish` little to do; `synced`: all of it."""
+        record = {"format": FORMAT, "owner": self._owner, "boot_id": self._boot_id, "saved": saved, "synced": synced}
         fresh = self.folder / f".{RECORD}"
         with fresh.open("w", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
@@ -203,11 +206,11 @@ class NvmFiles:
     # -- its storage
 
     async def sync(self) -> int:
-        """All that was stored is on the storage when this returns, and known to be: how many bytes there are. Nothing
-        may be stored meanwhile. Raises DataLoss."""
+        """All that was stored by now is on the storage when this returns: how many bytes there are. Raises DataLoss."""
         return await asyncio.get_running_loop().run_in_executor(None, self._sync)
 
-    def _sync(self) -> int:
+    def _sync(self, *, last: bool = False) -> int:
+        """`last`: nobody can store any more."""
         total_bytes = 0
         try:
             for _, path in self._named():
@@ -218,15 +221,15 @@ class NvmFiles:
                 finally:
                     os.close(descriptor)
             _sync_folder(self._objects)
-            self._write_record(synced=True)
+            self._write_record(saved=True, synced=last)
         except OSError as error:
             raise DataLoss(f"the NVM files in {self.folder} cannot be written back: {error.strerror}") from error
         return total_bytes
 
     def stored_to(self) -> None:
-        """They are stored to again: what was synced is out of date. Raises DataLoss."""
+        """Guests store to them again: what was saved is out of date. Raises DataLoss."""
         try:
-            self._write_record(synced=False)
+            self._write_record()
         except OSError as error:
             raise DataLoss(f"{self.folder}/{RECORD} cannot be written: {error.strerror}") from error
 
@@ -253,6 +256,23 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def finish(folder: Path, owner: str) -> None:
+    """Once nothing of this owner's machine is left: if it was saved, what its host has stored since is written back,
+    too, and that all of it was is said last of all. Raises DataLoss, FailedPrecondition (somebody uses them)."""
+    try:
+        found = NvmFiles(folder, owner, "")._read_record()
+        if found is None or found["owner"] != owner or not found["saved"] or found["synced"]:
+            return
+        files = NvmFiles(folder, owner, str(found["boot_id"]))
+        lock = files._lock()  # the machine's own ends with the last of its processes
+    except OSError as error:
+        raise DataLoss(f"the NVM files in {folder} cannot be written back: {error.strerror}") from error
+    try:
+        files._sync(last=True)
+    finally:
+        os.close(lock)
 
 
 def discard(folder: Path, owner: str) -> None:

@@ -50,6 +50,10 @@ def begins(user: User) -> list[int]:
     return [int(line.rpartition(" ")[2]) for line in lines if line.startswith("begins")]
 
 
+def is_synced(folder: Path) -> bool:
+    return bool(json.loads((folder / "h1" / "device.json").read_text())["synced"])
+
+
 def test_memory_in_files_outlives_its_machine(user: User, folder: Path, tmp_path: Path) -> None:
     user.run("up", "--hosts", "1", "--memory", "256MiB", "--nvm", "64MiB", "--nvm-files", str(folder), "-d")
     said = " ".join(user.json("status")["hosts"][0]["missing"])
@@ -70,11 +74,12 @@ def test_memory_in_files_outlives_its_machine(user: User, folder: Path, tmp_path
     user.run("down")
     machine = user.dir / "machines" / "h1"
     assert not list(machine.glob("image/pages.*")), "there is no image"
-    assert json.loads((folder / "h1" / "device.json").read_text())["synced"]
+    assert is_synced(folder)
     assert "stays there" in user.refused("up", "--nvm-files", str(tmp_path / "elsewhere"))
     user.run("up", "-d")
     until(lambda: len(begins(user)) == 2, "the guest goes on")
     assert content() == before
+    assert not is_synced(folder)
 
     user.run("fault", "h1", "machine-kill")
     user.run("fault", "heal", "h1")
@@ -87,5 +92,7 @@ def test_memory_in_files_outlives_its_machine(user: User, folder: Path, tmp_path
     user.run("fault", "h1", "host-kill")
     until(lambda: user.host("h1")["host_state"] == "ready", "the host is back")
     assert content() == before
+    user.run("power", "cut", "h1")
+    until(lambda: is_synced(folder), "what was saved on battery outlives the computer as well")
     user.run("down", "--discard")
     assert not list(folder.glob("h1")), "nothing is left"

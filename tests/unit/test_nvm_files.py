@@ -161,17 +161,68 @@ async def test_what_a_stopped_computer_left_is_taken_up_only_if_it_was_synced(li
     assert await lives.files.sync() >= 2 * PAGE_BYTES
     lives.machines.remove(first)
     first.die()
+    nvm_files.finish(lives.folder, OWNER)
     second = lives.machine()
     look(await lives.host(second, boot="b2"))
     await lives.files.sync()
     lives.files.stored_to()  # the guests went on
     lives.machines.remove(second)
     second.die()
+    nvm_files.finish(lives.folder, OWNER)
     with pytest.raises(FailedPrecondition, match="--open empty"):
         await lives.host(lives.machine(), boot="b3")
     memory = await lives.host(lives.machine(), boot="b3", empty=True)
     assert memory.names() == []
     assert len(list((lives.folder / "objects.lost-1").iterdir())) == 2
+
+
+async def test_that_all_was_written_back_is_said_when_nobody_is_left_who_stores(
+    lives: Lives, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+    fsync = os.fsync
+
+    def noted(fd: int) -> None:
+        order.append(Path(f"/proc/self/fd/{fd}").readlink().name)
+        fsync(fd)
+
+    def says() -> bool:
+        return bool(json.loads((lives.folder / "device.json").read_text())["synced"])
+
+    first = lives.machine()
+    memory = await lives.host(first)
+    await fill(memory)
+    await lives.files.sync()
+    assert not says()
+    memory.open("region.g.a@c1+2").write(0, b"last words")  # the host's, after the save
+    with pytest.raises(FailedPrecondition, match="in use by another machine"):
+        nvm_files.finish(lives.folder, OWNER)
+    await lives.host(first)  # its host died, and the next one is ended too
+    assert not says()
+    lives.machines.remove(first)
+    first.die()
+    nvm_files.finish(lives.folder, "d/h1")
+    with pytest.raises(FailedPrecondition, match="--open empty"):
+        await lives.host(lives.machine(), boot="b2")
+    monkeypatch.setattr(os, "fsync", noted)
+    nvm_files.finish(lives.folder, OWNER)
+    assert says()
+    *files, objects, record, folder = order
+    assert (len(files), objects, record, folder) == (2, "objects", ".device.json", "nvm")
+    memory = await lives.host(lives.machine(), boot="b2")
+    assert memory.open("region.g.a@c1+2").read(0, 10) == b"last words"
+    assert not says()
+
+
+async def test_files_that_were_never_saved_are_not_finished(lives: Lives) -> None:
+    first = lives.machine()
+    await fill(await lives.host(first))
+    lives.machines.remove(first)
+    first.die()
+    nvm_files.finish(lives.folder, OWNER)
+    with pytest.raises(FailedPrecondition, match="--open empty"):
+        await lives.host(lives.machine(), boot="b2")
+    nvm_files.finish(lives.folder / "none", OWNER)
 
 
 async def test_files_that_somebody_has_changed_are_refused(lives: Lives) -> None:
