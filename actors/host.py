@@ -24,6 +24,8 @@ import uvloop
 from everram.actors.compose import CONTRACTS, compose
 from everram.actors.preflight import stand_by
 from everram.runtime import json_log
+from everram.runtime.contracts.common_pb2 import Empty
+from everram.runtime.contracts.vmemfs_contract import VMEMFS_WRITE_LATEST, VMemFSRef
 from everram.runtime.coordination.client import CoordinationClient
 from everram.runtime.environment import Machine
 from everram.runtime.errors import DataLoss, EverramError, FailedPrecondition
@@ -130,6 +132,7 @@ async def _serve(
         await node.start()
         await front.start(node)
         await machine.ready()
+        node.ref(VMemFSRef).tell(VMEMFS_WRITE_LATEST, Empty())  # from here on the former software is not needed
         async with asyncio.TaskGroup() as tasks:
             failing = tasks.create_task(node.wait_failed())
             await ending.wait()

@@ -20,7 +20,7 @@ from everram.actors.chaos.checks.promised_is_held import HELD_NOWHERE
 from everram.actors.compose import compose
 from everram.runtime.channel.frames import Identity
 from everram.runtime.contracts.common_pb2 import Empty
-from everram.runtime.contracts.vmemfs_contract import VMemFSRef
+from everram.runtime.contracts.vmemfs_contract import VMEMFS_WRITE_LATEST, VMemFSRef
 from everram.runtime.coordination.api import Put, Range
 from everram.runtime.coordination.directory import CLUSTER, decode, encode, guest_key, host_key, machine_key
 from everram.runtime.environment import Environment
@@ -284,6 +284,7 @@ class Cluster:
             await node.start()
             self.nodes[machine.name].open(domain, node)
             await port.ready()
+            node.ref(VMemFSRef).tell(VMEMFS_WRITE_LATEST, Empty())
             self.memory_ids[machine.name] = (await node.ref(VMemFSRef).get_host(Empty())).memory_id
             lives = [tasks.create_task(life(machine.name, node)) for life in self.also]
             lives.append(tasks.create_task(node.wait_failed()))

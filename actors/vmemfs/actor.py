@@ -14,12 +14,15 @@ from everram.runtime.contracts import vmemfs_pb2
 from everram.runtime.contracts.replicator_pb2 import Copy, CopyList, GuestCopy
 from everram.runtime.contracts.vmemfs_contract import VMemFSActor
 from everram.runtime.contracts.vmemfs_pb2 import HostRecord
-from everram.runtime.errors import InvalidArgument, NotFound
+from everram.runtime.errors import InvalidArgument, NotFound, ResourceExhausted
 from everram.runtime.formats.slots import SlotArea
-from everram.runtime.formats.vmemfs import BEFORE, MEMORY_BYTES, MEMORY_NAME, Superblock
+from everram.runtime.formats.vmemfs import BEFORE, MEMORY_BYTES, MEMORY_NAME, DamagedRecord, Superblock
 from everram.runtime.formats.vmemfs_files import check, device_files, guest_files, object_names
 from everram.runtime.memory.contract import Mapping
 from everram.runtime.version import PACKAGE_VERSION
+
+ENDED = frozenset({pb.STOPPED, pb.EXITED, pb.FAILED})
+"""States of guests without a process, of which nothing has to be isolated any more."""
 
 
 class VMemFS(VMemFSActor):
@@ -36,7 +39,8 @@ class VMemFS(VMemFSActor):
         self._damaged = self._find_damage()
         for damaged in self._damaged:
             self.context.log.error("guest %s is damaged: %s", damaged.guest.name, damaged.reason)
-        self._superblock.succeed(PACKAGE_VERSION)
+        found = [DamagedRecord(each.guest.guest_id, each.guest.name, each.reason) for each in self._damaged]
+        self._superblock.succeed(PACKAGE_VERSION, found)
 
     def _open(self, mapping: Mapping) -> Superblock:
         if SlotArea.is_blank(mapping):
@@ -54,6 +58,9 @@ class VMemFS(VMemFSActor):
             for record in superblock.damaged
         }
         known = {guest.guest_id: guest for guest in superblock.guests()}
+        for guest in known.values():
+            if guest.damaged and guest.state not in ENDED:  # a host before this one had not come to isolating it
+                damaged[guest.guest_id] = vmemfs_pb2.DamagedGuest(guest=guest, reason=guest.damaged)
         for fault in check(superblock.files(), sizes if superblock.clean else None):
             if fault.guest_id in known and fault.guest_id not in damaged:
                 reason = f"{fault.file.rpartition('/')[2]}: {fault.reason}"
@@ -94,6 +101,15 @@ class VMemFS(VMemFSActor):
         damaged = {each.guest.guest_id for each in self._damaged}
         whole = [guest for guest in self._superblock.guests() if guest.guest_id not in damaged]
         return vmemfs_pb2.StoredGuests(guests=whole, damaged=self._damaged)
+
+    def write_latest(self, request: pb.Empty) -> vmemfs_pb2.Generation:
+        """This version's format from now on: this host serves, or the software before did not take the memory."""
+        superblock, found = self._superblock, self._superblock.version
+        try:
+            superblock.write_latest()
+        except ResourceExhausted as error:
+            self.context.log.error("version %s of the superblock is written on: %s", found, error.message)
+        return vmemfs_pb2.Generation(generation=superblock.generation)
 
     def rollback(self, request: vmemfs_pb2.RollbackRequest) -> vmemfs_pb2.RollbackReport:
         """Write the version before from now on, so that its everram can take over: `everram upgrade --rollback`."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from everram.runtime.cli.output import emit, note, say
 from everram.runtime.cli.units import format_duration
-from everram.runtime.errors import InvalidArgument
+from everram.runtime.errors import EverramError, InvalidArgument
 
 if TYPE_CHECKING:
     from everram.runtime.client import Cluster
@@ -52,13 +52,31 @@ async def _upgrade(args: argparse.Namespace) -> int:
                 if args.preflight:
                     continue
             request = UpgradeRequest(machine=host, python=python, preflight=args.preflight, pause=args.pause)
-            report = await cluster.supervisor.upgrade(request, timeout_s=UPGRADE_TIMEOUT_S)
+            try:
+                report = await cluster.supervisor.upgrade(request, timeout_s=UPGRADE_TIMEOUT_S)
+            except EverramError:
+                if args.rollback:
+                    await _take_back(cluster, host)
+                raise
             told[host] = told.get(host, {}) | _json(report)
             if not args.json:
                 say(_words(host, report))
     if args.json:
         emit({"hosts": told})
     return 0
+
+
+async def _take_back(cluster: Cluster, host: str) -> None:
+    """The version before was not gone back to: its format is not what is to be written. Harmless if it was."""
+    from everram.runtime.contracts.common_pb2 import Empty
+
+    try:
+        await cluster.host(host).vmemfs.write_latest(Empty())
+        status = await cluster.host(host).vmemfs.status(Empty())
+    except EverramError as error:
+        note(f"everram: {host} may be writing what the version before can read until its next upgrade: {error.message}")
+    else:
+        note(f"everram: {host}: the rollback is taken back, VMemFS {status.version} is written and nothing is lost")
 
 
 def _chosen(args: argparse.Namespace, cluster: Cluster) -> list[str]:

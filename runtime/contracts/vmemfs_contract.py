@@ -21,7 +21,8 @@ VMEMFS_PUT_HOST = Method("everram.v1.VMemFS", "PutHost", vmemfs_pb2.HostRecord, 
 VMEMFS_GET_HOST = Method("everram.v1.VMemFS", "GetHost", common_pb2.Empty, vmemfs_pb2.HostRecord)
 VMEMFS_STATUS = Method("everram.v1.VMemFS", "Status", common_pb2.Empty, vmemfs_pb2.VMemFSStatus)
 VMEMFS_ROLLBACK = Method("everram.v1.VMemFS", "Rollback", vmemfs_pb2.RollbackRequest, vmemfs_pb2.RollbackReport)
-VMEMFS = Contract("everram.v1.VMemFS", (VMEMFS_PUT_GUEST, VMEMFS_REMOVE_GUEST, VMEMFS_GUESTS, VMEMFS_PUT_COPY, VMEMFS_REMOVE_COPY, VMEMFS_COPIES, VMEMFS_PUT_HOST, VMEMFS_GET_HOST, VMEMFS_STATUS, VMEMFS_ROLLBACK,))
+VMEMFS_WRITE_LATEST = Method("everram.v1.VMemFS", "WriteLatest", common_pb2.Empty, vmemfs_pb2.Generation)
+VMEMFS = Contract("everram.v1.VMemFS", (VMEMFS_PUT_GUEST, VMEMFS_REMOVE_GUEST, VMEMFS_GUESTS, VMEMFS_PUT_COPY, VMEMFS_REMOVE_COPY, VMEMFS_COPIES, VMEMFS_PUT_HOST, VMEMFS_GET_HOST, VMEMFS_STATUS, VMEMFS_ROLLBACK, VMEMFS_WRITE_LATEST,))
 
 
 class VMemFSRef(Ref):
@@ -79,6 +80,11 @@ class VMemFSRef(Ref):
     ) -> Coroutine[Any, Any, vmemfs_pb2.RollbackReport]:
         return self.ask(VMEMFS_ROLLBACK, request, timeout_s)
 
+    def write_latest(
+        self, request: common_pb2.Empty, *, timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> Coroutine[Any, Any, vmemfs_pb2.Generation]:
+        return self.ask(VMEMFS_WRITE_LATEST, request, timeout_s)
+
 
 class VMemFSActor(Actor):
     """Answers the VMemFS contract: override every method."""
@@ -113,4 +119,7 @@ class VMemFSActor(Actor):
         raise NotImplementedError
 
     def rollback(self, request: vmemfs_pb2.RollbackRequest) -> vmemfs_pb2.RollbackReport | Awaitable[vmemfs_pb2.RollbackReport]:
+        raise NotImplementedError
+
+    def write_latest(self, request: common_pb2.Empty) -> vmemfs_pb2.Generation | Awaitable[vmemfs_pb2.Generation]:
         raise NotImplementedError

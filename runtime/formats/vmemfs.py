@@ -8,8 +8,9 @@ A two-slot record area (`slots`) with one record for the host, one for each gues
 another host, one for each file, and the history of the hosts that have served this memory. A file is what of the
 memory objects belongs together (`vmemfs_files`). A guest whose record is damaged is named and costs no other.
 
-A version reads what earlier ones have written, and writes the latest from its first change on; `roll_back` writes the
-version before from then on. docs/formats.md, "VMemFS superblock", has the fields.
+A version reads what earlier ones have written. It goes on writing the version before where it has found that, until
+`write_latest`: software that never came to serve leaves nothing that the former one cannot take. `roll_back` writes the
+version before again. docs/formats.md, "VMemFS superblock", has the fields.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from google.protobuf.message import DecodeError
 from everram.runtime.contracts import common_pb2 as pb
 from everram.runtime.contracts.replicator_pb2 import Copy
 from everram.runtime.contracts.vmemfs_pb2 import FileRecord, History, Hop, HostRecord
-from everram.runtime.errors import DataLoss, NotFound
+from everram.runtime.errors import DataLoss, NotFound, ResourceExhausted
 from everram.runtime.formats.slots import Format, Record, SlotArea
 from everram.runtime.memory.contract import Mapping
 
@@ -86,9 +87,9 @@ class Superblock:
     def __init__(self, area: SlotArea, content: _Content, damaged: Sequence[DamagedRecord] = ()) -> None:
         self._area = area
         self._content = content
-        self._kind = FORMAT
+        self._kind = FORMAT if area.content.version >= FORMAT.version else BEFORE
         self.damaged = tuple(damaged)
-        """Guests whose records do not verify; nothing of them is in the next commit."""
+        """Guests whose records do not verify; `succeed` puts others in their place."""
 
     @staticmethod
     def format(mapping: Mapping, host: HostRecord, guests: tuple[pb.Guest, ...] = ()) -> Superblock:
@@ -155,15 +156,27 @@ class Superblock:
         """The latest hosts, oldest first."""
         return self._content.hops
 
-    def succeed(self, software: str) -> int:
-        """Another host has taken this memory: count it, and note what it found."""
+    def succeed(self, software: str, damaged: Sequence[DamagedRecord] = ()) -> int:
+        """Another host has taken this memory: count it, and note what it found.
+
+        Guests that are damaged, by their records or as `damaged` says, are so in the same commit: if this host is
+        killed before it has isolated one, the next still knows that it was there.
+        """
         host = HostRecord()
         host.CopyFrom(self.host)
         host.hosts += 1
         hop = Hop(number=host.hosts, software=software)
         if host.hosts > 1:
             hop.found, hop.producer, hop.clean = self.version, self.producer, self.clean
-        return self._commit(replace(self._content, host=host, hops=(*self._content.hops, hop)[-HOPS_MAX:]))
+        guests = dict(self._content.guests)
+        for record in (*self.damaged, *damaged):
+            guest = pb.Guest(guest_id=record.guest_id, name=record.name)
+            if record.guest_id in guests:
+                guest.CopyFrom(guests[record.guest_id])
+            guest.damaged = guest.damaged or record.reason
+            guests[record.guest_id] = guest
+        hops = (*self._content.hops, hop)[-HOPS_MAX:]
+        return self._commit(replace(self._content, host=host, guests=guests, hops=hops))
 
     def lost_by_rollback(self) -> list[str]:
         """What the version before has no place for, in sentences."""
@@ -178,9 +191,20 @@ class Superblock:
         return lost
 
     def roll_back(self) -> int:
-        """Write the version before, now and at every change that follows."""
+        """Write the version before, now and at every change that follows, until `write_latest`."""
         self._kind = BEFORE
-        return self._commit(replace(self._content, files={}, hops=()))
+        return self._commit(self._content)
+
+    def write_latest(self) -> int:
+        """Write this version, now and at every change that follows. Raises ResourceExhausted, and goes on as before."""
+        if self._kind is FORMAT:
+            return self.generation
+        kind, self._kind = self._kind, FORMAT
+        try:
+            return self._commit(self._content)
+        except ResourceExhausted:
+            self._kind = kind
+            raise
 
     def put_host(self, host: HostRecord) -> int:
         """The new generation; persistent. Raises ResourceExhausted, and then nothing has changed."""

@@ -6,16 +6,19 @@ import errno
 import json
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from everram.actors.remote_memory.vmemfs_files import VMEMFS, VMemFSFiles
+from everram.actors.vmemfs.actor import VMemFS
 from everram.runtime.contracts import common_pb2 as pb
 from everram.runtime.contracts.replicator_pb2 import Copy
 from everram.runtime.contracts.vmemfs_pb2 import FileExtent, FileRecord, HostRecord, VMemFSStatus
-from everram.runtime.errors import DataLoss, FailedPrecondition, NotFound
+from everram.runtime.errors import DataLoss, FailedPrecondition, NotFound, ResourceExhausted
 from everram.runtime.formats.slots import GENERATION_OFFSET, SLOTS_OFFSET, Format, Record, SlotArea
-from everram.runtime.formats.vmemfs import BEFORE, FORMAT, HOPS_MAX, Superblock
+from everram.runtime.formats.vmemfs import BEFORE, FORMAT, HOPS_MAX, MEMORY_NAME, DamagedRecord, Superblock
 from everram.runtime.formats.vmemfs_files import check, device_files, guest_files
 from everram.runtime.fuse.errors import FuseError
 from everram.runtime.fuse.filesystem import Kind
@@ -60,6 +63,8 @@ def test_every_version_up_to_this_one_is_read_and_taken_over(version: str) -> No
     assert (found.version, found.clean) == (version, True)
     producer = found.producer
     found.succeed(PACKAGE_VERSION)
+    assert Superblock.open(mapping).version == version, "until its host serves"
+    found.write_latest()
     taken = Superblock.open(mapping)
     assert (taken.version, taken.producer, taken.clean) == ("2.0", PACKAGE_VERSION, False)
     [hop] = taken.history()[-1:]
@@ -110,7 +115,48 @@ def test_a_rollback_writes_the_version_before_and_says_what_is_lost() -> None:
     found = Superblock.open(mapping)
     assert content(found) == (HostRecord(memory_id="m1", hosts=1), [guest("a"), guest("b")], [])
     found.succeed(PACKAGE_VERSION)
+    found.write_latest()
     assert Superblock.open(mapping).version == "2.0", "and back again"
+
+
+def test_the_former_software_can_take_what_new_software_left_that_never_served() -> None:
+    mapping = image("1.1")
+    for life in range(3):
+        found = Superblock.open(mapping)
+        found.succeed("2")
+        found.put_guest(guest(f"d{life}"), guest_files(guest(f"d{life}"), sizes(f"d{life}")))
+    old = SlotArea.open(mapping, BEFORE)
+    assert old.content.version == (1, 1)
+    found.write_latest()
+    served = Superblock.open(mapping)
+    assert (served.version, len(served.guests()), len(served.history())) == ("2.0", 5, 1)
+    assert [file.guest_id for file in served.files()] == ["d2", "d2"]
+
+
+def test_a_rollback_that_is_taken_back_loses_nothing() -> None:
+    mapping, superblock = left()
+    before = (content(superblock), superblock.files(), superblock.history())
+    superblock.roll_back()
+    assert SlotArea.open(mapping, BEFORE).content.version == (1, 1)
+    superblock.write_latest()
+    found = Superblock.open(mapping)
+    assert (content(found), found.files(), found.history()) == before
+    assert found.version == "2.0"
+
+
+def test_a_superblock_too_full_for_the_latest_version_is_written_on_as_it_was() -> None:
+    mapping, superblock = left()
+    superblock.roll_back()
+    count = 0
+    with pytest.raises(ResourceExhausted):
+        while True:
+            superblock.put_guest(guest(f"g{count}"))
+            count += 1
+    with pytest.raises(ResourceExhausted):
+        superblock.write_latest()
+    superblock.remove_guest("g0")
+    assert SlotArea.open(mapping, BEFORE).content.version == (1, 1)
+    assert len(Superblock.open(mapping).guests()) == 3 + count - 1
 
 
 def test_the_history_is_of_the_latest_hosts() -> None:
@@ -176,6 +222,44 @@ def test_a_damaged_guest_is_named_and_costs_no_other() -> None:
     found.put_guest(pb.Guest(guest_id="b", name="name-b", state=pb.FAILED))
     assert [g.guest_id for g in Superblock.open(mapping).guests()] == ["a", "b", "c"]
     assert superblock.host == found.host
+
+
+def test_a_damaged_guest_is_known_to_every_host_until_it_was_isolated() -> None:
+    mapping, _ = left()
+    mapping.store(mapping.load(0, SIZE_BYTES).rindex(b"name-b" + b"\x18"), b"X")
+    for _ in range(2):  # hosts that are killed before their hypervisor has isolated anything
+        found = Superblock.open(mapping)
+        found.succeed("1", [DamagedRecord("c", "name-c", "a page of it is another's")])
+        known = {g.guest_id: g for g in Superblock.open(mapping).guests()}
+        assert [known[name].damaged for name in "abc"] == [
+            "",
+            "its record in the VMemFS superblock is damaged",
+            "a page of it is another's",
+        ]
+        assert (known["b"].name, known["c"].epoch, len(known["c"].regions)) == ("name-b", 3, 1)
+
+
+async def test_every_host_names_what_is_damaged_to_its_hypervisor_until_it_was_isolated() -> None:
+    mapping, _ = left()
+    mapping.store(mapping.load(0, SIZE_BYTES).rindex(b"name-b" + b"\x18"), b"X")
+    objects = SimpleNamespace(map=lambda: mapping, size_bytes=SIZE_BYTES)
+    memory = SimpleNamespace(names=lambda: [MEMORY_NAME], open=lambda name: objects)
+    log = SimpleNamespace(error=lambda *words: None)
+    for isolated in (False, False, True):
+        actor = cast(Any, VMemFS())
+        resources = SimpleNamespace(callback=lambda close: None)
+        actor.context = SimpleNamespace(environment=SimpleNamespace(memory=memory), resources=resources, log=log)
+        await actor.on_start()
+        told = actor.guests(pb.Empty())
+        assert [g.guest_id for g in told.guests] == ["a", "c"]
+        assert [each.guest.guest_id for each in told.damaged] == ["b"]
+        if isolated:
+            actor.put_guest(pb.Guest(guest_id="b", name="name-b", damaged="x", state=pb.FAILED))
+            assert [g.guest_id for g in actor.guests(pb.Empty()).guests] == ["a", "b", "c"]
+    actor = cast(Any, VMemFS())
+    actor.context = SimpleNamespace(environment=SimpleNamespace(memory=memory), resources=resources, log=log)
+    await actor.on_start()
+    assert not actor.guests(pb.Empty()).damaged, "it is isolated"
 
 
 def test_files_are_compared_with_what_the_machine_has() -> None:
