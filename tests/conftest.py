@@ -8,9 +8,14 @@ import shutil
 import signal
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 
 from tests.processes import processes_with
+
+# A test has one limit of time, pytest's: how long one example takes says how busy the computer is.
+hypothesis.settings.register_profile("everram", deadline=None)
+hypothesis.settings.load_profile("everram")
 
 FOLDERS = ("/usr/local/sbin", "/usr/sbin", "/sbin")
 """Where Debian puts servers; not on every user's PATH."""
