@@ -12,7 +12,7 @@ has applied what was valid by then, and whatever a fenced primary still writes l
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
@@ -23,7 +23,7 @@ from everram.runtime.contracts import common_pb2 as pb
 from everram.runtime.contracts.nvm_device_pb2 import LogOperation
 from everram.runtime.contracts.replicator_pb2 import Copy
 from everram.runtime.environment import Memory
-from everram.runtime.log.record import OPERATIONS, Record
+from everram.runtime.log.record import OPERATIONS, Record, Store
 from everram.runtime.log.replay import Target, store_all, targets
 from everram.runtime.log.ring import WORD_MASK, Ring, RingCorrupt
 from everram.runtime.memory.contract import Mapping
@@ -34,6 +34,8 @@ RUN_BYTES = 256 * 1024
 RUN_PART = 4
 """And at most this part of a ring: the primary writes up to half a ring ahead of what is acknowledged, so what is
 acknowledged and not yet applied is never overwritten."""
+PIECE_BYTES = 64 * 1024
+"""Of one store, applied at once: far less than the least dirty cap."""
 
 
 @dataclass(slots=True)
@@ -208,7 +210,7 @@ class KeptCopy:
                 if record.type in OPERATIONS:
                     operation = _operation(record)
                     return Run(record.end, [], operation) if end == start else Run(end, found)
-                found.extend(targets(record, self._regions))
+                found.extend(piece for target in targets(record, self._regions) for piece in _pieces(target))
             except RingCorrupt:
                 if end > start:
                     break  # those before it are good; it is found again
@@ -219,7 +221,7 @@ class KeptCopy:
     def apply(self, run: Run) -> None:
         """Store it in the regions; an operation was carried out already. Raises ResourceExhausted where a snapshot
         needs what is there and there is no room for it, or no more may be dirty; then it is still to be applied, and
-        what was stored of it is not stored again: one run may be more than may be dirty at once."""
+        what was stored of it is not stored again: a run, or one store of it, may be more than may be dirty at once."""
         assert self.ring is not None
         done = 0
         try:
@@ -251,6 +253,16 @@ class KeptCopy:
             complaint = str(error)
         self.record.lsn = self.held
         return complaint
+
+
+def _pieces(target: Target) -> Iterator[Target]:
+    """Each of which may be dirty under any cap."""
+    region, store = target
+    if len(store.data) <= PIECE_BYTES:
+        yield target
+        return
+    for at in range(0, len(store.data), PIECE_BYTES):
+        yield region, Store(store.region, store.offset + at, store.data[at : at + PIECE_BYTES])
 
 
 def _operation(record: Record) -> Operation:

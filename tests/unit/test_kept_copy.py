@@ -8,16 +8,18 @@ from typing import cast
 
 import pytest
 
+from everram.actors.replicator import kept_copy
 from everram.actors.replicator.kept_copy import KeptCopy, Run
 from everram.runtime.contracts import common_pb2 as pb
 from everram.runtime.contracts.nvm_device_pb2 import LogOperation
 from everram.runtime.contracts.replicator_pb2 import Copy
 from everram.runtime.environment import Memory, MemoryObject
-from everram.runtime.errors import NotFound
+from everram.runtime.errors import NotFound, ResourceExhausted
 from everram.runtime.log.record import HEADER_BYTES, RecordFlags, RecordType, Store, pack, pack_stores
 from everram.runtime.log.ring import DATA_OFFSET, EPOCH_START, MIN_CAPACITY_BYTES, Ring, RingCorrupt
 from everram.runtime.log.writer import LogWriter
-from everram.runtime.memory.contract import Mapping
+from everram.runtime.memory.contract import PAGE_BYTES, Mapping
+from everram.runtime.memory.guard import PageGuard
 from everram.runtime.memory.heap import HeapMapping
 from everram.runtime.simulation.entropy import Seeds
 from everram.runtime.simulation.memory import CrashState, Recording, power_losses, process_crashes
@@ -407,3 +409,54 @@ def test_an_operation_that_cannot_be_read_is_not_acknowledged() -> None:
     assert kept.copy.held == held
     with pytest.raises(RingCorrupt, match="an operation that cannot be read"):
         kept.copy.verify()
+
+
+@pytest.mark.parametrize("stores", [6, 1], ids=["many stores", "one store"])
+def test_a_run_of_more_pages_than_may_be_dirty_is_applied_in_the_end(
+    stores: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is flushed between two attempts is not charged again."""
+    monkeypatch.setattr(kept_copy, "PIECE_BYTES", PAGE_BYTES)
+    pages, cap_pages = 6, 3
+    data = Seeds(1).stream("data").randbytes(pages * PAGE_BYTES)
+    recording = Recording(bytes(Ring.total_bytes(CAPACITY)), bytes(len(data)), bytes(REGION_BYTES))
+    primary, log = Primary(), recording.map(LOG)
+    Ring.format(log, guest_id=GUEST_ID, epoch=EPOCH, capacity_bytes=CAPACITY, start=START)
+    guard = FewDirtyPages(cap_pages)
+    copy = KeptCopy(record_of(), cast("Memory", RecordedMemory(recording)), cast("PageGuard", guard))
+    length = len(data) // stores
+    for at in range(0, len(data), length):
+        primary.commit(Store(0, at, data[at : at + length]))
+    primary.ship(log)
+    refused = 0
+    while run := copy.unapplied() or copy.verify():
+        while True:
+            try:
+                copy.apply(run)
+                break
+            except ResourceExhausted:
+                refused += 1
+                assert refused < 2 * pages
+                guard.flush(1)
+    assert refused
+    assert bytes(recording.contents[FIRST]) == data
+
+
+class FewDirtyPages:
+    """A guard that charges stores page by page, and what is flushed of it."""
+
+    def __init__(self, cap_pages: int) -> None:
+        self._cap_pages = cap_pages
+        self._dirty: list[int] = []
+
+    def before_store(self, arena: str, offset: int, length: int) -> None:
+        for page in range(offset // PAGE_BYTES, (offset + length - 1) // PAGE_BYTES + 1):
+            if page in self._dirty:
+                continue
+            if len(self._dirty) == self._cap_pages:
+                raise ResourceExhausted("as much as may be is dirty")
+            self._dirty.append(page)
+
+    def flush(self, pages: int) -> None:
+        """Those that have been dirty for longest."""
+        del self._dirty[:pages]
