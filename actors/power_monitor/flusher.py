@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+import math
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Protocol
@@ -40,6 +41,8 @@ BATCH_PAGES = 512
 """Of one flush: a few milliseconds, after which its pages are clean."""
 TICK_S = 0.05
 """Between looks for regions that are new, and for pages that have been dirty for long."""
+TIMER_S = 0.001
+"""What the host's loop can tell apart."""
 RETRY_S = 1.0
 """After storage did not take a flush."""
 SEGMENT_PAGES = 64 * 1024
@@ -108,6 +111,8 @@ class Flusher:
         self.trouble = ""
         """Why flushing does not go on; empty: it does."""
         self.flushed_pages = 0
+        self._retrying: asyncio.TimerHandle | None = None
+        self._retry_at_s = 0.0
         cap.on_pressure = self._pressed.set
         cap.on_delay = self._delay
         if writers is not None:
@@ -254,7 +259,7 @@ class Flusher:
             if self._resting:
                 continue
             try:
-                self._cap.sync()
+                self._cap.sync()  # also where nothing is to be flushed: what is new is charged
                 while self._cap.wants_flush() and await self._flush_some():
                     pass
                 await self._collect()
@@ -269,10 +274,23 @@ class Flusher:
         async with self._one:
             if not self._cap.active or self._resting:
                 return False
+            self._cap.sync()
             chosen = self._cap.choose(BATCH_PAGES)
             if chosen:
-                await self._flush(chosen)
+                with self._reading(name for name, _ in chosen):
+                    await self._flush(chosen)
             return bool(chosen)
+
+    @contextlib.contextmanager
+    def _reading(self, names: Iterable[str]) -> Iterator[None]:
+        """Regions may be removed while they are read: then what was read with them is still to be flushed."""
+        regions = {name: self._cap.regions[name] for name in names}
+        try:
+            yield
+        except OSError:
+            self._cap.sync()
+            if all(self._cap.regions.get(name) is region for name, region in regions.items()):
+                raise
 
     async def _flush(self, chosen: Sequence[PageKey]) -> None:
         cap = self._cap
@@ -318,8 +336,20 @@ class Flusher:
         await segment.add(number, first, piece)
 
     def _delay(self, seconds: float) -> None:
+        """One timer for all writers that are slowed, at the first instant at which one may go on; whoever has to wait
+        for longer says so again then. In whole ticks: what came too early would only be asked again."""
+        loop = asyncio.get_running_loop()
+        at_s = loop.time() + max(1, math.ceil(seconds / TIMER_S)) * TIMER_S
+        if self._writers is None or (self._retrying is not None and self._retry_at_s <= at_s):
+            return
+        if self._retrying is not None:
+            self._retrying.cancel()
+        self._retrying, self._retry_at_s = loop.call_at(at_s, self._retry), at_s
+
+    def _retry(self) -> None:
+        self._retrying = None
         if self._writers is not None:
-            asyncio.get_running_loop().call_later(seconds, self._writers.retry_all)
+            self._writers.retry_all()
 
     # -- segments
 
@@ -349,6 +379,7 @@ class Flusher:
         async with self._one:
             if self._resting:
                 return
+            self._cap.sync()
             self._holdings.keep({region.table.number for region in self._cap.regions.values()})
             for ref in [ref for ref in self._own if not self._holdings.live(ref.number)]:
                 self._own.remove(ref)
@@ -356,7 +387,8 @@ class Flusher:
             size = sum(ref.pages_bytes // PAGE_BYTES for ref in self._own)
             live = sum(self._holdings.live(ref.number) for ref in self._own)
             if size > SEGMENT_PAGES and live < (1 - GARBAGE_PART) * size:
-                await self._empty(min(self._own, key=lambda ref: self._holdings.live(ref.number)))
+                with self._reading(self._cap.regions):
+                    await self._empty(min(self._own, key=lambda ref: self._holdings.live(ref.number)))
 
     async def _empty(self, ref: SegmentRef) -> None:
         """A part of it: what is clean is copied, and whoever stores to a page meanwhile makes it dirty anyway."""

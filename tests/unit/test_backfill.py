@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import itertools
 import logging
 import os
 import random
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,6 +27,7 @@ from everram.runtime.environment import Environment, MachineEvent, Memory, Stret
 from everram.runtime.errors import DataLoss, ResourceExhausted
 from everram.runtime.formats import nvm
 from everram.runtime.formats.image_files import pages_name
+from everram.runtime.formats.segment import SegmentWriter
 from everram.runtime.formats.vmemfs import Superblock
 from everram.runtime.memory.contract import PAGE_BYTES
 from everram.runtime.memory.dirty_cap import DirtyCap
@@ -483,6 +485,65 @@ async def test_lost_pages_of_one_guest_do_not_keep_the_others_from_being_saved(b
     bench.lose_memory()
     await bench.restored()
     assert bench.found(OTHER) == [content(page) for page in range(PAGES)]
+
+
+async def test_a_region_removed_while_it_is_flushed_ends_nothing(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was flushed with it is flushed again, and what was never there is not missed."""
+    outcome, faults = await bench.restored()
+    assert outcome.backfill is not None
+    bench.start(outcome.backfill)
+    await outcome.backfill.finished()
+    bench.memory.capacity_bytes = 1 << 24
+    cap = faults.guard.cap = DirtyCap(cast("Any", bench.memory), lambda: 1.0)
+    cap.target_pages = 10
+    context = SimpleNamespace(environment=bench.environment(), log=logging.getLogger("test"))
+    flusher = Flusher(cast("Any", context), cap, cast("Any", faults))
+    await flusher.begin("m1")
+    add = flusher._add
+
+    async def removed(segment: SegmentWriter, name: str, pages: Sequence[int]) -> None:
+        await add(segment, name, pages)
+        if name == OTHER and name in bench.memory.names():
+            await bench.memory.remove(OTHER)
+
+    monkeypatch.setattr(flusher, "_add", removed)
+    flushing = asyncio.ensure_future(flusher.run())
+    try:
+        await until(lambda: flushing.done() or (OTHER not in bench.memory.names() and not cap.wants_flush()))
+        assert not flushing.done()
+        assert flusher.trouble == "" and OTHER not in cap.regions
+        assert cap.dirty_pages <= 10
+    finally:
+        flushing.cancel()
+        await asyncio.wait([flushing])
+        await flusher.settle()
+
+
+async def test_writers_that_are_slowed_have_one_timer() -> None:
+    """However many they are, and however often each says that it still has to wait."""
+    memory = LooseMemory()
+    asked: list[float] = []
+    done = asyncio.Event()
+
+    class Writers:
+        def protect_arena(self, arena: str) -> bool:
+            return True
+
+        def retry_all(self) -> None:
+            """64 writers whose time has not come."""
+            asked.append(asyncio.get_running_loop().time())
+            if len(asked) == 5:
+                done.set()
+                return
+            for writer in range(64):
+                cap.on_delay(0.0004 + 0.0001 * writer)
+
+    cap = DirtyCap(cast("Any", memory), lambda: 1.0)
+    Flusher(cast("Any", SimpleNamespace(environment=SimpleNamespace(disk=None))), cap, cast("Any", Writers()))
+    for writer in reversed(range(64)):
+        cap.on_delay(0.0004 + 0.0001 * writer)
+    await done.wait()
+    assert all(after - before >= 0.0005 for before, after in itertools.pairwise(asked))
 
 
 async def test_an_image_that_went_away_is_no_memory(bench: Bench) -> None:
