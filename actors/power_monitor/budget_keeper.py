@@ -64,6 +64,8 @@ class BudgetKeeper:
         self.save_bytes_per_s, self.measured = SAVE_BYTES_PER_S, False
         self.memory = Memory(0, 0)
         self.budget = Budget(0, None, None, covered=True)
+        self._trouble = ""
+        """Why nothing is tracked; empty: nothing has to be, or it is."""
 
     async def begin(self, memory_id: str, restored: Restored | None) -> None:
         """Before anybody stores to a region: then what was restored is clean."""
@@ -101,7 +103,12 @@ class BudgetKeeper:
             await self.flusher.settle()
 
     async def _track(self, restored: Restored | None) -> None:
-        await self.flusher.begin(self._memory_id, restored)
+        try:
+            await self.flusher.begin(self._memory_id, restored)
+        except EverramError as error:
+            self._trouble = error.message
+            raise
+        self._trouble = ""
         if self._flushing is None:
             self._flushing = self._context.spawn(self.flusher.run(), name="flush")
 
@@ -142,7 +149,16 @@ class BudgetKeeper:
         )
         return full + self._cap.dirty_pages * PAGE_BYTES
 
+    @property
+    def covered(self) -> bool:
+        """Whether a loss of the mains is survived by all that there is, by what is kept of the budget."""
+        return self.budget.covered and not (self._trouble and self.energy.budget(self.memory).tracks)
+
     def warning(self) -> str:
+        if self._trouble and self.budget.tracks:
+            lost = "" if self.covered else ": what this machine holds may be lost with its mains"
+            cap = size_text(self.budget.cap_bytes or 0)
+            return f"no more than {cap} may be dirty, and that is not kept ({self._trouble}){lost}"
         if self.flusher.trouble:
             return f"dirty memory is not flushed: {self.flusher.trouble}"
         if not self.budget.covered:
@@ -161,7 +177,7 @@ class BudgetKeeper:
             save_bytes=budget.save_bytes,
             full_bytes=self.memory.full_bytes,
             tracked_bytes=self.memory.tracked_bytes,
-            covered=budget.covered,
+            covered=self.covered,
             tracking=cap.active,
             cap_bytes=cap.target_pages * PAGE_BYTES if cap.active else 0,
             dirty_bytes=cap.dirty_pages * PAGE_BYTES,

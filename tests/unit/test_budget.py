@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Coroutine
+from types import SimpleNamespace
+from typing import Any, cast
+
 import pytest
 
 from everram.actors.power_monitor.budget import DRAIN_PART, OVERHEAD_S, SAFETY, Budget, Energy, Memory
+from everram.actors.power_monitor.budget_keeper import BudgetKeeper
+from everram.runtime.environment import Environment
+from everram.runtime.errors import ResourceExhausted
+from everram.runtime.memory.dirty_cap import DirtyCap
+from everram.runtime.simulation.disk import DiskFaults, Media, SimulatedDisk
+from everram.runtime.simulation.entropy import Seeds
+from everram.runtime.simulation.objects import Objects, SimulatedMemory
 
 MIB = 1 << 20
 MEMORY = Memory(full_bytes=10 * MIB, tracked_bytes=1000 * MIB)
@@ -59,3 +71,42 @@ def test_tracking_ends_only_when_there_is_more_than_enough() -> None:
     assert just.budget(MEMORY).cap_bytes is None
     assert just.budget(MEMORY, tracking=True).cap_bytes is not None
     assert energy(6.0).budget(MEMORY, tracking=True).cap_bytes is None
+
+
+async def test_a_cap_that_cannot_be_kept_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no room for the book: whatever the figures say, the battery may not save what is dirty then."""
+    objects = Objects(16 * MIB)
+    memory = SimulatedMemory(objects)
+    await memory.create("region.g.data", 8 * MIB)
+    battery_s = 0.2
+    nothing = cast("Any", None)
+    environment = Environment(nothing, nothing, SimulatedDisk(media()), memory, *[nothing] * 6)
+    context = cast("Any", SimpleNamespace(environment=environment, log=logging.getLogger("test"), spawn=spawned))
+    cap = DirtyCap(memory, lambda: 1.0)
+    keeper = BudgetKeeper(context, cap, cast("Any", SimpleNamespace(protect_arena=bool)), lambda: battery_s, 0)
+    monkeypatch.setattr(memory, "create", full)
+    with pytest.raises(ResourceExhausted):
+        await keeper.begin("m1", None)
+    assert keeper.budget.covered and not keeper.status().covered
+    assert "may be dirty, and that is not kept (no room)" in keeper.warning()
+    assert "lost with its mains" in keeper.warning()
+    battery_s = 30.0
+    keeper.believe(50e6)
+    assert keeper.status().covered and keeper.warning() == "", "everything may be dirty"
+    battery_s = 0.2
+    keeper.believe(50e6)
+    monkeypatch.undo()
+    await keeper.begin("m1", None)
+    assert keeper.status().covered and keeper.status().tracking and keeper.warning() == ""
+
+
+async def full(*_: object) -> None:
+    raise ResourceExhausted("no room")
+
+
+def spawned(work: Coroutine[Any, Any, None], name: str) -> None:
+    work.close()
+
+
+def media() -> Media:
+    return Media(Seeds(1).stream("disk"), 1 << 30, DiskFaults(latency_min_s=0, latency_max_s=0))
