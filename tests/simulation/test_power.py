@@ -22,7 +22,7 @@ from everram.runtime.log.ring import MIN_CAPACITY_BYTES
 from everram.runtime.simulation.machine import Seat
 from everram.runtime.simulation.world import World
 
-SEEDS = 15
+SEEDS = 6
 """Here; two hundred take a few minutes."""
 HOSTS = ("h1", "h2", "h3")
 LENGTHS_S = (0.002, 0.01, 0.05, 1.0, 4.0, 12.0)
