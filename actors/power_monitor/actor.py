@@ -31,7 +31,6 @@ from everram.runtime.contracts.vmemfs_contract import VMemFSRef
 from everram.runtime.environment import MachineEvent, Ups
 from everram.runtime.errors import EverramError, FailedPrecondition
 from everram.runtime.formats.image import examine, mark_opened
-from everram.runtime.formats.image_writer import tidy
 from everram.runtime.memory.contract import PAGE_BYTES
 from everram.runtime.memory.dirty_cap import DirtyCap
 from everram.runtime.memory.guard import PageGuard
@@ -98,7 +97,7 @@ class PowerMonitor(PowerMonitorActor):
             self._replicator.tell(REPLICATOR_QUIESCE, QuiesceRequest(on=True))
         self.context.spawn(self._watch_power(), name="power")
         self.context.spawn(self._budget.run(), name="budget")
-        self.context.spawn(self._tidy(below=survey.next_segment), name="tidy")
+        self.context.spawn(self._tidy(), name="tidy")
         if self.context.environment.ups is not None:
             self.context.spawn(self._watch_ups(self.context.environment.ups), name="ups")
 
@@ -274,11 +273,10 @@ class PowerMonitor(PowerMonitorActor):
         await self._tidy()
         return report
 
-    async def _tidy(self, below: int | None = None) -> None:
-        """When there is time for it: removing what no image needs any more takes the disk a while. `below`: what is
-        not older is being written, perhaps."""
+    async def _tidy(self) -> None:
+        """When there is time for it: removing what no image needs any more takes the disk a while."""
         try:
-            await tidy(self.context.environment.disk, self._budget.flusher.segments(), below)
+            await self._budget.flusher.tidy()
         except EverramError as error:
             self.context.log.warning("files of an older image stay: %s", error.message)
 

@@ -31,7 +31,7 @@ from everram.runtime.formats.catalog import SavedObject
 from everram.runtime.formats.dirty_book import MEMORY_NAME, DirtyBook, book_bytes
 from everram.runtime.formats.image import Survey, examine
 from everram.runtime.formats.image_files import HEADER_BYTES, index_name, pages_name, remove_segment
-from everram.runtime.formats.image_writer import tidy
+from everram.runtime.formats.image_writer import tidy, unneeded
 from everram.runtime.formats.segment import SegmentIndex, SegmentRef, SegmentWriter, parse_index
 from everram.runtime.memory.absent import is_lacking, read_what_is_left
 from everram.runtime.memory.contract import PAGE_BYTES
@@ -447,6 +447,14 @@ class Flusher:
             for batch in index.batches:
                 self._cap.next_number = max((self._cap.next_number, *(one + 1 for one in batch.runs[::3])))
         self._take_up(indexes, named)
+
+    async def tidy(self) -> None:
+        """Remove what no image needs any more. What that is, is found while nobody saves or flushes; nobody will need
+        it later, so that they need not wait while it is removed."""
+        async with self._one:
+            names = await unneeded(self._disk, self.segments())
+        for name in names:
+            await self._disk.remove(name)
 
     def segments(self) -> tuple[int, ...]:
         """That are needed, whether a marker names them or not."""

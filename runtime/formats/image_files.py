@@ -69,8 +69,13 @@ async def find(disk: Disk) -> Found:
 
 
 async def remove_segment(disk: Disk, segment: int) -> None:
-    await disk.remove(index_name(segment))
-    await disk.remove(pages_name(segment))
+    for name in segment_files(segment):
+        await disk.remove(name)
+
+
+def segment_files(segment: int) -> tuple[str, str]:
+    """In the order in which they are removed: while one is there, no other segment is given this number."""
+    return index_name(segment), pages_name(segment)
 
 
 def header(magic: bytes, number: int, memory_id: str, block_bytes: int = HEADER_BYTES) -> bytes:

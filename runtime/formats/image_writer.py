@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from everram.runtime.environment import Disk, Stretch
 from everram.runtime.formats.catalog import Catalog, SavedObject
 from everram.runtime.formats.image import MARKER, Marker, Survey, examine
-from everram.runtime.formats.image_files import catalog_name, remove_segment
+from everram.runtime.formats.image_files import catalog_name, remove_segment, segment_files
 from everram.runtime.formats.segment import BLOCK_BYTES, SegmentRef, SegmentWriter
 from everram.runtime.memory.contract import PAGE_BYTES
 from everram.runtime.version import PACKAGE_VERSION
@@ -138,23 +138,27 @@ class ImageWriter:
                 await remove_segment(self._disk, self._segment.number)
 
 
-async def tidy(disk: Disk, keep: Sequence[int] = (), below: int | None = None) -> None:
-    """Remove what nothing names any more: segments but the marker's and `keep`, catalogs but the marker's. Where a save
-    was not finished nothing is removed: a person may want what there is. `below`: the first segment that somebody may
-    be writing by now; nothing names that yet, either."""
+async def tidy(disk: Disk, keep: Sequence[int] = ()) -> None:
+    """Remove what is `unneeded`. Nobody may be writing a segment that is not in `keep`."""
+    for name in await unneeded(disk, keep):
+        await disk.remove(name)
+
+
+async def unneeded(disk: Disk, keep: Sequence[int] = ()) -> list[str]:
+    """Files that nothing names any more, nor ever will: of segments but the marker's and `keep`, catalogs but the
+    marker's. Where a save was not finished there are none: a person may want what there is."""
     survey = await examine(disk)
     if survey.state == "incomplete":
-        return
+        return []
     named = {*keep, *(segment.number for segment in survey.marker.segments)} if survey.marker else {*keep}
     if survey.marker is not None and not survey.marker.whole and survey.generation in survey.generations:
         catalog = Catalog.decode(await disk.read(catalog_name(survey.generation)), survey.generation)
         named.update(catalog.segments)
-    for generation in survey.generations:
-        if generation != survey.generation:
-            await disk.remove(catalog_name(generation))
+    names = [catalog_name(generation) for generation in survey.generations if generation != survey.generation]
     for segment in survey.segments:
-        if segment not in named and (below is None or segment < below):
-            await remove_segment(disk, segment)
+        if segment not in named:
+            names += segment_files(segment)
+    return names
 
 
 def _next_segment(survey: Survey, base: Sequence[SegmentRef]) -> int:

@@ -20,8 +20,8 @@ from everram.runtime.environment import Environment
 from everram.runtime.errors import FailedPrecondition, ResourceExhausted
 from everram.runtime.formats import nvm
 from everram.runtime.formats.image import examine
+from everram.runtime.formats.image_files import segment_files
 from everram.runtime.formats.image_reader import Image
-from everram.runtime.formats.image_writer import tidy
 from everram.runtime.formats.vmemfs import Superblock
 from everram.runtime.memory.contract import PAGE_BYTES
 from everram.runtime.memory.dirty_cap import DirtyCap
@@ -170,7 +170,7 @@ class Machine:
         self.hosts += 1
         host = Host(self)
         await host.flusher.begin("m1", restored)
-        await tidy(host.environment.disk, host.flusher.segments())
+        await host.flusher.tidy()
         return host
 
     async def use(self, host: Host) -> None:
@@ -255,3 +255,57 @@ def test_whatever_happens_to_it(first: int) -> None:
 
 def test_a_seed_gives_the_same_again() -> None:
     assert play(3).world.digest == play(3).world.digest
+
+
+@pytest.mark.parametrize("slow", ["list", "remove"])
+def test_what_a_save_writes_is_not_tidied_away_and_tidying_keeps_no_save_waiting(
+    slow: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the start of a host the mains are lost while a busy disk is asked for what is unneeded, or removes it."""
+    world = World(1)
+    machine = Machine(world)
+
+    async def scenario() -> None:
+        await machine.make_memory()
+        host = Host(machine)
+        disk = host.environment.disk
+        for name in segment_files(0):  # of a save that was given up
+            await (await disk.open(name, create=True)).close()
+        real, real_open, reached, gone_on = getattr(disk, slow), disk.open, asyncio.Event(), asyncio.Event()
+
+        async def slowly(name: str) -> Any:
+            if not reached.is_set():
+                reached.set()
+                await gone_on.wait()
+            return await real(name)
+
+        monkeypatch.setattr(disk, slow, slowly)
+
+        async def begin_segment(name: str, *, create: bool = False) -> Any:
+            """It is seen by whoever is told only now what there is."""
+            file = await real_open(name, create=create)
+            if create and name.startswith("image/index."):
+                gone_on.set()
+                await asyncio.wait([tidying])
+            return file
+
+        tidying = asyncio.ensure_future(host.flusher.tidy())
+        await reached.wait()
+        if slow == "list":
+            monkeypatch.setattr(disk, "open", begin_segment)
+        saving = asyncio.ensure_future(machine.save(host))
+        if slow == "list":
+            await asyncio.sleep(0.1)
+        else:
+            await saving
+        gone_on.set()
+        await asyncio.gather(tidying, saving)
+        assert not [name for name in await disk.list("image") if name.endswith(".0")]
+        before = machine.content()
+        machine.objects.wipe()
+        machine.objects.gone = False
+        await machine.come_back(before, saved=True)
+        assert machine.outcomes == ["complete"]
+
+    world.run(scenario())
+    assert not world.violations
