@@ -126,6 +126,10 @@ class MachineProcess:
         self._awaited[self._requests] = (reply, payload)
         return self._requests
 
+    def forget_requests(self) -> None:
+        """The host that made them does not wait any more."""
+        self._awaited.clear()
+
     def ask(self, request: int, event: Callable[[int], list[e.Effect]]) -> None:
         """Give the core a request with this number; its refusal is raised."""
         try:
@@ -195,10 +199,12 @@ class MachineProcess:
     # -- the host ------------------------------------------------------------------------------------------------------
 
     def _start_host(self, incarnation: int) -> None:
+        self.upgrades.leave()  # its successor may have died before the memory was passed to it
         self.host_incarnation = incarnation
+        gone = partial(self._host_disconnected, incarnation)
         try:
             self.host_pid, self.link = self.launch_host(
-                self.host_command, incarnation, self.store.items(), self.on_message, self._host_disconnected
+                self.host_command, incarnation, self.store.items(), self.on_message, gone
             )
         except EverramError as error:
             self.loop.log(f"the host cannot be started: {error.message}")
@@ -253,11 +259,11 @@ class MachineProcess:
         return pid, link
 
     def adopt(self, successor: Successor) -> None:
-        """It is the host from now on. Nobody waits for answers to the one before."""
-        self._awaited.clear()
+        """It is the host from now on."""
         self.host_pid, self.link = successor.pid, successor.link
         self.host_incarnation, self.host_command = successor.incarnation, successor.command
-        successor.link.handle, successor.link.gone = self.on_message, self._host_disconnected
+        successor.link.handle = self.on_message
+        successor.link.gone = partial(self._host_disconnected, successor.incarnation)
         self.loop.log(f"host is now process {self.host_pid}, incarnation {self.host_incarnation}")
 
     def _signal_host(self, number: int) -> None:
@@ -269,9 +275,10 @@ class MachineProcess:
             self.link.close()
             self.link = None
 
-    def _host_disconnected(self) -> None:
-        self.link = None
-        self.feed(self.core.host_disconnected(self.now_ns(), self.host_incarnation))
+    def _host_disconnected(self, incarnation: int) -> None:
+        if incarnation == self.host_incarnation:
+            self.link = None
+        self.feed(self.core.host_disconnected(self.now_ns(), incarnation))
 
     def _host_ended(self, exit_status: int) -> None:
         self.loop.log(f"host ended, process {self.host_pid}, status {exit_status}")
@@ -282,7 +289,7 @@ class MachineProcess:
             link.close()
         if self.link is link:  # otherwise its last word was that it had handed over
             self.link = None
-            self._awaited.clear()
+            self.forget_requests()
         self.feed(self.core.host_exited(self.now_ns(), incarnation, exit_status))
 
     def on_message(self, message: Message) -> None:

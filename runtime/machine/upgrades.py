@@ -95,11 +95,19 @@ class Upgrades:
         if successor is None:
             raise AssertionError("there is nobody to pass the memory to")
         self._successor = None
-        if machine.host_pid:
-            self._ending[machine.host_pid] = Leaving(machine, machine.host_pid, machine.link)
+        self.leave()
         self._former = machine.host_command
         machine.adopt(successor)
         successor.pass_memory()
+
+    def leave(self) -> None:
+        """The host has handed over; if its process still lives, it is the host no longer, and nobody waits for answers
+        to what it asked."""
+        machine = self._machine
+        if machine.host_pid:
+            self._ending[machine.host_pid] = Leaving(machine, machine.host_pid, machine.link)
+        machine.host_pid, machine.link = 0, None
+        machine.forget_requests()
 
     def use_former(self) -> None:
         self._machine.host_command = self._former

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections import deque
+from types import SimpleNamespace
+from typing import Any, cast
+
 import pytest
 
 from everram.runtime.errors import FailedPrecondition
@@ -23,6 +27,8 @@ from everram.runtime.machine.effects import (
     UseFormer,
 )
 from everram.runtime.machine.lives import EXIT_REFUSED
+from everram.runtime.machine.process import MachineProcess
+from everram.runtime.machine.upgrades import Upgrades
 
 MS = 1_000_000
 LIMITS = Limits()
@@ -228,4 +234,52 @@ def test_a_machine_that_stops_in_the_midst_of_it_ends() -> None:
     effects = core.stop(3)
     assert EndSuccessor() in effects
     assert (core.host.state, core.upgrade.step) == ("ended", "")
+    core.validate()
+
+
+# -- carried out -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order", ["closes first", "is reaped first"])
+def test_the_end_of_the_process_that_handed_over_is_not_its_successors(
+    monkeypatch: pytest.MonkeyPatch, order: str
+) -> None:
+    """With --pause: the successor dies while guests are being stopped, so the former software is started again, beside
+    the process that has handed over."""
+    killed: list[int] = []
+    monkeypatch.setattr("everram.runtime.machine.process.send_signal", lambda pid, number: killed.append(pid))
+    core = begun(guests=1, pause=True)
+    nothing = cast(Any, SimpleNamespace(cancel=lambda: None, close=lambda: None))
+    links: list[Any] = []
+
+    def launch(command: Any, incarnation: int, kept: Any, handle: Any, gone: Any) -> tuple[int, Any]:
+        links.append(SimpleNamespace(handle=handle, gone=gone, close=lambda: None, drain=lambda: None))
+        return 100 * incarnation, links[-1]
+
+    machine = cast(Any, MachineProcess.__new__(MachineProcess))
+    machine.core, machine._effects, machine._performing = core, deque(), False
+    machine.loop = SimpleNamespace(log=lambda text: None, at=lambda *when: nothing, now_ns=lambda: 10)
+    machine._arm = machine._poll = lambda *words: None
+    machine.store = SimpleNamespace(items=list)
+    freezer = SimpleNamespace(stop=lambda: None, is_stopped=lambda: False, resume=lambda: None)
+    machine.residents = {"g0": SimpleNamespace(poll=None, freezer=freezer)}
+    machine._awaited, machine.host_command = {}, ["former"]
+    machine.host_pid, machine.link, machine.launch_host = 0, None, launch
+    upgrades = machine.upgrades = Upgrades(machine)
+    machine._start_host(1)
+    upgrades._successor = cast(Any, SimpleNamespace(pid=999, incarnation=2, command=["new"], close=lambda: None))
+    core.upgrade.verdict(1, 2, [], {})
+    machine.feed(core.upgrade.handed_over(2, 1))
+    assert core.host.state == "leaving"
+    machine._awaited[7] = (nothing, lambda: None)
+    machine._ended(999, 137)
+    assert (machine.host_pid, machine.host_incarnation, machine._awaited) == (300, 3, {})
+    core.host_ready(3, 3)
+    old, new = links
+    for what in (old.gone, lambda: machine._ended(100, 0))[:: 1 if order == "closes first" else -1]:
+        what()
+    assert (killed, machine.link, core.host.state, machine.host_pid) == ([], new, "ready", 300)
+    assert not upgrades._ending
+    new.gone()
+    assert (killed, machine.link) == ([300], None)
     core.validate()
