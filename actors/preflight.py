@@ -20,8 +20,9 @@ from everram.runtime.coordination.api import Range
 from everram.runtime.coordination.client import CoordinationClient
 from everram.runtime.coordination.directory import CLUSTER
 from everram.runtime.errors import DataLoss, EverramError, FailedPrecondition
-from everram.runtime.formats import nvm, vmemfs
+from everram.runtime.formats import nvm, page_classes, swap_table, vmemfs
 from everram.runtime.formats.slots import SlotArea
+from everram.runtime.memory import old_pages
 from everram.runtime.memory.contract import Mapping as MappedMemory
 from everram.runtime.memory.mapped import Mapped
 from everram.runtime.production.machine import SystemMachine
@@ -29,6 +30,9 @@ from everram.runtime.version import PACKAGE_VERSION
 
 READS = 5
 """The host goes on changing its metadata: two changes while it is read may look like damage, five times do not."""
+
+PEEK_MAX = 200
+"""Descriptors in one answer, below the kernel's limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +76,17 @@ READERS: Mapping[str, Callable[[MappedMemory], dict[str, Any]]] = {
 """Of each kind of metadata, by the memory object it lies in: raises what its host would refuse to start for."""
 
 
+TABLES: Mapping[str, Callable[[MappedMemory], object]] = {
+    swap_table.TABLE_PREFIX: swap_table.SwapTable.open,
+    page_classes.PREFIX: page_classes.check_version,
+    old_pages.PREFIX: old_pages.OldPages.open,
+}
+"""Of guests' own tables, by what the names of their memory objects begin with. Only a version that cannot be read is a
+reason: damage is one guest's, and the running host's as well."""
+
+
 def judge(found: Mapping[str, int]) -> Verdict:
-    """`found`: descriptors to read the memory objects of READERS with, of those that there are."""
+    """`found`: descriptors to read the memory objects of READERS and TABLES with, of those that there are."""
     said: dict[str, Any] = {
         "version": PACKAGE_VERSION,
         "reads": ".".join(map(str, vmemfs.FORMAT.version)),
@@ -83,9 +96,13 @@ def judge(found: Mapping[str, int]) -> Verdict:
         reasons.append("the host has no VMemFS superblock yet: try again when it serves")
     for name, descriptor in found.items():
         try:
-            said |= _read_patiently(READERS[name], descriptor)
+            if name in READERS:
+                said |= _read_patiently(READERS[name], descriptor)
+            else:
+                _check_table(name, descriptor)
         except EverramError as error:
-            reasons.append(error.message)
+            if error.message not in reasons:  # a thousand guests may have one
+                reasons.append(error.message)
     return Verdict(tuple(reasons), said)
 
 
@@ -98,20 +115,35 @@ def _read_patiently(read: Callable[[MappedMemory], dict[str, Any]], descriptor: 
         return read(mapping)
 
 
-async def stand_by(machine: SystemMachine, socket_path: str, coordination: CoordinationClient) -> None:
-    """Until this process is the host, which listens at `socket_path` already. A verdict of no ends with this process:
-    the machine ends it."""
-    found = await machine.peek(list(READERS))
+def _check_table(name: str, descriptor: int) -> None:
+    """Raises FailedPrecondition."""
+    open_table = next(opened for prefix, opened in TABLES.items() if name.startswith(prefix))
+    mapping = Mapped(descriptor, os.fstat(descriptor).st_size, writable=False)
+    with contextlib.closing(mapping), contextlib.suppress(DataLoss):
+        open_table(mapping)
+
+
+async def _judge_running(machine: SystemMachine) -> Verdict:
+    names = [*READERS, *await machine.kept_names(list(TABLES))]
+    found: dict[str, int] = {}
     try:
-        verdict = judge(found)
+        for at in range(0, len(names), PEEK_MAX):
+            found |= await machine.peek(names[at : at + PEEK_MAX])
+        return judge(found)
     finally:
         for descriptor in found.values():
             os.close(descriptor)
+
+
+async def stand_by(machine: SystemMachine, socket_path: str, coordination: CoordinationClient) -> None:
+    """Until this process is the host, which listens at `socket_path` already. A verdict of no ends with this process:
+    the machine ends it."""
+    verdict = await _judge_running(machine)
     with contextlib.suppress(EverramError):  # only to be connected by then
         await coordination.range(Range(CLUSTER))
     await machine.judged(verdict.reasons, {**verdict.said, "socket": socket_path})
     await machine.taken()
-    last = judge({name: machine.kept[name] for name in READERS if name in machine.kept})
+    last = judge({name: fd for name, fd in machine.kept.items() if name in READERS or name.startswith(tuple(TABLES))})
     if last.reasons:
         raise FailedPrecondition("; ".join(last.reasons))
     await machine.ingested()

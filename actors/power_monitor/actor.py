@@ -7,6 +7,7 @@ long that takes in `rehearsal`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable
 
 from everram.actors.power_monitor.ac_loss import FREEZE_REASON as POWER_REASON
@@ -15,6 +16,7 @@ from everram.actors.power_monitor.backfill import Backfill
 from everram.actors.power_monitor.budget_keeper import BudgetKeeper
 from everram.actors.power_monitor.ends import MAINS_LOST, EndRecord
 from everram.actors.power_monitor.flusher import Restored, Writers
+from everram.actors.power_monitor.rehearsal import FREEZE_REASON as REHEARSAL_REASON
 from everram.actors.power_monitor.rehearsal import rehearse
 from everram.actors.power_monitor.report import TAKEN_BACK, read_report, settle, write_report
 from everram.actors.power_monitor.save import RestoreTimes, save
@@ -29,7 +31,7 @@ from everram.runtime.contracts.replicator_contract import REPLICATOR_QUIESCE, Re
 from everram.runtime.contracts.replicator_pb2 import QuiesceRequest
 from everram.runtime.contracts.vmemfs_contract import VMemFSRef
 from everram.runtime.environment import MachineEvent, Ups
-from everram.runtime.errors import EverramError, FailedPrecondition
+from everram.runtime.errors import EverramError, FailedPrecondition, InvalidArgument
 from everram.runtime.formats.image import examine, mark_opened
 from everram.runtime.memory.contract import PAGE_BYTES
 from everram.runtime.memory.dirty_cap import DirtyCap
@@ -89,6 +91,12 @@ class PowerMonitor(PowerMonitorActor):
         """The UPS that says that the mains are lost, also to the host before this one."""
         self._replicator = self.context.ref(ReplicatorRef)
         self._nvm = self.context.ref(NvmDeviceRef)
+        with contextlib.suppress(
+            InvalidArgument
+        ):  # a machine that was started by an earlier version has no such reason
+            await self.context.environment.machine.thaw(
+                "", REHEARSAL_REASON
+            )  # a host may have ended in the midst of one
         survey = await examine(self.context.environment.disk)
         await self._begin_budget()
         marker = survey.marker

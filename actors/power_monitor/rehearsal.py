@@ -7,12 +7,15 @@ beside the image, to measure how fast that is. Nothing else changes.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
-from everram.actors.power_monitor.ac_loss import FREEZE_REASON
 from everram.actors.power_monitor.save import pieces_of, saved_objects
 from everram.runtime.actor import ActorContext
 from everram.runtime.contracts.power_monitor_pb2 import Rehearsal
+from everram.runtime.errors import InvalidArgument
 
+FREEZE_REASON = "rehearsal"
+"""Of its own: whatever a loss of the mains has stopped meanwhile stays so, and a host that finds it takes it away."""
 SAMPLE = "power/rehearsal"
 SAMPLE_BYTES = 128 << 20
 """Of the memory: a disk's own cache has no say in it any more."""
@@ -26,9 +29,12 @@ async def rehearse(context: ActorContext, pause: asyncio.Lock, bytes_to_save: in
     answer = Rehearsal(battery_s=environment.machine.battery_s)
     async with pause:
         began_ns = clock.now_ns()
-        await environment.machine.freeze("", FREEZE_REASON)
-        answer.freeze_s = (clock.now_ns() - began_ns) / 1e9
-        await environment.machine.thaw("", FREEZE_REASON)
+        try:
+            await environment.machine.freeze("", FREEZE_REASON)
+            answer.freeze_s = (clock.now_ns() - began_ns) / 1e9
+        finally:
+            with contextlib.suppress(InvalidArgument):  # of a machine that does not know the reason: say that first
+                await environment.machine.thaw("", FREEZE_REASON)
     objects = saved_objects(environment.memory)
     answer.memory_bytes = bytes_to_save
     written = 0

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import enum
 
+from everram.runtime.errors import FailedPrecondition
 from everram.runtime.memory.contract import PAGE_BYTES, Mapping
 
 MAGIC = int.from_bytes(b"EVRCLASS", "little")
@@ -95,6 +96,13 @@ def classify(kind: int, active: bool, *, present: bool, swapped: bool) -> PageCl
 
 def object_name(guest_id: str) -> str:
     return PREFIX + guest_id
+
+
+def check_version(mapping: Mapping) -> None:
+    """Raises FailedPrecondition for a table of another version, which a host of this one cannot use."""
+    magic, version = mapping.load_u64(_MAGIC), mapping.load_u64(_VERSION)
+    if magic == MAGIC and version != VERSION:
+        raise FailedPrecondition(f"page classes: written in version {version}, this everram reads {VERSION}")
 
 
 class PageClasses:

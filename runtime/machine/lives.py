@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 LEASE = "lease"
-REASONS = frozenset({"snapshot", "upgrade", "power", LEASE, "reclaim", "suspend", "down"})
+REASONS = frozenset({"snapshot", "upgrade", "power", LEASE, "reclaim", "rehearsal", "suspend", "down"})
 """Why a guest may be frozen."""
 
 EXIT_REFUSED = 78

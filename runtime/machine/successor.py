@@ -1,7 +1,8 @@
 """The successor of a host, as its machine holds it while the host software is upgraded: a process without memory yet.
 
-It is started with `--successor`, which a version that cannot be started warm refuses, and may ask two things:
+It is started with `--successor`, which a version that cannot be started warm refuses, and may ask three things:
 
+    DO=kept     JSON={"prefixes": [...]}        -> the names of the memory objects that begin so
     DO=peek     JSON={"names": [...]}           -> descriptors to read those memory objects with, and which there are
     DO=verdict  JSON={"reasons": [...], ...}    no reasons: it can take the memory
 
@@ -59,7 +60,10 @@ class Successor:
         try:
             if message.words.get("WATCHDOG") == "1":
                 machine.feed(core.upgrade.alive(machine.now_ns(), self.incarnation))
-            if word == "peek":
+            if word == "kept":
+                prefixes = tuple(str(prefix) for prefix in payload.get("prefixes", ()))
+                reply([name for name, _ in machine.store.items() if name.startswith(prefixes)])
+            elif word == "peek":
                 self._peek(payload, reply)
             elif word == "verdict":
                 reply()

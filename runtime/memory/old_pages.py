@@ -30,6 +30,8 @@ from collections.abc import Iterator
 from everram.runtime.errors import DataLoss, FailedPrecondition
 from everram.runtime.memory.contract import PAGE_BYTES, Mapping
 
+PREFIX = "old."
+"""Of the memory objects' names; a guest_id, a dot and the region's name follow."""
 MAGIC = b"EVROLDPG"
 MAJOR, MINOR = 1, 0
 _HEADER = struct.Struct("<8sHHIQ")
@@ -52,7 +54,7 @@ class OldPagesFull(Exception):
 
 def old_pages_name(guest_id: str, region: str) -> str:
     """Name of the memory object of a region's old pages."""
-    return f"old.{guest_id}.{region}"
+    return f"{PREFIX}{guest_id}.{region}"
 
 
 class OldPages:

@@ -186,6 +186,14 @@ class SystemMachine:
 
     # -- the upgrade of the host software: `runtime.machine.successor` -------------------------------------------------
 
+    async def kept_names(self, prefixes: Sequence[str]) -> list[str]:
+        """Of the memory objects whose names begin so; none where the machine is of a version that cannot say. Of a
+        successor."""
+        try:
+            return [str(name) for name in await self._ask("kept", {"prefixes": list(prefixes)})]
+        except FailedPrecondition:
+            return []
+
     async def peek(self, names: Sequence[str]) -> dict[str, int]:
         """Descriptors that only read, the caller's, of those of the memory objects that there are. Of a successor."""
         message = await self._request(Message({"DO": "peek"}, {"names": list(names)}))
