@@ -65,6 +65,8 @@ async def compose(
     outcome = await restore(
         environment, config.open_image, faults, lazily=config.restore == "lazy", host_id=config.host_id
     )
+    if faults is not None:  # before anything is called clean: they store meanwhile
+        faults.wait_for(process.guest_id for process in await environment.machine.guests() if process.pid)
     node = Node(environment, config.host)
     me = Identity(config.cluster_id, config.host, config.host_id, incarnation=environment.entropy.token())
     resolver = HostResolver(environment.coordination)

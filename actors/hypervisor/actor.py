@@ -65,6 +65,8 @@ class Hypervisor(HypervisorActor):
             await self._adopt(guest, processes.pop(guest.guest_id, None))
         for damaged in stored.damaged:
             await self._isolate(damaged, processes.pop(damaged.guest.guest_id, None))
+        if self._faults:
+            self._faults.all_came()
         for stranger in processes:
             # Recorded before it was started, so a process without a record is the rest of a removal.
             await house.machine.kill(stranger)

@@ -22,6 +22,9 @@ class FaultService(Protocol):
         """A guest has attached without letting all faults of these memories be served: nobody sees its stores to them,
         until it is detached."""
 
+    def all_came(self) -> None:
+        """Whoever ran before this host did is attached by now, or known to be unserved."""
+
     def is_served(self, guest_id: str, region: str) -> bool:
         """Whether stores of this guest to this region, wherever in it, can be trapped now."""
 

@@ -128,6 +128,9 @@ class Flusher:
                 await self._begin(memory_id, restored)
             except BaseException:
                 self._distrust()
+                self._cap.close()  # of an actor before this one: nobody knows the segments that its clean pages are in
+                if self._writers is not None:
+                    self._writers.retry_all()
                 raise
 
     async def _begin(self, memory_id: str, restored: Restored | None) -> None:
@@ -156,6 +159,29 @@ class Flusher:
         numbers = {saved.name: saved.number for saved in restored.objects} if restored else {}
         self._cap.open(book, numbers)
         self._take_up(indexes, named)
+        await self._doubt()
+
+    async def _doubt(self) -> None:
+        """What lay in a segment that is gone without a trace is dirty: it is called clean, no segment has it, and it is
+        not zeros."""
+        found = 0
+        for name, region in list(self._cap.regions.items()):
+            await asyncio.sleep(0)
+            self._cap.sync()
+            if self._cap.regions.get(name) is not region:
+                continue
+            states = region.table.states()
+            for first, end in _pieces(region.memory.extents()):
+                lacking = self._holdings.lacks(region.table.number, first, states[first:end])
+                if not lacking:
+                    continue
+                await asyncio.sleep(0)
+                self._cap.sync()
+                if self._cap.regions.get(name) is not region:
+                    break
+                found += self._cap.doubt(name, [page for page in lacking if _has_something(region.memory, page)])
+        if found:
+            self._context.log.warning("%d pages are in no segment though they were flushed: they count as dirty", found)
 
     def _kept_book(self, survey: Survey) -> DirtyBook | None:
         """None if there is none, or it is of no use: then everything is dirty."""
@@ -276,10 +302,12 @@ class Flusher:
                 return False
             self._cap.sync()
             chosen = self._cap.choose(BATCH_PAGES)
-            if chosen:
-                with self._reading(name for name, _ in chosen):
-                    await self._flush(chosen)
-            return bool(chosen)
+            if not chosen:
+                return False
+            goes_on = True
+            with self._reading(name for name, _ in chosen):
+                goes_on = await self._flush(chosen)
+            return goes_on  # noqa: RET504 (a region that was removed ends the block above early)
 
     @contextlib.contextmanager
     def _reading(self, names: Iterable[str]) -> Iterator[None]:
@@ -292,11 +320,15 @@ class Flusher:
             if all(self._cap.regions.get(name) is region for name, region in regions.items()):
                 raise
 
-    async def _flush(self, chosen: Sequence[PageKey]) -> None:
+    async def _flush(self, chosen: Sequence[PageKey]) -> bool:
+        """False if the next store to none of them would be seen now."""
         cap = self._cap
+        protected = self._protect(chosen)
+        if not protected:
+            cap.failed(chosen)
+            return False
         try:
             segment = await self._current()
-            protected = self._protect(chosen)
             for name, pages in _by_region(protected):
                 await self._add(segment, name, pages)
             self._settled = await segment.settle()
@@ -311,6 +343,7 @@ class Flusher:
         cap.failed(chosen)
         if self._writers is not None:
             self._writers.retry_all()
+        return True
 
     def _protect(self, chosen: Sequence[PageKey]) -> list[PageKey]:
         """Those of them whose next store will be seen; they are said to be on their way."""
@@ -423,7 +456,10 @@ class Flusher:
             self._holdings.keep({number for number, _ in dirty.values()})
             base = [ref for ref in (*self._base, *self._own) if self._holdings.live(ref.number)]
             self._resting = True
-            yield Flushed(tuple(base), self._segment, dirty, self._cap.next_number, self._cap.exposed)
+            # A save that comes to nothing leaves what it wrote in this segment, under numbers that no region may get.
+            first_number = self._cap.next_number
+            self._cap.next_number += len(self._environment.memory.names())
+            yield Flushed(tuple(base), self._segment, dirty, first_number, self._cap.exposed)
 
     async def go_on(self) -> None:
         """After a save, whatever became of it, when guests run again: the marker's segments lie under what is flushed
@@ -476,6 +512,20 @@ def _chain(book: DirtyBook, survey: Survey) -> tuple[dict[int, SegmentRef], list
     if marker.generation > generation:
         first = max((*named, first - 1)) + 1
     return named, [number for number in survey.segments if number >= first]
+
+
+def _pieces(extents: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """(first page, end), so few at a time that the loop lives on."""
+    for offset, length in extents:
+        end = -(-(offset + length) // PAGE_BYTES)
+        for first in range(offset // PAGE_BYTES, end, BATCH_PAGES):
+            yield first, min(end, first + BATCH_PAGES)
+
+
+def _has_something(memory: MemoryObject, page: int) -> bool:
+    """But zeros; what has yet to be brought from an image counts as something."""
+    offset = page * PAGE_BYTES
+    return is_lacking(memory) or bool(memory.read(offset, min(PAGE_BYTES, memory.size_bytes - offset)).strip(b"\0"))
 
 
 def _by_region(chosen: Iterable[PageKey]) -> list[tuple[str, list[int]]]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Collection, Iterator
 
+from everram.runtime.formats.dirty_book import CLEAN
 from everram.runtime.formats.segment import SegmentIndex
 
 
@@ -39,6 +40,19 @@ class Holdings:
             for number, page, count, _ in batch.placed():
                 if number in numbers:
                     self.put(index.number, number, page, count)
+
+    def lacks(self, number: int, first: int, states: bytes) -> list[int]:
+        """Of the pages from `first` on, of which these are the states in the dirty book, those that are called clean
+        and that no segment has."""
+        held = self._segments.get(number, array("Q"))[first : first + len(states)]
+        held.frombytes(bytes(8 * (len(states) - len(held))))
+        if 0 not in held or CLEAN not in states:
+            return []
+        return [
+            first + n
+            for n, (segment, state) in enumerate(zip(held, states, strict=True))
+            if not segment and state == CLEAN
+        ]
 
     def live(self, segment: int) -> int:
         return self._live.get(segment, 0)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from everram.runtime.errors import DataLoss, ResourceExhausted
 from everram.runtime.memory.contract import PAGE_BYTES, Mapping
@@ -141,8 +141,9 @@ class DirtyBook:
         word = _BASE.pack(generation | (_BASED if based else 0), first_segment)
         self._mapping.publish_u64(_BASE_AT, int.from_bytes(word, "little"))
 
-    def add(self, name: str, identity: int, number: int, pages: int) -> Table:
-        """All of its pages are clean. Raises ResourceExhausted."""
+    def add(self, name: str, identity: int, number: int, pages: int, dirty: Iterable[tuple[int, int]] = ()) -> Table:
+        """All of its pages are clean but the `dirty` ones, (first page, count) each: a host that dies in here leaves no
+        entry, or one that says so. Raises ResourceExhausted."""
         encoded = name.encode()
         slot = next(iter(set(range(len(self.tables) + 1)) - {t.slot for t in self.tables.values()}))
         at = self._room(pages)
@@ -150,7 +151,10 @@ class DirtyBook:
             raise ResourceExhausted(f"the dirty book has no room for {name}")
         entry_at = _ENTRIES_AT + slot * _ENTRY_BYTES
         entry = _ENTRY.pack(identity, number, pages, at, encoded, 0)[:-4]
-        self._mapping.persist(at, bytes(pages))
+        states = bytearray(pages)
+        for first, count in dirty:
+            states[first : first + count] = bytes((DIRTY,)) * count
+        self._mapping.persist(at, bytes(states))
         self._mapping.persist(entry_at, entry + zlib.crc32(entry).to_bytes(4, "little"))
         self._mapping.publish_u64(entry_at + _USED_AT, 1)
         table = self.tables[name] = Table(self._mapping, slot, name, identity, number, pages, at)

@@ -29,7 +29,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from everram.runtime.environment import Memory, MemoryObject
-from everram.runtime.errors import NotFound, ResourceExhausted
+from everram.runtime.errors import NotFound, ResourceExhausted, Unavailable
 from everram.runtime.formats.dirty_book import CLEAN, DIRTY, FLUSHING, DirtyBook, Table
 from everram.runtime.memory.contract import PAGE_BYTES
 
@@ -67,6 +67,8 @@ class DirtyCap:
         """Charged now."""
         self.regions: dict[str, Region] = {}
         self._opened: dict[str, int] = {}
+        self._unwatched: set[str] = set()
+        """Those of them that are exposed only because nobody could see the next store to them."""
         self._cold: OrderedDict[PageKey, float] = OrderedDict()
         self._hot: OrderedDict[PageKey, float] = OrderedDict()
         self._flushed: OrderedDict[PageKey, None] = OrderedDict()
@@ -134,25 +136,28 @@ class DirtyCap:
             memory = self._find(name)
             if memory is None or memory.identity != region.table.identity:
                 self._drop(region)
+        for name in sorted(self._unwatched):
+            if name in self._unwatched and self.watch(name):  # `cover` comes here again
+                self._unwatched.discard(name)
+                self.cover(name)
         for name in self._memory.names():
             if name.startswith(TRACKED_PREFIX):
                 self._tracked(name)
 
     def region(self, name: str) -> Region:
-        """Taken up if it is new: then what is present of it is dirty, unless it came from the image. Raises
-        NotFound, ResourceExhausted."""
+        """Taken up if it is new: then what is present of it is dirty, unless it came from the image. Raises NotFound,
+        ResourceExhausted, and Unavailable while the next store to it may go unseen."""
         if (region := self.regions.get(name)) is not None:
             return region
         assert self.book is not None
         memory = self._memory.open(name)
         number = self._restored.get(name, 0)
-        watched = self.watch(name)  # before anything of it is found to be clean, the next store to it must be seen
-        table = self.book.add(name, memory.identity, number or self.take_number(), -(-memory.size_bytes // PAGE_BYTES))
-        if not watched:
-            table.fill(0, table.pages, DIRTY)
-        elif not number:
-            for offset, length in memory.extents():
-                table.fill(offset // PAGE_BYTES, -(-length // PAGE_BYTES), DIRTY)
+        if not self.watch(name):  # before anything of it is found to be clean, the next store to it must be seen
+            raise Unavailable(f"stores to {name} cannot be seen now")
+        extents = [] if number else memory.extents()
+        dirty = [(offset // PAGE_BYTES, -(-length // PAGE_BYTES)) for offset, length in extents]
+        pages = -(-memory.size_bytes // PAGE_BYTES)
+        table = self.book.add(name, memory.identity, number or self.take_number(), pages, dirty)
         region = Region(table, memory)
         self._take(region)
         return region
@@ -229,6 +234,10 @@ class DirtyCap:
             return None  # it is no more
         except ResourceExhausted:
             self.expose(name)  # the book has no room for it: it counts as a whole
+            return None
+        except Unavailable:
+            self._unwatched.add(name)  # it counts as a whole, until `sync` finds that it can be watched
+            self.expose(name)
             return None
 
     def admit(self, name: str, page: int, *, patient: bool = True) -> bool:
@@ -335,6 +344,13 @@ class DirtyCap:
             region.table.set(key[1], DIRTY)
             if key not in self._hot:
                 self._cold[key] = self._now_s()
+
+    def doubt(self, name: str, pages: Iterable[int]) -> int:
+        """Nothing durable has what these hold, whatever the book says. How many were called clean."""
+        region, before = self.regions[name], self.dirty_pages
+        for page in pages:
+            self._charge(region, page)
+        return self.dirty_pages - before
 
     def check_host_store(self, name: str, first: int, last: int) -> None:
         """Of this host's own, to pages `first` to `last`. Raises ResourceExhausted at the cap."""

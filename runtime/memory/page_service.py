@@ -38,6 +38,7 @@ from everram.runtime.formats.pages import PageTable, State, table_name
 from everram.runtime.memory import userfaultfd
 from everram.runtime.memory.absent import AbsentPages, Fill, keeper_of
 from everram.runtime.memory.contract import PAGE_BYTES
+from everram.runtime.memory.dirty_cap import TRACKED_PREFIX
 from everram.runtime.memory.guard import ArenaKeeper, PageGuard
 from everram.runtime.memory.paging import PagedMemory, Pager
 from everram.runtime.memory.reasons import Keeper, NoteOnly, Reason, ReasonedPages
@@ -127,6 +128,8 @@ class PageService:
         self._guests: dict[str, _ServedGuest] = {}
         self._unserved: dict[str, tuple[str, ...]] = {}
         """Arenas of guests whose stores nobody sees."""
+        self._awaited: set[str] = set()
+        """Guests that ran before this host did, whose mappings are not all known yet."""
         self._pager: Pager | None = None
 
     def use_pager(self, pager: Pager | None) -> None:
@@ -204,6 +207,18 @@ class PageService:
         for arena in arenas:
             self.guard.expose(arena)
 
+    def wait_for(self, guest_ids: Iterable[str]) -> None:
+        """These guests run on and store, though nobody serves them yet: until `all_came` nothing is said of what they
+        map. What an earlier host has protected stays so."""
+        self._awaited.update(guest_ids)
+
+    def all_came(self) -> None:
+        """Whoever ran before this host did is served by now, or known to be unserved."""
+        self._awaited.clear()
+
+    def _is_awaited(self, arena: str) -> bool:
+        return any(arena.startswith(f"{TRACKED_PREFIX}{guest_id}.") for guest_id in self._awaited)
+
     def close(self) -> None:
         """Detach everything. Guests stay protected as long as somebody else, the machine, keeps their descriptors."""
         for guest_id in list(self._guests):
@@ -240,6 +255,8 @@ class PageService:
 
     def protect_arena(self, arena: str) -> bool:
         """Every page of a memory object, as `protect_pages`."""
+        if self._is_awaited(arena):
+            return False
         for guest in list(self._guests.values()):
             for served in guest.ranges:
                 if served.arena == arena:
@@ -251,7 +268,9 @@ class PageService:
 
     def protect_pages(self, arena: str, pages: Sequence[int]) -> bool:
         """Of a memory object, whoever maps it, ascending: the next store to each is asked about. False if that cannot
-        be said, as a guest is ending."""
+        be said, as a guest is ending or has yet to come."""
+        if self._is_awaited(arena):
+            return False
         runs = _runs(pages)
         for guest in list(self._guests.values()):
             for served in guest.ranges:

@@ -248,12 +248,20 @@ def test_a_book_uses_its_room_again() -> None:
     assert book.base == (7, True, 9)
 
 
-def test_a_region_that_cannot_be_watched_is_dirty_as_a_whole() -> None:
-    bench = Bench(target=5000)
-    bench.cap.watch = lambda name: False
+def test_a_region_that_cannot_be_watched_counts_as_a_whole_until_it_can() -> None:
+    bench = Bench()
+    seeing = False
+    bench.cap.watch = lambda name: seeing
     bench.make("region.g.c")
     bench.cap.sync()
-    assert bench.cap.dirty_pages == PAGES
+    assert bench.cap.is_exposed("region.g.c")
+    assert bench.cap.dirty_pages == 0
+    bench.objects.by_name["region.g.c"].write(7 * PAGE_BYTES, b"unseen")
+    seeing = True
+    bench.cap.sync()
+    assert not bench.cap.is_exposed("region.g.c")
+    assert bench.cap.dirty_pages == 1
+    assert bench.cap.is_settled("region.g.c", 7)
 
 
 def test_a_region_is_watched_before_anything_of_it_is_clean() -> None:
