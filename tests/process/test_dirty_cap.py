@@ -45,6 +45,11 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
         cluster.run("down", "--discard")
 
 
+def last_found(cluster: Cluster) -> list[str]:
+    lines = cluster.run("logs", "w")[1].splitlines()
+    return next((line.split() for line in reversed(lines) if line.startswith("found")), ["found", "0"])
+
+
 def test_no_more_is_ever_dirty_than_the_cap_and_all_of_it_comes_back(cluster: Cluster) -> None:
     sizes = ("--hosts", "1", "--memory", "256MiB", "--nvm", "64MiB")
     status, _, err = cluster.run("up", *sizes, "--dirty-cap", "2MiB", "-d")
@@ -62,9 +67,8 @@ def test_no_more_is_ever_dirty_than_the_cap_and_all_of_it_comes_back(cluster: Cl
     assert observer.looks > 20
     assert 0 < observer.most_pages <= CAP_PAGES
     cluster.json("power", "on", "h1")
-    until(lambda: cluster.run("logs", "w")[1].count("found") == 2, "it is there again")
-    found = [line for line in cluster.run("logs", "w")[1].splitlines() if line.startswith("found")][1].split()
-    assert int(found[1]) > 7000
+    until(lambda: int(last_found(cluster)[1]) > 7000, "it is there again")  # a slow computer begins it anew before, too
+    found = last_found(cluster)
     assert found[3] == "0", "pages hold what they did not hold"
     told = cluster.json("power", "status")["hosts"]["h1"]
     assert told["last"]["outcome"] == "saved"
