@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import os
 import resource
 import signal
@@ -28,7 +29,7 @@ from everram.runtime.contracts.common_pb2 import Empty
 from everram.runtime.contracts.vmemfs_contract import VMEMFS_WRITE_LATEST, VMemFSRef
 from everram.runtime.coordination.client import CoordinationClient
 from everram.runtime.environment import Machine
-from everram.runtime.errors import DataLoss, EverramError, FailedPrecondition
+from everram.runtime.errors import DataLoss, EverramError, FailedPrecondition, ResourceExhausted
 from everram.runtime.formats.config import HostConfig
 from everram.runtime.node import Node
 from everram.runtime.production.environment import Production
@@ -132,7 +133,8 @@ async def _serve(
         await node.start()
         await front.start(node)
         await machine.ready()
-        node.ref(VMemFSRef).tell(VMEMFS_WRITE_LATEST, Empty())  # from here on the former software is not needed
+        with contextlib.suppress(ResourceExhausted):  # so many ask it at once; then the next host does
+            node.ref(VMemFSRef).tell(VMEMFS_WRITE_LATEST, Empty())  # from here on the former software is not needed
         async with asyncio.TaskGroup() as tasks:
             failing = tasks.create_task(node.wait_failed())
             await ending.wait()

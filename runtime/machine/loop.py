@@ -15,6 +15,8 @@ from collections.abc import Callable
 from everram.runtime.machine.effects import SECOND_NS
 
 Callback = Callable[[], None]
+MISTAKE_AGAIN_NS = 10 * SECOND_NS
+"""Before one that repeats itself is logged once more."""
 
 
 class Timer:
@@ -37,7 +39,7 @@ class Loop:
         self._timers: list[tuple[int, int, Timer]] = []
         self._order = itertools.count()
         self._running = True
-        self._last_mistake = ""
+        self._last_mistake, self._mistake_again_ns = "", 0
         self._signal_handlers: dict[int, Callback] = {}
         self._wake_read, self._wake_write = socket.socketpair()
         self._wake_read.setblocking(False)
@@ -92,10 +94,12 @@ class Loop:
         try:
             callback()
         except Exception:
-            mistake = traceback.format_exc()
-            if mistake != self._last_mistake:  # one that comes again at once would fill the disk
+            mistake, now_ns = traceback.format_exc(), self.now_ns()
+            if (
+                mistake != self._last_mistake or now_ns >= self._mistake_again_ns
+            ):  # at every turn it would fill the disk
                 self.log(f"mistake in the machine: {mistake}")
-            self._last_mistake = mistake
+                self._last_mistake, self._mistake_again_ns = mistake, now_ns + MISTAKE_AGAIN_NS
 
     def stop(self) -> None:
         self._running = False

@@ -18,7 +18,7 @@ from everram.runtime.environment import MachineEvent
 from everram.runtime.errors import EverramError, Internal, InvalidArgument
 from everram.runtime.machine.core import MachineCore
 from everram.runtime.machine.effects import Effect, Limits
-from everram.runtime.machine.loop import Loop
+from everram.runtime.machine.loop import MISTAKE_AGAIN_NS, Loop
 from everram.runtime.machine.process import MachineProcess
 from everram.runtime.machine.server import Connection
 
@@ -75,10 +75,13 @@ def test_a_mistake_in_a_callback_of_any_kind_does_not_end_the_loop(loop: LoggedL
     assert len([line for line in loop.lines if "mistaken" in line]) == 3
 
 
-def test_a_mistake_that_repeats_itself_is_logged_once(loop: LoggedLoop) -> None:
-    for _ in range(3):
+def test_a_mistake_that_repeats_itself_is_logged_now_and_then(
+    loop: LoggedLoop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for now_ns in (5, 6, 5 + MISTAKE_AGAIN_NS, 6 + MISTAKE_AGAIN_NS):
+        monkeypatch.setattr(loop, "now_ns", lambda now_ns=now_ns: now_ns)
         loop.call(fail)
-    assert len(loop.lines) == 1
+    assert len(loop.lines) == 2
 
 
 def test_an_answer_to_an_asker_that_has_gone_is_nothing(loop: LoggedLoop) -> None:
