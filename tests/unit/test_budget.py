@@ -83,7 +83,8 @@ async def test_a_cap_that_cannot_be_kept_is_told(monkeypatch: pytest.MonkeyPatch
     environment = Environment(nothing, nothing, SimulatedDisk(media()), memory, *[nothing] * 6)
     context = cast("Any", SimpleNamespace(environment=environment, log=logging.getLogger("test"), spawn=spawned))
     cap = DirtyCap(memory, lambda: 1.0)
-    keeper = BudgetKeeper(context, cap, cast("Any", SimpleNamespace(protect_arena=bool)), lambda: battery_s, 0)
+    writers = cast("Any", SimpleNamespace(protect_arena=bool, retry_all=list))
+    keeper = BudgetKeeper(context, cap, writers, lambda: battery_s, 0)
     monkeypatch.setattr(memory, "create", full)
     with pytest.raises(ResourceExhausted):
         await keeper.begin("m1", None)
