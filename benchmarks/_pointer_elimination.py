@@ -21,11 +21,11 @@ from dataclasses import dataclass, field
 
 from everram.actors.nvm_device import tables
 from everram.actors.nvm_device.purging import load_blocks
-from everram.actors.nvm_device.runs import runs
 from everram.actors.nvm_device.snapshots import Blocks, Snapshots
 from everram.actors.nvm_device.storage import Load
 from everram.actors.nvm_device.virtblocks import WORDS, Place, pack_location, unpack_location
 from everram.runtime.memory.contract import PAGE_BYTES, Mapping
+from everram.runtime.runs import runs
 
 WORD_BYTES = 8
 Elimination = tuple[Sequence[int], Sequence[int], Load, Callable[[], None]]

@@ -18,9 +18,9 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
 from everram.actors.nvm_device.redo import WORD_BYTES, Change
-from everram.actors.nvm_device.runs import Run, runs
 from everram.runtime.errors import ResourceExhausted
 from everram.runtime.memory.contract import PAGE_BYTES
+from everram.runtime.runs import Run, runs
 
 BITS_PER_PAGE = PAGE_BYTES * 8
 _WORD_BITS = WORD_BYTES * 8

@@ -23,12 +23,12 @@ from everram.actors.nvm_device.draft import Draft
 from everram.actors.nvm_device.media import NEXT_SEQUENCE_AT
 from everram.actors.nvm_device.records import Kind, Record, State
 from everram.actors.nvm_device.redo import WORD_BYTES
-from everram.actors.nvm_device.runs import runs
 from everram.actors.nvm_device.snapshots import Region, Snapshots
 from everram.actors.nvm_device.tables import LEAF, LEVELS, entry_offset
 from everram.actors.nvm_device.virtblocks import Place, chain, unpack_location, words_of
 from everram.runtime.errors import FailedPrecondition
 from everram.runtime.memory.contract import PAGE_BYTES
+from everram.runtime.runs import runs
 
 PIECE = 256
 """So many nodes, pages or records in one change of the metadata."""

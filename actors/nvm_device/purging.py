@@ -30,12 +30,12 @@ from everram.actors.nvm_device.draft import Draft
 from everram.actors.nvm_device.media import INTENT_ENTRIES_MAX, INTENTS, INTENTS_AT, Media
 from everram.actors.nvm_device.records import Record, State
 from everram.actors.nvm_device.redo import WORD_BYTES
-from everram.actors.nvm_device.runs import runs
 from everram.actors.nvm_device.snapshots import Blocks, Region, Snapshots
 from everram.actors.nvm_device.tables import CHUNK_PAGES
 from everram.actors.nvm_device.virtblocks import Place, pack_location, words_of
 from everram.runtime.errors import DataLoss, FailedPrecondition
 from everram.runtime.memory.contract import PAGE_BYTES
+from everram.runtime.runs import runs
 
 BATCH_BLOCKS = INTENT_ENTRIES_MAX
 """16 MiB: the disk is told to be durable once a batch."""

@@ -22,10 +22,10 @@ import struct
 import zlib
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 
-from everram.actors.nvm_device.runs import Run, runs
 from everram.runtime.environment import Disk, DiskFile
 from everram.runtime.errors import DataLoss, FailedPrecondition, NotFound
 from everram.runtime.memory.contract import PAGE_BYTES
+from everram.runtime.runs import Run, runs
 
 MAGIC = b"EVRSTORE"
 MAJOR, MINOR = 1, 0

@@ -36,6 +36,7 @@ from everram.runtime.formats.segment import SegmentIndex, SegmentRef, SegmentWri
 from everram.runtime.memory.absent import is_lacking, read_what_is_left
 from everram.runtime.memory.contract import PAGE_BYTES
 from everram.runtime.memory.dirty_cap import DirtyCap, PageKey
+from everram.runtime.runs import runs as runs_of
 
 BATCH_PAGES = 512
 """Of one flush: a few milliseconds, after which its pages are clean."""
@@ -358,7 +359,7 @@ class Flusher:
         region = self._cap.regions.get(name)
         if region is None:
             return
-        for first, count in _runs(pages):
+        for first, count in runs_of(pages):
             await self._add_run(segment, region.table.number, region.memory, first, count)
 
     async def _add_run(self, segment: SegmentWriter, number: int, memory: MemoryObject, first: int, count: int) -> None:
@@ -530,14 +531,3 @@ def _has_something(memory: MemoryObject, page: int) -> bool:
 
 def _by_region(chosen: Iterable[PageKey]) -> list[tuple[str, list[int]]]:
     return [(name, [page for _, page in keys]) for name, keys in groupby(chosen, key=lambda key: key[0])]
-
-
-def _runs(pages: Iterable[int]) -> list[tuple[int, int]]:
-    """Ascending pages as (first, count) of neighbours."""
-    runs: list[tuple[int, int]] = []
-    for page in pages:
-        if runs and page == sum(runs[-1]):
-            runs[-1] = (runs[-1][0], runs[-1][1] + 1)
-        else:
-            runs.append((page, 1))
-    return runs

@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator
 
 from everram.runtime.errors import DataLoss, ResourceExhausted
 from everram.runtime.memory.contract import PAGE_BYTES, Mapping
+from everram.runtime.runs import marked_runs
 
 MEMORY_NAME = "dirty"
 MAGIC = b"EVRDIRTY"
@@ -75,13 +76,7 @@ class Table:
 
     def runs(self) -> Iterator[tuple[int, int]]:
         """(first page, count) of what is not clean, ascending."""
-        marks = self.states().translate(_CHARGED)
-        start = marks.find(1)
-        while start >= 0:
-            end = marks.find(0, start)
-            end = len(marks) if end < 0 else end
-            yield start, end - start
-            start = marks.find(1, end)
+        return marked_runs(self.states().translate(_CHARGED))
 
     def charged(self) -> int:
         return self.pages - self.states().count(CLEAN)

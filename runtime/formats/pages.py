@@ -18,6 +18,7 @@ from collections.abc import Iterator
 
 from everram.runtime.errors import DataLoss, FailedPrecondition
 from everram.runtime.memory.contract import PAGE_BYTES, Mapping
+from everram.runtime.runs import marked_runs
 
 MAGIC = b"EVRPAGES"
 VERSION = (1, 0)
@@ -107,13 +108,7 @@ class PageTable:
 
     def runs(self, holds: bytes) -> Iterator[tuple[int, int]]:
         """(first page, number of pages) of each run whose states `holds` maps to 1 (256 bytes of 0 or 1)."""
-        marks = self._states().translate(holds)
-        start = marks.find(1)
-        while start >= 0:
-            end = marks.find(0, start)
-            end = len(marks) if end < 0 else end
-            yield start, end - start
-            start = marks.find(1, end)
+        return marked_runs(self._states().translate(holds))
 
     def close(self) -> None:
         self._mapping.close()

@@ -43,6 +43,7 @@ from everram.runtime.memory.guard import ArenaKeeper, PageGuard
 from everram.runtime.memory.paging import PagedMemory, Pager
 from everram.runtime.memory.reasons import Keeper, NoteOnly, Reason, ReasonedPages
 from everram.runtime.memory.userfaultfd import FaultFlag, Feature, Mode, PageFault
+from everram.runtime.runs import runs as runs_of
 
 FAULTS_PER_TURN = 16
 """Then the loop goes round: leases and heartbeats must not wait behind a guest that writes everywhere."""
@@ -271,7 +272,7 @@ class PageService:
         be said, as a guest is ending or has yet to come."""
         if self._is_awaited(arena):
             return False
-        runs = _runs(pages)
+        runs = runs_of(pages)
         for guest in list(self._guests.values()):
             for served in guest.ranges:
                 if served.arena != arena:
@@ -424,8 +425,8 @@ class PageService:
             raise error
         self.detach(guest_id)
 
-    def _lift(self, guest: _ServedGuest, served: _ServedRange, pages: Iterable[int]) -> None:
-        for first_page, count in _runs(pages):
+    def _lift(self, guest: _ServedGuest, served: _ServedRange, pages: Sequence[int]) -> None:
+        for first_page, count in runs_of(pages):
             self._kernel.unprotect(guest.descriptor, served.address + first_page * PAGE_BYTES, count * PAGE_BYTES)
 
 
@@ -445,17 +446,6 @@ def _runs_to_protect(served: _ServedRange) -> list[tuple[int, int]]:
     pages = served.length // PAGE_BYTES
     runs = [(first, min(count, pages - first)) for first, count in served.pages.protected_runs() if first < pages]
     return runs if len(runs) <= MAX_PROTECTED_RUNS else [(0, pages)]
-
-
-def _runs(pages: Iterable[int]) -> list[tuple[int, int]]:
-    """Ascending pages as (first, count) of neighbours."""
-    runs: list[tuple[int, int]] = []
-    for page in pages:
-        if runs and page == sum(runs[-1]):
-            runs[-1] = (runs[-1][0], runs[-1][1] + 1)
-        else:
-            runs.append((page, 1))
-    return runs
 
 
 def _check_range(tracked: TrackedRange, pages: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 Run = tuple[int, int]
 """First, count."""
@@ -29,3 +29,13 @@ def runs(numbers: Sequence[int]) -> list[Run]:
         found.append((first, last - at + 1))
         at = last + 1
     return found
+
+
+def marked_runs(marks: bytes) -> Iterator[Run]:
+    """Where `marks`, bytes of 0 or 1, are 1."""
+    start = marks.find(1)
+    while start >= 0:
+        end = marks.find(0, start)
+        end = len(marks) if end < 0 else end
+        yield start, end - start
+        start = marks.find(1, end)
