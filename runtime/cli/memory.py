@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
-from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
+from everram.runtime.cli.actions import add_action
 from everram.runtime.cli.output import done, emit, note, say, table
 from everram.runtime.cli.units import format_size, parse_size
 from everram.runtime.errors import EverramError, InvalidArgument
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
         MemoryStatus,
     )
 
-Act = Callable[[argparse.Namespace, "Cluster"], Awaitable[int]]
 
 PAGE_BYTES = 4096
 SHOWN = 10
@@ -30,11 +28,11 @@ SHOWN = 10
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     memory = subparsers.add_parser("memory", help="guests' volatile memory: who has how much of it, and why")
     acts = memory.add_subparsers(metavar="ACTION", required=True)
-    status = _add(acts, "status", "each host's memory for guests, and what each guest has of it", _status)
+    status = add_action(acts, "status", "each host's memory for guests, and what each guest has of it", _status)
     status.add_argument("hosts", nargs="*", metavar="HOST")
-    explain = _add(acts, "explain", "what is known of a guest's pages, and what was decided about them", _explain)
+    explain = add_action(acts, "explain", "what is known of a guest's pages, and what was decided about them", _explain)
     explain.add_argument("guest", metavar="GUEST", help="its name or id")
-    limits = _add(acts, "set", "change how much of the host's memory a guest has at least, and at most", _set)
+    limits = add_action(acts, "set", "change how much of the host's memory a guest has at least, and at most", _set)
     limits.add_argument("guest", metavar="GUEST", help="its name or id")
     limits.add_argument("--min", type=_limit, metavar="SIZE", help="reserved for it: never taken back; 0 for none")
     limits.add_argument("--max", type=_limit, metavar="SIZE", help="what it has beyond is taken back; 0 for no limit")
@@ -42,21 +40,6 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def _limit(text: str) -> int:
     return 0 if text in ("0", "none") else parse_size(text)
-
-
-def _add(
-    acts: argparse._SubParsersAction[argparse.ArgumentParser], name: str, help_text: str, act: Act
-) -> argparse.ArgumentParser:
-    parser = acts.add_parser(name, help=help_text)
-
-    async def connect_and_act(args: argparse.Namespace) -> int:
-        from everram.runtime.client import Cluster
-
-        async with await Cluster.connect(args.cluster, args.dir) as cluster:
-            return await act(args, cluster)
-
-    parser.set_defaults(handler=lambda args: asyncio.run(connect_and_act(args)))
-    return parser
 
 
 # -- status

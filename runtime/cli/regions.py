@@ -6,13 +6,13 @@ A region is REGION or, where several guests have one of that name, GUEST/REGION;
 from __future__ import annotations
 
 import argparse
-import asyncio
 import os
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from everram.runtime.cli.actions import add_action
 from everram.runtime.cli.output import done, emit, note, plural, say, table
 from everram.runtime.cli.units import duration, format_size, size
 from everram.runtime.cluster.folders import check_name
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from everram.runtime.contracts.common_pb2 import Guest, Region
     from everram.runtime.contracts.nvm_device_pb2 import PurgeStatus, SnapshotName, SnapshotRecord
 
-Act = Callable[[argparse.Namespace, "Cluster"], Awaitable[int]]
 
 LONG_S = 3600.0
 """For what moves a region's content."""
@@ -33,20 +32,20 @@ EXPORT_BYTES = 1 << 20
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     region = subparsers.add_parser("region", help="regions: snapshots, reverting, cloning, purging, checking")
     acts = region.add_subparsers(metavar="ACTION", required=True)
-    _add(acts, "ls", "list the regions", _ls)
-    create = _add(acts, "create", "give a stopped guest one more region", _create)
+    add_action(acts, "ls", "list the regions", _ls)
+    create = add_action(acts, "create", "give a stopped guest one more region", _create)
     create.add_argument("region", metavar="GUEST/REGION")
     create.add_argument("size_bytes", type=size, metavar="SIZE")
     create.add_argument("--mapped", action="store_true", help="plain loads and stores, durable on this host only")
-    grow = _add(acts, "grow", "make a region of a stopped guest longer", _grow)
+    grow = add_action(acts, "grow", "make a region of a stopped guest longer", _grow)
     grow.add_argument("region", metavar="REGION")
     grow.add_argument("size_bytes", type=size, metavar="SIZE", help="that it has then")
-    remove = _add(acts, "rm", "remove snapshots, or regions of stopped guests with their snapshots", _rm)
+    remove = add_action(acts, "rm", "remove snapshots, or regions of stopped guests with their snapshots", _rm)
     remove.add_argument("names", nargs="+", metavar="REGION[@SNAPSHOT]")
-    snapshot = _add(acts, "snapshot", "take a snapshot of regions, all at one instant; guests go on", _snapshot)
+    snapshot = add_action(acts, "snapshot", "take a snapshot of regions, all at one instant; guests go on", _snapshot)
     snapshot.add_argument("regions", nargs="+", metavar="REGION")
     snapshot.add_argument("--name", metavar="NAME", help="the same for all of them (default: the time)")
-    snapshots = _add(acts, "snapshots", "list snapshots, with what each takes up", _snapshots)
+    snapshots = add_action(acts, "snapshots", "list snapshots, with what each takes up", _snapshots)
     snapshots.add_argument("region", nargs="?", metavar="REGION")
     for name, help_text, act in (
         ("preview", "how much removing exactly these snapshots would free", _preview),
@@ -54,11 +53,11 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         ("clone", "make a snapshot a region of its own, which the guest has from its next start on", _clone),
         ("export", "write what a snapshot holds to a file", _export),
     ):
-        parser = _add(acts, name, help_text, act)
+        parser = add_action(acts, name, help_text, act)
         parser.add_argument("snapshots", nargs="+" if name == "preview" else None, metavar="REGION@SNAPSHOT")
         if name in ("clone", "export"):
             parser.add_argument("target", metavar="NAME" if name == "clone" else "FILE")
-    purge = _add(acts, "purge", "move what only snapshots refer to to the disk, now or by a policy", _purge)
+    purge = add_action(acts, "purge", "move what only snapshots refer to to the disk, now or by a policy", _purge)
     purge.add_argument("region", nargs="?", metavar="REGION", help="default: all of them")
     purge.add_argument("--older-than", type=duration, default=0.0, metavar="D", help="only what snapshots so old hold")
     purge.add_argument("--rate", type=_rate, metavar="SIZE", help="a second, from now on; 0: as fast as the disk")
@@ -68,23 +67,8 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     going = purge.add_mutually_exclusive_group()
     going.add_argument("--pause", action="store_true", help="purge nothing until --resume")
     going.add_argument("--resume", action="store_true", help="go on")
-    check = _add(acts, "check", "check all that belongs to snapshots, in memory and on disk", _check)
+    check = add_action(acts, "check", "check all that belongs to snapshots, in memory and on disk", _check)
     check.add_argument("host", nargs="?", metavar="HOST", help="default: all of them")
-
-
-def _add(
-    acts: argparse._SubParsersAction[argparse.ArgumentParser], name: str, help_text: str, act: Act
-) -> argparse.ArgumentParser:
-    parser = acts.add_parser(name, help=help_text)
-
-    async def connect_and_act(args: argparse.Namespace) -> int:
-        from everram.runtime.client import Cluster
-
-        async with await Cluster.connect(args.cluster, args.dir) as cluster:
-            return await act(args, cluster)
-
-    parser.set_defaults(handler=lambda args: asyncio.run(connect_and_act(args)))
-    return parser
 
 
 def _rate(text: str) -> int:

@@ -6,7 +6,7 @@ import argparse
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from everram.runtime.cli.output import emit, note, say
+from everram.runtime.cli.output import emit, note, plural, say
 from everram.runtime.cli.units import format_duration
 from everram.runtime.errors import EverramError, InvalidArgument
 
@@ -99,7 +99,7 @@ def _json(report: UpgradeReport) -> dict[str, Any]:
 
 
 def _words(host: str, report: UpgradeReport) -> str:
-    memory = f"VMemFS {report.format} of everram {report.producer}, {report.guests} guests"
+    memory = f"VMemFS {report.format} of everram {report.producer}, {plural(report.guests, 'guest')}"
     if not report.upgraded:
         return f"{host}: everram {report.version} can take its memory ({memory}; it reads up to {report.reads})"
     seconds = {step.step: step.ns / 1e9 for step in report.steps}
