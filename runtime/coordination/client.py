@@ -22,6 +22,7 @@ from everram.runtime.coordination import wire
 from everram.runtime.coordination.api import Compare, Delete, KeyValue, Put, Range, TxnResult, WatchBatch
 from everram.runtime.coordination.refusals import Compacted, LeaseGone, from_etcd
 from everram.runtime.errors import DeadlineExceeded, EverramError, FailedPrecondition, Unavailable
+from everram.runtime.transport.grpc_common import wait_begun
 
 CALL_TIMEOUT_S = 2.0
 """A restart of the embedded server takes 0.3 s, an election of etcd about one."""
@@ -119,11 +120,13 @@ class CoordinationClient:
         """Over the kept stream, or a new one if it has broken since. Only one renewal is on it at a time."""
         while True:
             await self._connected()
-            stream = self._keepalive_stream
-            if stream is None:
+            stream, is_new = self._keepalive_stream, self._keepalive_stream is None
+            if is_new:
                 stream = self._stream("Lease/LeaseKeepAlive", etcd.LeaseKeepAliveResponse)
             self._keepalive_stream = None  # put back only after a whole exchange
             try:
+                if is_new:
+                    await wait_begun(stream, self.address)
                 await stream.write(etcd.LeaseKeepAliveRequest(ID=lease))
                 response = await stream.read()
                 if response is not grpc.aio.EOF and lease == response.ID:
@@ -146,6 +149,7 @@ class CoordinationClient:
             await self._connected()
             stream = self._stream("Watch/Watch", etcd.WatchResponse)
             try:
+                await wait_begun(stream, self.address)
                 create = etcd.WatchCreateRequest(key=op.key, range_end=op.range_end, start_revision=following)
                 await stream.write(etcd.WatchRequest(create_request=create))
                 while (response := await stream.read()) is not grpc.aio.EOF:

@@ -18,7 +18,7 @@ import grpc.aio
 from everram.runtime.environment import HostAddress, LinkStream
 from everram.runtime.errors import Unavailable
 from everram.runtime.production.partition import Cut
-from everram.runtime.transport.grpc_common import CHANNEL_OPTIONS, wait_ready
+from everram.runtime.transport.grpc_common import CHANNEL_OPTIONS, wait_begun, wait_ready
 
 CONNECT = "/everram.v1.Link/Connect"
 
@@ -53,6 +53,13 @@ class GrpcNetwork:
         call: grpc.aio.StreamStreamCall[bytes, bytes] = channel.stream_stream(CONNECT)()
         stream = OpenedStream(call)
         self._streams.add(stream)
+        try:
+            await wait_begun(call, f"host {peer.host}")
+        except _ENDED as error:
+            raise _ended(error) from None
+        except asyncio.CancelledError:
+            stream.close()
+            raise
         return stream
 
     def _end_streams(self) -> None:

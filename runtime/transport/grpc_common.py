@@ -7,6 +7,9 @@ what breaks afterwards is *unknown*.
 
 from __future__ import annotations
 
+import asyncio
+from typing import Any
+
 import grpc
 import grpc.aio
 
@@ -59,6 +62,28 @@ async def wait_ready(channel: grpc.aio.Channel, whom: str) -> None:
             raise Unavailable(f"the channel to {whom} was closed")
         await channel.wait_for_state_change(state)
         state = channel.get_state(try_to_connect=True)
+
+
+async def wait_begun(call: grpc.aio.StreamStreamCall[Any, Any], whom: str) -> None:
+    """Return when the call is on its way. Raises AioRpcError, or Unavailable (failed) if it was cancelled before.
+
+    gRPC itself never ends a `write` to a call that is cancelled before its metadata were sent, and closing a channel
+    cancels its calls.
+    """
+    begun = asyncio.ensure_future(call.wait_for_connection())
+
+    def ended(_: Any) -> None:
+        if call.cancelled():
+            begun.cancel()
+
+    call.add_done_callback(ended)
+    try:
+        await begun
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        raise Unavailable(f"the channel to {whom} was closed") from None
 
 
 def from_rpc_error(error: grpc.aio.AioRpcError, path: str) -> EverramError:
