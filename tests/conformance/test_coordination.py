@@ -958,7 +958,8 @@ class Etcdctl:
     """etcd's own command line on one server, without any of our code."""
 
     def __init__(self, server: Server) -> None:
-        self._command = ["etcdctl", "--endpoints", f"unix://{server.socket}"]
+        # Its own 5 s a command are too few for a server that starts on a busy computer.
+        self._command = ["etcdctl", "--endpoints", f"unix://{server.socket}", "--command-timeout", "18s"]
         self._environment = {"ETCDCTL_API": "3", "PATH": os.environ["PATH"]}
 
     def __call__(self, *arguments: str, text: str = "") -> str:
