@@ -22,7 +22,7 @@ The host:
     starting   start timeout                hung       KillHost
     starting   host_exited                  waiting    -
     ready      host_alive                   ready      -
-    ready      watchdog timeout             hung       KillHost
+    ready      watchdog timeout             hung       KillHost        (put off by what it waited for a processor)
     ready      host_disconnected            hung       KillHost        (likewise from starting)
     ready      host_exited                  waiting    -
     hung       host_exited                  waiting    -
@@ -103,9 +103,11 @@ from everram.runtime.machine.upgrade import Upgrade
 class MachineCore:
     """See the module's docstring. `now_ns` is CLOCK_MONOTONIC, or virtual time."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, host_waited_ns: Callable[[], int] = lambda: 0) -> None:
+        """`host_waited_ns`: how long the host's process has been kept from a processor in all."""
         self.limits = limits
         self.host = HostLife()
+        self._host_waited_ns = host_waited_ns
         self.guests: dict[str, GuestLife] = {}
         self.reasons: set[str] = set()
         """Reasons of the whole machine: every guest that is alive has them, and none is started meanwhile."""
@@ -181,11 +183,26 @@ class MachineCore:
             self.start_host(now_ns)
         elif host.state == "ready" and late_ns > self.limits.late_tick_ns:
             host.deadline_ns = now_ns + min(late_ns, self.limits.watchdog_ns)
+        elif host.state == "ready" and (starved_ns := self._starved_ns()):
+            host.starved_ns += starved_ns
+            host.deadline_ns = now_ns + starved_ns
         else:
             host.deadline_ns = None
             if host.state != "stopping":
                 host.state = "hung"
             self.effects.append(KillHost())
+
+    def _starved_ns(self) -> int:
+        """How much of its silence was not the host's own, and has not been put to its account yet: a busy computer
+        gave others the processor that it was ready to run on. A new host would get no more of it."""
+        host, limits = self.host, self.limits
+        starved_ns = self._host_waited_ns() - host.waited_ns - host.starved_ns
+        return min(starved_ns, limits.starved_ns - host.starved_ns) if starved_ns > limits.late_tick_ns else 0
+
+    def _host_heard(self, now_ns: int) -> None:
+        host = self.host
+        host.deadline_ns = now_ns + self.limits.watchdog_ns
+        host.waited_ns, host.starved_ns = self._host_waited_ns(), 0
 
     # -- the host ------------------------------------------------------------------------------------------------------
 
@@ -202,12 +219,12 @@ class MachineCore:
         if self._is_host(incarnation, "starting"):
             self.host.state = "ready"
             self.host.ready_at_ns = now_ns
-            self.host.deadline_ns = now_ns + self.limits.watchdog_ns
+            self._host_heard(now_ns)
             self.upgrade.host_ready(now_ns)
             if self._failing:  # also if they are back: the host before it may have left guests frozen
                 self._notify_mains()
         elif self._is_host(incarnation, "ready"):
-            self.host.deadline_ns = now_ns + self.limits.watchdog_ns
+            self._host_heard(now_ns)
         return self.take()
 
     def host_alive(self, now_ns: int, incarnation: int) -> list[Effect]:
@@ -216,7 +233,7 @@ class MachineCore:
             self.host.deadline_ns = now_ns + self.limits.start_ns
         elif self._is_host(incarnation, "ready"):
             # Before `_advance`: a ping that is read at all, however late the machine's own tick, proves a live host.
-            self.host.deadline_ns = now_ns + self.limits.watchdog_ns
+            self._host_heard(now_ns)
         self._advance(now_ns)
         return self.take()
 

@@ -21,6 +21,9 @@ class Limits:
     """A ready host that says nothing for so long is hung; it pings five times as often."""
     start_ns: int = 10 * SECOND_NS
     """A host that is not ready after so long is hung; long, because a loaded computer and a restore are slow."""
+    warm_ns: int = 30 * SECOND_NS
+    """A successor that says nothing for so long is given up; longer, because it leaves the processor to others, and
+    nobody waits for it but who asked for it."""
     lease_margin_ns: int = 150 * MILLISECOND_NS
     """Guests stop so long before the lease's deadline: time to stop every process on a loaded computer (D5)."""
     stop_grace_ns: int = 2 * SECOND_NS
@@ -42,6 +45,10 @@ class Limits:
     """How long everything runs without mains, from a full battery. It fills again as fast as it is used."""
     late_tick_ns: int = 50 * MILLISECOND_NS
     """A tick later than this means that the machine itself did not run: the host's pings may just not be read yet."""
+
+    starved_ns: int = 2 * SECOND_NS
+    """A silent host's deadline is put off by so much at most in all, for what it waited for a processor: one that does
+    nothing but run hangs, too, however busy the computer is."""
 
     def restart_delay_ns(self, short_lives: int) -> int:
         """How long to wait before the next host, after so many short lives in a row."""

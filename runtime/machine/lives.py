@@ -34,6 +34,10 @@ class HostLife:
     """waiting: when to start; starting, ready: when it counts as hung; stopping: when to kill. None: nothing is due."""
     ready_at_ns: int | None = None
     """None until this incarnation was ready."""
+    waited_ns: int = 0
+    """How long it had waited for a processor, in all its life, when it was heard last."""
+    starved_ns: int = 0
+    """How much of what it has waited since has put off the deadline."""
     short_lives: int = 0
     restarts: int = 0
     """Starts after the first, for `status`."""

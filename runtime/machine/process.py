@@ -46,7 +46,9 @@ from everram.runtime.machine.tree import (
     descendants,
     guest_processes,
     processes,
+    read_process,
     send_signal,
+    waited_ns,
 )
 from everram.runtime.machine.upgrades import Upgrades
 
@@ -64,7 +66,7 @@ class MachineProcess:
         """Raises FailedPrecondition if it cannot listen."""
         self.config = config
         self.loop = Loop()
-        self.core = MachineCore(config.limits())
+        self.core = MachineCore(config.limits(), self._host_waited_ns)
         self.store = DescriptorStore()
         self.ports = Ports()
         self.residents: dict[str, Resident] = {}
@@ -156,6 +158,9 @@ class MachineProcess:
             case e.StartHost(incarnation):
                 self._start_host(incarnation)
             case e.KillHost():
+                if self.core.host.state == "hung":
+                    state = process.state if (process := read_process(self.host_pid)) is not None else "gone"
+                    self.loop.log(f"the host says nothing: process {self.host_pid}, state {state}, is killed")
                 self._signal_host(signal.SIGKILL)
             case e.HangHost():
                 self._signal_host(signal.SIGSTOP)
@@ -265,6 +270,9 @@ class MachineProcess:
         successor.link.handle = self.on_message
         successor.link.gone = partial(self._host_disconnected, successor.incarnation)
         self.loop.log(f"host is now process {self.host_pid}, incarnation {self.host_incarnation}")
+
+    def _host_waited_ns(self) -> int:
+        return waited_ns(self.host_pid) if self.host_pid else 0
 
     def _signal_host(self, number: int) -> None:
         if self.host_pid:

@@ -141,6 +141,16 @@ def _waiting(userfaultfd: int) -> int:
     return 0
 
 
+def waited_ns(pid: int) -> int:
+    """How long the first thread of a process, where a host's loop is, was ready to run and had no processor, in all;
+    0 where the kernel does not count that."""
+    try:
+        with open(f"/proc/{pid}/schedstat") as file:
+            return int(file.read().split()[1])
+    except (OSError, IndexError, ValueError):
+        return 0
+
+
 def send_signal(pid: int, number: int) -> bool:
     """Whether it was there."""
     try:

@@ -97,6 +97,35 @@ def test_a_late_tick_gives_the_host_time_to_be_heard_once() -> None:
     assert bench.core.tick(1300 * MS) == [KillHost()]
 
 
+def test_a_host_that_is_kept_from_the_processor_is_not_taken_for_hung() -> None:
+    waited = 0
+    core = MachineCore(LIMITS, lambda: waited * MS)
+    core.start(0)
+    core.host_ready(0, 1)
+    waited = 400
+    assert core.tick(500 * MS) == []
+    assert core.next_deadline_ns() == 900 * MS, "it was silent for a tenth of a second of its own"
+    waited = 700
+    assert core.tick(900 * MS) == []
+    assert core.host_alive(1000 * MS, 1) == []
+    waited = 740
+    assert core.tick(1500 * MS) == [KillHost()], "this time it could have run, but for a moment"
+
+
+def test_a_host_that_runs_without_end_is_killed_however_busy_the_computer() -> None:
+    at_ms = 0
+    core = MachineCore(LIMITS, lambda: at_ms * 95 // 100 * MS)
+    core.start(0)
+    core.host_ready(0, 1)
+    while not core.effects and core.host.state == "ready":
+        due = core.next_deadline_ns()
+        assert due is not None
+        at_ms = due // MS
+        assert core.tick(due) in ([], [KillHost()])
+        core.validate()
+    assert 500 + 1900 <= at_ms <= 500 + 2000
+
+
 def test_a_host_that_never_gets_ready_is_killed() -> None:
     bench = Bench(ready=False)
     assert bench.core.next_deadline_ns() == LIMITS.start_ns
