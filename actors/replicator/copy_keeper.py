@@ -17,8 +17,11 @@ from everram.runtime.contracts import replicator_pb2 as rp
 from everram.runtime.contracts.nvm_device_contract import NvmDeviceRef
 from everram.runtime.contracts.nvm_device_pb2 import CopyOperation, CreateRegionsRequest, RegionFilter
 from everram.runtime.contracts.vmemfs_contract import VMemFSRef
+from everram.runtime.coordination.api import Range
+from everram.runtime.coordination.directory import decode, guest_key
+from everram.runtime.coordination.records import GuestRecord
 from everram.runtime.coordination.resolver import HostResolver
-from everram.runtime.errors import EverramError, FailedPrecondition, NotFound, ResourceExhausted, Unavailable
+from everram.runtime.errors import DataLoss, EverramError, FailedPrecondition, NotFound, ResourceExhausted, Unavailable
 from everram.runtime.formats.config import HostConfig
 from everram.runtime.log.ring import DATA_OFFSET, EPOCH_START, RingCorrupt
 from everram.runtime.memory.guard import PageGuard
@@ -38,6 +41,8 @@ class CopyKeeper:
         self._vmemfs = context.ref(VMemFSRef)
         self._nvm = context.ref(NvmDeviceRef)
         self._copies: dict[str, list[KeptCopy]] = {}  # by guest_id: at most one complete and one being built
+        self._damaged: dict[str, list[rp.Copy]] = {}
+        """By guest_id: copies of which only their place is known, and not what they had promised."""
         self._changing: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         """By guest_id, while anybody waits for it or holds it: during every change and every run of records."""
         self.memory_id = ""
@@ -49,6 +54,10 @@ class CopyKeeper:
         self.memory_id = (await self._vmemfs.get_host(pb.Empty())).memory_id
         known: dict[tuple[str, str], str] = {}  # the current log region, by guest_id and copy_id
         for record in (await self._vmemfs.copies(pb.Empty())).copies:
+            if record.damaged:
+                self._context.log.error("a copy of guest %s is lost: %s", record.guest.guest_id, record.damaged)
+                self._damaged.setdefault(record.guest.guest_id, []).append(_own(record))
+                continue
             try:
                 copy = KeptCopy(_own(record), self._environment.memory, self._guard)
                 if copy.ring is not None:
@@ -113,11 +122,13 @@ class CopyKeeper:
                 await self._settle(copy)
                 if not copy.record.complete:
                     await self._remove(copy)
+            await self._check_forgotten(guest)
             kept = next((copy for copy in copies if continues(copy.record, request)), None)
             rebuild = kept is None
             if kept is None:
                 kept = await self._build(request)
             await self._new_log(kept, request)
+            await self._forget(guest.guest_id)
             session = await self._begin_session(kept, request, rebuild=rebuild)
             return rp.OpenReply(
                 copy_id=kept.record.copy_id,
@@ -137,6 +148,32 @@ class CopyKeeper:
             )
         if request.source_memory_id == self.memory_id:
             raise FailedPrecondition("a copy in the guest's own memory would be none")
+
+    async def _check_forgotten(self, guest: pb.Guest) -> None:
+        """What a damaged copy had promised is not known, but no promise is of a later epoch than the directory's.
+
+        Raises FailedPrecondition (fenced), Unavailable, DeadlineExceeded.
+        """
+        if guest.guest_id not in self._damaged:
+            return
+        _, found = await self._environment.coordination.range(Range(guest_key(guest.guest_id)))
+        if not found:
+            raise FailedPrecondition(f"the directory knows no guest {guest.name}")
+        try:
+            known = GuestRecord.read(decode(found[0].value)).epoch
+        except ValueError as error:
+            raise DataLoss(f"the directory's record of guest {guest.name} cannot be read: {error}") from error
+        if guest.epoch < known:
+            raise FailedPrecondition(f"epoch {guest.epoch} of guest {guest.name} is fenced: it is in epoch {known}")
+
+    async def _forget(self, guest_id: str, copy_id: str = "") -> None:
+        """The places of damaged copies: another copy says what is promised now, or none is wanted any more."""
+        for damaged in list(self._damaged.get(guest_id, ())):
+            if copy_id in ("", damaged.copy_id):
+                await self._vmemfs.remove_copy(rp.GuestCopy(guest_id=guest_id, copy_id=damaged.copy_id))
+                self._damaged[guest_id].remove(damaged)
+        if not self._damaged.get(guest_id, True):
+            del self._damaged[guest_id]
 
     async def _build(self, request: rp.OpenRequest) -> KeptCopy:
         """A new copy with empty regions."""
@@ -318,6 +355,7 @@ class CopyKeeper:
             for kept in list(self._copies.get(request.guest_id, [])):
                 if request.copy_id in ("", kept.record.copy_id):
                     await self._remove(kept)
+            await self._forget(request.guest_id, request.copy_id)
         return pb.Empty()
 
     def listed(self) -> rp.CopyList:
@@ -327,6 +365,8 @@ class CopyKeeper:
                 record = answer.copies.add()
                 record.CopyFrom(kept.record)
                 record.held = kept.held
+        for damaged in self._damaged.values():
+            answer.copies.extend(damaged)
         return answer
 
     # -- the hypervisor asks

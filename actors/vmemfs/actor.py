@@ -16,13 +16,10 @@ from everram.runtime.contracts.vmemfs_contract import VMemFSActor
 from everram.runtime.contracts.vmemfs_pb2 import HostRecord
 from everram.runtime.errors import InvalidArgument, NotFound, ResourceExhausted
 from everram.runtime.formats.slots import SlotArea
-from everram.runtime.formats.vmemfs import BEFORE, MEMORY_BYTES, MEMORY_NAME, DamagedRecord, Superblock
+from everram.runtime.formats.vmemfs import BEFORE, ENDED, MEMORY_BYTES, MEMORY_NAME, DamagedRecord, Superblock
 from everram.runtime.formats.vmemfs_files import check, device_files, guest_files, object_names
 from everram.runtime.memory.contract import Mapping
 from everram.runtime.version import PACKAGE_VERSION
-
-ENDED = frozenset({pb.STOPPED, pb.EXITED, pb.FAILED})
-"""States of guests without a process, of which nothing has to be isolated any more."""
 
 
 class VMemFS(VMemFSActor):
@@ -114,6 +111,7 @@ class VMemFS(VMemFSActor):
     def rollback(self, request: vmemfs_pb2.RollbackRequest) -> vmemfs_pb2.RollbackReport:
         """Write the version before from now on, so that its everram can take over: `everram upgrade --rollback`."""
         superblock = self._superblock
+        superblock.check_rollback()
         report = vmemfs_pb2.RollbackReport(lost=superblock.lost_by_rollback())
         if not request.only_ask:
             superblock.roll_back()

@@ -150,7 +150,7 @@ class CopyList(_message.Message):
     def __init__(self, copies: _Optional[_Iterable[_Union[Copy, _Mapping]]] = ...) -> None: ...
 
 class Copy(_message.Message):
-    __slots__ = ("guest", "copy_id", "promised_epoch", "complete", "epoch", "lsn", "log", "log_epoch", "source_host", "held")
+    __slots__ = ("guest", "copy_id", "promised_epoch", "complete", "epoch", "lsn", "log", "log_epoch", "source_host", "held", "damaged")
     GUEST_FIELD_NUMBER: _ClassVar[int]
     COPY_ID_FIELD_NUMBER: _ClassVar[int]
     PROMISED_EPOCH_FIELD_NUMBER: _ClassVar[int]
@@ -161,6 +161,7 @@ class Copy(_message.Message):
     LOG_EPOCH_FIELD_NUMBER: _ClassVar[int]
     SOURCE_HOST_FIELD_NUMBER: _ClassVar[int]
     HELD_FIELD_NUMBER: _ClassVar[int]
+    DAMAGED_FIELD_NUMBER: _ClassVar[int]
     guest: _common_pb2.Guest
     copy_id: str
     promised_epoch: int
@@ -171,4 +172,5 @@ class Copy(_message.Message):
     log_epoch: int
     source_host: str
     held: int
-    def __init__(self, guest: _Optional[_Union[_common_pb2.Guest, _Mapping]] = ..., copy_id: _Optional[str] = ..., promised_epoch: _Optional[int] = ..., complete: _Optional[bool] = ..., epoch: _Optional[int] = ..., lsn: _Optional[int] = ..., log: _Optional[str] = ..., log_epoch: _Optional[int] = ..., source_host: _Optional[str] = ..., held: _Optional[int] = ...) -> None: ...
+    damaged: str
+    def __init__(self, guest: _Optional[_Union[_common_pb2.Guest, _Mapping]] = ..., copy_id: _Optional[str] = ..., promised_epoch: _Optional[int] = ..., complete: _Optional[bool] = ..., epoch: _Optional[int] = ..., lsn: _Optional[int] = ..., log: _Optional[str] = ..., log_epoch: _Optional[int] = ..., source_host: _Optional[str] = ..., held: _Optional[int] = ..., damaged: _Optional[str] = ...) -> None: ...

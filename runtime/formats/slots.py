@@ -64,6 +64,7 @@ class Format:
     """Major, minor. A reader takes the same or an earlier major; a later minor only if it requires nothing unknown."""
     record_types: frozenset[int]
     required_features: int = 0
+    """That this everram knows, and writes unless a commit says which of them it needs."""
     optional_features: int = 0
     when_full: str = "remove something first"
     indexed_since: tuple[int, int] | None = None
@@ -122,7 +123,9 @@ class SlotArea:
         return mapping.size_bytes < SLOTS_OFFSET or mapping.load_u64(GENERATION_OFFSET) == 0
 
     @staticmethod
-    def format(mapping: Mapping, kind: Format, records: Iterable[Record] = ()) -> SlotArea:
+    def format(
+        mapping: Mapping, kind: Format, records: Iterable[Record] = (), *, features: int | None = None
+    ) -> SlotArea:
         """A new area whose first commit holds `records`; until that is published the area stays blank."""
         if _slot_bytes(mapping.size_bytes) < PAGE_BYTES:
             raise ResourceExhausted(f"{kind.name}: {mapping.size_bytes} bytes are too few for two slots")
@@ -131,7 +134,7 @@ class SlotArea:
         mapping.persist(0, header + _CHECKSUM.pack(zlib.crc32(header)))
         nothing = Content(0, kind.version, kind.required_features, kind.optional_features, "", False, ())
         area = SlotArea(mapping, kind, nothing)
-        area.commit(records)
+        area.commit(records, features=features)
         return area
 
     @staticmethod
@@ -153,9 +156,10 @@ class SlotArea:
         target.drain()
         target.publish_u64(GENERATION_OFFSET, source.load_u64(GENERATION_OFFSET))
 
-    def commit(self, records: Iterable[Record], *, clean: bool = False) -> int:
+    def commit(self, records: Iterable[Record], *, clean: bool = False, features: int | None = None) -> int:
         """Replace the content, keeping records of types unknown here; the new generation.
 
+        `features`: those of the format's that this content requires of its readers; None: all, and what there were.
         Persistent when this returns. Raises ResourceExhausted if it does not fit; the old content then stays.
         """
         old, kind = self.content, self._kind
@@ -163,7 +167,7 @@ class SlotArea:
         new = Content(
             generation=generation,
             version=max(kind.version, old.version),
-            required_features=kind.required_features | old.required_features,
+            required_features=kind.required_features | old.required_features if features is None else features,
             optional_features=kind.optional_features | old.optional_features,
             producer=PACKAGE_VERSION,
             clean=clean,
@@ -171,12 +175,13 @@ class SlotArea:
         )
         return self._commit(new)
 
-    def rewrite(self, records: Iterable[Record], kind: Format, *, clean: bool = False) -> int:
-        """As `commit`, but in an earlier version of the format, with nothing that it does not know."""
+    def rewrite(self, records: Iterable[Record], kind: Format, *, clean: bool = False, features: int = 0) -> int:
+        """As `commit`, but in an earlier version of the format, with nothing that it does not know; unless `features`
+        require something of its readers."""
         content = Content(
             generation=self.content.generation + 1,
             version=kind.version,
-            required_features=kind.required_features,
+            required_features=kind.required_features | features,
             optional_features=kind.optional_features,
             producer=PACKAGE_VERSION,
             clean=clean,

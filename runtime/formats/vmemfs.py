@@ -6,7 +6,7 @@
 
 A two-slot record area (`slots`) with one record for the host, one for each guest, one for each copy that is kept for
 another host, one for each file, and the history of the hosts that have served this memory. A file is what of the
-memory objects belongs together (`vmemfs_files`). A guest whose record is damaged is named and costs no other.
+memory objects belongs together (`vmemfs_files`). A guest or a copy whose record is damaged is named and costs no other.
 
 A version reads what earlier ones have written. It goes on writing the version before where it has found that, until
 `write_latest`: software that never came to serve leaves nothing that the former one cannot take. `roll_back` writes the
@@ -23,7 +23,7 @@ from google.protobuf.message import DecodeError
 from everram.runtime.contracts import common_pb2 as pb
 from everram.runtime.contracts.replicator_pb2 import Copy
 from everram.runtime.contracts.vmemfs_pb2 import FileRecord, History, Hop, HostRecord
-from everram.runtime.errors import DataLoss, NotFound, ResourceExhausted
+from everram.runtime.errors import DataLoss, FailedPrecondition, NotFound, ResourceExhausted
 from everram.runtime.formats.slots import Format, Record, SlotArea
 from everram.runtime.memory.contract import Mapping
 
@@ -31,12 +31,17 @@ MEMORY_NAME = "vmemfs"
 MEMORY_BYTES = 8 * 1024 * 1024
 """Sparse. Each of the two slots then holds some 4000 guests of one KiB with their files: more than a machine runs."""
 HOST, GUEST, COPY, FILE, HISTORY = 1, 2, 3, 4, 5
+VOLATILE = 1
+"""Required feature while a guest with volatile memory runs: who cannot page would let it wait for pages for ever."""
+ENDED = frozenset({pb.STOPPED, pb.EXITED, pb.FAILED})
+"""States of guests without a process."""
 NAME, MAGIC, WHEN_FULL = "VMemFS superblock", b"EVRVMEMF", "remove guests that are no longer needed"
 FORMAT = Format(
     name=NAME,
     magic=MAGIC,
     version=(2, 0),
     record_types=frozenset({HOST, GUEST, COPY, FILE, HISTORY}),
+    required_features=VOLATILE,
     when_full=WHEN_FULL,
     indexed_since=(2, 0),
 )
@@ -47,6 +52,7 @@ BEFORE = Format(
 HOPS_MAX = 16
 """Of the history that is kept."""
 
+_DAMAGED = f"its record in the {NAME} is damaged"
 _CopyKey = tuple[str, str]
 """guest_id, copy_id."""
 
@@ -70,6 +76,14 @@ class _Content:
     files: dict[str, FileRecord] = field(default_factory=dict)
     hops: tuple[Hop, ...] = ()
 
+    def volatile(self) -> list[pb.Guest]:
+        """Guests that run with volatile memory."""
+        return [each for each in self.guests.values() if each.spec.memory_bytes and each.state not in ENDED]
+
+    def features(self) -> int:
+        """What its readers have to know."""
+        return VOLATILE if self.volatile() else 0
+
     def records(self, kind: Format) -> list[Record]:
         records = [_record(HOST, self.host)]
         records += (_record(GUEST, guest, f"{guest.guest_id} {guest.name}") for _, guest in sorted(self.guests.items()))
@@ -88,6 +102,7 @@ class Superblock:
         self._area = area
         self._content = content
         self._kind = FORMAT if area.content.version >= FORMAT.version else BEFORE
+        self._rolled_back = bool(area.content.required_features)
         self.damaged = tuple(damaged)
         """Guests whose records do not verify; `succeed` puts others in their place."""
 
@@ -95,7 +110,8 @@ class Superblock:
     def format(mapping: Mapping, host: HostRecord, guests: tuple[pb.Guest, ...] = ()) -> Superblock:
         """A new superblock; it does not exist before its first commit is published, here at the end."""
         content = _Content(host, {guest.guest_id: _stored(guest) for guest in guests})
-        return Superblock(SlotArea.format(mapping, FORMAT, content.records(FORMAT)), content)
+        area = SlotArea.format(mapping, FORMAT, content.records(FORMAT), features=content.features())
+        return Superblock(area, content)
 
     @staticmethod
     def open(mapping: Mapping) -> Superblock:
@@ -104,15 +120,15 @@ class Superblock:
         content = _decoded(area.content.records)
         damaged = []
         for record in area.content.damaged:
-            if record.type in (HOST, COPY):
-                # Without the one nothing can be gone on with; the other may hold promises that nobody may forget.
+            if record.type == HOST:  # without it nothing can be gone on with
                 raise DataLoss(
-                    f"{NAME} is damaged at offset {record.offset}: the record of {record.key or 'its host'} does not "
-                    "match its checksum"
+                    f"{NAME} is damaged at offset {record.offset}: the record of its host does not match its checksum"
                 )
+            key, _, name = record.key.partition(" ")
             if record.type == GUEST:
-                guest_id, _, name = record.key.partition(" ")
-                damaged.append(DamagedRecord(guest_id, name, f"its record in the {NAME} is damaged"))
+                damaged.append(DamagedRecord(key, name, _DAMAGED))
+            elif record.type == COPY:  # its place is kept: it may have promised something that nobody knows any more
+                content.copies[key, name] = Copy(guest=pb.Guest(guest_id=key), copy_id=name, damaged=_DAMAGED)
         return Superblock(area, content, damaged)
 
     @property
@@ -191,19 +207,32 @@ class Superblock:
         return lost
 
     def roll_back(self) -> int:
-        """Write the version before, now and at every change that follows, until `write_latest`."""
-        self._kind = BEFORE
+        """Write the version before, now and at every change that follows, until `write_latest`.
+
+        Raises FailedPrecondition if that one may not know something that is in use.
+        """
+        self.check_rollback()
+        self._kind, self._rolled_back = BEFORE, True
         return self._commit(self._content)
+
+    def check_rollback(self) -> None:
+        """Raises FailedPrecondition, with what is to be done."""
+        names = [guest.name or guest.guest_id for guest in self._content.volatile()]
+        if names:
+            raise FailedPrecondition(
+                f"the everram before may know nothing of volatile memory, which {', '.join(names)} "
+                f"{'has' if len(names) == 1 else 'have'}: stop {'it' if len(names) == 1 else 'them'} first"
+            )
 
     def write_latest(self) -> int:
         """Write this version, now and at every change that follows. Raises ResourceExhausted, and goes on as before."""
         if self._kind is FORMAT:
             return self.generation
-        kind, self._kind = self._kind, FORMAT
+        before, (self._kind, self._rolled_back) = (self._kind, self._rolled_back), (FORMAT, False)
         try:
             return self._commit(self._content)
         except ResourceExhausted:
-            self._kind = kind
+            self._kind, self._rolled_back = before
             raise
 
     def put_host(self, host: HostRecord) -> int:
@@ -245,11 +274,13 @@ class Superblock:
         return self._commit(replace(self._content, files={file.name: file for file in files}), clean=True)
 
     def _commit(self, content: _Content, *, clean: bool = False) -> int:
-        records = content.records(self._kind)
+        records, features = content.records(self._kind), content.features()
         if self._kind is FORMAT:
-            generation = self._area.commit(records, clean=clean)
+            generation = self._area.commit(records, clean=clean, features=features)
         else:
-            generation = self._area.rewrite(records, self._kind, clean=clean)
+            # Where 1.1 was found, its software runs such guests already and has to be able to take them back.
+            required = features if self._rolled_back else 0
+            generation = self._area.rewrite(records, self._kind, clean=clean, features=required)
         self._content = content
         return generation
 

@@ -36,6 +36,7 @@ from everram.runtime.errors import (
     Unavailable,
 )
 from everram.runtime.formats.config import HostConfig
+from everram.runtime.formats.vmemfs import MEMORY_NAME
 from everram.runtime.guest.core import GuestCore
 from everram.runtime.guest.errors import LogFull
 from everram.runtime.guest.region import Region
@@ -68,11 +69,13 @@ class Bell:
 
 
 class Directory:
-    """Where every host is."""
+    """Where every host is, and the epoch of every guest."""
+
+    epoch = 1
 
     async def range(self, op: Range) -> tuple[int, list[KeyValue]]:
         host = op.key.decode().rpartition("/")[2]
-        value = encode({"host_id": host, "address": host, "channel": host})
+        value = encode({"host_id": host, "address": host, "channel": host, "epoch": self.epoch})
         return 1, [KeyValue(op.key, value, 1, 1, 1, 0)]
 
 
@@ -226,6 +229,7 @@ class Host:
         self.objects = Objects(1 << 30)
         self.memory = SimulatedMemory(self.objects)
         self.lives = 0
+        self.directory = Directory()
         self.members: list[list[str]] = []
         """What was committed, in order."""
 
@@ -242,7 +246,7 @@ class Host:
         nothing = cast("Any", None)
         environment = Environment(
             Clock(), entropy, nothing, self.memory, cast("Any", NoGuests()), nothing, cast("Any", self.wire),
-            cast("Any", Directory()), nothing, lambda guest_id: Bell(),
+            cast("Any", self.directory), nothing, lambda guest_id: Bell(),
         )  # fmt: skip
         config = HostConfig("test", CLUSTER_ID, self.name, self.name, "", "", "", 1 << 30, self.nvm_bytes)
         node = self.node = Node(environment, self.name, check_messages=True)
@@ -789,6 +793,39 @@ async def test_a_full_destination_is_told_of_and_keeps_what_it_has(hosts: list[H
 async def reason(guest: Guest) -> str:
     log = guest.host.node._cells["everram.v1.Replicator"]._incarnation.actor._logs[GUEST_ID]  # type: ignore[union-attr]
     return next(iter(log._shippers.values()))[0].reason
+
+
+async def test_a_copy_whose_record_is_damaged_is_built_anew_and_its_promise_is_not_forgotten(hosts: list[Host]) -> None:
+    primary, target, _ = hosts
+    guest = await Guest.run(primary)
+    await guest.ship(target)
+    await guest.in_sync()
+    (before,) = await target.copies()
+    await target.stop()
+    primary.net.cut()
+    superblock = target.memory.open(MEMORY_NAME)
+    whole = superblock.read(0, superblock.size_bytes)
+    field = bytes([2 << 3 | 2, len(before.copy_id)]) + before.copy_id.encode()  # in its record, in each of the slots
+    superblock.write(0, whole.replace(field, field[:-1] + b"?"))
+    target.directory.epoch = 2  # it may have promised that: a leader raises the epoch before it asks
+    for _ in range(2):
+        await target.start()
+        (lost,) = await target.copies()
+        assert (lost.guest.guest_id, lost.copy_id, lost.complete) == (GUEST_ID, before.copy_id, False)
+        assert "its record in the VMemFS superblock is damaged" in lost.damaged
+        assert target.objects.by_name.keys() & {region.arena for region in before.guest.regions} == set()
+        assert not (await promised(target, 2)).complete
+        with pytest.raises(FailedPrecondition, match="fenced: it is in epoch 2"):
+            await target.replicator.open(request_of(guest, target))
+        await target.stop()
+    target.directory.epoch = 1
+    await target.start()
+    await guest.in_sync()
+    (after,) = await target.copies()
+    assert (after.damaged, after.complete) == ("", True)
+    assert after.copy_id != before.copy_id
+    assert await content_of(target) == guest.content()
+    assert [copy.copy_id for copy in (await target.vmemfs.copies(pb.Empty())).copies] == [after.copy_id]
 
 
 async def test_registrations_that_fail_are_given_back(hosts: list[Host]) -> None:

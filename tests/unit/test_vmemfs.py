@@ -133,6 +133,39 @@ def test_the_former_software_can_take_what_new_software_left_that_never_served()
     assert [file.guest_id for file in served.files()] == ["d2", "d2"]
 
 
+def test_who_cannot_page_refuses_a_memory_with_volatile_memory_in_it() -> None:
+    mapping, superblock = left()
+    before = Format(FORMAT.name, FORMAT.magic, FORMAT.version, FORMAT.record_types, indexed_since=(2, 0))
+    pager = guest("p", spec=pb.GuestSpec(memory_bytes=1 << 20))
+    superblock.put_guest(pager)
+    with pytest.raises(FailedPrecondition, match="required features 0x1 are unknown here"):
+        SlotArea.open(mapping, before)
+    with pytest.raises(FailedPrecondition, match="volatile memory, which name-p has: stop it first"):
+        superblock.roll_back()
+    pager.state = pb.STOPPED
+    superblock.put_guest(pager)
+    assert len(SlotArea.open(mapping, before).content.records) == 12
+    superblock.roll_back()
+    assert SlotArea.open(mapping, BEFORE).content.version == (1, 1)
+    pager.state = pb.RUNNING  # it is started meanwhile
+    superblock.put_guest(pager)
+    for _ in range(2):
+        with pytest.raises(FailedPrecondition, match="required features 0x1 are unknown here"):
+            SlotArea.open(mapping, BEFORE)
+        superblock = Superblock.open(mapping)
+        superblock.succeed(PACKAGE_VERSION)
+    superblock.write_latest()
+    assert Superblock.open(mapping).version == "2.0"
+
+
+def test_guests_with_volatile_memory_can_be_given_back_to_the_software_that_ran_them() -> None:
+    mapping = image("1.1")
+    SlotArea.open(mapping, BEFORE)
+    superblock = Superblock.open(mapping)
+    superblock.put_guest(guest("p", spec=pb.GuestSpec(memory_bytes=1 << 20)))
+    assert SlotArea.open(mapping, BEFORE).content.required_features == 0
+
+
 def test_a_rollback_that_is_taken_back_loses_nothing() -> None:
     mapping, superblock = left()
     before = (content(superblock), superblock.files(), superblock.history())
@@ -222,6 +255,21 @@ def test_a_damaged_guest_is_named_and_costs_no_other() -> None:
     found.put_guest(pb.Guest(guest_id="b", name="name-b", state=pb.FAILED))
     assert [g.guest_id for g in Superblock.open(mapping).guests()] == ["a", "b", "c"]
     assert superblock.host == found.host
+
+
+def test_a_damaged_copy_keeps_its_place_and_costs_no_guest() -> None:
+    mapping, superblock = left()
+    for name in ("c1", "c2"):
+        superblock.put_copy(Copy(guest=guest("z"), copy_id=name, promised_epoch=7))
+    mapping.store(mapping.load(0, SIZE_BYTES).rindex(b"\x12\x02c1"), b"X")
+    for _ in range(2):
+        found = Superblock.open(mapping)
+        assert [g.guest_id for g in found.guests()] == ["a", "b", "c"]
+        first, second = found.copies()
+        assert (first.guest.guest_id, first.copy_id, second.promised_epoch) == ("z", "c1", 7)
+        assert first.damaged == "its record in the VMemFS superblock is damaged"
+        assert not (found.damaged or first.complete or second.damaged)
+        found.succeed("1")
 
 
 def test_a_damaged_guest_is_known_to_every_host_until_it_was_isolated() -> None:
