@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from everram.runtime.cli.output import emit, note, plural, say
 from everram.runtime.cli.units import format_duration
-from everram.runtime.errors import EverramError, InvalidArgument
+from everram.runtime.errors import Aborted, EverramError, InvalidArgument
 
 if TYPE_CHECKING:
     from everram.runtime.client import Cluster
-    from everram.runtime.contracts.supervisor_pb2 import UpgradeReport
+    from everram.runtime.contracts.supervisor_pb2 import UpgradeReport, UpgradeRequest
 
 UPGRADE_TIMEOUT_S = 70.0
 """More than the supervisor gives the machine."""
+INTERRUPTED = 130
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -37,33 +38,85 @@ async def _upgrade(args: argparse.Namespace) -> int:
     from everram.runtime.cli.software import interpreter
     from everram.runtime.client import Cluster
     from everram.runtime.contracts.supervisor_pb2 import UpgradeRequest
-    from everram.runtime.contracts.vmemfs_pb2 import RollbackRequest
 
     async with await Cluster.connect(args.cluster, args.dir) as cluster:
         hosts = _chosen(args, cluster)
-        python = await asyncio.to_thread(interpreter, args.python, cluster.folders.state)
+        try:
+            python = await asyncio.to_thread(interpreter, args.python, cluster.folders.state)
+        except asyncio.CancelledError:
+            note("everram: nothing was changed")
+            return INTERRUPTED
         told: dict[str, Any] = {}
+        status = 0
         for host in hosts:  # one at a time: whoever has a copy of another's guests is there meanwhile
-            if args.rollback:
-                rolled = await cluster.host(host).vmemfs.rollback(RollbackRequest(only_ask=args.preflight))
-                told[host] = {"format": rolled.format, "lost": list(rolled.lost)}
-                for sentence in rolled.lost:
-                    note(f"everram: {host}: with VMemFS {rolled.format} is lost: {sentence}")
-                if args.preflight:
-                    continue
             request = UpgradeRequest(machine=host, python=python, preflight=args.preflight, pause=args.pause)
             try:
-                report = await cluster.supervisor.upgrade(request, timeout_s=UPGRADE_TIMEOUT_S)
-            except EverramError:
+                if args.rollback:
+                    told[host] = await _rolled_back(cluster, host, only_ask=args.preflight)
+                    if args.preflight:
+                        continue
+                asking = _Asking(cluster, request)
+                report = await asking.report()
+            except (EverramError, asyncio.CancelledError) as error:
                 if args.rollback:
                     await _take_back(cluster, host)
-                raise
+                if isinstance(error, EverramError):
+                    raise
+                note(f"everram: {host}: nothing was changed")
+                status = INTERRUPTED
+                told.pop(host, None)
+                break
             told[host] = told.get(host, {}) | _json(report)
             if not args.json:
                 say(_words(host, report))
+            if asking.interrupted:
+                note(f"everram: {host} had begun to hand over, so it came to its end; {_left(hosts, host)}")
+                status = INTERRUPTED
+                break
     if args.json:
         emit({"hosts": told})
-    return 0
+    return status
+
+
+async def _rolled_back(cluster: Cluster, host: str, *, only_ask: bool) -> dict[str, Any]:
+    """The format of the version before is written, or it is only asked what that loses."""
+    from everram.runtime.contracts.vmemfs_pb2 import RollbackRequest
+
+    rolled = await cluster.host(host).vmemfs.rollback(RollbackRequest(only_ask=only_ask))
+    for sentence in rolled.lost:
+        note(f"everram: {host}: with VMemFS {rolled.format} is lost: {sentence}")
+    return {"format": rolled.format, "lost": list(rolled.lost)}
+
+
+class _Asking:
+    """One host's upgrade, asked for. Ctrl-C gives it up where there is a way back, and waits for how it ended."""
+
+    def __init__(self, cluster: Cluster, request: UpgradeRequest) -> None:
+        self._cluster, self._request = cluster, request
+        self.interrupted = False
+
+    async def report(self) -> UpgradeReport:
+        """Raises what the machine says, CancelledError if it was given up."""
+        asking = asyncio.ensure_future(self._cluster.supervisor.upgrade(self._request, timeout_s=UPGRADE_TIMEOUT_S))
+        try:
+            return await asyncio.shield(asking)
+        except asyncio.CancelledError:
+            self.interrupted = True
+            note(f"everram: {self._request.machine}: giving up, if it has not begun to hand over")
+            await self._give_up()
+            try:
+                return await asking
+            except Aborted:
+                raise asyncio.CancelledError from None
+
+    async def _give_up(self) -> None:
+        from everram.runtime.contracts.supervisor_pb2 import GiveUpgradeUpRequest
+
+        request = GiveUpgradeUpRequest(machine=self._request.machine)
+        try:
+            await self._cluster.supervisor.give_upgrade_up(request)
+        except EverramError as error:
+            note(f"everram: it cannot be given up, and goes on to its end: {error.message}")
 
 
 async def _take_back(cluster: Cluster, host: str) -> None:
@@ -77,6 +130,11 @@ async def _take_back(cluster: Cluster, host: str) -> None:
         note(f"everram: {host} may be writing what the version before can read until its next upgrade: {error.message}")
     else:
         note(f"everram: {host}: the rollback is taken back, VMemFS {status.version} is written and nothing is lost")
+
+
+def _left(hosts: list[str], host: str) -> str:
+    after = hosts[hosts.index(host) + 1 :]
+    return f"not upgraded: {', '.join(after)}" if after else "nothing else was to be done"
 
 
 def _chosen(args: argparse.Namespace, cluster: Cluster) -> list[str]:

@@ -319,6 +319,10 @@ class MachineKeeper:
         await self.look()
         return answer
 
+    async def give_upgrade_up(self) -> None:
+        """Whoever waits in `upgrade` is told that it was, or that it is not."""
+        await ask(self._socket, "give-up", timeout_s=ASK_TIMEOUT_S)
+
     def _note_software(self, command: list[str]) -> None:
         """After its death, too, the machine's hosts are started with what they were upgraded to."""
         if command == self._host_command:

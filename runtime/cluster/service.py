@@ -110,6 +110,13 @@ class _Answers(SupervisorActor):
         )
         return upgrade_report(answer)
 
+    def give_upgrade_up(self, request: sv.GiveUpgradeUpRequest) -> Awaitable[pb.Empty]:
+        return self.context.later(self._give_upgrade_up(request))
+
+    async def _give_upgrade_up(self, request: sv.GiveUpgradeUpRequest) -> pb.Empty:
+        await self._supervisor.machine(request.machine).give_upgrade_up()
+        return pb.Empty()
+
     def reserve_port(self, request: sv.PortRequest) -> pb.Empty:
         self._supervisor.check_up()
         self._supervisor.ports.reserve(request.port, request.guest)

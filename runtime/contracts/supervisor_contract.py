@@ -16,9 +16,10 @@ SUPERVISOR_DOWN = Method("everram.v1.Supervisor", "Down", supervisor_pb2.DownReq
 SUPERVISOR_FAULT = Method("everram.v1.Supervisor", "Fault", supervisor_pb2.FaultRequest, common_pb2.Empty)
 SUPERVISOR_POWER = Method("everram.v1.Supervisor", "Power", supervisor_pb2.PowerRequest, common_pb2.Empty)
 SUPERVISOR_UPGRADE = Method("everram.v1.Supervisor", "Upgrade", supervisor_pb2.UpgradeRequest, supervisor_pb2.UpgradeReport)
+SUPERVISOR_GIVE_UPGRADE_UP = Method("everram.v1.Supervisor", "GiveUpgradeUp", supervisor_pb2.GiveUpgradeUpRequest, common_pb2.Empty)
 SUPERVISOR_RESERVE_PORT = Method("everram.v1.Supervisor", "ReservePort", supervisor_pb2.PortRequest, common_pb2.Empty)
 SUPERVISOR_RELEASE_PORT = Method("everram.v1.Supervisor", "ReleasePort", supervisor_pb2.PortRequest, common_pb2.Empty)
-SUPERVISOR = Contract("everram.v1.Supervisor", (SUPERVISOR_STATUS, SUPERVISOR_DOWN, SUPERVISOR_FAULT, SUPERVISOR_POWER, SUPERVISOR_UPGRADE, SUPERVISOR_RESERVE_PORT, SUPERVISOR_RELEASE_PORT,))
+SUPERVISOR = Contract("everram.v1.Supervisor", (SUPERVISOR_STATUS, SUPERVISOR_DOWN, SUPERVISOR_FAULT, SUPERVISOR_POWER, SUPERVISOR_UPGRADE, SUPERVISOR_GIVE_UPGRADE_UP, SUPERVISOR_RESERVE_PORT, SUPERVISOR_RELEASE_PORT,))
 
 
 class SupervisorRef(Ref):
@@ -51,6 +52,11 @@ class SupervisorRef(Ref):
     ) -> Coroutine[Any, Any, supervisor_pb2.UpgradeReport]:
         return self.ask(SUPERVISOR_UPGRADE, request, timeout_s)
 
+    def give_upgrade_up(
+        self, request: supervisor_pb2.GiveUpgradeUpRequest, *, timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> Coroutine[Any, Any, common_pb2.Empty]:
+        return self.ask(SUPERVISOR_GIVE_UPGRADE_UP, request, timeout_s)
+
     def reserve_port(
         self, request: supervisor_pb2.PortRequest, *, timeout_s: float = DEFAULT_TIMEOUT_S
     ) -> Coroutine[Any, Any, common_pb2.Empty]:
@@ -80,6 +86,9 @@ class SupervisorActor(Actor):
         raise NotImplementedError
 
     def upgrade(self, request: supervisor_pb2.UpgradeRequest) -> supervisor_pb2.UpgradeReport | Awaitable[supervisor_pb2.UpgradeReport]:
+        raise NotImplementedError
+
+    def give_upgrade_up(self, request: supervisor_pb2.GiveUpgradeUpRequest) -> common_pb2.Empty | Awaitable[common_pb2.Empty]:
         raise NotImplementedError
 
     def reserve_port(self, request: supervisor_pb2.PortRequest) -> common_pb2.Empty | Awaitable[common_pb2.Empty]:

@@ -121,6 +121,12 @@ class UpgradeRequest(_message.Message):
     pause: bool
     def __init__(self, machine: _Optional[str] = ..., python: _Optional[str] = ..., preflight: _Optional[bool] = ..., pause: _Optional[bool] = ...) -> None: ...
 
+class GiveUpgradeUpRequest(_message.Message):
+    __slots__ = ("machine",)
+    MACHINE_FIELD_NUMBER: _ClassVar[int]
+    machine: str
+    def __init__(self, machine: _Optional[str] = ...) -> None: ...
+
 class UpgradeReport(_message.Message):
     __slots__ = ("upgraded", "version", "producer", "format", "reads", "guests", "steps")
     UPGRADED_FIELD_NUMBER: _ClassVar[int]

@@ -229,6 +229,12 @@ def _cut(machine: MachineProcess, message: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
+def _give_up(machine: MachineProcess, message: dict[str, Any]) -> dict[str, Any]:
+    """An upgrade; whoever asked for that is answered first."""
+    machine.feed(machine.core.upgrade.give_up(machine.now_ns()))
+    return {}
+
+
 def _on(message: dict[str, Any]) -> bool:
     on = message.get("on")
     if not isinstance(on, bool):
@@ -254,6 +260,7 @@ CONTROLS: dict[str, Callable[[MachineProcess, dict[str, Any]], dict[str, Any]]] 
     "retry-host": _retry_host,
     "mains": _mains,
     "cut": _cut,
+    "give-up": _give_up,
     "die": _die,
     "stop": _stop,
 }

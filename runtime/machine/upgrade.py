@@ -13,7 +13,8 @@ whether it can take the memory, and takes it when the host has handed over.
     warming    verdict: it cannot, or nothing
                more was asked                    (none)     EndSuccessor, Upgraded
     warming    successor_exited, its time is up,
-               the host exits, mains off, stop   (none)     EndSuccessor, Upgraded  (the old host serves as before)
+               the host exits, mains off, stop,
+               give_up                           (none)     EndSuccessor, Upgraded  (the old host serves as before)
     handing    handed_over, the host exits       taking     PassMemory              (with pause: stopping first)
     handing    its time is up                    handing    KillHost
     handing    successor_exited                  (none)     Upgraded                (the old software starts again)
@@ -34,7 +35,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from everram.runtime.errors import EverramError, FailedPrecondition, Unavailable
+from everram.runtime.errors import Aborted, EverramError, FailedPrecondition, Unavailable
 from everram.runtime.machine.effects import (
     EndSuccessor,
     HandOver,
@@ -85,14 +86,14 @@ class Upgrade:
         self.pause, self.only_ask, self.failures, self.said, self.at_ns = pause, only_ask, 0, {}, {}
         core.host.started += 1
         self.incarnation = core.host.started
-        self._enter("warming", now_ns, core.limits.start_ns)
+        self._enter("warming", now_ns, core.limits.warm_ns)
         core.effects.append(StartSuccessor(self.incarnation))
         return core.take()
 
     def alive(self, now_ns: int, incarnation: int) -> list[Effect]:
         """WATCHDOG=1 of the successor: importing much of a new version for the first time takes long."""
         if self.step == "warming" and incarnation == self.incarnation:
-            self.deadline_ns = now_ns + self._core.limits.start_ns
+            self.deadline_ns = now_ns + self._core.limits.warm_ns
         return self._core.tick(now_ns)
 
     def verdict(self, now_ns: int, incarnation: int, reasons: list[str], said: dict[str, Any]) -> list[Effect]:
@@ -134,6 +135,12 @@ class Upgrade:
             )
             if host_waits:
                 self._core.start_host(now_ns)
+        return self._core.tick(now_ns)
+
+    def give_up(self, now_ns: int) -> list[Effect]:
+        """Whoever asked for it wants it no more. Behind the point of no return nothing changes: it comes to its end."""
+        if self.step == "warming":
+            self._end(Aborted("it was given up: the host serves as before"), kill=True)
         return self._core.tick(now_ns)
 
     # -- told by the core ----------------------------------------------------------------------------------------------

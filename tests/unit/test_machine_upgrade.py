@@ -57,6 +57,7 @@ def ended(effects: list[Effect]) -> str | None:
 def test_the_successor_becomes_the_host_and_guests_run_on() -> None:
     core = begun(guests=1)
     assert core.upgrade.verdict(1, 2, [], {"version": "2"}) == [HandOver()]
+    assert core.upgrade.give_up(2) == [], "there is no way back"
     assert core.host_alive(2, 1) == []
     assert core.upgrade.handed_over(3, 1) == [PassMemory(2)]
     core.validate()
@@ -107,7 +108,7 @@ def test_to_only_ask_changes_nothing() -> None:
     assert (core.host.state, core.host.incarnation) == ("ready", 1)
 
 
-@pytest.mark.parametrize("way", ["exits", "is silent", "host dies", "mains", "stop"])
+@pytest.mark.parametrize("way", ["exits", "is silent", "host dies", "mains", "stop", "given up"])
 def test_before_the_point_of_no_return_whatever_happens_ends_the_successor_only(way: str) -> None:
     core = begun()
     if way == "exits":
@@ -116,8 +117,8 @@ def test_before_the_point_of_no_return_whatever_happens_ends_the_successor_only(
     elif way == "is silent":
         core.upgrade.alive(5, 2)
         for at in range(1, 101):
-            core.host_alive(LIMITS.start_ns * at // 100, 1)
-        effects = core.tick(LIMITS.start_ns + 5)
+            core.host_alive(LIMITS.warm_ns * at // 100, 1)
+        effects = core.tick(LIMITS.warm_ns + 5)
         assert EndSuccessor() in effects
     elif way == "host dies":
         effects = core.host_exited(1, 1, 137)
@@ -127,6 +128,10 @@ def test_before_the_point_of_no_return_whatever_happens_ends_the_successor_only(
     elif way == "mains":
         effects = core.set_mains(1, False)
         assert EndSuccessor() in effects
+    elif way == "given up":
+        effects = core.upgrade.give_up(1)
+        assert EndSuccessor() in effects
+        assert core.upgrade.give_up(2) == []
     else:
         effects = core.stop(1)
         assert EndSuccessor() in effects
