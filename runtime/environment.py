@@ -180,7 +180,8 @@ class MemoryObject(Protocol):
 
     def window(self) -> memoryview:
         """The whole object to be read where it lies, as long as somebody has it; what is not present appears when it is
-        looked at. Not for a resizable object. For what nobody changes meanwhile, like `view`."""
+        looked at, so what is absent has to be brought before. Not for a resizable object. For what nobody changes
+        meanwhile, like `view`."""
 
     def write(self, offset: int, data: bytes | memoryview) -> None: ...
 

@@ -244,7 +244,8 @@ class Backfill:
         lacking = self._find(arena)
         if lacking is not None:
             lacking.forget(pages)
-            self._settle()
+            if lacking.left == len(lacking.lost):
+                self._settle()
 
     def _find(self, name: str) -> _Lacking | None:
         """None also for what was made anew under its name."""
@@ -335,12 +336,13 @@ class Backfill:
         lacking = self._find(run.name)
         if lacking is None:
             return
-        first = run.offset // PAGE_BYTES
+        first, mapped = run.offset // PAGE_BYTES, self._faults.mapped_pages(run.name)
         for start, stop in list(_absent_runs(lacking.absent, first, first + -(-len(run.data) // PAGE_BYTES))):
             data = bytes(run.data[(start - first) * PAGE_BYTES : (stop - first) * PAGE_BYTES])
-            found = Fill(start, data.ljust((stop - start) * PAGE_BYTES, b"\0"))
-            self._faults.supply(run.name, found)
-            self._put_unmapped(lacking, Fill(start, data))
+            if start < mapped:
+                self._faults.supply(run.name, Fill(start, data.ljust((stop - start) * PAGE_BYTES, b"\0")))
+            if lacking.absent.find(1, start, stop) >= 0:
+                self._put_unmapped(lacking, Fill(start, data))
 
     def _put_unmapped(self, lacking: _Lacking, found: Fill) -> None:
         """What no guest has mapped, so that nobody sees it being written. Where there is no memory, it stays absent."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from array import array
 from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -35,7 +36,7 @@ from everram.runtime.formats.image_reader import Image
 from everram.runtime.formats.image_writer import ImageWriter
 from everram.runtime.formats.lasting import RESTORING, is_lasting
 from everram.runtime.formats.slots import SlotArea
-from everram.runtime.memory.absent import is_lacking, read_what_is_left
+from everram.runtime.memory.absent import bring_what_is_left, is_lacking, read_what_is_left
 from everram.runtime.memory.contract import PAGE_BYTES
 from everram.runtime.memory.dirty_cap import TRACKED_PREFIX
 from everram.runtime.memory.heap import HeapMapping
@@ -114,7 +115,9 @@ async def save(
         if part.memory.name in METADATA
     }
     await _check_room(environment, sum(pages for part in parts for _, pages in part.runs) * PAGE_BYTES)
-    plan = [(part.listed.number, page, pages) for part in parts for page, pages in part.runs]
+    plan = array("I")
+    for part in parts:
+        plan.extend(word for page, pages in part.runs for word in (part.listed.number, page, pages))
     listing = [part.listed for part in parts]
     writer = await ImageWriter.begin(
         environment.disk, cause, memory_id, listing, plan, base=flushed.base, segment=flushed.segment, host_id=host_id
@@ -177,16 +180,13 @@ async def _save_part(writer: ImageWriter, part: _Part, flushed: Flushed) -> None
         return
     if not part.runs:
         return
-    if is_lacking(memory):  # what is dirty may lack, too: a region that was exposed is dirty as a whole
-        for page, pages in part.runs:
-            for at in range(page, page + pages, PIECE_BYTES // PAGE_BYTES):
-                length = min(PIECE_BYTES, (page + pages - at) * PAGE_BYTES)
-                await writer.add(number, at, read_what_is_left(memory, at * PAGE_BYTES, length))
-                await asyncio.sleep(0)
-        return
+    lacking = is_lacking(memory)
     quiet, window = _is_quiet(memory.name, flushed), memory.window()
     short: list[tuple[int, int]] = []
     for run in part.runs:
+        if lacking and not await _brought(memory, *run):
+            await _add_what_is_left(writer, part, *run)
+            continue
         if run[1] < LONG_RUN_PAGES:
             short.append(run)
             continue
@@ -194,6 +194,24 @@ async def _save_part(writer: ImageWriter, part: _Part, flushed: Flushed) -> None
         await writer.add(number, run[0], window[offset : offset + length] if quiet else Stretch(memory, offset, length))
     for first in range(0, len(short), RUNS_PER_TURN):
         await writer.add_scattered(number, short[first : first + RUNS_PER_TURN], window)
+        await asyncio.sleep(0)
+
+
+async def _brought(memory: MemoryObject, page: int, pages: int) -> bool:
+    """Of what a lazy restore has not read yet: what is dirty may lack, too, where a region was exposed, and so counts
+    as dirty as a whole. False if something of it is lost: it must not be looked at, or zeros would appear there."""
+    there = True
+    for offset in range(page * PAGE_BYTES, (page + pages) * PAGE_BYTES, PIECE_BYTES):
+        there &= bring_what_is_left(memory, offset, min(PIECE_BYTES, (page + pages) * PAGE_BYTES - offset))
+        if pages > 1:
+            await asyncio.sleep(0)
+    return there
+
+
+async def _add_what_is_left(writer: ImageWriter, part: _Part, page: int, pages: int) -> None:
+    for at in range(page, page + pages, PIECE_BYTES // PAGE_BYTES):
+        length = min(PIECE_BYTES, (page + pages - at) * PAGE_BYTES)
+        await writer.add(part.listed.number, at, read_what_is_left(part.memory, at * PAGE_BYTES, length))
         await asyncio.sleep(0)
 
 

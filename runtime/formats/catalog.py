@@ -10,11 +10,11 @@ and its segments do not hold is missing; everything else is there. docs/formats.
 
 from __future__ import annotations
 
+import operator
 import struct
+from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import chain
-from typing import NamedTuple
 
 from everram.runtime.errors import DataLoss
 from everram.runtime.formats.image_files import (
@@ -47,14 +47,6 @@ class SavedObject:
         return -(-self.size_bytes // PAGE_BYTES)
 
 
-class PageRun(NamedTuple):
-    """Neighbouring pages of one object."""
-
-    number: int
-    page: int
-    pages: int
-
-
 @dataclass(frozen=True, slots=True)
 class Catalog:
     generation: int
@@ -64,8 +56,9 @@ class Catalog:
     own_from: int
     """Page of that one's file from which on the save wrote: before it lies what was flushed earlier."""
     objects: tuple[SavedObject, ...]
-    plan: Sequence[tuple[int, int, int]]
-    """What the save writes; `PageRun`s, once it is read."""
+    plan: array[int]
+    """What the save writes: object, first page, count, three words for each run of neighbouring pages. There may be
+    hundreds of thousands, and nobody waits for an object of each."""
 
     def encode(self) -> bytes:
         written = [header(CATALOG_MAGIC, self.generation, self.memory_id)]
@@ -73,9 +66,8 @@ class Catalog:
         written.append(entry(self.generation, _OBJECTS, b"".join(packed)))
         words = (self.own_from, *self.segments)
         written.append(entry(self.generation, _SEGMENTS, struct.pack(f"<{len(words)}Q", *words)))
-        for first in range(0, len(self.plan), RUNS_PER_ENTRY):
-            run_words = list(chain.from_iterable(self.plan[first : first + RUNS_PER_ENTRY]))
-            written.append(entry(self.generation, _PLAN, struct.pack(f"<{len(run_words)}I", *run_words)))
+        for first in range(0, len(self.plan), 3 * RUNS_PER_ENTRY):
+            written.append(entry(self.generation, _PLAN, self.plan[first : first + 3 * RUNS_PER_ENTRY].tobytes()))
         written.append(entry(self.generation, _END, b""))
         return b"".join(written)
 
@@ -87,7 +79,7 @@ class Catalog:
         memory_id = content[32:64].rstrip(b"\0").decode("ascii", "replace")
         objects: list[SavedObject] = []
         own_from, segments = 0, tuple[int, ...]()
-        plan: list[PageRun] = []
+        plan = array("I")
         kind = at = 0
         for at, kind, payload in entries(content, generation, name):
             try:
@@ -97,7 +89,9 @@ class Catalog:
                     own_from, *rest = struct.unpack(f"<{len(payload) // 8}Q", payload)
                     segments = tuple(rest)
                 elif kind == _PLAN:
-                    plan.extend(map(PageRun._make, struct.iter_unpack("<3I", payload)))
+                    if len(payload) % 12:
+                        raise damaged(name, at, "its runs are no whole words")
+                    plan.frombytes(payload)
                 elif kind != _END:
                     raise damaged(name, at, f"{kind} is not a type of entry")
             except (struct.error, ValueError) as error:
@@ -105,7 +99,7 @@ class Catalog:
         if kind != _END or not segments:
             raise damaged(name, len(content), "it ends before its last entry")
         _check(objects, plan, name)
-        return Catalog(generation, memory_id, segments, own_from, tuple(objects), tuple(plan))
+        return Catalog(generation, memory_id, segments, own_from, tuple(objects), plan)
 
 
 def _objects(payload: bytes) -> Iterable[SavedObject]:
@@ -116,8 +110,9 @@ def _objects(payload: bytes) -> Iterable[SavedObject]:
         yield SavedObject(payload[at - name_bytes : at].decode(), size_bytes, number)
 
 
-def _check(objects: Sequence[SavedObject], plan: Sequence[PageRun], name: str) -> None:
+def _check(objects: Sequence[SavedObject], plan: array[int], name: str) -> None:
     pages = {saved.number: saved.pages for saved in objects}
-    wrong = len(pages) != len(objects) or any(run.page + run.pages > pages.get(run.number, 0) for run in plan)
-    if wrong:
+    ends = map(operator.add, plan[1::3], plan[2::3])
+    wrong = len(pages) != len(objects) or not pages.keys() >= set(plan[::3])
+    if wrong or any(map(operator.gt, ends, map(pages.__getitem__, plan[::3]))):
         raise DataLoss(f"{name} is damaged at offset {HEADER_BYTES}: its objects and its plan do not agree")

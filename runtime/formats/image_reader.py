@@ -21,13 +21,15 @@ import zlib
 from array import array
 from bisect import bisect_right
 from collections.abc import AsyncIterator, Container, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import accumulate
 from typing import NamedTuple
 
+from everram.runtime.checksums import crc32
 from everram.runtime.environment import Disk, DiskFile
 from everram.runtime.errors import DataLoss, NotFound
-from everram.runtime.formats.catalog import Catalog, PageRun
+from everram.runtime.formats.catalog import Catalog
 from everram.runtime.formats.image import Marker
 from everram.runtime.formats.image_files import (
     PAGES_MAGIC,
@@ -40,6 +42,7 @@ from everram.runtime.formats.image_files import (
 from everram.runtime.formats.segment import (
     BLOCK_BYTES,
     BLOCK_PAGES,
+    ZEROS,
     Batch,
     SegmentIndex,
     SegmentRef,
@@ -70,6 +73,15 @@ class _Segment:
     index: SegmentIndex
     starts: list[int]
     """Of its batches, for bisecting."""
+    places: dict[int, array[int]] = field(default_factory=dict)
+    """Of batches that were looked into, by their starts: where in the file each of their runs lies."""
+
+    def places_of(self, batch: Batch) -> array[int]:
+        found = self.places.get(batch.start)
+        if found is None:
+            counts = (0 if count & ZEROS else count for count in batch.runs[2::3])
+            found = self.places[batch.start] = array("Q", accumulate(counts, initial=batch.start))
+        return found
 
 
 class Image:
@@ -136,10 +148,11 @@ class Image:
         """Everything that was saved (of these objects), verified. Raises DataLoss with the file and the offset."""
         for ordinal in range(len(self._segments)):
             for batch in self._segments[ordinal].index.batches:
-                live = list(self._live(ordinal, batch, numbers))
+                if numbers is not None and not any(number in numbers for number in set(batch.runs[::3])):
+                    continue
                 for first in range(0, len(batch.sums), PIECE_BLOCKS):
                     last = min(len(batch.sums), first + PIECE_BLOCKS)
-                    for run in await self._read_blocks(ordinal, batch, first, last, live):
+                    for run in await self._read_blocks(ordinal, batch, first, last, numbers):
                         yield run
 
     async def block_of(self, number: int, page: int) -> list[Run]:
@@ -149,7 +162,7 @@ class Image:
         if located is None:
             return []
         ordinal, batch, block = located
-        return await self._read_blocks(ordinal, batch, block, block + 1, list(self._live(ordinal, batch)))
+        return await self._read_blocks(ordinal, batch, block, block + 1)
 
     async def prepare(self) -> None:
         """Open every file that is needed, so that `block_now` can do with reading. Raises DataLoss."""
@@ -163,7 +176,7 @@ class Image:
         if located is None:
             return []
         ordinal, batch, block = located
-        start, end, wanted = _wanted(batch, block, block + 1, list(self._live(ordinal, batch)))
+        start, end, wanted = self._wanted(ordinal, batch, block, block + 1)
         data = self._files[ordinal].pread_now(start * PAGE_BYTES, (end - start) * PAGE_BYTES)
         return self._checked(ordinal, batch, block, block + 1, wanted, data)
 
@@ -173,7 +186,7 @@ class Image:
         if located is None:
             return []
         ordinal, batch, block = located
-        start, end, wanted = _wanted(batch, block, block + 1, list(self._live(ordinal, batch)))
+        start, end, wanted = self._wanted(ordinal, batch, block, block + 1)
         return [
             (self._by_number[each].name, first + max(0, start - at), min(at + count, end) - max(at, start))
             for at, each, first, count in wanted
@@ -204,14 +217,8 @@ class Image:
                 if not forgotten and segment.index.number == own and batch.start >= catalog.own_from:
                     self._forget_planned(catalog)
                     forgotten = True
-                for number, page, count, at in batch.placed():
-                    places = self._places.get(number)
-                    if places is None or page >= len(places):
-                        continue  # of an object that is no more
-                    known = min(count, len(places) - page)
-                    first = ordinal << _SEGMENT_SHIFT | at
-                    places[page : page + known] = _ascending(first, known) if at else array("Q", bytes(8 * known))
-                    self._presence[number][page : page + known] = (b"\1" if at else b"\0") * known
+                if not self._paint_scattered(ordinal, batch):
+                    self._paint_runs(ordinal, batch)
         if not forgotten:
             self._forget_planned(catalog)
         for saved in self.objects:
@@ -219,35 +226,85 @@ class Image:
             if missing:
                 self.lost.append(f"{missing} pages of {saved.name}: the save did not get that far")
 
-    def _forget_planned(self, catalog: Catalog) -> None:
-        if self._lenient:  # otherwise the marker says that it got to its end
-            for run in map(PageRun._make, catalog.plan):
-                self._places[run.number][run.page : run.page + run.pages] = array("Q", [_MISSING]) * run.pages
-                self._presence[run.number][run.page : run.page + run.pages] = b"\1" * run.pages
+    def _paint_scattered(self, ordinal: int, batch: Batch) -> bool:
+        """Of a batch of single pages of one object, which may be tens of thousands: guests wait for this. False: it is
+        none."""
+        numbers, pages, counts = batch.runs[::3], batch.runs[1::3], batch.runs[2::3]
+        places = self._places.get(numbers[0]) if numbers else None
+        if (
+            places is None
+            or counts.count(1) != len(counts)
+            or numbers.count(numbers[0]) != len(numbers)
+            or max(pages) >= len(places)
+        ):
+            return False
+        presence = self._presence[numbers[0]]
+        for place, page in enumerate(pages, ordinal << _SEGMENT_SHIFT | batch.start):
+            places[page] = place
+            presence[page] = 1
+        return True
 
-    def _live(
-        self, ordinal: int, batch: Batch, numbers: Container[int] | None = None
-    ) -> Iterator[tuple[int, int, int, int]]:
-        """(place in the file, object, page, count) of what no later batch has written again, ascending by place."""
+    def _paint_runs(self, ordinal: int, batch: Batch) -> None:
         for number, page, count, at in batch.placed():
             places = self._places.get(number)
-            if not at or places is None or (numbers is not None and number not in numbers):
+            if places is None or page >= len(places):
+                continue  # of an object that is no more
+            first = ordinal << _SEGMENT_SHIFT | at
+            if count == 1:
+                places[page] = first if at else 0
+                self._presence[number][page] = at > 0
+                continue
+            known = min(count, len(places) - page)
+            places[page : page + known] = _ascending(first, known) if at else array("Q", bytes(8 * known))
+            self._presence[number][page : page + known] = (b"\1" if at else b"\0") * known
+
+    def _forget_planned(self, catalog: Catalog) -> None:
+        if self._lenient:  # otherwise the marker says that it got to its end
+            plan = catalog.plan
+            for number, page, count in zip(plan[::3], plan[1::3], plan[2::3], strict=True):
+                self._places[number][page : page + count] = array("Q", [_MISSING]) * count
+                self._presence[number][page : page + count] = b"\1" * count
+
+    def _live(
+        self, ordinal: int, batch: Batch, start: int, end: int, numbers: Container[int] | None
+    ) -> Iterator[tuple[int, int, int, int]]:
+        """(place in the file, object, page, count) of what no later batch has written again, ascending by place; of
+        runs that have a part between two places."""
+        at_of, runs = self._segments[ordinal].places_of(batch), batch.runs
+        for n in range(max(0, bisect_right(at_of, start) - 1), len(runs) // 3):
+            at, number, page, count = at_of[n], *runs[3 * n : 3 * n + 3]
+            if at >= end:
+                return
+            places = self._places.get(number)
+            if count & ZEROS or places is None or (numbers is not None and number not in numbers):
                 continue
             first = ordinal << _SEGMENT_SHIFT | at
+            if count == 1:
+                if page < len(places) and places[page] == first:
+                    yield at, number, page, 1
+                continue
             here = places[page : page + count]
             if here == _ascending(first, count):
                 yield at, number, page, count
             else:
-                for start, end in _matches(here, first):
-                    yield at + start, number, page + start, end - start
+                for begins, ends in _matches(here, first):
+                    yield at + begins, number, page + begins, ends - begins
+
+    def _wanted(
+        self, ordinal: int, batch: Batch, first: int, last: int, numbers: Container[int] | None = None
+    ) -> tuple[int, int, list[tuple[int, int, int, int]]]:
+        """Where blocks `first` to `last` begin and end in the file, and what is live of them."""
+        start, end = _places_of(batch, first, last)
+        live = self._live(ordinal, batch, start, end, numbers)
+        return start, end, [run for run in live if run[0] < end and run[0] + run[3] > start]
 
     # -- their content
 
     async def _read_blocks(
-        self, ordinal: int, batch: Batch, first: int, last: int, live: Sequence[tuple[int, int, int, int]]
+        self, ordinal: int, batch: Batch, first: int, last: int, numbers: Container[int] | None = None
     ) -> list[Run]:
         """What is live of blocks `first` to `last` of a batch, verified."""
-        start, end, wanted = _wanted(batch, first, last, live)
+        start, end, wanted = self._wanted(ordinal, batch, first, last, numbers)
         if not wanted:
             return []
         try:
@@ -268,7 +325,7 @@ class Image:
         wanted: Sequence[tuple[int, int, int, int]],
         data: bytes,
     ) -> list[Run]:
-        start, end, _ = _wanted(batch, first, last, ())
+        start, end = _places_of(batch, first, last)
         bad = {
             block
             for block in range(first, last)
@@ -343,12 +400,9 @@ class Image:
             return self._files[ordinal]
 
 
-def _wanted(
-    batch: Batch, first: int, last: int, live: Sequence[tuple[int, int, int, int]]
-) -> tuple[int, int, list[tuple[int, int, int, int]]]:
-    """Where blocks `first` to `last` begin and end in the file, and what is live of them."""
-    start, end = batch.start + first * BLOCK_PAGES, min(batch.start + last * BLOCK_PAGES, batch.start + batch.pages)
-    return start, end, [run for run in live if run[0] < end and run[0] + run[3] > start]
+def _places_of(batch: Batch, first: int, last: int) -> tuple[int, int]:
+    """Where blocks `first` to `last` begin and end in the file."""
+    return batch.start + first * BLOCK_PAGES, min(batch.start + last * BLOCK_PAGES, batch.start + batch.pages)
 
 
 @lru_cache
@@ -379,7 +433,7 @@ def _matches(places: Sequence[int], first: int) -> Iterator[tuple[int, int]]:
 
 def _verifies(data: bytes, at: int, pages: int, checksum: int) -> bool:
     block = memoryview(data)[at : at + pages * PAGE_BYTES]
-    return len(block) == pages * PAGE_BYTES and zlib.crc32(block) == checksum
+    return len(block) == pages * PAGE_BYTES and crc32(block) == checksum
 
 
 async def _read_named(disk: Disk, segment: SegmentRef) -> SegmentIndex:

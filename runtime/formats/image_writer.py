@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import zlib
+from array import array
 from collections.abc import Sequence
 
 from everram.runtime.environment import Disk, Stretch
@@ -47,7 +48,7 @@ class ImageWriter:
         cause: str,
         memory_id: str,
         objects: Sequence[SavedObject],
-        plan: Sequence[tuple[int, int, int]] = (),
+        plan: array[int] | None = None,
         *,
         base: Sequence[SegmentRef] = (),
         segment: SegmentWriter | None = None,
@@ -61,7 +62,7 @@ class ImageWriter:
         if segment is None:
             segment = await SegmentWriter.create(disk, _next_segment(survey, base), memory_id)
         numbers = (*(ref.number for ref in base), segment.number)
-        catalog = Catalog(generation, memory_id, numbers, segment.next_page, tuple(objects), plan)
+        catalog = Catalog(generation, memory_id, numbers, segment.next_page, tuple(objects), plan or array("I"))
         writer = ImageWriter(disk, cause, catalog, base, segment)
         writer._own_segment, writer._host_id = own, host_id
         return writer

@@ -88,6 +88,14 @@ def is_lacking(memory: object) -> bool:
     return getattr(memory, "lack", None) is not None
 
 
+def bring_what_is_left(memory: MemoryObject, offset: int, length: int) -> bool:
+    """For a save, on the loop: what is absent is brought, as far as it can be had; whether all of it is there now.
+    Raises ResourceExhausted."""
+    Stretch(memory, offset, length).bring()
+    lack: Lack | None = getattr(memory, "lack", None)
+    return lack is None or not lack.extents(offset, offset + length)
+
+
 def read_what_is_left(memory: MemoryObject, offset: int, length: int) -> bytes:
     """For a save, on the loop: what is absent is brought before, and zeros stand for what is lost; the guest that has
     lost it never starts from them. Raises ResourceExhausted."""

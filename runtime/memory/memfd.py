@@ -64,19 +64,18 @@ def is_file(fd: int) -> bool:
 
 def extents(fd: int, start: int, end: int) -> list[tuple[int, int]]:
     """(offset, length) of what is present between two offsets, ascending."""
-    found = []
+    found: list[tuple[int, int]] = []
+    seek, data, hole = os.lseek, os.SEEK_DATA, os.SEEK_HOLE  # there may be hundreds of thousands
     offset = start
-    while offset < end:
-        try:
-            first = os.lseek(fd, offset, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno == errno.ENXIO:
-                break
+    try:
+        while offset < end and (first := seek(fd, offset, data)) < end:
+            offset = seek(fd, first, hole)
+            found.append((first, offset - first))
+    except OSError as error:
+        if error.errno != errno.ENXIO:
             raise
-        if first >= end:
-            break
-        offset = min(end, os.lseek(fd, first, os.SEEK_HOLE))
-        found.append((first, offset - first))
+    if offset > end:
+        found[-1] = (found[-1][0], end - found[-1][0])
     return found
 
 

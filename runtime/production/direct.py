@@ -12,12 +12,12 @@ from __future__ import annotations
 import errno
 import mmap
 import os
-import zlib
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeGuard
 
+from everram.runtime.checksums import checksums
 from everram.runtime.environment import Piece, Scattered, Stretch
 from everram.runtime.production.files import write_all
 
@@ -50,7 +50,7 @@ class DirectWriter:
             and self._is_whole(offset, length)
             and self._write_from_there(offset, one)
         ):
-            return _checksums(one, block_bytes)
+            return checksums(one, block_bytes)
         try:
             buffer = self._buffers.pop()
         except IndexError:
@@ -62,7 +62,7 @@ class DirectWriter:
                 _gather(filled, pieces)
                 if not (self._is_whole(offset, length) and self._write_from_there(offset, filled)):
                     write_all(self._path, self._fd, offset, filled)
-                return _checksums(filled, block_bytes)
+                return checksums(filled, block_bytes)
         finally:
             self._buffers.append(buffer)
 
@@ -112,11 +112,6 @@ def _gather(target: memoryview, pieces: Sequence[Piece]) -> None:
         else:
             target[at:end] = piece
         at = end
-
-
-def _checksums(data: bytes | memoryview, block_bytes: int) -> list[int]:
-    view = memoryview(data)
-    return [zlib.crc32(view[at : at + block_bytes]) for at in range(0, len(view), block_bytes)]
 
 
 def _open_direct(path: Path) -> int:

@@ -58,6 +58,8 @@ class FolderFile:
 
     def __init__(self, path: Path, fd: int, root: Path) -> None:
         self._path = path
+        self._named = False
+        """Its name is durable: also one that another process has made may not be."""
         self._root = root
         self._fd = fd
         self._direct: DirectWriter | None = None
@@ -92,7 +94,8 @@ class FolderFile:
         return self._direct
 
     async def sync(self) -> None:
-        await _in_thread(self._path, os.fdatasync, self._descriptor())
+        await _in_thread(self._path, _sync, self._descriptor(), None if self._named else self._path.parent)
+        self._named = True
 
     async def size(self) -> int:
         with errors_of(self._path):
@@ -140,10 +143,14 @@ def _open(path: Path, create: bool) -> int:
         if not create:
             raise
     make_folders(path.parent)
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    # The file is durable after its own sync only if its name is.
-    sync_folder(path.parent)
-    return fd
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+
+def _sync(fd: int, folder: Path | None) -> None:
+    """The file, and the folder that has its name: it is durable only if that is."""
+    os.fdatasync(fd)
+    if folder is not None:
+        sync_folder(folder)
 
 
 def _pread(fd: int, offset: int, length: int) -> bytes:

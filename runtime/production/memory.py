@@ -159,7 +159,6 @@ class KeptObject:
             raise ResourceExhausted(f"memory {self.name} cannot be mapped: {error}") from error
 
     def window(self) -> memoryview:
-        self._bring(0, self.size_bytes)
         try:
             return memoryview(mmap.mmap(self._fd, self.size_bytes, mmap.MAP_SHARED, mmap.PROT_READ))
         except (OSError, ValueError) as error:

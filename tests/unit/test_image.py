@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 import zlib
+from array import array
 from collections.abc import Sequence
 
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from everram.runtime.environment import Piece
 from everram.runtime.errors import DataLoss, EverramError, FailedPrecondition, InvalidArgument, ResourceExhausted
 from everram.runtime.formats import image, image_files
-from everram.runtime.formats.catalog import PageRun, SavedObject
+from everram.runtime.formats.catalog import SavedObject
 from everram.runtime.formats.image import Marker, Survey, examine, mark_opened
 from everram.runtime.formats.image_reader import Image
 from everram.runtime.formats.image_writer import ImageWriter, tidy
@@ -23,7 +24,7 @@ from everram.runtime.simulation.disk import DiskFaults, Media, SimulatedDisk, Si
 from everram.runtime.simulation.entropy import Seeds
 
 OBJECTS = [SavedObject("vmemfs", 4 * PAGE_BYTES, 1), SavedObject("region.g.ledger", 1 << 20, 2)]
-PLAN = [PageRun(1, 1, 1), PageRun(2, 0, 200)]
+PLAN = array("I", (1, 1, 1, 2, 0, 200))
 PAGE = b"0123456789abcdef" * (PAGE_BYTES // 16)
 
 
@@ -216,7 +217,7 @@ async def test_a_save_goes_on_from_what_was_flushed() -> None:
     segment = await flushed(disk, 2, b"again")
     await segment.settle()
     writer = await ImageWriter.begin(
-        disk, "power", "m1", OBJECTS, [PageRun(2, 3, 1), PageRun(2, 200, 2)], base=[base], segment=segment
+        disk, "power", "m1", OBJECTS, array("I", (2, 3, 1, 2, 200, 2)), base=[base], segment=segment
     )
     await writer.add(2, 3, b"saved".ljust(PAGE_BYTES, b"."))
     await writer.add(2, 200, bytes(2 * PAGE_BYTES))
@@ -241,7 +242,7 @@ async def test_what_a_cut_off_save_was_to_write_is_missing_and_not_what_it_was_b
     disk = SimulatedDisk(new_media())
     segment = await flushed(disk, 1, b"flushed")
     await segment.settle()
-    plan = [PageRun(2, 3, 4)]
+    plan = array("I", (2, 3, 4))
     writer = await ImageWriter.begin(disk, "power", "m1", OBJECTS, plan, segment=segment)
     await writer.add(2, 3, b"saved".ljust(PAGE_BYTES, b"."))
     await segment.settle()
