@@ -9,6 +9,7 @@ has no such writes, goes through the cache.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import mmap
 import os
@@ -17,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeGuard
 
-from everram.runtime.checksums import checksums
+from everram.runtime.checksums import address_of, checksums
 from everram.runtime.environment import Piece, Scattered, Stretch
 from everram.runtime.production.files import write_all
 
@@ -25,6 +26,11 @@ BLOCK_BYTES = 4096
 BUFFER_BYTES = 8 << 20
 LEAST_BYTES = 64 << 10
 """Smaller writes are left to the cache, which puts them together."""
+
+
+_MADV_POPULATE_READ = 22
+_libc = ctypes.CDLL(None)
+_libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
 
 class DirectWriter:
@@ -44,13 +50,11 @@ class DirectWriter:
         """
         length = sum(map(len, pieces))
         one = pieces[0] if len(pieces) == 1 else None
-        if (
-            one is not None
-            and _is_mapped(one)
-            and self._is_whole(offset, length)
-            and self._write_from_there(offset, one)
-        ):
-            return checksums(one, block_bytes)
+        if one is not None and _is_mapped(one) and self._is_whole(offset, length):
+            _populate(one)
+            sums = checksums(one, block_bytes)  # first: what is read of memory then is in the processor's cache
+            if self._write_from_there(offset, one):
+                return sums
         try:
             buffer = self._buffers.pop()
         except IndexError:
@@ -99,6 +103,12 @@ class DirectWriter:
 def _is_mapped(data: Piece) -> TypeGuard[memoryview]:
     """Whether it lies in whole pages of memory."""
     return isinstance(data, memoryview) and isinstance(data.obj, mmap.mmap)
+
+
+def _populate(data: memoryview) -> None:
+    """All page faults of it at once. Where the kernel cannot do that, they come one by one."""
+    with address_of(data) as address:
+        _libc.madvise(address, len(data), _MADV_POPULATE_READ)
 
 
 def _gather(target: memoryview, pieces: Sequence[Piece]) -> None:
