@@ -32,10 +32,12 @@ from everram.runtime.environment import Machine
 from everram.runtime.errors import DataLoss, EverramError, FailedPrecondition, ResourceExhausted
 from everram.runtime.formats.config import HostConfig
 from everram.runtime.node import Node
+from everram.runtime.production.entropy import SystemEntropy
 from everram.runtime.production.environment import Production
 from everram.runtime.production.machine import SystemMachine, connect
 from everram.runtime.production.network import GrpcNetwork
 from everram.runtime.production.partition import Cut
+from everram.runtime.production.weather import Weather
 from everram.runtime.transport.front import Front
 
 EXIT_REFUSED = 78
@@ -56,7 +58,7 @@ async def serve(config: HostConfig) -> None:
     loop.add_signal_handler(signal.SIGPWR, _power_fails, machine)
     beating = asyncio.create_task(_beat(machine))
     try:
-        network = GrpcNetwork(Cut.of(machine))
+        network = GrpcNetwork(Cut.of(machine), Weather.of(machine, SystemEntropy()))
         if machine.is_successor:
             await _succeed(config, machine, network, ending)
         else:

@@ -304,6 +304,8 @@ class MachineEvent:
     """With "mains": until when the battery lasts at most (Clock.now_ns)."""
     connected: bool = True
     """With "network": whether the machine is connected; the fault `partition` cuts it off, and its end connects it."""
+    weather: str = ""
+    """With "network": the fault of its links to other machines; empty: none."""
     reason: str = ""
     """With "frozen": the freeze reason that the machine added by itself ("lease")."""
 

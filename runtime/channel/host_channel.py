@@ -22,6 +22,7 @@ from everram.runtime.channel.protection_domain import ProtectionDomain, Region, 
 from everram.runtime.channel.seqpacket import Unreachable
 from everram.runtime.channel.shared_memory import SharedMemory, SharedMemoryCarrier
 from everram.runtime.channel.tcp import TcpCarrier
+from everram.runtime.channel.tcp_framing import PLAIN, Line
 from everram.runtime.errors import InvalidArgument, Unavailable
 from everram.runtime.memory import atomics
 
@@ -66,6 +67,8 @@ class Reach:
     tcp_host: str = "127.0.0.1"
     tcp_port: int = 0
     """0: any."""
+    line: Line = PLAIN
+    """Of TCP."""
 
 
 class HostChannel:
@@ -99,7 +102,7 @@ class HostChannel:
                 channel.shared_memory = SharedMemoryCarrier(protection, memory, me, reach.path)
             if reach.mode == TCP or (reach.mode != SHM and reach.token):
                 channel.tcp = await TcpCarrier.open(
-                    protection, randbytes, me, reach.token, reach.tcp_host, reach.tcp_port
+                    protection, randbytes, me, reach.token, reach.tcp_host, reach.tcp_port, reach.line
                 )
         except BaseException:
             channel.close()

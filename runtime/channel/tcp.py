@@ -16,6 +16,7 @@ from dataclasses import replace
 from everram.runtime.channel.addresses import TCP, Addresses
 from everram.runtime.channel.frames import Identity
 from everram.runtime.channel.protection_domain import ProtectionDomain, Region
+from everram.runtime.channel.tcp_framing import PLAIN, Line
 from everram.runtime.channel.tcp_pair import TcpPair
 from everram.runtime.channel.tcp_responder import ResponderConnection, Session
 from everram.runtime.channel.tcp_sockets import listen
@@ -28,10 +29,11 @@ class TcpCarrier:
     name = TCP
 
     def __init__(
-        self, protection: ProtectionDomain, randbytes: Callable[[int], bytes], me: Identity, token: str
+        self, protection: ProtectionDomain, randbytes: Callable[[int], bytes], me: Identity, token: str, line: Line
     ) -> None:
         """Use `open`."""
         self.me = me
+        self.line = line
         self.token = token
         self.protection = protection
         self.address = ("", 0)
@@ -50,13 +52,14 @@ class TcpCarrier:
         token: str,
         host: str = "127.0.0.1",
         port: int = 0,
+        line: Line = PLAIN,
     ) -> TcpCarrier:
         """Listens. Raises FailedPrecondition without a token or elsewhere than on loopback, Unavailable."""
         if not token:
             raise FailedPrecondition(
                 "the channel over TCP needs the cluster's token: anyone on this computer could connect otherwise"
             )
-        carrier = TcpCarrier(protection, randbytes, me, token)
+        carrier = TcpCarrier(protection, randbytes, me, token, line)
         try:
             carrier._server, port = await listen(host, port, lambda: ResponderConnection(carrier))
         except OSError as error:
@@ -70,7 +73,7 @@ class TcpCarrier:
         number = int.from_bytes(self._randbytes(8), "little")
         try:
             me = replace(self.me, host=f"{self.me.host}/{lane}") if lane else self.me
-            return await TcpPair.open(*address.tcp, host, me, self.token, number)
+            return await TcpPair.open(*address.tcp, host, me, self.token, number, self.line)
         except FailedPrecondition as error:
             raise Unavailable(error.message) from error
 

@@ -1,9 +1,11 @@
-"""What the two ends of a TCP queue pair say to each other, version 1 (docs/formats.md).
+"""What the two ends of a TCP queue pair say to each other, version 2 (docs/formats.md).
 
-    header = decode(data)                                # 32 bytes; raises ValueError on anything malformed
+    size_bytes = header_bytes(data[0])                   # by the kind: greetings have no digests
+    header = decode(data)                                # raises ValueError on anything malformed, Damaged
     header.payload_bytes                                 # how much follows it
 
-A greeting's payload is JSON, a write's and a read's completion's is the data itself; integers are little-endian.
+A greeting's payload is JSON, a write's and a read's completion's is the data itself; integers are little-endian. Every
+other header has a digest, so nothing lands at a place that nobody named. Data may have one, as in NVMe over TCP.
 """
 
 from __future__ import annotations
@@ -11,14 +13,16 @@ from __future__ import annotations
 import enum
 import json
 import struct
+import zlib
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 from everram.runtime.channel.contract import REQUEST_BYTES_MAX, Status
 from everram.runtime.channel.frames import Identity
 
-VERSION = 1
-HEADER_BYTES = 32
+VERSION = 2
+GREETING_HEADER_BYTES = 32
+HEADER_BYTES = 40
 GREETING_BYTES_MAX = 4096
 OPERANDS_BYTES = 16
 """What follows an atomic request: the expected word and the operand."""
@@ -26,7 +30,13 @@ NUMBERS = 1 << 32
 """Requests are numbered from 1; a header carries the lower 32 bits."""
 
 _HEADER = struct.Struct("<BBHIIIQQ")
+_DIGEST = struct.Struct("<I")
+_CHECKED_BYTES = HEADER_BYTES - _DIGEST.size
 _OPERANDS = struct.Struct("<QQ")
+_HAS_DIGEST = 1
+"""Flag: there is one of the payload."""
+_GREETING_HAS_DIGEST = 1 << 32
+"""In `first` of a greeting, whose header version 1 has to understand: the lower half is its digest."""
 
 
 class Kind(enum.IntEnum):
@@ -50,11 +60,15 @@ STATUSES = (Status.SUCCESS, Status.REM_INV_REQ_ERR, Status.REM_ACCESS_ERR, Statu
 CODES = {status: code for code, status in enumerate(STATUSES)}
 
 
+class Damaged(ValueError):
+    """Something was changed on its way. The connection ends; what was under way is sent again on another."""
+
+
 class Header(NamedTuple):
     kind: Kind
     status: int
     """Of a completion."""
-    reserved: int
+    flags: int
     length: int
     """Of the data: that follows, or that is asked for."""
     number: int
@@ -64,10 +78,18 @@ class Header(NamedTuple):
     """rkey of a request; the word that an atomic operation found, in its completion."""
     second: int
     """Offset of a request."""
+    digest: int | None = None
+    """CRC-32 of the payload, if it has one."""
+    seed: int = 0
+    """What the CRC begins with: that of a greeting is of its header, too."""
 
     @property
     def payload_bytes(self) -> int:
         return 0 if self.kind is Kind.READ else self.length
+
+
+def header_bytes(kind: int) -> int:
+    return GREETING_HEADER_BYTES if kind in _GREETINGS else HEADER_BYTES
 
 
 def encode(
@@ -79,20 +101,38 @@ def encode(
     *,
     status: int = 0,
     immediate: int = 0,
+    digest: int | None = None,
 ) -> bytes:
-    return _HEADER.pack(kind, status, 0, length, number % NUMBERS, immediate, first, second)
+    """`digest`: the CRC-32 of the payload, where it has one."""
+    flags = 0 if digest is None else _HAS_DIGEST
+    header = _HEADER.pack(kind, status, flags, length, number % NUMBERS, immediate, first, second)
+    if kind in _GREETINGS:
+        return header
+    header += _DIGEST.pack(digest or 0)
+    return header + _DIGEST.pack(zlib.crc32(header))
 
 
 def decode(data: bytes | memoryview) -> Header:
-    """Raises ValueError."""
-    number, status, reserved, length, *rest = _HEADER.unpack(data)
-    kind = _KINDS.get(number)
-    if kind is None or reserved or status >= len(STATUSES) or (status and kind is not Kind.COMPLETION):
-        raise ValueError(f"a header of kind {number}, status {status}, reserved {reserved}")
+    """Of as many bytes as `header_bytes` says. Raises ValueError."""
+    kind = _KINDS.get(data[0])
+    if kind is None or len(data) != header_bytes(kind):
+        raise ValueError(f"a header of kind {data[0]}")
+    digest = 0
+    greets = kind in _GREETINGS
+    if not greets:
+        if zlib.crc32(data[:_CHECKED_BYTES]) != _DIGEST.unpack_from(data, _CHECKED_BYTES)[0]:
+            raise Damaged("a header was damaged on its way")
+        digest = _DIGEST.unpack_from(data, GREETING_HEADER_BYTES)[0]
+    _, status, flags, length, number, immediate, first, second = _HEADER.unpack_from(data)
+    if flags & ~_HAS_DIGEST or status >= len(STATUSES) or (status and kind is not Kind.COMPLETION):
+        raise ValueError(f"a header of kind {kind}, status {status}, flags {flags}")
     longest = GREETING_BYTES_MAX if kind in _GREETINGS else REQUEST_BYTES_MAX
     if length > longest or (kind in _ATOMICS and length != OPERANDS_BYTES):
         raise ValueError(f"a {kind.name} of {length} bytes")
-    return Header(kind, status, reserved, length, *rest)
+    if greets and first & _GREETING_HAS_DIGEST:
+        digest = first % _GREETING_HAS_DIGEST
+        return Header(kind, status, flags, length, number, immediate, 0, second, digest, _greeting_seed(kind, length))
+    return Header(kind, status, flags, length, number, immediate, first, second, digest if flags else None)
 
 
 def encode_operands(expected: int, operand: int) -> bytes:
@@ -181,7 +221,12 @@ class Refused:
 
 def _greeting(kind: Kind, members: dict[str, Any]) -> bytes:
     text = json.dumps(members).encode()
-    return encode(kind, len(text)) + text
+    digest = zlib.crc32(text, _greeting_seed(kind, len(text)))
+    return encode(kind, len(text), first=_GREETING_HAS_DIGEST | digest) + text
+
+
+def _greeting_seed(kind: Kind, length: int) -> int:
+    return zlib.crc32(encode(kind, length))
 
 
 def _members(data: bytes) -> dict[str, Any]:

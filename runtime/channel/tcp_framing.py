@@ -6,26 +6,75 @@
         def on_payload_end(self): ...
 
 `get_buffer` hands out `target`'s own memory, so nothing is copied here but what came in the same piece as its header:
-headers are staged 16 KiB at a time, because a system call for each would halve the speed of small requests.
+headers are staged 16 KiB at a time, because a system call for each would halve the speed of small requests. A payload
+with a digest is checked when all of it is there: it may have landed by then, but nobody is told that it has.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol, cast
 
-from everram.runtime.channel.tcp_frames import HEADER_BYTES, OPERANDS_BYTES, Header, decode
+from everram.runtime.channel.tcp_frames import OPERANDS_BYTES, Damaged, Header, decode, header_bytes
 from everram.runtime.channel.tcp_sockets import cut, tune
 
 STAGING_BYTES = 16 * 1024
 INLINE_BYTES = OPERANDS_BYTES
 """Payloads up to this are staged as a whole: words are stored as words, and operands are looked at."""
 SCRATCH_BYTES = 256 * 1024
+DIGEST_BYTES_MAX = 16 * 1024
+"""Data up to this has a digest always: words and operands that are acted upon are far shorter. For more it would cost
+half of the speed, so that is a choice (`Line.digests`): a log's records have checksums of their own."""
 
 log = logging.getLogger(__name__)
 _scratch = memoryview(bytearray(SCRATCH_BYTES))
 """Where everybody receives what nobody wants."""
+
+
+class Weather(Protocol):
+    """What the network does to what arrives: the faults of links, for trials."""
+
+    @property
+    def fair(self) -> bool:
+        """Nothing."""
+
+    def damage(self, piece: memoryview) -> None:
+        """Perhaps change a bit of it."""
+
+    def pause_s(self, count: int) -> float | None:
+        """How long after so many bytes nothing more arrives; None: until the weather changes."""
+
+    def watch(self, on_change: Callable[[], None]) -> Callable[[], None]:
+        """From now on; calling the result ends it."""
+
+
+class _Fair:
+    fair = True
+
+    def damage(self, piece: memoryview) -> None:
+        pass
+
+    def pause_s(self, count: int) -> float | None:
+        return 0.0
+
+    def watch(self, on_change: Callable[[], None]) -> Callable[[], None]:
+        return lambda: None
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """What all connections of a host have in common."""
+
+    digests: bool = False
+    """Whether all data has digests, whatever its length."""
+    weather: Weather = _Fair()  # noqa: RUF009 (it has no state)
+
+
+PLAIN = Line()
 
 
 class Target(Protocol):
@@ -55,7 +104,7 @@ class Heap:
 class Framing(asyncio.BufferedProtocol):
     """One end of a connection. What a subclass raises as ValueError ends the connection, and nothing else."""
 
-    def __init__(self) -> None:
+    def __init__(self, weather: Weather = PLAIN.weather) -> None:
         self.transport: asyncio.Transport | None = None
         """None before and after."""
         self.received_bytes = 0
@@ -63,7 +112,13 @@ class Framing(asyncio.BufferedProtocol):
         self._start = self._end = 0  # of what is staged and not yet used
         self._target: Target | None = None  # of the payload that is being received; nothing is staged then
         self._at = self._left = 0
+        self._told: int | None = None  # the payload's digest
+        self._digest = 0  # of what has come of it
         self._held = False
+        self._weather = weather
+        self._unwatch: Callable[[], None] = lambda: None
+        self._calm = False  # nothing more arrives now, because of the weather
+        self._wind: asyncio.TimerHandle | None = None
 
     # -- for subclasses
 
@@ -97,23 +152,58 @@ class Framing(asyncio.BufferedProtocol):
         """Look at no further frame until `proceed`: the other side does not take its answers."""
         if not self._held:
             self._held = True
-            if self.transport is not None and not self.transport.is_closing():
+            if self.transport is not None and not self.transport.is_closing() and not self._calm:
                 self.transport.pause_reading()
 
     def proceed(self) -> None:
         if self._held and self.transport is not None and not self.transport.is_closing():
             self._held = False
-            self.transport.resume_reading()
+            if not self._calm:
+                self.transport.resume_reading()
             self._guarded_cut()
+
+    # -- the weather
+
+    def _suffer(self, count: int) -> None:
+        """So many bytes have arrived, and are not yet looked at."""
+        target = self._target
+        at, end = self._at, self._end
+        self._weather.damage(self._staging[end : end + count] if target is None else target.buffer(at, count))
+        self._abate(count)
+
+    def _abate(self, count: int = 0) -> None:
+        """The weather has changed, or something has come through it: whether more may come."""
+        transport = self.transport
+        if transport is None or transport.is_closing():
+            return
+        if self._wind is not None:
+            self._wind.cancel()
+            self._wind = None
+        pause_s = self._weather.pause_s(count)
+        calm = pause_s is None or pause_s > 0
+        if pause_s:
+            self._wind = asyncio.get_running_loop().call_later(pause_s, self._abate)
+        if calm != self._calm:
+            self._calm = calm
+            if calm and not self._held:
+                transport.pause_reading()
+            elif not calm and not self._held:
+                transport.resume_reading()
 
     # -- asyncio.BufferedProtocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
         tune(transport)
+        self._unwatch = self._weather.watch(self._abate)
+        if not self._weather.fair:
+            self._abate()
 
     def connection_lost(self, error: Exception | None) -> None:
         self.transport = None
+        self._unwatch()
+        if self._wind is not None:
+            self._wind.cancel()
         self._target = None
         self.on_end(str(error) if error is not None else "it was closed")
 
@@ -124,10 +214,13 @@ class Framing(asyncio.BufferedProtocol):
 
     def buffer_updated(self, count: int) -> None:
         self.received_bytes += count
+        if not self._weather.fair:
+            self._suffer(count)
         if self._target is None:
             self._end += count
             self._guarded_cut()
             return
+        self._digested(self._target.buffer(self._at, count))
         self._at += count
         self._left -= count
         if not self._left:
@@ -150,6 +243,7 @@ class Framing(asyncio.BufferedProtocol):
                 if self._left:
                     break
                 self._target = None
+                self._verify(self._told, self._digest)
                 self.on_payload_end()
             if self._held or not self._next():
                 break
@@ -161,21 +255,33 @@ class Framing(asyncio.BufferedProtocol):
     def _next(self) -> bool:
         """Whether there was a header, and everything that has to be there with it."""
         start, staged = self._start, self._end - self._start
-        if staged < HEADER_BYTES:
+        if not staged or staged < (head := header_bytes(self._staging[start])):
             return False
-        header = decode(self._staging[start : start + HEADER_BYTES])
+        header = decode(self._staging[start : start + head])
         length = header.payload_bytes
-        start += HEADER_BYTES
+        start += head
         if length > INLINE_BYTES:
             self._target = self.on_payload(header)
             self._at, self._left = 0, length
+            self._told, self._digest = header.digest, header.seed
             self._start = start
             return True
-        if staged < HEADER_BYTES + length:
+        if staged < head + length:
             return False
         self._start = start + length
-        self.on_frame(header, bytes(self._staging[start : start + length]))
+        payload = bytes(self._staging[start : start + length])
+        if header.digest is not None:
+            self._verify(header.digest, zlib.crc32(payload, header.seed))
+        self.on_frame(header, payload)
         return True
+
+    def _digested(self, piece: memoryview) -> None:
+        if self._told is not None:
+            self._digest = zlib.crc32(piece, self._digest)
+
+    def _verify(self, told: int | None, found: int) -> None:
+        if told is not None and told != found:
+            raise Damaged("data was damaged on its way")
 
     def _fill(self, target: Target) -> None:
         """With the part of its payload that was staged."""
@@ -183,6 +289,7 @@ class Framing(asyncio.BufferedProtocol):
             buffer = target.buffer(self._at, min(self._left, self._end - self._start))
             count = len(buffer)
             buffer[:] = self._staging[self._start : self._start + count]
+            self._digested(buffer)
             self._start += count
             self._at += count
             self._left -= count

@@ -5,12 +5,14 @@
 A cut connection is resumed: requests without a completion are sent again, and the owner carries none out twice. If
 nobody listens there any more, or the owner does not know this queue pair, or it cannot be reached in time, the queue
 pair breaks, and what was under way is unknown. An owner that takes nothing and says nothing for DEADLINE_S is given up.
+What was damaged on its way, to either side, ends the connection and is sent again on the next.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import zlib
 from collections import deque
 
 from everram.runtime.channel.addresses import TCP
@@ -37,7 +39,7 @@ from everram.runtime.channel.tcp_frames import (
     encode,
     encode_operands,
 )
-from everram.runtime.channel.tcp_framing import Framing, Heap, Target
+from everram.runtime.channel.tcp_framing import DIGEST_BYTES_MAX, PLAIN, Framing, Heap, Line, Target
 from everram.runtime.channel.tcp_responder import RESULTS_MAX
 from everram.runtime.channel.tcp_sockets import connect
 from everram.runtime.errors import EverramError, ResourceExhausted, Unavailable
@@ -48,7 +50,11 @@ DEADLINE_S = 2.0
 """Without any progress for so long, and for a cut connection to be resumed: far longer than a loop is ever busy."""
 LOOKS = 4
 """At the progress, within the deadline: a loop of ours that was busy itself costs one look, not all."""
+DIAL_S = 0.5
+"""For one try to resume, of several."""
 RETRY_S = 0.05
+DAMAGED_MAX = 16
+"""Connections in a row that brought nothing but nonsense: then it is not the line that is bad."""
 WINDOW_BYTES = 64 << 20
 """Sent and not yet acknowledged, or one request that is larger by itself."""
 REQUESTS_MAX = RESULTS_MAX
@@ -105,8 +111,11 @@ class TcpPair:
 
     carrier = TCP
 
-    def __init__(self, host: str, port: int, peer: str, me: Identity, token: str, number: int) -> None:
+    def __init__(
+        self, host: str, port: int, peer: str, me: Identity, token: str, number: int, line: Line = PLAIN
+    ) -> None:
         """Use `open`. `number` is drawn: the owner knows the queue pair by it."""
+        self.line = line
         self.peer = peer
         self._where = host, port
         self._me, self._token, self._pair = me, token, number
@@ -124,11 +133,14 @@ class TcpPair:
         self._look: asyncio.TimerHandle | None = None
         self._seen: tuple[int, int, int, int] = (0, 0, 0, 0)
         self._idle_looks = 0
+        self._damaged = 0
 
     @staticmethod
-    async def open(host: str, port: int, peer: str, me: Identity, token: str, number: int) -> TcpPair:
+    async def open(
+        host: str, port: int, peer: str, me: Identity, token: str, number: int, line: Line = PLAIN
+    ) -> TcpPair:
         """Raises Unavailable."""
-        pair = TcpPair(host, port, peer, me, token, number)
+        pair = TcpPair(host, port, peer, me, token, number, line)
         try:
             async with asyncio.timeout(ANSWER_TIMEOUT_S):
                 await pair._dial(resume=False)
@@ -233,7 +245,11 @@ class TcpPair:
             # No header could say it.
             raise self._break(Status.REM_ACCESS_ERR, MESSAGES[Status.REM_ACCESS_ERR].format(self.peer))
         self._numbers += 1
-        header = encode(kind, length, self._numbers, rkey, offset, immediate=immediate)
+        digest = None
+        if data and (self.line.digests or len(data) <= DIGEST_BYTES_MAX):
+            data = bytes(data)  # it may change until it has left, and its digest would not
+            digest = zlib.crc32(data)
+        header = encode(kind, length, self._numbers, rkey, offset, immediate=immediate, digest=digest)
         request = _Request(self._numbers, header, data, length, target, self._loop.create_future())
         self._waiting.append(request)
         self._pump()
@@ -272,6 +288,7 @@ class TcpPair:
         request = self._sent.popleft()
         self._sent_bytes -= request.size_bytes
         self._completed += 1
+        self._damaged = 0
         if header.status == SUCCESS:
             if not request.outcome.done():
                 request.outcome.set_result(header.first)
@@ -281,6 +298,9 @@ class TcpPair:
             self._break(status, MESSAGES[status].format(self.peer), first=request)
 
     def nonsense(self, error: ValueError) -> None:
+        self._damaged += 1
+        if self._damaged <= DAMAGED_MAX:
+            return  # it was damaged on its way, so it is asked for again on the next connection
         self._break(Status.RETRY_EXC_ERR, f"host {self.peer} sent nonsense on its channel: {error}")
 
     def _break(self, status: Status, message: str, *, first: _Request | None = None) -> ChannelError:
@@ -362,7 +382,10 @@ class TcpPair:
             async with asyncio.timeout(DEADLINE_S):
                 while self._connection is None:
                     try:
-                        await self._dial(resume=True)
+                        async with asyncio.timeout(DIAL_S):
+                            await self._dial(resume=True)
+                    except TimeoutError:
+                        pass  # a greeting whose length was damaged is waited for in vain
                     except ConnectionRefusedError:
                         # Its process has ended: what it knew of this queue pair went with it.
                         message = f"host {self.peer} has ended"
@@ -382,7 +405,7 @@ class _Connection(Framing):
     """One connection of a queue pair."""
 
     def __init__(self, pair: TcpPair) -> None:
-        super().__init__()
+        super().__init__(pair.line.weather)
         self.welcomed: asyncio.Future[Welcome] = asyncio.get_running_loop().create_future()
         self._pair = pair
         self._greeting: tuple[Kind, bytearray] | None = None
@@ -448,7 +471,8 @@ class _Connection(Framing):
         if self.welcomed.done():
             self._pair.nonsense(error)
         else:
-            self.welcomed.set_exception(Unavailable(f"host {self._pair.peer} sent nonsense on its channel: {error}"))
+            # Perhaps it was damaged on its way.
+            self.welcomed.set_exception(ConnectionResetError(f"host {self._pair.peer} sent nonsense: {error}"))
 
     def on_end(self, reason: str) -> None:
         if not self.welcomed.done():

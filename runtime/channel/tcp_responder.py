@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
+import zlib
 from collections import deque
 from typing import Protocol
 
@@ -29,7 +30,7 @@ from everram.runtime.channel.tcp_frames import (
     decode_operands,
     encode,
 )
-from everram.runtime.channel.tcp_framing import Discard, Framing, Heap, Target
+from everram.runtime.channel.tcp_framing import DIGEST_BYTES_MAX, Discard, Framing, Heap, Line, Target
 from everram.runtime.errors import ResourceExhausted
 from everram.runtime.memory import atomics
 from everram.runtime.memory.mapped import Mapped
@@ -61,6 +62,7 @@ class Carrier(Protocol):
     token: str
     protection: ProtectionDomain
     severed: bool
+    line: Line
     sessions: dict[str, Session]
     connections: dict[ResponderConnection, None]
 
@@ -114,7 +116,7 @@ class ResponderConnection(Framing):
     """A peer's connection."""
 
     def __init__(self, carrier: Carrier) -> None:
-        super().__init__()
+        super().__init__(carrier.line.weather)
         self._carrier = carrier
         self._session: Session | None = None
         self._landing: _Landing | None = None
@@ -345,9 +347,9 @@ class ResponderConnection(Framing):
         if not again:
             session.remember(SUCCESS, 0)
         if length == WORD_BYTES and not at & 7:
-            self._send(head + mapping.words[at >> 3].to_bytes(WORD_BYTES, "little"))
-        elif length <= SMALL_BYTES:
-            self._send(head + mapping.load(at, length))
+            self._send_copy(header, mapping.words[at >> 3].to_bytes(WORD_BYTES, "little"))
+        elif length <= SMALL_BYTES or self._carrier.line.digests:
+            self._send_copy(header, mapping.load(at, length))
         else:
             assert self.transport is not None
             if not self.transport.get_write_buffer_size():
@@ -355,6 +357,12 @@ class ResponderConnection(Framing):
             self._sending[region] = None
             self._send(head)
             self._send(mapping.view[at : at + length])
+
+    def _send_copy(self, header: Header, data: bytes) -> None:
+        """What was read, as it was at one moment, so that a digest can be of it."""
+        checked = self._carrier.line.digests or len(data) <= DIGEST_BYTES_MAX
+        digest = zlib.crc32(data) if checked else None
+        self._send(encode(Kind.COMPLETION, len(data), header.number, digest=digest) + data)
 
     def _finish(self, session: Session, number: int, status: Status, value: int = 0) -> None:
         session.remember(CODES[status], value)

@@ -16,6 +16,7 @@ from everram.runtime.cli.output import emit, note, plural, say
 from everram.runtime.cli.units import duration, format_duration, size
 from everram.runtime.cluster.folders import ClusterLock, Folders, Phase
 from everram.runtime.errors import EverramError, InvalidArgument, NotFound, Unavailable, of_code
+from everram.runtime.formats.faults import HOST_FAULTS
 from everram.runtime.version import PACKAGE_VERSION
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 END_S = 10.0
 """Within which a supervisor ends that does not answer any more."""
-HOST_FAULTS = ("host-kill", "hang", "machine-kill", "partition", "disk-full")
 GUEST_FAULTS = ("guest-kill",)
 HEAL = "heal"
 FAULT_TIMEOUT_S = 45.0
@@ -36,10 +36,12 @@ WATCH_INTERVAL_S = 1.0
 FAULT_HELP = (
     "host-kill and hang break a host's software: its machine starts another, and guests go on. machine-kill loses the "
     "machine with all its memory and guests. partition cuts a machine off from every other machine, from coordination "
-    "and from its published ports' clients; it can still be looked at. disk-full lets nothing more be written in its "
-    "state folder. guest-kill ends a guest's processes. "
-    "`fault heal HOST` connects a machine that was cut off, starts a lost one again (empty), or waits for a host to be "
-    "back."
+    "and from its published ports' clients; it can still be looked at. What a host hears of its peers, on links and "
+    "on the channel over TCP, comes late with link-delay, in drops with link-slow, damaged with link-corrupt, not at "
+    "all with one-way, and they hear it well. disk-full lets nothing more be written in its state folder, "
+    "disk-slow only slowly, and with disk-fails one write in three fails. guest-kill ends a guest's processes. "
+    "`fault heal HOST` connects a machine that was cut off, starts a lost one again (empty), ends the faults of its "
+    "links and disk, or waits for a host to be back."
 )
 
 _Subparsers = argparse._SubParsersAction  # generic in the type checker only
@@ -54,7 +56,7 @@ def register(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
     status.add_argument("--watch", action="store_true", help="again and again, until Ctrl-C")
     status.set_defaults(handler=status_command)
     fault = subparsers.add_parser("fault", help="break your own cluster, and heal it again", description=FAULT_HELP)
-    fault.usage = "everram fault HOST host-kill|hang|machine-kill|partition|disk-full | GUEST guest-kill | heal HOST"
+    fault.usage = "everram fault HOST FAULT | GUEST guest-kill | heal HOST"
     fault.add_argument("target", metavar="TARGET", help="a host's name, or a guest's")
     fault.add_argument("fault", metavar="FAULT", help=f"{', '.join(HOST_FAULTS)} (a host), guest-kill (a guest)")
     fault.set_defaults(handler=fault_command)
@@ -121,6 +123,11 @@ def _register_up(up: argparse.ArgumentParser) -> None:
         "computers), shm or tcp for all, or for single hosts: h2=tcp,h3=tcp",
     )
     up.add_argument(
+        "--checksums",
+        action=argparse.BooleanOptionalAction,
+        help="give all data on TCP a checksum, however long, for half of the speed; up to 16KiB has one in any case",
+    )
+    up.add_argument(
         "--lease",
         type=duration,
         metavar="D",
@@ -171,6 +178,7 @@ def up_command(args: argparse.Namespace) -> int:
         log_json=args.log_json,
         dirty_cap_bytes=args.dirty_cap,
         link_delay_s=args.link_delay,
+        checksums=args.checksums,
     )
     plan = launch.prepare(folders, wishes)
     if not args.json:

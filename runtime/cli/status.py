@@ -58,6 +58,7 @@ async def gather(cluster: Cluster) -> dict[str, Any]:
             "host_socket": m.host_socket,
             "reason": m.reason,
             "cut": m.cut,
+            "faults": list(m.faults),
             "mains": m.mains,
             "battery_s": round(m.battery_s, 3),
         }
@@ -173,6 +174,7 @@ def _row(host: dict[str, Any]) -> tuple[object, ...]:
     state = host["host_state"] if host["state"] == "up" else host["state"]
     if host["cut"]:
         state = "cut off" if state == "ready" else f"{state}, cut off"
+    state = ", ".join((state, *host["faults"]))
     if "error" in host:
         return (host["name"], state, host["host_pid"], host["host_restarts"], "", "", "", "")
     nvm = host["nvm"]

@@ -196,7 +196,7 @@ def _host_state(host: Mapping[str, Any], before: Mapping[str, Any]) -> str:
         return "cut off" if state == "ready" else f"{state}, cut"
     if host.get("mains") is False and state == "ready":
         return "on battery"
-    return state
+    return ", ".join(host.get("faults", ())) or state if state == "ready" else state
 
 
 def _nvm(host: Mapping[str, Any], before: Mapping[str, Any]) -> str:

@@ -67,6 +67,7 @@ class Wishes:
     restore: str | None = None
     dirty_cap_bytes: int | None = None
     link_delay_s: float | None = None
+    checksums: bool | None = None
     log_json: bool | None = None
 
 
@@ -113,6 +114,7 @@ def _new(folders: Folders, wishes: Wishes) -> ClusterConfig:
         restore=wishes.restore or "lazy",
         dirty_cap_bytes=wishes.dirty_cap_bytes or 0,
         link_delay_s=wishes.link_delay_s or 0.0,
+        checksums=bool(wishes.checksums),
         log_json=bool(wishes.log_json),
         battery_s=BATTERY_DEFAULT_S if wishes.battery_s is None else wishes.battery_s,
     )
@@ -151,6 +153,7 @@ def _known(folders: Folders, wishes: Wishes) -> ClusterConfig:
         restore=wishes.restore or config.restore,
         dirty_cap_bytes=config.dirty_cap_bytes if wishes.dirty_cap_bytes is None else wishes.dirty_cap_bytes,
         link_delay_s=config.link_delay_s if wishes.link_delay_s is None else wishes.link_delay_s,
+        checksums=config.checksums if wishes.checksums is None else wishes.checksums,
         log_json=config.log_json if wishes.log_json is None else wishes.log_json,
         battery_s=config.battery_s if wishes.battery_s is None else wishes.battery_s,
     )
@@ -204,6 +207,7 @@ def _write_machine(folders: Folders, config: ClusterConfig, host: str, open_imag
         restore=config.restore,
         dirty_cap_bytes=config.dirty_cap_bytes,
         link_delay_s=config.link_delay_s,
+        checksums=config.checksums,
         log_json=config.log_json,
         token=config.token,
         lease_ttl_s=config.lease_ttl_s,

@@ -26,7 +26,8 @@ from everram.runtime.cluster.folders import Folders, set_image_aside, write_dura
 from everram.runtime.cluster.machine_control import ask, tell_last
 from everram.runtime.cluster.remains import end_marked
 from everram.runtime.errors import DeadlineExceeded, EverramError, FailedPrecondition, Unavailable
-from everram.runtime.formats.config import DISK_FULL_FILE, HostConfig
+from everram.runtime.formats.config import HostConfig
+from everram.runtime.formats.faults import DISK_FAULT_FILE, DISK_FAULTS, LINK_FAULTS
 from everram.runtime.machine.config import MachineConfig
 from everram.runtime.machine.lives import EXIT_POWER_OFF
 from everram.runtime.machine.tree import MACHINE_MARK, read_process
@@ -72,6 +73,8 @@ class MachineKeeper:
         self.host_restarts = 0
         self.cut = False
         """Whether it is cut off from the network."""
+        self.weather = ""
+        """The fault of its links; empty: none."""
         self.mains = True
         """Whether it has power from outside."""
         self.cut_off_power = False
@@ -103,6 +106,15 @@ class MachineKeeper:
     @property
     def pid(self) -> int:
         return self._child.pid if self._child and self._child.exit_status is None else 0
+
+    @property
+    def faults(self) -> list[str]:
+        """Of its links and its disk, that last until they are healed."""
+        try:
+            disk = (self._folder / DISK_FAULT_FILE).read_text()
+        except OSError:
+            disk = ""
+        return [name for name in (self.weather, disk) if name]
 
     @property
     def has_memory(self) -> bool:
@@ -153,7 +165,7 @@ class MachineKeeper:
         self.host_state, self.host_pid = "down", 0
         left = await asyncio.to_thread(end_marked, self._mark)
         self._children.reap()
-        self.cut = False
+        self.cut, self.weather = False, ""
         if self.cut_off_power or child.exit_status == EXIT_POWER_OFF:
             self.state, self.reason = "off", self._last_words("machine.log").removeprefix(": ")
             log.warning("%s is off: %s; %d processes of it were ended", self.name, self.reason, left)
@@ -194,6 +206,7 @@ class MachineKeeper:
         if self.state == "starting":
             self.state = "up"
         self.cut = bool(answer["cut"])
+        self.weather = str(answer.get("weather", ""))
         self.battery_s = int(answer["battery_ns"]) / 1e9
         self.host_state = HOST_STATES.get(str(host["state"]), "down")
         self.host_pid = int(host["pid"]) if self.host_state != "down" else 0
@@ -224,11 +237,14 @@ class MachineKeeper:
             raise Unavailable(f"the host of {self.name} ended {self.host_restarts} times before it was ready{words}")
 
     async def fault(self, name: str) -> None:
-        """`host-kill`, `hang`, `disk-full`, or `machine-kill`, which returns when the death is proven. Raises
-        FailedPrecondition if the machine is dead."""
+        """`host-kill`, `hang`, a fault of the disk or of the links, or `machine-kill`, which returns when the death is
+        proven. Raises FailedPrecondition if the machine is dead."""
         self._check_up()
-        if name == "disk-full":
-            (self._folder / DISK_FULL_FILE).touch()
+        if name in DISK_FAULTS:
+            (self._folder / DISK_FAULT_FILE).write_text(name)
+            return
+        if name in LINK_FAULTS:
+            await self._set_weather(name)
             return
         if name != "machine-kill":
             await ask(self._socket, name, timeout_s=ASK_TIMEOUT_S)
@@ -243,12 +259,20 @@ class MachineKeeper:
                 f"{self.name} was told to die and has not been seen dead yet", unknown=True
             ) from None
 
-    def give_room(self) -> bool:
-        """End the fault `disk-full`; whether there was room before."""
-        full = self._folder / DISK_FULL_FILE
-        had_room = not full.exists()
-        full.unlink(missing_ok=True)
-        return had_room
+    async def heal_faults(self) -> bool:
+        """End the faults of its disk and links; whether there were any."""
+        fault = self._folder / DISK_FAULT_FILE
+        broken = fault.exists()
+        fault.unlink(missing_ok=True)
+        await self.look()
+        if self.weather:
+            broken = True
+            await self._set_weather("")
+        return broken
+
+    async def _set_weather(self, name: str) -> None:
+        await ask(self._socket, "weather", timeout_s=ASK_TIMEOUT_S, name=name)
+        self.weather = name
 
     async def set_cut(self, on: bool) -> None:
         """Cut the machine off from the network, or connect it again. Raises FailedPrecondition if it is dead."""

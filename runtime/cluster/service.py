@@ -61,6 +61,7 @@ class _Answers(SupervisorActor):
                     cut=m.cut,
                     mains=m.mains,
                     battery_s=m.battery_s,
+                    faults=m.faults,
                 )
                 for m in supervisor.machines.values()
             ],

@@ -40,6 +40,7 @@ from everram.runtime.errors import (
     NotFound,
     Unavailable,
 )
+from everram.runtime.formats.faults import HOST_FAULTS
 from everram.runtime.sizes import size_text
 
 if TYPE_CHECKING:
@@ -51,7 +52,6 @@ SAVE_TIMEOUT_S = 600.0
 """Of one host's memory. Slow disks exist; giving up would lose what is being saved."""
 RECORD_RETRY_S = 0.1
 """Between attempts to record a machine's death while no coordination server answers."""
-FAULTS = ("host-kill", "hang", "machine-kill", "partition", "disk-full")
 
 log = logging.getLogger("everram.supervisor")
 
@@ -397,8 +397,8 @@ class Supervisor:
         return self.machines[name]
 
     async def fault(self, target: str, name: str) -> None:
-        if name not in FAULTS:
-            raise InvalidArgument(f'"{name}" is no fault of a host: choose one of {", ".join(FAULTS)}')
+        if name not in HOST_FAULTS:
+            raise InvalidArgument(f'"{name}" is no fault of a host: choose one of {", ".join(HOST_FAULTS)}')
         self.check_up()
         if name != "partition":
             await self.machine(target).fault(name)
@@ -416,12 +416,11 @@ class Supervisor:
             return
         if machine.state == "off":
             raise FailedPrecondition(f"{target} has no power: `everram power on {target}` gives it back")
-        had_room = machine.give_room()
-        await machine.look()
+        broken = await machine.heal_faults()
         was_cut = machine.cut
         if was_cut:
             await self._set_cut(machine, False)
-        if not await machine.heal_host() and not was_cut and had_room:
+        if not await machine.heal_host() and not was_cut and not broken:
             raise FailedPrecondition(f"nothing of {target} is broken: `everram status` shows how it does")
 
     async def power(self, targets: Sequence[str], on: bool, open_image: str) -> None:

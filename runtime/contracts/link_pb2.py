@@ -25,21 +25,21 @@ _sym_db = _symbol_database.Default()
 from everram.runtime.contracts import common_pb2 as everram_dot_runtime_dot_contracts_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$everram/runtime/contracts/link.proto\x12\neverram.v1\x1a&everram/runtime/contracts/common.proto\"t\n\x05\x42\x61tch\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12 \n\x05hello\x18\x02 \x01(\x0b\x32\x11.everram.v1.Hello\x12!\n\x06\x66rames\x18\x03 \x03(\x0b\x32\x11.everram.v1.Frame\x12\x14\n\x0cheartbeat_ms\x18\x04 \x01(\r\"\x84\x01\n\x05Hello\x12\x12\n\ncluster_id\x18\x01 \x01(\t\x12\x0f\n\x07host_id\x18\x02 \x01(\t\x12\x0c\n\x04host\x18\x03 \x01(\t\x12\x10\n\x08protocol\x18\x04 \x01(\r\x12\x0f\n\x07session\x18\x05 \x01(\t\x12\x13\n\x0bincarnation\x18\x06 \x01(\t\x12\x10\n\x08replaces\x18\x07 \x01(\t\"\xb2\x02\n\x05\x46rame\x12$\n\x04kind\x18\x01 \x01(\x0e\x32\x16.everram.v1.Frame.Kind\x12\n\n\x02id\x18\x02 \x01(\x04\x12\x0e\n\x06method\x18\x03 \x01(\t\x12\x0f\n\x07payload\x18\x04 \x01(\x0c\x12\x12\n\ntimeout_ms\x18\x05 \x01(\r\x12 \n\x05\x65rror\x18\x06 \x01(\x0b\x32\x11.everram.v1.Error\x12\x0c\n\x04room\x18\x07 \x01(\r\"\x91\x01\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x08\n\x04TELL\x10\x01\x12\x07\n\x03\x41SK\x10\x02\x12\n\n\x06STREAM\x10\x03\x12\t\n\x05REPLY\x10\x04\x12\x08\n\x04ITEM\x10\x05\x12\x07\n\x03\x45ND\x10\x06\x12\t\n\x05\x45RROR\x10\x07\x12\n\n\x06\x43\x41NCEL\x10\x08\x12\x08\n\x04MORE\x10\t\x12\x0b\n\x07LEAVING\x10\n\x12\x08\n\x04LEFT\x10\x0b\x32;\n\x04Link\x12\x33\n\x07\x43onnect\x12\x11.everram.v1.Batch\x1a\x11.everram.v1.Batch(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$everram/runtime/contracts/link.proto\x12\neverram.v1\x1a&everram/runtime/contracts/common.proto\"\x98\x01\n\x05\x42\x61tch\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12 \n\x05hello\x18\x02 \x01(\x0b\x32\x11.everram.v1.Hello\x12!\n\x06\x66rames\x18\x03 \x03(\x0b\x32\x11.everram.v1.Frame\x12\x14\n\x0cheartbeat_ms\x18\x04 \x01(\r\x12\x15\n\x08\x63hecksum\x18\x0f \x01(\x07H\x00\x88\x01\x01\x42\x0b\n\t_checksum\"\x84\x01\n\x05Hello\x12\x12\n\ncluster_id\x18\x01 \x01(\t\x12\x0f\n\x07host_id\x18\x02 \x01(\t\x12\x0c\n\x04host\x18\x03 \x01(\t\x12\x10\n\x08protocol\x18\x04 \x01(\r\x12\x0f\n\x07session\x18\x05 \x01(\t\x12\x13\n\x0bincarnation\x18\x06 \x01(\t\x12\x10\n\x08replaces\x18\x07 \x01(\t\"\xb2\x02\n\x05\x46rame\x12$\n\x04kind\x18\x01 \x01(\x0e\x32\x16.everram.v1.Frame.Kind\x12\n\n\x02id\x18\x02 \x01(\x04\x12\x0e\n\x06method\x18\x03 \x01(\t\x12\x0f\n\x07payload\x18\x04 \x01(\x0c\x12\x12\n\ntimeout_ms\x18\x05 \x01(\r\x12 \n\x05\x65rror\x18\x06 \x01(\x0b\x32\x11.everram.v1.Error\x12\x0c\n\x04room\x18\x07 \x01(\r\"\x91\x01\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x08\n\x04TELL\x10\x01\x12\x07\n\x03\x41SK\x10\x02\x12\n\n\x06STREAM\x10\x03\x12\t\n\x05REPLY\x10\x04\x12\x08\n\x04ITEM\x10\x05\x12\x07\n\x03\x45ND\x10\x06\x12\t\n\x05\x45RROR\x10\x07\x12\n\n\x06\x43\x41NCEL\x10\x08\x12\x08\n\x04MORE\x10\t\x12\x0b\n\x07LEAVING\x10\n\x12\x08\n\x04LEFT\x10\x0b\x32;\n\x04Link\x12\x33\n\x07\x43onnect\x12\x11.everram.v1.Batch\x1a\x11.everram.v1.Batch(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'everram.runtime.contracts.link_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_BATCH']._serialized_start=92
-  _globals['_BATCH']._serialized_end=208
-  _globals['_HELLO']._serialized_start=211
-  _globals['_HELLO']._serialized_end=343
-  _globals['_FRAME']._serialized_start=346
-  _globals['_FRAME']._serialized_end=652
-  _globals['_FRAME_KIND']._serialized_start=507
-  _globals['_FRAME_KIND']._serialized_end=652
-  _globals['_LINK']._serialized_start=654
-  _globals['_LINK']._serialized_end=713
+  _globals['_BATCH']._serialized_start=93
+  _globals['_BATCH']._serialized_end=245
+  _globals['_HELLO']._serialized_start=248
+  _globals['_HELLO']._serialized_end=380
+  _globals['_FRAME']._serialized_start=383
+  _globals['_FRAME']._serialized_end=689
+  _globals['_FRAME_KIND']._serialized_start=544
+  _globals['_FRAME_KIND']._serialized_end=689
+  _globals['_LINK']._serialized_start=691
+  _globals['_LINK']._serialized_end=750
 # @@protoc_insertion_point(module_scope)

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from everram.runtime.contracts import common_pb2 as everram_dot_runtime_dot_contracts_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*everram/runtime/contracts/supervisor.proto\x12\neverram.v1\x1a&everram/runtime/contracts/common.proto\"\xce\x01\n\rClusterStatus\x12\x0f\n\x07\x63luster\x18\x01 \x01(\t\x12\x12\n\ncluster_id\x18\x02 \x01(\t\x12\x0b\n\x03pid\x18\x03 \x01(\x03\x12+\n\x08machines\x18\x04 \x03(\x0b\x32\x19.everram.v1.MachineStatus\x12\x34\n\x0c\x63oordination\x18\x05 \x01(\x0b\x32\x1e.everram.v1.CoordinationStatus\x12(\n\x05ports\x18\x06 \x03(\x0b\x32\x19.everram.v1.PublishedPort\"\xca\x01\n\rMachineStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\x0b\n\x03pid\x18\x03 \x01(\x03\x12\x10\n\x08host_pid\x18\x04 \x01(\x03\x12\x12\n\nhost_state\x18\x05 \x01(\t\x12\x15\n\rhost_restarts\x18\x06 \x01(\r\x12\x13\n\x0bhost_socket\x18\x07 \x01(\t\x12\x0e\n\x06reason\x18\x08 \x01(\t\x12\x0b\n\x03\x63ut\x18\t \x01(\x08\x12\r\n\x05mains\x18\n \x01(\x08\x12\x11\n\tbattery_s\x18\x0b \x01(\x01\"S\n\x12\x43oordinationStatus\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\x0b\n\x03pid\x18\x03 \x01(\x03\x12\x10\n\x08restarts\x18\x04 \x01(\r\"f\n\rPublishedPort\x12\x0c\n\x04port\x18\x01 \x01(\r\x12\r\n\x05guest\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x14\n\x0c\x62\x61\x63kend_port\x18\x04 \x01(\r\x12\x13\n\x0b\x63onnections\x18\x05 \x01(\r\"\x1e\n\x0b\x44ownRequest\x12\x0f\n\x07\x64iscard\x18\x01 \x01(\x08\"H\n\x08Progress\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x0c\n\x04\x64one\x18\x02 \x01(\x08\x12 \n\x05\x65rror\x18\x03 \x01(\x0b\x32\x11.everram.v1.Error\",\n\x0c\x46\x61ultRequest\x12\x0e\n\x06target\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"@\n\x0cPowerRequest\x12\x10\n\x08machines\x18\x01 \x03(\t\x12\n\n\x02on\x18\x02 \x01(\x08\x12\x12\n\nopen_image\x18\x03 \x01(\t\"S\n\x0eUpgradeRequest\x12\x0f\n\x07machine\x18\x01 \x01(\t\x12\x0e\n\x06python\x18\x02 \x01(\t\x12\x11\n\tpreflight\x18\x03 \x01(\x08\x12\r\n\x05pause\x18\x04 \x01(\x08\"\'\n\x14GiveUpgradeUpRequest\x12\x0f\n\x07machine\x18\x01 \x01(\t\"\x98\x01\n\rUpgradeReport\x12\x10\n\x08upgraded\x18\x01 \x01(\x08\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x10\n\x08producer\x18\x03 \x01(\t\x12\x0e\n\x06\x66ormat\x18\x04 \x01(\t\x12\r\n\x05reads\x18\x05 \x01(\t\x12\x0e\n\x06guests\x18\x06 \x01(\r\x12#\n\x05steps\x18\x07 \x03(\x0b\x32\x14.everram.v1.StepTime\"$\n\x08StepTime\x12\x0c\n\x04step\x18\x01 \x01(\t\x12\n\n\x02ns\x18\x02 \x01(\x04\"*\n\x0bPortRequest\x12\x0c\n\x04port\x18\x01 \x01(\r\x12\r\n\x05guest\x18\x02 \x01(\t2\xe7\x03\n\nSupervisor\x12\x36\n\x06Status\x12\x11.everram.v1.Empty\x1a\x19.everram.v1.ClusterStatus\x12\x37\n\x04\x44own\x12\x17.everram.v1.DownRequest\x1a\x14.everram.v1.Progress0\x01\x12\x34\n\x05\x46\x61ult\x12\x18.everram.v1.FaultRequest\x1a\x11.everram.v1.Empty\x12\x34\n\x05Power\x12\x18.everram.v1.PowerRequest\x1a\x11.everram.v1.Empty\x12@\n\x07Upgrade\x12\x1a.everram.v1.UpgradeRequest\x1a\x19.everram.v1.UpgradeReport\x12\x44\n\rGiveUpgradeUp\x12 .everram.v1.GiveUpgradeUpRequest\x1a\x11.everram.v1.Empty\x12\x39\n\x0bReservePort\x12\x17.everram.v1.PortRequest\x1a\x11.everram.v1.Empty\x12\x39\n\x0bReleasePort\x12\x17.everram.v1.PortRequest\x1a\x11.everram.v1.Emptyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*everram/runtime/contracts/supervisor.proto\x12\neverram.v1\x1a&everram/runtime/contracts/common.proto\"\xce\x01\n\rClusterStatus\x12\x0f\n\x07\x63luster\x18\x01 \x01(\t\x12\x12\n\ncluster_id\x18\x02 \x01(\t\x12\x0b\n\x03pid\x18\x03 \x01(\x03\x12+\n\x08machines\x18\x04 \x03(\x0b\x32\x19.everram.v1.MachineStatus\x12\x34\n\x0c\x63oordination\x18\x05 \x01(\x0b\x32\x1e.everram.v1.CoordinationStatus\x12(\n\x05ports\x18\x06 \x03(\x0b\x32\x19.everram.v1.PublishedPort\"\xda\x01\n\rMachineStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\x0b\n\x03pid\x18\x03 \x01(\x03\x12\x10\n\x08host_pid\x18\x04 \x01(\x03\x12\x12\n\nhost_state\x18\x05 \x01(\t\x12\x15\n\rhost_restarts\x18\x06 \x01(\r\x12\x13\n\x0bhost_socket\x18\x07 \x01(\t\x12\x0e\n\x06reason\x18\x08 \x01(\t\x12\x0b\n\x03\x63ut\x18\t \x01(\x08\x12\r\n\x05mains\x18\n \x01(\x08\x12\x11\n\tbattery_s\x18\x0b \x01(\x01\x12\x0e\n\x06\x66\x61ults\x18\x0c \x03(\t\"S\n\x12\x43oordinationStatus\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\x0b\n\x03pid\x18\x03 \x01(\x03\x12\x10\n\x08restarts\x18\x04 \x01(\r\"f\n\rPublishedPort\x12\x0c\n\x04port\x18\x01 \x01(\r\x12\r\n\x05guest\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x14\n\x0c\x62\x61\x63kend_port\x18\x04 \x01(\r\x12\x13\n\x0b\x63onnections\x18\x05 \x01(\r\"\x1e\n\x0b\x44ownRequest\x12\x0f\n\x07\x64iscard\x18\x01 \x01(\x08\"H\n\x08Progress\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x0c\n\x04\x64one\x18\x02 \x01(\x08\x12 \n\x05\x65rror\x18\x03 \x01(\x0b\x32\x11.everram.v1.Error\",\n\x0c\x46\x61ultRequest\x12\x0e\n\x06target\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"@\n\x0cPowerRequest\x12\x10\n\x08machines\x18\x01 \x03(\t\x12\n\n\x02on\x18\x02 \x01(\x08\x12\x12\n\nopen_image\x18\x03 \x01(\t\"S\n\x0eUpgradeRequest\x12\x0f\n\x07machine\x18\x01 \x01(\t\x12\x0e\n\x06python\x18\x02 \x01(\t\x12\x11\n\tpreflight\x18\x03 \x01(\x08\x12\r\n\x05pause\x18\x04 \x01(\x08\"\'\n\x14GiveUpgradeUpRequest\x12\x0f\n\x07machine\x18\x01 \x01(\t\"\x98\x01\n\rUpgradeReport\x12\x10\n\x08upgraded\x18\x01 \x01(\x08\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x10\n\x08producer\x18\x03 \x01(\t\x12\x0e\n\x06\x66ormat\x18\x04 \x01(\t\x12\r\n\x05reads\x18\x05 \x01(\t\x12\x0e\n\x06guests\x18\x06 \x01(\r\x12#\n\x05steps\x18\x07 \x03(\x0b\x32\x14.everram.v1.StepTime\"$\n\x08StepTime\x12\x0c\n\x04step\x18\x01 \x01(\t\x12\n\n\x02ns\x18\x02 \x01(\x04\"*\n\x0bPortRequest\x12\x0c\n\x04port\x18\x01 \x01(\r\x12\r\n\x05guest\x18\x02 \x01(\t2\xe7\x03\n\nSupervisor\x12\x36\n\x06Status\x12\x11.everram.v1.Empty\x1a\x19.everram.v1.ClusterStatus\x12\x37\n\x04\x44own\x12\x17.everram.v1.DownRequest\x1a\x14.everram.v1.Progress0\x01\x12\x34\n\x05\x46\x61ult\x12\x18.everram.v1.FaultRequest\x1a\x11.everram.v1.Empty\x12\x34\n\x05Power\x12\x18.everram.v1.PowerRequest\x1a\x11.everram.v1.Empty\x12@\n\x07Upgrade\x12\x1a.everram.v1.UpgradeRequest\x1a\x19.everram.v1.UpgradeReport\x12\x44\n\rGiveUpgradeUp\x12 .everram.v1.GiveUpgradeUpRequest\x1a\x11.everram.v1.Empty\x12\x39\n\x0bReservePort\x12\x17.everram.v1.PortRequest\x1a\x11.everram.v1.Empty\x12\x39\n\x0bReleasePort\x12\x17.everram.v1.PortRequest\x1a\x11.everram.v1.Emptyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,29 +35,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CLUSTERSTATUS']._serialized_start=99
   _globals['_CLUSTERSTATUS']._serialized_end=305
   _globals['_MACHINESTATUS']._serialized_start=308
-  _globals['_MACHINESTATUS']._serialized_end=510
-  _globals['_COORDINATIONSTATUS']._serialized_start=512
-  _globals['_COORDINATIONSTATUS']._serialized_end=595
-  _globals['_PUBLISHEDPORT']._serialized_start=597
-  _globals['_PUBLISHEDPORT']._serialized_end=699
-  _globals['_DOWNREQUEST']._serialized_start=701
-  _globals['_DOWNREQUEST']._serialized_end=731
-  _globals['_PROGRESS']._serialized_start=733
-  _globals['_PROGRESS']._serialized_end=805
-  _globals['_FAULTREQUEST']._serialized_start=807
-  _globals['_FAULTREQUEST']._serialized_end=851
-  _globals['_POWERREQUEST']._serialized_start=853
-  _globals['_POWERREQUEST']._serialized_end=917
-  _globals['_UPGRADEREQUEST']._serialized_start=919
-  _globals['_UPGRADEREQUEST']._serialized_end=1002
-  _globals['_GIVEUPGRADEUPREQUEST']._serialized_start=1004
-  _globals['_GIVEUPGRADEUPREQUEST']._serialized_end=1043
-  _globals['_UPGRADEREPORT']._serialized_start=1046
-  _globals['_UPGRADEREPORT']._serialized_end=1198
-  _globals['_STEPTIME']._serialized_start=1200
-  _globals['_STEPTIME']._serialized_end=1236
-  _globals['_PORTREQUEST']._serialized_start=1238
-  _globals['_PORTREQUEST']._serialized_end=1280
-  _globals['_SUPERVISOR']._serialized_start=1283
-  _globals['_SUPERVISOR']._serialized_end=1770
+  _globals['_MACHINESTATUS']._serialized_end=526
+  _globals['_COORDINATIONSTATUS']._serialized_start=528
+  _globals['_COORDINATIONSTATUS']._serialized_end=611
+  _globals['_PUBLISHEDPORT']._serialized_start=613
+  _globals['_PUBLISHEDPORT']._serialized_end=715
+  _globals['_DOWNREQUEST']._serialized_start=717
+  _globals['_DOWNREQUEST']._serialized_end=747
+  _globals['_PROGRESS']._serialized_start=749
+  _globals['_PROGRESS']._serialized_end=821
+  _globals['_FAULTREQUEST']._serialized_start=823
+  _globals['_FAULTREQUEST']._serialized_end=867
+  _globals['_POWERREQUEST']._serialized_start=869
+  _globals['_POWERREQUEST']._serialized_end=933
+  _globals['_UPGRADEREQUEST']._serialized_start=935
+  _globals['_UPGRADEREQUEST']._serialized_end=1018
+  _globals['_GIVEUPGRADEUPREQUEST']._serialized_start=1020
+  _globals['_GIVEUPGRADEUPREQUEST']._serialized_end=1059
+  _globals['_UPGRADEREPORT']._serialized_start=1062
+  _globals['_UPGRADEREPORT']._serialized_end=1214
+  _globals['_STEPTIME']._serialized_start=1216
+  _globals['_STEPTIME']._serialized_end=1252
+  _globals['_PORTREQUEST']._serialized_start=1254
+  _globals['_PORTREQUEST']._serialized_end=1296
+  _globals['_SUPERVISOR']._serialized_start=1299
+  _globals['_SUPERVISOR']._serialized_end=1786
 # @@protoc_insertion_point(module_scope)

@@ -24,7 +24,7 @@ class ClusterStatus(_message.Message):
     def __init__(self, cluster: _Optional[str] = ..., cluster_id: _Optional[str] = ..., pid: _Optional[int] = ..., machines: _Optional[_Iterable[_Union[MachineStatus, _Mapping]]] = ..., coordination: _Optional[_Union[CoordinationStatus, _Mapping]] = ..., ports: _Optional[_Iterable[_Union[PublishedPort, _Mapping]]] = ...) -> None: ...
 
 class MachineStatus(_message.Message):
-    __slots__ = ("name", "state", "pid", "host_pid", "host_state", "host_restarts", "host_socket", "reason", "cut", "mains", "battery_s")
+    __slots__ = ("name", "state", "pid", "host_pid", "host_state", "host_restarts", "host_socket", "reason", "cut", "mains", "battery_s", "faults")
     NAME_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
@@ -36,6 +36,7 @@ class MachineStatus(_message.Message):
     CUT_FIELD_NUMBER: _ClassVar[int]
     MAINS_FIELD_NUMBER: _ClassVar[int]
     BATTERY_S_FIELD_NUMBER: _ClassVar[int]
+    FAULTS_FIELD_NUMBER: _ClassVar[int]
     name: str
     state: str
     pid: int
@@ -47,7 +48,8 @@ class MachineStatus(_message.Message):
     cut: bool
     mains: bool
     battery_s: float
-    def __init__(self, name: _Optional[str] = ..., state: _Optional[str] = ..., pid: _Optional[int] = ..., host_pid: _Optional[int] = ..., host_state: _Optional[str] = ..., host_restarts: _Optional[int] = ..., host_socket: _Optional[str] = ..., reason: _Optional[str] = ..., cut: _Optional[bool] = ..., mains: _Optional[bool] = ..., battery_s: _Optional[float] = ...) -> None: ...
+    faults: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., state: _Optional[str] = ..., pid: _Optional[int] = ..., host_pid: _Optional[int] = ..., host_state: _Optional[str] = ..., host_restarts: _Optional[int] = ..., host_socket: _Optional[str] = ..., reason: _Optional[str] = ..., cut: _Optional[bool] = ..., mains: _Optional[bool] = ..., battery_s: _Optional[float] = ..., faults: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class CoordinationStatus(_message.Message):
     __slots__ = ("address", "state", "pid", "restarts")

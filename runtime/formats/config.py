@@ -17,8 +17,6 @@ STORAGE_PART = 4
 FILES_PART = 4
 """Files may take this part of the machine's memory."""
 SWAP_PART = 2
-DISK_FULL_FILE = "fault.disk-full"
-"""While this lies in a host's state folder, its disk counts as full: the fault of that name, for whole clusters."""
 LEASE_TTL_S = 2.0
 """How long guests may serve without a renewal (D5); a host restart must fit well inside."""
 
@@ -59,6 +57,8 @@ class HostConfig:
     """The cluster's: asked for by whatever listens on TCP."""
     channel: str = "auto"
     """How other hosts' memory is reached, and this one's: "shm", "tcp", or "auto": the better of both for each peer."""
+    checksums: bool = False
+    """Whether all data on TCP has a checksum, however long: half as fast. Short data has one in any case."""
     open_image: str = ""
     """Named choice for an image that may not be opened silently: "incomplete" or "opened" (D1)."""
 

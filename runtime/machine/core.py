@@ -123,6 +123,8 @@ class MachineCore:
         """Whether `PowerOff` was given."""
         self.cut = False
         """Whether the machine is cut off from the network: a fault for tests, carried out by its hosts."""
+        self.weather = ""
+        """The fault of its links, likewise; empty: none."""
         self.waiters: dict[int, str] = {}
         """Requests, and their reasons, that end when no guest runs any more."""
         self.stopping = False
@@ -363,7 +365,15 @@ class MachineCore:
         self._advance(now_ns)
         if on != self.cut:
             self.cut = on
-            self.effects.append(Notify("network", connected=not on))
+            self.effects.append(Notify("network", connected=not on, weather=self.weather))
+        return self.take()
+
+    def set_weather(self, now_ns: int, name: str) -> list[Effect]:
+        """A fault of the links to other machines. A new host is told at its start."""
+        self._advance(now_ns)
+        if name != self.weather:
+            self.weather = name
+            self.effects.append(Notify("network", connected=not self.cut, weather=name))
         return self.take()
 
     def lease(self, now_ns: int, deadline_ns: int) -> list[Effect]:

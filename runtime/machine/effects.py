@@ -162,6 +162,7 @@ class Notify:
     pid: int = 0
     mains: bool = True
     connected: bool = True
+    weather: str = ""
     reason: str = ""
     deadline_ns: int = 0
 

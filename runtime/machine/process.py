@@ -258,6 +258,7 @@ class MachineProcess:
                 "mains": self.core.mains,
                 "battery_s": config.battery_s,
                 "connected": not self.core.cut,
+                "weather": self.core.weather,
                 "successor": successor,
             }
         )
@@ -501,7 +502,7 @@ NOT_INHERITED = frozenset(
     {"NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PID", "WATCHDOG_USEC", "WATCHDOG_PID"}
 )
 """What a service manager told this process is not meant for the host."""
-NOTIFY_MEMBERS = ("guest_id", "epoch", "exit_status", "pid", "mains", "connected", "reason", "deadline_ns")
+NOTIFY_MEMBERS = ("guest_id", "epoch", "exit_status", "pid", "mains", "connected", "weather", "reason", "deadline_ns")
 
 
 def exit_status_of(status: int) -> int:

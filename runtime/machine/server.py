@@ -195,6 +195,7 @@ def _status(machine: MachineProcess, message: dict[str, Any]) -> dict[str, Any]:
         "battery_ns": core.battery_ns(machine.now_ns()),
         "battery_full_ns": core.limits.battery_ns,
         "cut": core.cut,
+        "weather": core.weather,
         "failing": core.needs_host,
         "stopping": core.stopping,
         "lease_deadline_ns": core.lease_deadline_ns,
@@ -235,6 +236,14 @@ def _give_up(machine: MachineProcess, message: dict[str, Any]) -> dict[str, Any]
     return {}
 
 
+def _weather(machine: MachineProcess, message: dict[str, Any]) -> dict[str, Any]:
+    name = message.get("name")
+    if not isinstance(name, str):
+        raise InvalidArgument('"name" is no text')
+    machine.feed(machine.core.set_weather(machine.now_ns(), name))
+    return {}
+
+
 def _on(message: dict[str, Any]) -> bool:
     on = message.get("on")
     if not isinstance(on, bool):
@@ -261,6 +270,7 @@ CONTROLS: dict[str, Callable[[MachineProcess, dict[str, Any]], dict[str, Any]]] 
     "mains": _mains,
     "cut": _cut,
     "give-up": _give_up,
+    "weather": _weather,
     "die": _die,
     "stop": _stop,
 }

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import itertools
 import os
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from everram.runtime.environment import Piece, Stretch
-from everram.runtime.formats.config import DISK_FULL_FILE
+from everram.runtime.formats.faults import DISK_FAILS, DISK_FAULT_FILE, DISK_FULL, DISK_SLOW
 from everram.runtime.production.direct import DirectWriter
 from everram.runtime.production.files import errors_of, inside, make_folders, sync_folder, write_all
 
@@ -23,6 +25,11 @@ T = TypeVar("T")
 
 ASIDE = ".aside~"
 """Ends the name of a file that `replace` has not finished; such a file is nobody's."""
+SLOW_S = 0.05
+"""That each write and sync takes longer on a slow disk."""
+FAILS_EVERY = 3
+"""Of the writes and syncs on a failing disk, one in so many fails."""
+_writes = itertools.count()
 
 
 class Folder:
@@ -39,7 +46,7 @@ class Folder:
 
     async def replace(self, name: str, data: bytes) -> None:
         path = inside(self._root, name)
-        await _in_thread(path, _if_room, self._root, _replace, path, data)
+        await _in_thread(path, _write, self._root, _replace, path, data)
 
     async def list(self, folder: str) -> list[str]:
         path = inside(self._root, folder)
@@ -76,17 +83,17 @@ class FolderFile:
         return await _in_thread(self._path, lambda: [_pread(fd, offset, length) for offset, length in ranges])
 
     async def pwrite(self, offset: int, data: bytes | memoryview) -> None:
-        await _in_thread(self._path, _if_room, self._root, write_all, self._path, self._descriptor(), offset, data)
+        await _in_thread(self._path, _write, self._root, write_all, self._path, self._descriptor(), offset, data)
 
     async def pwrite_all(self, offset: int, pieces: Sequence[Piece], block_bytes: int) -> list[int]:
         for piece in pieces:
             if isinstance(piece, Stretch):
                 piece.bring()
         write = self._direct_writer().write
-        return await _in_thread(self._path, _if_room, self._root, write, offset, pieces, block_bytes)
+        return await _in_thread(self._path, _write, self._root, write, offset, pieces, block_bytes)
 
     async def pwrite_each(self, pieces: Sequence[tuple[int, bytes | memoryview]]) -> None:
-        await _in_thread(self._path, _if_room, self._root, self._direct_writer().write_each, pieces)
+        await _in_thread(self._path, _write, self._root, self._direct_writer().write_each, pieces)
 
     def _direct_writer(self) -> DirectWriter:
         if self._direct is None:
@@ -94,7 +101,8 @@ class FolderFile:
         return self._direct
 
     async def sync(self) -> None:
-        await _in_thread(self._path, _sync, self._descriptor(), None if self._named else self._path.parent)
+        folder = None if self._named else self._path.parent
+        await _in_thread(self._path, _write, self._root, _sync, self._descriptor(), folder)
         self._named = True
 
     async def size(self) -> int:
@@ -129,10 +137,18 @@ async def _in_thread(path: Path, call: Callable[P, T], *args: P.args, **named: P
             raise
 
 
-def _if_room(root: Path, write: Callable[P, T], *args: P.args, **named: P.kwargs) -> T:
-    """As a full disk would have it, where somebody asked for that."""
-    if (root / DISK_FULL_FILE).exists():
+def _write(root: Path, write: Callable[P, T], *args: P.args, **named: P.kwargs) -> T:
+    """As a full, slow or failing disk would have it, where somebody asked for that."""
+    try:
+        fault = (root / DISK_FAULT_FILE).read_text()
+    except OSError:
+        fault = ""
+    if fault == DISK_FULL:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    if fault == DISK_FAILS and next(_writes) % FAILS_EVERY == 0:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+    if fault == DISK_SLOW:
+        time.sleep(SLOW_S)
     return write(*args, **named)
 
 

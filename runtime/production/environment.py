@@ -16,6 +16,7 @@ from pathlib import Path
 from everram.runtime.channel.frames import Identity
 from everram.runtime.channel.host_channel import HostChannel, Reach
 from everram.runtime.channel.shared_memory import PATH_SUFFIX
+from everram.runtime.channel.tcp_framing import PLAIN, Line
 from everram.runtime.coordination.client import CoordinationClient
 from everram.runtime.environment import Environment
 from everram.runtime.formats.config import HostConfig
@@ -62,7 +63,8 @@ class Production:
             parts.push_async_callback(network.close)
             entropy = SystemEntropy()
             me = Identity(config.cluster_id, config.host, incarnation=entropy.token())
-            reach = Reach(config.socket + PATH_SUFFIX, config.channel, config.token, boot_id())
+            line = PLAIN if network.weather is None else Line(config.checksums, network.weather)
+            reach = Reach(config.socket + PATH_SUFFIX, config.channel, config.token, boot_id(), line=line)
             channel = await HostChannel.open(memory, entropy.randbytes, me, reach)
             parts.callback(channel.close)
             cut.watch(channel.sever, channel.mend)

@@ -73,6 +73,10 @@ class SystemMachine:
         """Whether the machine is connected to the network."""
         self.on_network: Callable[[bool], None] = lambda connected: None
         """Called at every change of `connected`, before the event is seen by anybody."""
+        self.weather = ""
+        """The fault of the machine's links; empty: none."""
+        self.on_weather: Callable[[str], None] = lambda name: None
+        """Called at every change of it."""
         self.on_hand_over: Callable[[], None] = lambda: None
         """Called when the host software is upgraded: this host is to finish, let go, and say `handed_over`."""
         self.hands_over = False
@@ -101,7 +105,7 @@ class SystemMachine:
         hello = await self._hello
         self.mains = bool(hello["mains"])
         self.battery_s = float(hello.get("battery_s", 0.0))
-        self._set_connected(bool(hello.get("connected", True)))
+        self._set_network(bool(hello.get("connected", True)), str(hello.get("weather", "")))
         self.memory_bytes = int(hello["memory_bytes"])
         self.watchdog_interval_s = float(hello["watchdog_timeout_s"]) / PINGS_PER_TIMEOUT
         self.is_successor = bool(hello.get("successor", False))
@@ -329,15 +333,18 @@ class SystemMachine:
             fd = message.fds.pop() if message.fds else -1
             event = _event(message.words["EV"], message.payload, fd)
             if event.kind == "network":
-                self._set_connected(event.connected)
+                self._set_network(event.connected, event.weather)
             (self._power_events if event.kind == "mains" else self._events).put_nowait(event)
         else:
             message.close()
 
-    def _set_connected(self, connected: bool) -> None:
+    def _set_network(self, connected: bool, weather: str) -> None:
         if connected != self.connected:
             self.connected = connected
             self.on_network(connected)
+        if weather != self.weather:
+            self.weather = weather
+            self.on_weather(weather)
 
     def _greet(self, message: Message) -> None:
         version = message.words.get("EVERRAM", "none")
@@ -409,6 +416,7 @@ def _event(kind: str, payload: Mapping[str, Any], userfaultfd: int) -> MachineEv
         ranges=_ranges(payload.get("ranges", ())),
         mains=payload.get("mains", True),
         connected=payload.get("connected", True),
+        weather=payload.get("weather", ""),
         reason=payload.get("reason", ""),
         deadline_ns=payload.get("deadline_ns", 0),
     )

@@ -18,6 +18,7 @@ import grpc.aio
 from everram.runtime.environment import HostAddress, LinkStream
 from everram.runtime.errors import Unavailable
 from everram.runtime.production.partition import Cut
+from everram.runtime.production.weather import Weather
 from everram.runtime.transport.grpc_common import CHANNEL_OPTIONS, wait_begun, wait_ready
 
 CONNECT = "/everram.v1.Link/Connect"
@@ -29,10 +30,12 @@ _ENDED = (grpc.aio.AioRpcError, grpc.aio.UsageError, grpc.aio.InternalError, asy
 
 
 class GrpcNetwork:
-    """One per host; `handler` belongs into its `Front`. Streams end, and none begins, while `cut` cuts it off."""
+    """One per host; `handler` belongs into its `Front`. Streams end, and none begins, while `cut` cuts it off; what
+    arrives on them has come through `weather`, if there is one."""
 
-    def __init__(self, cut: Cut | None = None) -> None:
+    def __init__(self, cut: Cut | None = None, weather: Weather | None = None) -> None:
         self.cut = cut or Cut()
+        self.weather = weather
         self.cut.watch(self._end_streams)
         self._streams: weakref.WeakSet[OpenedStream | AcceptedStream] = weakref.WeakSet()
         self._channels: dict[str, grpc.aio.Channel] = {}  # by address
@@ -51,7 +54,7 @@ class GrpcNetwork:
         await wait_ready(channel, f"host {peer.host}")
         self.cut.check(f"host {peer.host}")
         call: grpc.aio.StreamStreamCall[bytes, bytes] = channel.stream_stream(CONNECT)()
-        stream = OpenedStream(call)
+        stream = OpenedStream(call, self.weather)
         self._streams.add(stream)
         try:
             await wait_begun(call, f"host {peer.host}")
@@ -82,7 +85,7 @@ class GrpcNetwork:
         await self._accepting.wait()
         if self._accept is None or not self.cut.connected:
             await context.abort(grpc.StatusCode.UNAVAILABLE, "this host does not accept links now")
-        stream = AcceptedStream(context)
+        stream = AcceptedStream(context, self.weather)
         self._streams.add(stream)
         try:
             await self._accept(stream)
@@ -100,12 +103,37 @@ class _LinkHandler(grpc.GenericRpcHandler):
         return self._method if handler_call_details.method == CONNECT else None
 
 
-class OpenedStream:
+class _Stream:
+    """What both ends of a stream have."""
+
+    def __init__(self, weather: Weather | None) -> None:
+        self._closed = False
+        self._weather = weather
+
+    async def _arrived(self, data: object) -> bytes:
+        """What was read, when it has come through the weather. Raises Unavailable."""
+        if data is grpc.aio.EOF:
+            raise Unavailable("the peer ended the stream")
+        assert isinstance(data, bytes)
+        if self._weather is None or self._weather.fair:
+            return data
+        data = await self._weather.passes(data, lambda: self._closed)
+        if self._closed:
+            raise Unavailable("this side closed the stream")
+        return data
+
+    def _end(self) -> None:
+        self._closed = True
+        if self._weather is not None:
+            self._weather.look()
+
+
+class OpenedStream(_Stream):
     """The opener's end."""
 
-    def __init__(self, call: grpc.aio.StreamStreamCall[bytes, bytes]) -> None:
+    def __init__(self, call: grpc.aio.StreamStreamCall[bytes, bytes], weather: Weather | None) -> None:
+        super().__init__(weather)
         self._call = call
-        self._closed = False
 
     async def send(self, batch: bytes) -> None:
         try:
@@ -122,35 +150,28 @@ class OpenedStream:
             raise _ended(error) from None
         except asyncio.CancelledError:
             raise _cancelled(self._closed) from None
-        if data is grpc.aio.EOF:
-            raise Unavailable("the peer ended the stream")
-        assert isinstance(data, bytes)
-        return data
+        return await self._arrived(data)
 
     def close(self) -> None:
-        self._closed = True
+        self._end()
         self._call.cancel()
 
 
-class AcceptedStream:
+class AcceptedStream(_Stream):
     """The acceptor's end. gRPC ends the stream when the handler returns; a pending `receive` is woken by cancelling
     it.
     """
 
-    def __init__(self, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
+    def __init__(self, context: grpc.aio.ServicerContext[bytes, bytes], weather: Weather | None) -> None:
+        super().__init__(weather)
         self._context = context
-        self._closed = False
         self._waiting: dict[asyncio.Task[Any], None] = {}  # tasks inside send or receive, cancelled by close
 
     async def send(self, batch: bytes) -> None:
         await self._until_closed(self._context.write(batch))
 
     async def receive(self) -> bytes:
-        data = await self._until_closed(self._context.read())
-        if data is grpc.aio.EOF:
-            raise Unavailable("the peer ended the stream")
-        assert isinstance(data, bytes)
-        return data
+        return await self._arrived(await self._until_closed(self._context.read()))
 
     async def _until_closed(self, operation: Awaitable[Any]) -> Any:
         task = asyncio.current_task()
@@ -171,7 +192,7 @@ class AcceptedStream:
             self._waiting.pop(task, None)
 
     def close(self) -> None:
-        self._closed = True
+        self._end()
         waiting, self._waiting = self._waiting, {}
         for task in waiting:
             task.cancel()

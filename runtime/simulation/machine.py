@@ -399,6 +399,7 @@ class SimulatedMachine:
             pid=effect.pid,
             mains=effect.mains,
             connected=effect.connected,
+            weather=effect.weather,
             reason=effect.reason,
             deadline_ns=effect.deadline_ns,
         )

@@ -5,13 +5,15 @@
               Batch 2: what queued up meanwhile        ->
 
 Batches of one direction are numbered from 1: a duplicate is ignored, a gap ends the stream, so what arrives is a
-prefix of what was sent, in order and once. The opener sends no frame before it has the acceptor's hello: a stream
+prefix of what was sent, in order and once. Each ends with its checksum: one that was damaged on its way ends the
+stream, and nothing in it is looked at. The opener sends no frame before it has the acceptor's hello: a stream
 that is refused has carried nothing. `Heartbeat` says when an otherwise silent side has to speak, `Watch` when a
 silent peer is suspect.
 """
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass
 
 from google.protobuf.message import DecodeError
@@ -19,10 +21,12 @@ from google.protobuf.message import DecodeError
 from everram.runtime.contracts import link_pb2
 from everram.runtime.errors import EverramError, FailedPrecondition, Unavailable
 
-PROTOCOL = 2
+PROTOCOL = 3
 """Version of proto/link.proto that this side speaks."""
 LEAVING_SINCE = 2
 """Version from which on a peer answers LEAVING by LEFT."""
+CHECKSUM_SINCE = 3
+"""Version from which on every batch has a checksum; an older peer passes over it, as over any unknown field."""
 OLDEST_PROTOCOL = 1
 """The newer side speaks the older one's version, down to this."""
 
@@ -34,6 +38,9 @@ MAX_MESSAGE_BYTES = 16 << 20
 """One message. Bulk bytes belong on the channel, not on the link."""
 MAX_BATCH_BYTES = MAX_MESSAGE_BYTES + 2 * BATCH_BYTES
 """What a receiver must be ready to take: a nearly full batch, one more message, and the frames' own fields."""
+_CHECKSUM_TAG = bytes([link_pb2.Batch.CHECKSUM_FIELD_NUMBER << 3 | 5])
+"""As protobuf writes a field of four bytes, so that a checked batch is a batch."""
+_CHECKSUM_BYTES = len(_CHECKSUM_TAG) + 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +71,13 @@ class LinkSession:
         self._last_received = 0
 
     def encode(self, batch: link_pb2.Batch) -> bytes:
-        """The next batch to send: numbered here, the first one with our hello."""
+        """The next batch to send: numbered and checked here, the first one with our hello."""
         self._last_sent += 1
         batch.sequence = self._last_sent
         if self._last_sent == 1:
             batch.hello.MergeFrom(self._hello())
-        return batch.SerializeToString()
+        data = batch.SerializeToString()
+        return b"".join((data, _CHECKSUM_TAG, zlib.crc32(data).to_bytes(4, "little")))
 
     def _hello(self) -> link_pb2.Hello:
         return link_pb2.Hello(
@@ -88,6 +96,7 @@ class LinkSession:
             batch = link_pb2.Batch.FromString(data)
         except DecodeError:
             raise LinkBroken("the peer sent bytes that are not a batch of the link") from None
+        self._verify(batch, data)
         if batch.sequence <= self._last_received:
             return None
         if batch.sequence != self._last_received + 1:
@@ -97,6 +106,15 @@ class LinkSession:
         if batch.sequence == 1:
             self._take_hello(batch)
         return batch
+
+    def _verify(self, batch: link_pb2.Batch, data: bytes) -> None:
+        """Only what comes from an older peer may lack its checksum, and the first batch says how old that is."""
+        hello = self.peer or batch.hello
+        if hello.protocol < CHECKSUM_SINCE and not batch.HasField("checksum"):
+            return
+        told, end = data[-_CHECKSUM_BYTES:], len(data) - _CHECKSUM_BYTES
+        if told != _CHECKSUM_TAG + zlib.crc32(memoryview(data)[: max(0, end)]).to_bytes(4, "little"):
+            raise LinkBroken("a batch was damaged on its way")
 
     def _take_hello(self, batch: link_pb2.Batch) -> None:
         hello = batch.hello

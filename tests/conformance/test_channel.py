@@ -36,6 +36,7 @@ from everram.runtime.channel.contract import (
 from everram.runtime.channel.frames import Identity, Resolve
 from everram.runtime.channel.host_channel import HostChannel, Reach
 from everram.runtime.channel.shared_memory_pair import CHUNK_BYTES
+from everram.runtime.channel.tcp_framing import PLAIN
 from everram.runtime.environment import Memory
 from everram.runtime.errors import InvalidArgument, NotFound, ResourceExhausted, Unavailable
 from everram.runtime.memory import memfd
@@ -105,6 +106,7 @@ class RealBench:
     def __init__(self, folder: str, mode: str) -> None:
         self.folder = folder
         self.mode = mode
+        self.line = PLAIN
         self.machines: dict[str, KeepsOnly] = {}
         self.hosts: list[RealHost] = []
 
@@ -112,7 +114,7 @@ class RealBench:
         machine = self.machines.setdefault(name, KeepsOnly())
         memory = KeptMemory(cast(Any, machine), CAPACITY)
         me = Identity(cluster, name, f"{name}.{len(self.hosts)}")
-        reach = Reach(f"{self.folder}/{name}.ch", mode or self.mode, token)
+        reach = Reach(f"{self.folder}/{name}.ch", mode or self.mode, token, line=self.line)
         channel = await HostChannel.open(memory, os.urandom, me, reach)
         self.hosts.append(RealHost(name, memory, channel))
         return self.hosts[-1]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import signal
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
 import pytest
@@ -19,7 +20,6 @@ from everram.runtime.channel.contract import Access, ChannelError, Opcode, Statu
 from everram.runtime.channel.frames import Identity
 from everram.runtime.channel.host_channel import HostChannel, Reach
 from everram.runtime.channel.tcp_frames import (
-    HEADER_BYTES,
     Header,
     Hello,
     Kind,
@@ -27,10 +27,14 @@ from everram.runtime.channel.tcp_frames import (
     decode,
     encode,
     encode_operands,
+    header_bytes,
 )
+from everram.runtime.channel.tcp_framing import Line
 from everram.runtime.channel.tcp_pair import TcpPair
 from everram.runtime.errors import FailedPrecondition, InvalidArgument, ResourceExhausted, Unavailable
+from everram.runtime.formats.faults import LINK_CORRUPT, LINK_DELAY, LINK_SLOW, ONE_WAY
 from everram.runtime.memory.contract import PAGE_BYTES
+from everram.runtime.production.weather import Weather
 from tests.conformance.test_channel import (
     ATOMIC,
     BOTH,
@@ -60,6 +64,11 @@ def cut(pair: TcpPair) -> None:
         pair._connection.end()
 
 
+async def read_header(reader: asyncio.StreamReader) -> Header:
+    first = await reader.readexactly(1)
+    return decode(first + await reader.readexactly(header_bytes(first[0]) - 1))
+
+
 class Raw:
     """A peer that says what it likes, at its own pace."""
 
@@ -77,7 +86,7 @@ class Raw:
         return header.kind, payload
 
     async def frame(self) -> tuple[Header, bytes]:
-        header = decode(await self.reader.readexactly(HEADER_BYTES))
+        header = await read_header(self.reader)
         return header, await self.reader.readexactly(header.payload_bytes)
 
     async def ask(self, data: bytes) -> Header:
@@ -308,7 +317,8 @@ def test_nothing_is_sent_of_a_region_after_it_was_revoked() -> None:
         ({"token": TOKEN + "x"}, "token"),
         ({"identity": Identity("c2", "r", "r.1")}, "of cluster c1, host r of cluster c2"),
         ({"to": "z"}, "answers host a, not z"),
-        ({"version": 2}, "upgrade one of them"),
+        ({"version": 1}, "upgrade one of them"),
+        ({"version": 3}, "upgrade one of them"),
         ({"resume": True}, "connect again"),
     ],
 )
@@ -403,7 +413,7 @@ def test_nonsense_harms_nobody_but_who_says_it(said: list[bytes], greeted: bool,
 @given(st.lists(st.one_of(REQUESTS, st.binary(max_size=64)), min_size=1, max_size=4), st.booleans())
 def test_nonsense_from_an_owner_breaks_the_queue_pair_and_nothing_else(said: list[bytes], greets: bool) -> None:
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        header = decode(await reader.readexactly(HEADER_BYTES))
+        header = await read_header(reader)
         await reader.readexactly(header.payload_bytes)
         if greets:
             writer.write(Welcome(Identity("c1", "a", "a"), 1).encode())
@@ -430,6 +440,72 @@ def test_nonsense_from_an_owner_breaks_the_queue_pair_and_nothing_else(said: lis
             server.close()
 
     uvloop.run(asyncio.wait_for(scenario(), 30))
+
+
+# -- bad weather
+
+
+class Drawn:
+    """`Entropy`, as far as weather needs it."""
+
+    def __init__(self) -> None:
+        self._random = random.Random(7)
+
+    def uniform(self, low: float, high: float) -> float:
+        return self._random.uniform(low, high)
+
+
+def in_weather(body: Callable[[RealBench, Weather], Awaitable[None]]) -> None:
+    async def with_line(bench: RealBench) -> None:
+        weather = Weather(cast(Any, Drawn()))
+        bench.line = Line(digests=True, weather=weather)
+        await body(bench, weather)
+
+    on_tcp(with_line)
+
+
+def test_damaged_bytes_are_sent_again_and_never_taken() -> None:
+    async def body(bench: RealBench, weather: Weather) -> None:
+        owner, _, pair = await two(bench, 64 * PAGE_BYTES)
+        region = owner.channel.register("m", 0, 64 * PAGE_BYTES, ATOMIC)
+        weather.set(LINK_CORRUPT)
+        for number in range(60):
+            data = bytes([number]) * (8 if number % 2 else 40 * PAGE_BYTES)
+            await pair.write(region.rkey, PAGE_BYTES, data)
+            assert await pair.read(region.rkey, PAGE_BYTES, len(data)) == data
+            assert await pair.fetch_and_add(region.rkey, 0, 1) == number
+        assert weather.damages > 10
+        assert owner.memory.open("m").read(0, 8) == (60).to_bytes(8, "little")
+
+    in_weather(body)
+
+
+def test_nothing_arrives_one_way_and_all_of_it_later() -> None:
+    async def body(bench: RealBench, weather: Weather) -> None:
+        owner, _, pair = await two(bench)
+        region = owner.channel.register("m", 0, PAGE_BYTES, BOTH)
+        await pair.write(region.rkey, 0, b"before")
+        weather.set(ONE_WAY)
+        writing = asyncio.ensure_future(pair.write(region.rkey, 0, b"during"))
+        await asyncio.wait([writing], timeout=0.05)
+        assert owner.memory.open("m").read(0, 6) == b"before" and not writing.done()
+        weather.set("")
+        await writing
+        assert owner.memory.open("m").read(0, 6) == b"during"
+
+    in_weather(body)
+
+
+def test_a_slow_line_only_takes_longer() -> None:
+    async def body(bench: RealBench, weather: Weather) -> None:
+        owner, _, pair = await two(bench)
+        region = owner.channel.register("m", 0, 8 * PAGE_BYTES, BOTH)
+        for fault in (LINK_DELAY, LINK_SLOW):
+            weather.set(fault)
+            await asyncio.gather(*(pair.write(region.rkey, at * PAGE_BYTES, fault.encode()) for at in range(8)))
+            assert await pair.read(region.rkey, 7 * PAGE_BYTES, len(fault)) == fault.encode()
+
+    in_weather(body)
 
 
 # -- bounds

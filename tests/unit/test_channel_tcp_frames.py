@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import zlib
 from typing import Any, cast
 
 import pytest
@@ -13,6 +14,7 @@ from everram.runtime.channel.addresses import Addresses
 from everram.runtime.channel.frames import Identity
 from everram.runtime.channel.tcp_frames import (
     GREETING_BYTES_MAX,
+    GREETING_HEADER_BYTES,
     HEADER_BYTES,
     Header,
     Hello,
@@ -38,6 +40,7 @@ def test_a_header_says_what_was_said(kind: Kind, number: int, first: int, second
     assert len(data) == HEADER_BYTES
     low = number % (1 << 32)
     assert decode(data) == Header(kind, 0, 0, 100, low, low, first, second)
+    assert decode(encode(kind, 100, digest=7)).digest == 7
     assert decode(data).payload_bytes == (0 if kind is Kind.READ else 100)
 
 
@@ -49,16 +52,31 @@ def test_operands_say_what_was_said(expected: int, operand: int) -> None:
 def test_greetings_say_what_was_said() -> None:
     for greeting in (Hello(ME, "t", "to", 1 << 63, True), Welcome(ME, 7), Refused("no \u00e4")):
         data = greeting.encode()
-        assert decode(data[:HEADER_BYTES]).length == len(data) - HEADER_BYTES
-        assert type(greeting).decode(data[HEADER_BYTES:]) == greeting
+        assert decode(data[:GREETING_HEADER_BYTES]).length == len(data) - GREETING_HEADER_BYTES
+        assert type(greeting).decode(data[GREETING_HEADER_BYTES:]) == greeting
 
 
-@given(st.binary(min_size=HEADER_BYTES, max_size=HEADER_BYTES))
+def test_no_changed_bit_of_a_header_goes_unnoticed() -> None:
+    data = encode(Kind.WRITE_WITH_IMMEDIATE, 100, 7, 1 << 40, 4096, immediate=3, digest=9)
+    for bit in range(8 * len(data)):
+        changed = bytearray(data)
+        changed[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(ValueError):
+            decode(changed)
+
+
+@given(st.one_of(st.binary(min_size=n, max_size=n) for n in (GREETING_HEADER_BYTES, HEADER_BYTES)))
 def test_a_nonsense_header_is_a_value_error(data: bytes) -> None:
     try:
         decode(data)
     except ValueError:
         pass
+
+
+def checked(header: bytes) -> bytes:
+    """With a right digest, whatever it says."""
+    header += bytes(4)
+    return header + zlib.crc32(header).to_bytes(4, "little")
 
 
 @pytest.mark.parametrize(
@@ -70,7 +88,8 @@ def test_a_nonsense_header_is_a_value_error(data: bytes) -> None:
         encode(Kind.WRITE, 8, status=1),
         encode(Kind.COMPLETION, 0, status=9),
         b"\0" * HEADER_BYTES,
-        b"\4\0\1" + bytes(HEADER_BYTES - 3),
+        checked(b"\4\0\2" + bytes(GREETING_HEADER_BYTES - 3)),
+        encode(Kind.WRITE)[:-1],
     ],
 )
 def test_what_no_peer_says_is_refused(data: bytes) -> None:
@@ -172,12 +191,29 @@ LENGTHS = st.lists(
 @given(LENGTHS, st.one_of(st.integers(9, 200), st.integers(1, 1 << 20)), st.integers(0, 3))
 def test_however_a_stream_arrives_it_is_cut_into_the_same_frames(lengths: list[int], most: int, hold: int) -> None:
     payloads = [bytes([number + 1]) * length for number, length in enumerate(lengths)]
-    stream = b"".join(encode(Kind.WRITE, len(payload)) + payload for payload in payloads)
     recorder, transport = Recorder(), Transport()
     recorder.hold_after = hold
     recorder.connection_made(cast(asyncio.BaseTransport, transport))
-    feed(recorder, stream, most, transport)
+    feed(recorder, b"".join(map(written, payloads)), most, transport)
     assert recorder.found == payloads and not transport.closing
+
+
+def written(payload: bytes) -> bytes:
+    return encode(Kind.WRITE, len(payload), digest=zlib.crc32(payload)) + payload
+
+
+@settings(deadline=None, max_examples=60)
+@given(LENGTHS, st.integers(9, 1 << 20), st.data())
+def test_what_was_damaged_on_its_way_is_not_acted_upon(lengths: list[int], most: int, data: st.DataObject) -> None:
+    payloads = [bytes([number + 1]) * length for number, length in enumerate(lengths)]
+    stream = bytearray(b"".join(map(written, payloads)))
+    bit = data.draw(st.integers(0, 8 * len(stream) - 1))
+    stream[bit // 8] ^= 1 << bit % 8
+    recorder, transport = Recorder(), Transport()
+    recorder.connection_made(cast(asyncio.BaseTransport, transport))
+    feed(recorder, bytes(stream), most, transport)
+    assert len(recorder.found) < len(payloads)
+    assert recorder.found == payloads[: len(recorder.found)]
 
 
 @given(st.binary(max_size=200), st.integers(1, 64))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -80,6 +82,35 @@ def test_any_bytes_break_the_stream_or_say_nothing(data: bytes) -> None:
     assert batch is None or batch.sequence == 2
 
 
+def test_no_changed_bit_goes_unnoticed() -> None:
+    opener, acceptor = LinkSession(ONE, "s"), LinkSession(TWO, "")
+    hello, data = opener.encode(link_pb2.Batch()), opener.encode(numbered(5))
+    for changed in changed_bits(hello):
+        with pytest.raises(LinkBroken):
+            LinkSession(TWO, "").decode(changed)
+    acceptor.decode(hello)
+    for changed in changed_bits(data):
+        with pytest.raises(LinkBroken):
+            acceptor.decode(changed)
+    batch = acceptor.decode(data)
+    assert batch is not None and batch.frames[0].id == 5
+
+
+def changed_bits(data: bytes) -> Iterator[bytes]:
+    """The data with one bit changed, each bit in its turn."""
+    for bit in range(8 * len(data)):
+        changed = bytearray(data)
+        changed[bit // 8] ^= 1 << bit % 8
+        yield bytes(changed)
+
+
+def test_an_older_peer_sends_no_checksum() -> None:
+    hello = link_pb2.Hello(cluster_id="c1", host="h1", session="s", protocol=2)
+    acceptor = LinkSession(TWO, "")
+    acceptor.decode(link_pb2.Batch(sequence=1, hello=hello).SerializeToString())
+    assert acceptor.decode(link_pb2.Batch(sequence=2).SerializeToString()) is not None
+
+
 def test_the_first_batch_needs_a_hello() -> None:
     batch = link_pb2.Batch(sequence=1)
     with pytest.raises(LinkBroken, match="no hello"):
@@ -94,7 +125,7 @@ def test_another_cluster_is_refused_by_name() -> None:
 
 def test_a_protocol_too_old_is_refused_with_both_versions() -> None:
     hello = link_pb2.Hello(cluster_id="c1", host="h1", session="s", protocol=0)
-    with pytest.raises(FailedPrecondition, match="speaks link protocol 0, this one 1 to 2"):
+    with pytest.raises(FailedPrecondition, match="speaks link protocol 0, this one 1 to 3"):
         LinkSession(TWO, "").decode(link_pb2.Batch(sequence=1, hello=hello).SerializeToString())
 
 
