@@ -60,6 +60,10 @@ class Control:
         """The fault: cut the machine off from the network, or connect it again."""
         self._ask("cut", on=on)
 
+    def set_weather(self, name: str) -> None:
+        """A fault of the machine's links, by name; empty: none any more."""
+        self._ask("weather", name=name)
+
     def die(self) -> None:
         """The fault: the machine and all its memory are lost; returns when its process has ended."""
         self._send("die")

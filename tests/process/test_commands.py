@@ -404,6 +404,12 @@ def test_a_cut_off_machine_serves_nobody_until_it_is_healed(everram: User, tmp_p
     everram.run("fault", host, "hang")
     everram.run("fault", "heal", host)
     assert host_of(everram, host)["host_state"] == "ready"
+    for fault in ("link-slow", "one-way", "disk-fails"):
+        everram.run("fault", host, fault)
+    assert host_of(everram, host)["faults"] == ["one-way", "disk-fails"]
+    assert "ready, one-way, disk-fails" in everram.run("status")
+    everram.run("fault", "heal", host)
+    assert host_of(everram, host)["faults"] == []
 
 
 def runs(pid: int) -> bool:

@@ -381,6 +381,11 @@ def test_a_cut_network_is_told_to_the_host_and_to_the_next(rig: Rig) -> None:
         control.set_cut(False)
         until("the event", lambda: told() == [True])
         assert not control.status()["cut"]
+        control.set_weather("link-slow")
+        until("the weather", lambda: rig.events()[-1][1]["weather"] == "link-slow")
+        rig.replace_host(signal.SIGKILL)
+        log = (rig.folder / "state" / "host.log").read_text()
+        assert "'weather': 'link-slow'" in log.splitlines()[-1]
     answer = ask(rig.socket, {"everram": 1, "do": "cut", "on": "yes"})
     assert (answer["ok"], answer["error"]) == (False, '"on" is neither true nor false')
 
