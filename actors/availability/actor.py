@@ -460,7 +460,9 @@ class Availability(AvailabilityActor):
             self._serve(guest_id, epoch)
         except (FailedPrecondition, NotFound) as error:
             # It stops serving at its deadline, and the hypervisor finds out why it cannot go on.
-            self.context.log.error("guest %s keeps no lease: %s", guest_id, error.message)
+            self.context.log.about(guest=guest_id, epoch=epoch).error(
+                "guest %s keeps no lease: %s", guest_id, error.message
+            )
 
     def _serve(self, guest_id: str, epoch: int) -> ServingGuest:
         """Keep the lease word of a guest from now on. Raises FailedPrecondition if its ring is damaged."""

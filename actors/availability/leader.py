@@ -168,7 +168,8 @@ class Leader:
             while following is not None:
                 following = await self._step(guest_id, following, term)
         except EverramError as error:
-            self._context.log.warning("guest %s is looked at again: %s", guest_id, error.message)
+            about = self._context.log.about(guest=guest_id, epoch=known.record.epoch)
+            about.warning("guest %s is looked at again: %s", guest_id, error.message)
             self._rest(guest_id, RETRY_S)
         finally:
             del self._jobs[guest_id]
@@ -204,7 +205,8 @@ class Leader:
         back = failover.returned(record, self._sight())
         if back is not None:
             return await self._write(guest_id, known, failover.appointed(record, back, record.start), term)
-        self._context.log.warning("guest %s waits: no member of its required set has answered for it", guest_id)
+        about = self._context.log.about(guest=guest_id, epoch=record.epoch)
+        about.warning("guest %s waits: no member of its required set has answered for it", guest_id)
         self._rest(guest_id, ASK_AGAIN_S)
         return None
 
@@ -214,9 +216,8 @@ class Leader:
             request = PromiseRequest(guest_id=guest_id, epoch=epoch)
             reply = await replicator.promise(request, timeout_s=ASK_TIMEOUT_S)
         except EverramError as error:
-            self._context.log.warning(
-                "%s did not promise epoch %d of %s: %s", member.host, epoch, guest_id, error.message
-            )
+            about = self._context.log.about(guest=guest_id, epoch=epoch)
+            about.warning("%s did not promise epoch %d of %s: %s", member.host, epoch, guest_id, error.message)
             return None
         if reply.memory_id != member.memory_id:
             return None  # its machine has come back with another memory

@@ -157,7 +157,8 @@ class Performer:
         replicator = self._context.ref(ReplicatorRef)
         now = [each for each in (await replicator.copies(Empty())).copies if _identity(each) == _identity(copy)]
         if now:
-            self._context.log.info("copy %s of guest %s is needed no more", copy.copy_id, copy.guest.guest_id)
+            about = self._context.log.about(guest=copy.guest.guest_id)
+            about.info("copy %s of guest %s is needed no more", copy.copy_id, copy.guest.guest_id)
             await replicator.release(GuestCopy(guest_id=copy.guest.guest_id, copy_id=copy.copy_id))
 
     async def _read(self, guest_id: str) -> GuestRecord | None:

@@ -135,10 +135,12 @@ class Hypervisor(HypervisorActor):
                 await self._house.store(resident)
                 return
             except (Unavailable, DeadlineExceeded) as error:
-                self.context.log.warning("%s is not registered yet: %s", resident.guest.name, error.message)
+                self._house.log_of(resident.guest).warning(
+                    "%s is not registered yet: %s", resident.guest.name, error.message
+                )
             except EverramError as error:
                 # A later incarnation is known: this one may not go on.
-                self.context.log.error("%s is replaced: %s", resident.guest.name, error.message)
+                self._house.log_of(resident.guest).error("%s is replaced: %s", resident.guest.name, error.message)
                 await self._house.begin_again(resident, epoch)
                 return
 
@@ -152,7 +154,8 @@ class Hypervisor(HypervisorActor):
         try:
             await self._house.nvm.remove_regions(RegionFilter(guest_id=guest_id), timeout_s=REMOVE_TIMEOUT_S)
         except EverramError as error:
-            self.context.log.error("regions of %s, whom nobody knows, are not removed: %s", guest_id, error.message)
+            about = self.context.log.about(guest=guest_id)
+            about.error("regions of %s, whom nobody knows, are not removed: %s", guest_id, error.message)
 
     # -- the machine's events
 

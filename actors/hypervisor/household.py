@@ -16,7 +16,7 @@ import signal
 from everram.actors.hypervisor.faults import FaultService, Restoring
 from everram.actors.hypervisor.life import ENDED, word
 from everram.actors.hypervisor.resident import Resident, begin_epoch
-from everram.runtime.actor import ActorContext
+from everram.runtime.actor import ActorContext, ActorLog
 from everram.runtime.contracts import common_pb2 as pb
 from everram.runtime.contracts.availability_contract import AvailabilityRef
 from everram.runtime.contracts.availability_pb2 import GuestKey, Registration
@@ -162,8 +162,12 @@ class Household:
                 await self.availability.disown(key)
                 return
             except (Aborted, Unavailable, DeadlineExceeded) as error:
-                self.context.log.warning("%s is not given up yet: %s", resident.guest.name, error.message)
+                self.log_of(resident.guest).warning("%s is not given up yet: %s", resident.guest.name, error.message)
             await asyncio.sleep(RETRY_S)
+
+    def log_of(self, guest: pb.Guest) -> ActorLog:
+        """For lines about it."""
+        return self.context.log.about(guest=guest.guest_id, epoch=guest.epoch)
 
     def say_ended(self, resident: Resident) -> None:
         """In the log of a guest without a process: whoever wants to write to it is sure then that none comes before the
@@ -175,7 +179,7 @@ class Household:
         try:
             Ring.open(log).say_ended()
         except RingCorrupt as error:
-            self.context.log.error("the log of %s is damaged: %s", resident.guest.name, error)
+            self.log_of(resident.guest).error("the log of %s is damaged: %s", resident.guest.name, error)
         finally:
             log.close()
 
@@ -238,7 +242,7 @@ class Household:
             async with asyncio.timeout(grace_s):
                 await resident.process_gone.wait()
         except TimeoutError:
-            self.context.log.info("%s did not end in %g s: it is killed", resident.guest.name, grace_s)
+            self.log_of(resident.guest).info("%s did not end in %g s: it is killed", resident.guest.name, grace_s)
 
     async def stop(self, resident: Resident, grace_s: float) -> pb.Guest:
         async with resident.changing:
@@ -257,7 +261,7 @@ class Household:
                 await self.end_process(resident)
                 resident.become(pb.FAILED, reason)
                 await self.store(resident)
-                self.context.log.error("%s is ended: %s", resident.guest.name, reason)
+                self.log_of(resident.guest).error("%s is ended: %s", resident.guest.name, reason)
             return resident.stored()
 
     async def suspend(self, resident: Resident) -> None:
@@ -304,7 +308,7 @@ class Household:
             await self.availability.give_back(key)
         except (Unavailable, DeadlineExceeded) as error:
             # Its lease will end by itself: late for whoever waits for the place, never wrong.
-            self.context.log.warning("%s keeps its place until its lease ends: %s", guest.name, error.message)
+            self.log_of(guest).warning("%s keeps its place until its lease ends: %s", guest.name, error.message)
 
     async def erase(self, resident: Resident, *, everywhere: bool = True) -> None:
         """Everything of a guest without a process, its record last: whoever dies in between goes on with this.

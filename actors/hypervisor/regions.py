@@ -79,7 +79,9 @@ class RegionChanges:
         try:
             await self._house.nvm.remove_region(RegionName(guest_id=guest_id, region=name), timeout_s=MOVE_TIMEOUT_S)
         except EverramError as error:
-            self._house.context.log.error("region %s, which no guest has, is not removed: %s", name, error.message)
+            self._house.context.log.about(guest=guest_id).error(
+                "region %s, which no guest has, is not removed: %s", name, error.message
+            )
 
     async def clone(self, resident: Resident, act: RegionAct) -> pb.Guest:
         """Raises NotFound, AlreadyExists, InvalidArgument, ResourceExhausted."""

@@ -101,7 +101,7 @@ class MemoryScheduler(MemorySchedulerActor):
             swap = SwapTable.open(swap_mapping)
         except EverramError as error:
             swap_mapping.close()
-            self.context.log.error("the memory of %s cannot be used: %s", guest_id, error.message)
+            self.context.log.about(guest=guest_id).error("the memory of %s cannot be used: %s", guest_id, error.message)
             return
         self._keep(guest_id, guest_id, swap)
 
@@ -175,7 +175,9 @@ class MemoryScheduler(MemorySchedulerActor):
         if guest is None or not guest.broken:
             return
         page, why = next(iter(guest.broken.items()))
-        self.context.log.error("%s waits for page %d, which cannot be swapped in: %s", guest.name, page, why)
+        self.context.log.about(guest=guest_id).error(
+            "%s waits for page %d, which cannot be swapped in: %s", guest.name, page, why
+        )
 
     async def _pause_and_resume(self) -> None:
         """Guests that grow while nothing is left are paused, as those are whose pages the storage does not give."""
@@ -191,7 +193,7 @@ class MemoryScheduler(MemorySchedulerActor):
             before, guest.paused = guest.paused, why
             try:
                 if why and not before:
-                    self.context.log.warning("%s is paused: %s", guest.name, why)
+                    self.context.log.about(guest=guest.guest_id).warning("%s is paused: %s", guest.name, why)
                     await machine.freeze(guest.guest_id, FREEZE_REASON)
                 elif before and not why:
                     await machine.thaw(guest.guest_id, FREEZE_REASON)

@@ -219,7 +219,8 @@ class Reclaimer:
                     self.trouble = ""
                 except EverramError as error:
                     if not self.trouble:
-                        log.warning("%s cannot be swapped out: %s", guest.name, error.message)
+                        about = {"guest": guest.guest_id}
+                        log.warning("%s cannot be swapped out: %s", guest.name, error.message, extra=about)
                     self.trouble = error.message
 
     async def _swap(self, guest: GuestMemory, pages: int) -> None:

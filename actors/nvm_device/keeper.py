@@ -339,7 +339,9 @@ class SnapshotKeeper:
             except (Unavailable, DeadlineExceeded):
                 await asyncio.sleep(RETRY_S)
             except EverramError as error:
-                self._context.log.error("guest %s is not ended: %s", request.guest, error.message)
+                self._context.log.about(guest=request.guest).error(
+                    "guest %s is not ended: %s", request.guest, error.message
+                )
                 return
 
     def room_again(self) -> None:
@@ -698,7 +700,8 @@ class SnapshotKeeper:
         reversion.result()
         if not is_seen:
             await self._copy_out(region.arena)
-        self._context.log.info("region %s of guest %s is as in %s", region.name, region.guest_id, record.name)
+        about = self._context.log.about(guest=region.guest_id)
+        about.info("region %s of guest %s is as in %s", region.name, region.guest_id, record.name)
 
     async def _check_reversion(self, record: Record) -> None:
         """A reversion cannot be taken back once it has begun."""

@@ -170,7 +170,9 @@ class AcLoss:
         except NotFound:
             return pb.LogPositions()
         except DataLoss as error:  # of this guest's log alone: the others' are drained
-            self._context.log.error("the log of guest %s is not drained: %s", guest_id, error.message)
+            self._context.log.about(guest=guest_id).error(
+                "the log of guest %s is not drained: %s", guest_id, error.message
+            )
             self._positions_unknown.add(guest_id)
             return pb.LogPositions()
 
@@ -200,14 +202,15 @@ class AcLoss:
 
     async def _hold(self, request: HoldRequest) -> bool:
         """Whether nobody with less goes on with the guest."""
+        about = self._context.log.about(guest=request.guest_id)
         while True:
             try:
                 await self._context.ref(AvailabilityRef).hold(request, timeout_s=HOLD_TIMEOUT_S)
                 return True
             except (Aborted, Unavailable, DeadlineExceeded) as error:
-                self._context.log.warning("guest %s is not held yet: %s", request.guest_id, error.message)
+                about.warning("guest %s is not held yet: %s", request.guest_id, error.message)
             except EverramError as error:
-                self._context.log.error("guest %s is not held: %s", request.guest_id, error.message)
+                about.error("guest %s is not held: %s", request.guest_id, error.message)
                 return False
             if self._left_s() <= HOLD_AGAIN_S:
                 return False

@@ -10,7 +10,7 @@ import asyncio
 from weakref import WeakValueDictionary
 
 from everram.actors.replicator.kept_copy import KeptCopy, Operation, Run, Session
-from everram.runtime.actor import ActorContext
+from everram.runtime.actor import ActorContext, ActorLog
 from everram.runtime.channel.contract import Access, ChannelError
 from everram.runtime.contracts import common_pb2 as pb
 from everram.runtime.contracts import replicator_pb2 as rp
@@ -63,7 +63,9 @@ class CopyKeeper:
                 if copy.ring is not None:
                     await self._catch_up(copy)
             except (NotFound, RingCorrupt) as error:
-                self._context.log.error("a copy of %s is lost: %s", record.guest.name, error)
+                self._context.log.about(guest=record.guest.guest_id).error(
+                    "a copy of %s is lost: %s", record.guest.name, error
+                )
                 await self._vmemfs.remove_copy(rp.GuestCopy(guest_id=record.guest.guest_id, copy_id=record.copy_id))
                 continue
             self._copies.setdefault(record.guest.guest_id, []).append(copy)
@@ -250,10 +252,10 @@ class CopyKeeper:
                     while kept.session is session and await self._take(kept, session):  # noqa: ASYNC110
                         await asyncio.sleep(0)  # one run a turn: others on this loop come first
         except ChannelError as error:
-            self._context.log.info("copy of %s: acknowledgements do not arrive: %s", kept.record.guest.name, error)
+            self._log_of(kept).info("copy of %s: acknowledgements do not arrive: %s", kept.record.guest.name, error)
         except RingCorrupt as error:
             # Nothing of it was acknowledged, so the copy is good up to there; whoever opens it again begins there.
-            self._context.log.error("copy of %s: %s sends %s", kept.record.guest.name, kept.record.source_host, error)
+            self._log_of(kept).error("copy of %s: %s sends %s", kept.record.guest.name, kept.record.source_host, error)
 
     async def _take(self, kept: KeptCopy, session: Session) -> bool:
         """One run: verified, acknowledged, applied. Whether there was one."""
@@ -280,7 +282,7 @@ class CopyKeeper:
                 return
             except ResourceExhausted as error:
                 if not told:
-                    self._context.log.warning("copy of %s waits: %s", kept.record.guest.name, error.message)
+                    self._log_of(kept).warning("copy of %s waits: %s", kept.record.guest.name, error.message)
                 told = True
             await asyncio.sleep(ROOM_RETRY_S)  # until this host has purged something, or a person has
 
@@ -300,7 +302,7 @@ class CopyKeeper:
         try:
             await self._nvm.follow_operation(request)
         except EverramError as error:
-            self._context.log.warning(
+            self._log_of(kept).warning(
                 "the copy of %s does not hold snapshot %s: %s",
                 kept.record.guest.name,
                 operation.what.name,
@@ -390,12 +392,16 @@ class CopyKeeper:
     def _lock(self, guest_id: str) -> asyncio.Lock:
         return self._changing.setdefault(guest_id, asyncio.Lock())
 
+    def _log_of(self, kept: KeptCopy) -> ActorLog:
+        """For lines about it: how far it goes is what one wants to know first."""
+        return self._context.log.about(guest=kept.record.guest.guest_id, epoch=kept.record.log_epoch, lsn=kept.held)
+
     async def _settle(self, kept: KeptCopy) -> None:
         """End its session and its log region; `record` says what it holds. Asking again changes nothing."""
         kept.end_session()
         log = kept.record.log
         if complaint := await kept.settle(lambda run: self._apply(kept, run)):
-            self._context.log.error("copy of %s: what follows is not taken: %s", kept.record.guest.name, complaint)
+            self._log_of(kept).error("copy of %s: what follows is not taken: %s", kept.record.guest.name, complaint)
         kept.record.log = ""
         await self._store(kept)
         kept.close_log()
@@ -418,7 +424,7 @@ class CopyKeeper:
             await self._vmemfs.remove_copy(rp.GuestCopy(guest_id=guest_id, copy_id=copy_id))
             await self._nvm.remove_regions(RegionFilter(guest_id=guest_id, copy_id=copy_id))
         except NotFound as error:
-            self._context.log.info("a copy was removed already: %s", error.message)
+            self._context.log.about(guest=guest_id).info("a copy was removed already: %s", error.message)
 
     async def _store(self, kept: KeptCopy) -> None:
         await self._vmemfs.put_copy(_own(kept.record))

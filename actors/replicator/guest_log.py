@@ -109,7 +109,7 @@ class GuestLog:
         except RingCorrupt as error:
             # The guest's own checks decide about the guest; here the log is no longer taken for good, and says so.
             self.corrupt = f"the log of guest {self.guest_id} is damaged: {error}"
-            self.context.log.error("%s", self.corrupt)
+            self.context.log.about(guest=self.guest_id, lsn=self.verified).error("%s", self.corrupt)
 
     # -- shipping
 
@@ -168,9 +168,13 @@ class GuestLog:
             try:
                 await self._commit_members()
             except FailedPrecondition as error:
-                self.context.log.warning("%s: the required set is not ours to change: %s", self.name, error.message)
+                self.context.log.about(guest=self.guest_id).warning(
+                    "%s: the required set is not ours to change: %s", self.name, error.message
+                )
             except EverramError as error:
-                self.context.log.info("%s: the required set stays as it is for now: %s", self.name, error.message)
+                self.context.log.about(guest=self.guest_id).info(
+                    "%s: the required set stays as it is for now: %s", self.name, error.message
+                )
                 await asyncio.sleep(RETRY_S)
                 self._members_due.set()
 

@@ -95,7 +95,8 @@ class Shipper:
                 continue
             except EverramError as error:
                 if self.reason != error.message:
-                    self._log.context.log.info("%s is not shipped to %s: %s", self._log.name, self.target.host, error)
+                    about = self._log.context.log.about(guest=self._log.guest_id, lsn=self._log.verified)
+                    about.info("%s is not shipped to %s: %s", self._log.name, self.target.host, error)
                 self._become("unreachable", error.message)
             await asyncio.sleep(RETRY_S)
 

@@ -35,7 +35,8 @@ class VMemFS(VMemFSActor):
         self._superblock = self._open(mapping)
         self._damaged = self._find_damage()
         for damaged in self._damaged:
-            self.context.log.error("guest %s is damaged: %s", damaged.guest.name, damaged.reason)
+            about = self.context.log.about(guest=damaged.guest.guest_id, epoch=damaged.guest.epoch)
+            about.error("guest %s is damaged: %s", damaged.guest.name, damaged.reason)
         found = [DamagedRecord(each.guest.guest_id, each.guest.name, each.reason) for each in self._damaged]
         self._superblock.succeed(PACKAGE_VERSION, found)
 

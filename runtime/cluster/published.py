@@ -97,7 +97,8 @@ class PublishedPorts:
                     self._ports[port] = PublishedPort.listen(port, route.name)
                 except EverramError as error:
                     if port not in self._refused:
-                        log.error('guest "%s" is not reachable: %s', route.name, error.message)
+                        about = {"guest": route.guest_id, "epoch": route.epoch}
+                        log.error('guest "%s" is not reachable: %s', route.name, error.message, extra=about)
                     self._refused.add(port)
                     continue
             self._refused.discard(port)
