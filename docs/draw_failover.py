@@ -14,7 +14,7 @@ from typing import Any
 
 from everram.actors.chaos.drawing import svg
 from everram.actors.chaos.lanes import Lane, Rate, Spans, State, States
-from everram.examples.demo_watch import LEGEND, UP
+from everram.actors.chaos.watch import UP, legend_of
 
 MARKS = (
     ("is proven dead", "proven dead"),
@@ -26,11 +26,12 @@ MARKS = (
 
 def draw(report: dict[str, Any]) -> str:
     begin_ms, end_ms = report["gap_ms"]
-    by_words = {state.words: state for state in LEGEND.values()}
+    legend = legend_of("the bank")
+    by_words = {state.words: state for state in legend.values()}
     lanes: list[Lane] = [
         Rate("answers", list(_times(report["answers"]))),
         Spans("longest wait", [(begin_ms / 1000, end_ms / 1000, f"{end_ms - begin_ms:.0f} ms")]),
-        *(_host(host, states, by_words) for host, states in report["hosts"].items()),
+        *(_host(host, states, by_words, legend) for host, states in report["hosts"].items()),
     ]
     return svg(
         lanes,
@@ -49,9 +50,9 @@ def _times(answers: dict[str, Any]) -> list[float]:
     return [(number + 0.5) * bin_s for number, count in enumerate(answers["counts"]) for _ in range(count)]
 
 
-def _host(host: str, states: list[dict[str, Any]], by_words: dict[str, State]) -> States:
-    samples = [(state["at_ms"] / 1000, by_words.get(state["state"], LEGEND[UP]).letter) for state in states]
-    return States(host, samples, LEGEND)
+def _host(host: str, states: list[dict[str, Any]], by_words: dict[str, State], legend: dict[str, State]) -> States:
+    samples = [(state["at_ms"] / 1000, by_words.get(state["state"], legend[UP]).letter) for state in states]
+    return States(host, samples, legend)
 
 
 def _course(report: dict[str, Any]) -> str:

@@ -1,7 +1,7 @@
 """`everram demo`: a cluster, a bank, clients, a fault in the middle of it, and the proof from the clients' own records.
 
 It makes a cluster of three hosts of its own, runs `ledger.py` on one of them with a copy on another, and lets several
-clients (`demo_clients.py`) transfer money at the same time, while `demo_watch.py` follows what happens. In mid-load the
+clients (`demo_clients.py`) transfer money at the same time, while a `Watch` follows what happens. In mid-load the
 bank's host is broken as `--fault` says:
 
     host-kill     the host software is killed; the bank goes on in its memory, another host process takes over
@@ -36,7 +36,7 @@ from everram.runtime.cluster.temporary import temporary_cluster
 from everram.runtime.errors import EverramError, InvalidArgument, Unavailable
 
 if TYPE_CHECKING:
-    from everram.examples.demo_watch import Watch
+    from everram.actors.chaos.watch import Watch
     from everram.runtime.contracts.common_pb2 import Guest, GuestSpec
 
 HOSTS = 3
@@ -52,7 +52,7 @@ ENOUGH = (800, 300)
 """Answers before the fault and after it, however slow the computer: from a handful of transfers little would follow."""
 PATIENCE_S = 30.0
 """For each thing that is waited for."""
-LOOK_S = 0.01
+LOOK_S, WATCH_LOOK_S = 0.01, 0.02
 COPIES_AWAY_S = 0.02
 """In the demo of a battery."""
 BIN_MS = 25
@@ -160,7 +160,7 @@ class Demo:
         `enough`: answers before the fault and after it, without which the load goes on. `restore`: power is given back
         at once, to the machine that alone has the bank's memory.
         """
-        from everram.examples.demo_watch import Watch
+        from everram.actors.chaos.watch import Watch
 
         before = await self.in_sync()
         copies = ", ".join(copy.host for copy in before.copies if copy.required)
@@ -171,7 +171,7 @@ class Demo:
             Client(self.port, f"client-{number}", number, running)
             for number in itertools.islice(self._clients, clients)
         ]
-        watch = Watch(self.cluster, self.guest_id)
+        watch = Watch(self.cluster, {self.guest_id: "the bank"}, look_s=WATCH_LOOK_S)
         records = [worker.record for worker in workers]
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -247,7 +247,7 @@ class Demo:
     async def _served_again(self, fault: str, before: Guest, watch: Watch) -> None:
         async with self._patience("the bank is not served again"):
             if fault in FAILOVERS:
-                while watch.serving_epoch <= before.epoch:
+                while watch.serving_epoch(self.guest_id) <= before.epoch:
                     await watch.changed.wait()
             else:
                 await _seen(lambda: watch.restarts(before.host) > 0)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from html import escape
 
-from everram.actors.chaos.lanes import Lane, Level, Marks, Rate, Spans, States, counts, level_at
+from everram.actors.chaos.lanes import Lane, Level, Marks, Rate, Spans, Stack, States, counts, level_at
 
 WIDTH, LEFT, RIGHT = 860, 112, 24
 TITLE_HEIGHT, CURVE_HEIGHT, LANE_HEIGHT, GAP = 58, 64, 20, 12
@@ -24,12 +24,14 @@ TICKS_MAX = 14
 LIGHT = {
     "paper": "#ffffff", "ink": "#1f2328", "quiet": "#59636e", "rule": "#d1d9e0", "serves": "#1a7f5a",
     "copy": "#8cc9f0", "up": "#dfe4e9", "dead": "#cf222e", "fault": "#cf222e", "rate": "#1a7f5a", "bright": "#ffffff",
-    "warn": "#e0b040", "lag": "#8250df",
+    "warn": "#e0b040", "lag": "#8250df", "one": "#0969da", "two": "#54aeff", "three": "#bf8700", "four": "#d4a72c",
+    "five": "#afb8c1",
 }  # fmt: skip
 DARK = {
     "paper": "#0d1117", "ink": "#e6edf3", "quiet": "#9198a1", "rule": "#3d444d", "serves": "#238755",
     "copy": "#2f6f9f", "up": "#2a313a", "dead": "#b62324", "fault": "#ff7b72", "rate": "#3fb983", "bright": "#ffffff",
-    "warn": "#9e7a1f", "lag": "#a371f7",
+    "warn": "#9e7a1f", "lag": "#a371f7", "one": "#388bfd", "two": "#1f6feb", "three": "#bb8009", "four": "#9e6a03",
+    "five": "#484f58",
 }  # fmt: skip
 LETTERS = """
 svg text { font: 13px system-ui, -apple-system, "Segoe UI", sans-serif }
@@ -70,7 +72,7 @@ def svg(
     y: float = TITLE_HEIGHT + (14 if faults else 0)
     top = y
     for lane in lanes:
-        height = CURVE_HEIGHT if isinstance(lane, (Rate, Level)) else LANE_HEIGHT
+        height = CURVE_HEIGHT if isinstance(lane, (Rate, Level, Stack)) else LANE_HEIGHT
         drawing.lane(lane, y, height)
         y += height + GAP
     for at_s, words in faults:
@@ -138,6 +140,8 @@ class _Drawing:
             case Level():
                 levels = [level_at(lane.samples, end_s) for _, end_s in self._steps()]
                 self._curve(lane.name, levels, top, f"to {max(levels, default=0):,.0f} {lane.unit}", "lag")
+            case Stack():
+                self._stack(lane, top)
             case States():
                 self._name(lane.name, top)
                 ends = [*(at_s for at_s, _ in lane.samples), self.end_s][1:]
@@ -180,17 +184,40 @@ class _Drawing:
         return [(self.begin_s + i * step_s, self.begin_s + (i + 1) * step_s) for i in range(COLUMNS)]
 
     def _curve(self, name: str, values: Sequence[float], top: float, scale: str, colour: str) -> None:
-        most, base = max(values, default=0) or 1, top + CURVE_HEIGHT
+        self._area(values, top, max(values, default=0) or 1, colour)
+        self._scale(name, top, scale)
+
+    def _area(self, values: Sequence[float], top: float, most: float, colour: str, told: str = "") -> None:
+        base = top + CURVE_HEIGHT
         points = [f"{LEFT},{base:.1f}"]
         width = (WIDTH - LEFT - RIGHT) / max(1, len(values))
         for number, value in enumerate(values):
             y = base - CURVE_HEIGHT * value / most
             points += [f"{LEFT + number * width:.1f},{y:.1f}", f"{LEFT + (number + 1) * width:.1f},{y:.1f}"]
         points.append(f"{WIDTH - RIGHT},{base:.1f}")
-        self.parts.append(f'<polygon points="{" ".join(points)}" class="{colour}" fill-opacity="0.75"/>')
+        title = f"<title>{escape(told)}</title>" if told else ""
+        opacity = "1" if told else "0.75"
+        self.parts.append(
+            f'<polygon points="{" ".join(points)}" class="{colour}" fill-opacity="{opacity}">{title}</polygon>'
+        )
+
+    def _scale(self, name: str, top: float, scale: str) -> None:
+        base = top + CURVE_HEIGHT
         self.line(LEFT, base, WIDTH - RIGHT, base, "rule")
         self.text(LEFT - 12, base - CURVE_HEIGHT / 2 - 2, name, anchor="end")
         self.text(LEFT - 12, base - CURVE_HEIGHT / 2 + 14, scale, "quiet small", "end")
+
+    def _stack(self, lane: Stack, top: float) -> None:
+        """Each layer is drawn as all up to it, the highest first, so that the lower ones lie before it."""
+        steps, sums = self._steps(), []
+        total = [0.0] * len(steps)
+        for layer in lane.layers:
+            total = [so_far + level_at(layer.samples, end_s) for so_far, (_, end_s) in zip(total, steps, strict=True)]
+            sums.append(total)
+        most = max(total, default=0.0)
+        for layer, levels in reversed(list(zip(lane.layers, sums, strict=True))):
+            self._area(levels, top, most or 1, layer.colour, layer.words)
+        self._scale(lane.name, top, f"to {most:,.0f} {lane.unit}")
 
     # -- below the lanes
 
@@ -210,14 +237,14 @@ class _Drawing:
 
     def legend(self, lanes: Sequence[Lane], y: float) -> float:
         """What the colours mean, of those that are there; where the last line of it is."""
-        used = {lane.legend[letter] for lane in lanes if isinstance(lane, States) for _, letter in lane.samples}
+        states = {lane.legend[letter] for lane in lanes if isinstance(lane, States) for _, letter in lane.samples}
+        used = sorted((state.words, state.colour) for state in states)
+        used += [(layer.words, layer.colour) for lane in lanes if isinstance(lane, Stack) for layer in lane.layers]
         x = float(LEFT)
-        for state in sorted(used, key=lambda state: state.words):
-            if x + 20 + LETTER_WIDTH * len(state.words) > WIDTH - RIGHT and x > LEFT:
+        for words, colour in used:
+            if x + 20 + LETTER_WIDTH * len(words) > WIDTH - RIGHT and x > LEFT:
                 x, y = float(LEFT), y + 20
-            self.parts.append(
-                f'<rect x="{x:.1f}" y="{y - 10:.1f}" width="12" height="12" rx="2" class="{state.colour}"/>'
-            )
-            self.text(x + 17, y, state.words, "quiet small")
-            x += 36 + LETTER_WIDTH * len(state.words)
+            self.parts.append(f'<rect x="{x:.1f}" y="{y - 10:.1f}" width="12" height="12" rx="2" class="{colour}"/>')
+            self.text(x + 17, y, words, "quiet small")
+            x += 36 + LETTER_WIDTH * len(words)
         return y

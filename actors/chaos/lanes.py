@@ -46,6 +46,24 @@ class Level:
 
 
 @dataclass(frozen=True, slots=True)
+class Layer:
+    """One of several quantities that add up: (since when, how much). Its colour's name in a picture."""
+
+    words: str
+    colour: str
+    samples: Sequence[tuple[float, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """Quantities that add up, one on the other; in text only their sum."""
+
+    name: str
+    layers: Sequence[Layer]
+    unit: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class States:
     """The state in each moment: (since when, its letter). In text one that differs from `usual` is drawn however short
     it was."""
@@ -72,7 +90,7 @@ class Spans:
     spans: Sequence[tuple[float, float, str]]
 
 
-Lane = Rate | Level | States | Marks | Spans
+Lane = Rate | Level | Stack | States | Marks | Spans
 Cells = list[str | float]
 """One a column; a number from 0 to 1 is drawn as a bar."""
 Columns = Sequence[tuple[float, float]]
@@ -110,9 +128,9 @@ def _cells(lane: Lane, columns: Columns) -> Cells:
             most = max(found, default=0) or 1
             return [count / most for count in found]
         case Level():
-            levels = [level_at(lane.samples, end) for _, end in columns]
-            highest = max(levels, default=0.0) or 1.0
-            return [level / highest for level in levels]
+            return _shares([level_at(lane.samples, end) for _, end in columns])
+        case Stack():
+            return _shares([sum(level_at(layer.samples, end) for layer in lane.layers) for _, end in columns])
         case States():
             return _states(lane, columns)
         case Marks():
@@ -128,6 +146,11 @@ def _cells(lane: Lane, columns: Columns) -> Cells:
                 arrow = f"<{inside}>" if len(inside) <= width - 2 else f"<{'-' * (width - 2)}> {text}"
                 _write(line, sum(end <= begin_s for _, end in columns), arrow)
             return list(line)
+
+
+def _shares(levels: Sequence[float]) -> Cells:
+    highest = max(levels, default=0.0) or 1.0
+    return [level / highest for level in levels]
 
 
 def _states(lane: States, columns: Columns) -> Cells:

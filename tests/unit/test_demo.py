@@ -9,7 +9,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from everram.actors.chaos.lanes import Lane, Marks, Rate, Spans, State, States, draw
+from everram.actors.chaos.drawing import svg
+from everram.actors.chaos.lanes import Lane, Layer, Marks, Rate, Spans, Stack, State, States, draw
 from everram.examples.demo import holds
 from everram.examples.demo_clients import Acknowledgement, Entry, Memory, Record, Transfer
 from everram.examples.demo_proof import verify
@@ -151,6 +152,7 @@ def test_lanes() -> None:
         Marks("fault", [(2.2, "^ h1")]),
         Spans("gap", [(0.6, 2.9, "2")]),
         Spans("short", [(0.6, 1.4, "7 ms")]),
+        Stack("pages", (Layer("in use", "one", [(0.0, 2.0)]), Layer("free & cold", "two", [(2.0, 2.0)])), "MiB"),
     ]
     assert draw(lanes, 0.0, 4.0, unicode=False, columns=8).splitlines() == [
         " rate |@  -    |",
@@ -158,8 +160,11 @@ def test_lanes() -> None:
         "fault |    ^ h1|",
         "  gap | < 2 >  |",
         "short | <> 7 ms|",
+        "pages |===@@@@@|",
         "       0  4.0 s",
     ]
+    words = "".join(ElementTree.fromstring(svg(lanes, 0.0, 4.0, title="t")).itertext())
+    assert all(said in words for said in ("in use", "free & cold", "to 4 MiB"))
 
 
 def test_a_run_becomes_a_picture() -> None:

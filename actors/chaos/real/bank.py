@@ -5,8 +5,9 @@
 One request a line, one line back:
 
     STATE                              OK session epoch count balance,balance,...
-    MOVE session number from to amount filler-length    OK epoch replicated(0|1)
+    MOVE session number from to amount filler-length    OK epoch replicated(0|1) LSN
     HERE                               OK epoch
+    KEEP blocks                        OK epoch blocks looked-at wrong          of its volatile memory (`vault`)
 
 `STATE` begins a session, and whatever an older session still asks is refused: what its teller had sent before it lost
 the connection then happens before the answer or never. Every answer but an error is given under the lease.
@@ -18,6 +19,7 @@ import asyncio
 import sys
 
 from everram.actors.chaos import ledger_region
+from everram.actors.chaos.real.vault import Vault
 from everram.runtime import guest
 
 REGION = "data"
@@ -29,6 +31,7 @@ class Bank:
     def __init__(self, me: guest.AsyncGuest) -> None:
         self._me = me
         self._region = me.region(REGION)
+        self._vault = Vault(me.memory)
         self._session = 0
         self.stopped: asyncio.Future[guest.Fenced] = asyncio.get_running_loop().create_future()
 
@@ -60,7 +63,10 @@ class Bank:
                 if int(session) != self._session:
                     return "ERR a later session has begun"
                 return await self._move(int(number), int(source), int(target), int(amount), int(filler))
-        return "ERR say STATE, MOVE or HERE"
+            case ["KEEP", blocks]:
+                looked, wrong = await self._vault.keep(int(blocks))
+                return f"OK {me.epoch} {self._vault.blocks} {looked} {wrong}"
+        return "ERR say STATE, MOVE, HERE or KEEP"
 
     async def _move(self, number: int, source: int, target: int, amount: int, filler: int) -> str:
         me, done = self._me, ledger_region.read(self._region).count
@@ -78,7 +84,7 @@ class Bank:
                 replicated = 1
             except guest.Timeout:
                 pass
-        return f"OK {me.epoch} {replicated}"
+        return f"OK {me.epoch} {replicated} {tx.lsn}"
 
 
 async def serve(me: guest.AsyncGuest) -> None:

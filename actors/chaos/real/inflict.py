@@ -5,23 +5,27 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Awaitable, Callable
+import sys
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 
+from everram.actors.chaos.real.hoarder import HIGH, LOW, Hoarder
 from everram.actors.chaos.real.schedule import Fault
-from everram.actors.chaos.real.watch import Watch
+from everram.actors.chaos.watch import Watch
 from everram.runtime.client import Cluster
 from everram.runtime.contracts.hypervisor_pb2 import GuestName
-from everram.runtime.contracts.supervisor_pb2 import FaultRequest, PowerRequest
+from everram.runtime.contracts.supervisor_pb2 import FaultRequest, PowerRequest, UpgradeRequest
 from everram.runtime.errors import EverramError
+from everram.runtime.formats.faults import DISK_FAULTS, LINK_FAULTS
 
 FAULT_TIMEOUT_S = 60.0
 """A killed machine wipes its memory; one that comes back is told of when its host is ready."""
 
 
 class Inflictor:
-    def __init__(self, cluster: Cluster, watch: Watch, guests: dict[str, str]) -> None:
+    def __init__(self, cluster: Cluster, watch: Watch, guests: dict[str, str], hoarders: Sequence[Hoarder]) -> None:
         """`guests`: guest_id by name."""
+        self._hoarders = hoarders
         self._cluster = cluster
         self._watch = watch
         self._guests = guests
@@ -32,7 +36,10 @@ class Inflictor:
             "host-stop": self._host_stop,
             "machine-kill": self._host_fault_and_heal,
             "partition": self._host_fault_and_heal,
-            "disk-full": self._host_fault_and_heal,
+            **dict.fromkeys((*LINK_FAULTS, *DISK_FAULTS), self._host_fault_and_heal),
+            "upgrade": self._upgrade,
+            "upgrade-paused": self._upgrade,
+            "memory-pressure": self._memory_pressure,
             "machine-stop": self._machine_stop,
             "power-cut": self._power_cut,
             "coordination-kill": self._coordination_kill,
@@ -63,6 +70,20 @@ class Inflictor:
         await self._fault(fault.host, fault.kind)
         await asyncio.sleep(fault.length_s)
         await self._fault(fault.host, "heal")
+
+    async def _upgrade(self, fault: Fault) -> None:
+        """To the version that runs already, which does all that another would."""
+        request = UpgradeRequest(machine=fault.host, python=sys.executable, pause=fault.kind == "upgrade-paused")
+        await self._cluster.supervisor.upgrade(request, timeout_s=FAULT_TIMEOUT_S)
+
+    async def _memory_pressure(self, fault: Fault) -> None:
+        for hoarder in self._hoarders:
+            hoarder.blocks = HIGH
+        try:
+            await asyncio.sleep(fault.length_s)
+        finally:
+            for hoarder in self._hoarders:
+                hoarder.blocks = LOW
 
     async def _power_cut(self, fault: Fault) -> None:
         request = PowerRequest(machines=[fault.host])

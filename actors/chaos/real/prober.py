@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from everram.actors.chaos.checks.one_incarnation import PROPERTY
 from everram.actors.chaos.real.findings import Findings
-from everram.actors.chaos.real.watch import Serving, Watch
+from everram.actors.chaos.watch import Serving, Watch
 
 PROBE_EVERY_S = 0.02
 NEW_EVERY_S = 0.05

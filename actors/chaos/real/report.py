@@ -5,17 +5,24 @@ Path("r.html").write_text(page(outcome, commit="1a2b3c4"))
 
 from __future__ import annotations
 
+import itertools
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
 from everram.actors.chaos import drawing
-from everram.actors.chaos.lanes import Lane, Level, Marks, Rate, Spans, States
+from everram.actors.chaos.lanes import Lane, Layer, Level, Marks, Rate, Spans, Stack, States
 from everram.actors.chaos.real.run import Inflicted, Outcome
 from everram.actors.chaos.real.teller import UNSERVED_S, Record
-from everram.actors.chaos.real.watch import LEGEND, UP
+from everram.actors.chaos.watch import LEGEND, UP
 from everram.runtime.cli.output import plural
 
+KIB, MIB = 1 << 10, 1 << 20
+UNUSED = ("untouched", "ballooned", "swapped")
+"""Classes of pages that have none of their hosts' memory."""
+MARKS = {"take": "", "purge": "purge"}
+"""Snapshots are taken so often that only purges have words."""
 STYLE = """
 :root { color-scheme: light dark; --paper: #ffffff; --ink: #1f2328; --quiet: #59636e; --rule: #d1d9e0;
   --good: #1a7f5a; --bad: #cf222e; --band: #f6f8fa }
@@ -51,8 +58,8 @@ def page(outcome: Outcome, commit: str) -> str:
 </head>
 <body>
 <h1>Chaos on a real cluster</h1>
-<p class="quiet">seed {options.seed}, {options.duration_s:g} s, {len(outcome.hosts)} hosts, {len(outcome.records)} banks
-with a copy each; {escape(commit)}</p>
+<p class="quiet">seed {options.seed}, {options.duration_s:g} s, {len(outcome.hosts)} hosts over {outcome.channel},
+{len(outcome.records)} banks with a copy each; {escape(commit)}</p>
 <div class="{"verdict bad" if bad else "verdict"}"><strong>{escape(word)}</strong><br>
 {escape(_throughput(summary))}</div>
 <h2>What was checked</h2>
@@ -96,6 +103,13 @@ def summarize(outcome: Outcome) -> dict[str, Any]:
         "transfers_per_s": round(answered / length_s, 1),
         "clients": {name: _of_client(record, length_s) for name, record in outcome.records.items()},
         "unserved_s_longest": round(max(map(_longest, outcome.records.values()), default=0.0), 3),
+        "unserved_s": round(sum(map(_unserved_s, outcome.records.values())), 3),
+        "channel": outcome.channel,
+        "snapshots": dict(Counter(kind for _, kind in outcome.snapshots)),
+        "swapped_mib_most": round(_most(outcome.gauges.swapped) / MIB, 1),
+        "ballooned_mib_most": round(_most(outcome.gauges.ballooned) / MIB, 1),
+        "old_kib_most": round(_most(outcome.gauges.old_blocks) / KIB),
+        "purged_kib_most": round(_most(outcome.gauges.purged) / KIB),
         "leader_changes": outcome.watch.leader_changes,
         "incarnations": len(outcome.watch.incarnations),
         "checkers": outcome.findings.to_json(),
@@ -104,7 +118,7 @@ def summarize(outcome: Outcome) -> dict[str, Any]:
 
 def _of_client(record: Record, length_s: float) -> dict[str, Any]:
     waits = sorted(record.waits_s)
-    unserved_s = sum(end_s - begin_s for begin_s, end_s in record.unserved)
+    unserved_s = _unserved_s(record)
     return {
         "transfers": len(record.answered),
         "replicated": record.replicated,
@@ -123,6 +137,14 @@ def _quantile(ascending: Sequence[float], share: float) -> float:
     return ascending[min(len(ascending) - 1, int(share * len(ascending)))] if ascending else 0.0
 
 
+def _most(samples: Sequence[tuple[float, float]]) -> float:
+    return max((level for _, level in samples), default=0.0)
+
+
+def _unserved_s(record: Record) -> float:
+    return sum(end_s - begin_s for begin_s, end_s in record.unserved)
+
+
 def _longest(record: Record) -> float:
     return max((end_s - begin_s for begin_s, end_s in record.unserved), default=0.0)
 
@@ -132,7 +154,9 @@ def _throughput(summary: dict[str, Any]) -> str:
     return (
         f"{summary['transfers']:,} transfers ({summary['transfers_per_s']:,}/s) through {faults} "
         f"and {summary['incarnations']} incarnations of {summary['guests']} banks; "
-        f"no client was without service for longer than {summary['unserved_s_longest']:.2f} s"
+        f"no client was without service for longer than {summary['unserved_s_longest']:.2f} s, and all together for "
+        f"{summary['unserved_s']:.2f} s. {summary['snapshots'].get('take', 0)} snapshots; up to "
+        f"{summary['swapped_mib_most']:g} MiB swapped out and {summary['ballooned_mib_most']:g} MiB in balloons"
     )
 
 
@@ -146,20 +170,53 @@ def lanes(outcome: Outcome) -> list[Lane]:
         Spans(name, [(begin_s, end_s, f"{end_s - begin_s:.2f} s") for begin_s, end_s in record.unserved])
         for name, record in outcome.records.items()
     ]
-    failovers = [(at_s, what.partition(" is chosen for ")) for at_s, what in watch.events if " is chosen for " in what]
+    gauges = outcome.gauges
     return [
         Rate("answers", everything),
         *unserved,
         *(States(host, states or [(outcome.began_s, UP)], LEGEND, UP) for host, states in watch.states.items()),
         Spans("faults", [(one.begun_s, max(one.ended_s, one.begun_s), one.fault.kind) for one in outcome.faults]),
-        Marks("failovers", [(at_s, f"{guest} to {host}") for at_s, (host, _, guest) in failovers]),
+        Marks("failovers", [(at_s, f"{guest} to {host}") for at_s, guest, host in watch.failovers]),
         Level("copies behind", _behind(outcome), "KiB"),
+        Stack("guests' pages", _classes(outcome), "MiB"),
+        Stack(
+            "taken back",
+            (
+                Layer("swapped out", "one", _scaled(gauges.swapped, MIB)),
+                Layer("in the balloon", "two", _scaled(gauges.ballooned, MIB)),
+            ),
+            "MiB",
+        ),
+        Marks("snapshots", [(at_s, MARKS[kind]) for at_s, kind in outcome.snapshots if kind in MARKS]),
+        Stack(
+            "old content",
+            (
+                Layer("old content on the disk", "three", _scaled(gauges.purged, KIB)),
+                Layer("old content in memory", "four", _scaled(gauges.old_blocks, KIB)),
+            ),
+            "KiB",
+        ),
     ]
+
+
+def _classes(outcome: Outcome) -> list[Layer]:
+    """What guests use their volatile memory for, as their hosts estimate it; what they do not use is left out."""
+    colours = itertools.cycle(("one", "two", "three", "four", "five"))
+    found = outcome.gauges.classes.items()
+    return [
+        Layer(name, next(colours), _scaled(samples, MIB))
+        for name, samples in found
+        if name not in UNUSED and any(size_bytes for _, size_bytes in samples)
+    ]
+
+
+def _scaled(samples: Sequence[tuple[float, float]], unit_bytes: int) -> list[tuple[float, float]]:
+    return [(at_s, size_bytes / unit_bytes) for at_s, size_bytes in samples]
 
 
 def _behind(outcome: Outcome) -> list[tuple[float, float]]:
     """Of all guests together."""
-    samples = sorted((at_s, name, level) for name, lag in outcome.watch.lag.items() for at_s, level in lag)
+    samples = sorted((at_s, name, level) for name, lag in outcome.gauges.lag.items() for at_s, level in lag)
     now: dict[str, float] = {}
     total = []
     for at_s, name, level in samples:

@@ -1,4 +1,4 @@
-"""The course of a chaos run: a cluster, banks with their tellers, one fault after the other, calm, and the verdict.
+"""The course of a chaos run: a cluster, banks with all who use them, one fault after the other, calm, and the verdict.
 
 outcome = await run(Options(seed=7, duration_s=120.0), tell=print)
 """
@@ -8,18 +8,21 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from everram.actors.chaos.checks.converges import PROPERTY as CONVERGES
 from everram.actors.chaos.ledger_region import REGION_BYTES
 from everram.actors.chaos.real import bank, schedule
+from everram.actors.chaos.real.album import Album
 from everram.actors.chaos.real.findings import Findings
+from everram.actors.chaos.real.gauges import Gauges
+from everram.actors.chaos.real.hoarder import Hoarder
 from everram.actors.chaos.real.inflict import Inflictor
 from everram.actors.chaos.real.prober import Prober
 from everram.actors.chaos.real.schedule import Fault
 from everram.actors.chaos.real.teller import Record, Teller
-from everram.actors.chaos.real.watch import Watch
+from everram.actors.chaos.watch import Watch
 from everram.runtime.client import Cluster
 from everram.runtime.cluster.launch import Wishes
 from everram.runtime.cluster.temporary import temporary_cluster
@@ -28,7 +31,10 @@ from everram.runtime.simulation.entropy import Seeds
 
 DURATION_MIN_S, DURATION_MAX_S = 3.0, 24 * 3600.0
 HOSTS_MIN, HOSTS_MAX = 2, 9
-MEMORY_BYTES, NVM_BYTES = 128 << 20, 64 << 20
+MEMORY_BYTES, NVM_BYTES, SWAP_BYTES = 128 << 20, 64 << 20, 256 << 20
+BANK_MEMORY_BYTES = 48 << 20
+"""Volatile, of each: more than a host has for all its guests, and less than it has with its swap space."""
+CHANNELS = {"shm": "shared memory", "tcp": "TCP with checksums"}
 LOOK_S = 0.05
 WHOLE_BOUND_S = 60.0
 """From the end of a fault until everything is as it should be: a machine that comes back is filled anew."""
@@ -66,10 +72,14 @@ class Outcome:
     records: dict[str, Record]
     """By guest."""
     watch: Watch
+    gauges: Gauges
     findings: Findings
     began_s: float
+    channel: str = ""
     ended_s: float = 0.0
     planned: list[Fault] = field(default_factory=list)
+    snapshots: list[tuple[float, str]] = field(default_factory=list)
+    """What was done with them, and when."""
 
 
 async def run(options: Options, tell: Callable[[str], None]) -> Outcome:
@@ -78,13 +88,21 @@ async def run(options: Options, tell: Callable[[str], None]) -> Outcome:
     hosts = options.hosts or stream.choice((3, 3, 4))
     guests = [f"bank-{number}" for number in range(1, stream.choice((2, 3)) + 1)]
     names = [f"h{number}" for number in range(1, hosts + 1)]
+    channel = stream.choice(list(CHANNELS))
     planned = schedule.draw(stream, options.duration_s, names, guests, options.kinds)
-    tell(f"seed {options.seed} draws {hosts} hosts, {len(guests)} banks with a copy each, and {len(planned)} faults:")
+    tell(
+        f"seed {options.seed} draws {hosts} hosts that reach each other's memory by {CHANNELS[channel]}, "
+        f"{len(guests)} banks with a copy each, and {len(planned)} faults:"
+    )
     for fault in planned:
         tell(f"  {fault}")
-    wishes = Wishes(hosts=hosts, memory_bytes=MEMORY_BYTES, nvm_bytes=NVM_BYTES)
+    wishes = Wishes(
+        hosts=hosts, memory_bytes=MEMORY_BYTES, nvm_bytes=NVM_BYTES, swap_bytes=SWAP_BYTES,
+        channel=channel, checksums=channel == "tcp",
+    )  # fmt: skip
     async with temporary_cluster(wishes, prefix="everram-chaos-", tell=tell) as cluster:
         course = await Course.begin(cluster, options, names, guests, planned, tell)
+        course.outcome.channel = CHANNELS[channel]
         return await course.run()
 
 
@@ -96,8 +114,8 @@ class Course:
     def __init__(
         self, cluster: Cluster, outcome: Outcome, guest_ids: dict[str, str], tell: Callable[[str], None]
     ) -> None:
+        self.outcome = outcome
         self._cluster = cluster
-        self._outcome = outcome
         self._guest_ids = guest_ids
         self._tell = tell
 
@@ -113,32 +131,39 @@ class Course:
         guest_ids: dict[str, str] = {}
         for name in guests:
             guest_ids[name] = (await cluster.run(_spec(name), copies=1)).guest_id
-        watch = Watch(cluster, {guest_id: name for name, guest_id in guest_ids.items()})
+        called = {guest_id: name for name, guest_id in guest_ids.items()}
+        watch, gauges = Watch(cluster, called), Gauges(cluster, called)
         now_s = asyncio.get_running_loop().time
-        outcome = Outcome(options, hosts, [], {}, watch, Findings(now_s), now_s(), planned=planned)
+        outcome = Outcome(options, hosts, [], {}, watch, gauges, Findings(now_s), now_s(), planned=planned)
         return Course(cluster, outcome, guest_ids, tell)
 
     async def run(self) -> Outcome:
-        outcome, watch, findings = self._outcome, self._outcome.watch, self._outcome.findings
+        outcome, watch, findings = self.outcome, self.outcome.watch, self.outcome.findings
         now_s = asyncio.get_running_loop().time
-        watching = [asyncio.create_task(watch.run())]
+        watching = [asyncio.create_task(watch.run()), asyncio.create_task(outcome.gauges.run())]
         try:
             await self._whole("the start", watching)
             outcome.began_s = now_s()
             names = {guest_id: name for name, guest_id in self._guest_ids.items()}
-            watching.append(asyncio.create_task(Prober(watch, findings, now_s, names).run()))
-            ending = asyncio.Event()
             tellers = await self._tellers(now_s)
-            watching += [asyncio.create_task(teller.run(ending)) for teller in tellers]
+            hoarders = [Hoarder(teller.name, teller.port, findings) for teller in tellers.values()]
+            stream = Seeds(outcome.options.seed).stream("album")
+            album = Album(self._cluster, watch, tellers, findings, stream)
+            outcome.snapshots = album.acts
+            users = (Prober(watch, findings, now_s, names).run(), album.run(), *(each.run() for each in hoarders))
+            watching += map(asyncio.create_task, users)
+            ending = asyncio.Event()
+            telling = [asyncio.create_task(teller.run(ending)) for teller in tellers.values()]
+            watching += telling
             try:
-                await self._play(watching)
+                await self._play(watching, hoarders)
                 await asyncio.sleep(max(0.0, outcome.began_s + outcome.options.duration_s - now_s()))
                 self._tell("the faults are over")
                 await self._whole("all of them", watching)
             except _NotWhole as error:
                 self._tell(f"VIOLATION {error}")
             ending.set()
-            await asyncio.gather(*watching[2:])
+            await asyncio.gather(*telling)
         finally:
             outcome.ended_s = now_s()
             for task in watching:
@@ -146,9 +171,10 @@ class Course:
             await asyncio.gather(*watching, return_exceptions=True)
         return outcome
 
-    async def _tellers(self, now_s: Callable[[], float]) -> list[Teller]:
-        seeds, outcome = Seeds(self._outcome.options.seed), self._outcome
-        tellers = []
+    async def _tellers(self, now_s: Callable[[], float]) -> dict[str, Teller]:
+        """By guest_id."""
+        seeds, outcome = Seeds(self.outcome.options.seed), self.outcome
+        tellers = {}
         for name, guest_id in self._guest_ids.items():
             _, guest = await self._cluster.find_guest(guest_id)
 
@@ -158,13 +184,13 @@ class Course:
             port = guest.spec.publish_port
             teller = Teller(name, port, seeds.stream(f"teller {name}"), outcome.findings, now_s, memory_of)
             outcome.records[name] = teller.record
-            tellers.append(teller)
+            tellers[guest_id] = teller
         return tellers
 
-    async def _play(self, watching: list[asyncio.Task[None]]) -> None:
+    async def _play(self, watching: list[asyncio.Task[None]], hoarders: Sequence[Hoarder]) -> None:
         """Every fault at its time, or as soon as the one before is over."""
-        outcome, now_s = self._outcome, asyncio.get_running_loop().time
-        inflictor = Inflictor(self._cluster, outcome.watch, self._guest_ids)
+        outcome, now_s = self.outcome, asyncio.get_running_loop().time
+        inflictor = Inflictor(self._cluster, outcome.watch, self._guest_ids, hoarders)
         until_s = outcome.began_s + outcome.options.duration_s - schedule.CALM_S
         for fault in outcome.planned:
             await asyncio.sleep(max(0.0, outcome.began_s + fault.at_s - now_s()))
@@ -182,7 +208,7 @@ class Course:
 
     async def _whole(self, after: str, watching: list[asyncio.Task[None]]) -> None:
         """Until everything is as it should be. A teller or a watcher that fails ends the run."""
-        loop, findings = asyncio.get_running_loop(), self._outcome.findings
+        loop, findings = asyncio.get_running_loop(), self.outcome.findings
         findings.look(CONVERGES).evidence = EVIDENCE
         until_s = loop.time() + WHOLE_BOUND_S
         while missing := await self._missing():
@@ -196,13 +222,15 @@ class Course:
 
     async def _missing(self) -> str:
         """What is not as it should be; "" if everything is."""
-        machines = self._outcome.watch.machines
+        machines = self.outcome.watch.machines
         if not machines:
             return "nothing is known yet"
         for machine in machines.values():
-            if machine.state != "up" or machine.host_state != "ready" or machine.cut or not machine.mains:
-                return f"{machine.name} is {machine.state}, its host {machine.host_state}"
-        guests = {guest.guest_id: guest for guest in await self._outcome.watch.guests()}
+            ready = machine.state == "up" and machine.host_state == "ready"
+            if not ready or machine.cut or not machine.mains or machine.faults:
+                faults = "".join(f", {fault}" for fault in machine.faults)
+                return f"{machine.name} is {machine.state}, its host {machine.host_state}{faults}"
+        guests = {guest.guest_id: guest for guest in await self.outcome.gauges.guests()}
         for name, guest_id in self._guest_ids.items():
             guest = guests.get(guest_id)
             if guest is None or guest.state != pb.RUNNING:
@@ -227,4 +255,5 @@ def _spec(name: str) -> pb.GuestSpec:
         regions=[pb.RegionSpec(name=bank.REGION, size_bytes=REGION_BYTES, kind=pb.LOGGED)],
         restart=pb.ALWAYS,
         publish_port=port,
+        memory_bytes=BANK_MEMORY_BYTES,
     )

@@ -19,7 +19,16 @@ FAULTS: dict[str, int] = {
     "machine-kill": 4,
     "machine-stop": 2,
     "power-cut": 3,
+    "link-delay": 1,
+    "link-slow": 1,
+    "link-corrupt": 2,
+    "one-way": 2,
     "disk-full": 1,
+    "disk-slow": 1,
+    "disk-fails": 1,
+    "upgrade": 2,
+    "upgrade-paused": 1,
+    "memory-pressure": 2,
     "coordination-kill": 2,
     "coordination-stop": 1,
 }
@@ -30,7 +39,14 @@ LASTING_S: dict[str, tuple[float, float]] = {
     "partition": (0.5, 5.0),
     "power-cut": (0.0, 1.0),
     "machine-kill": (0.2, 2.0),
+    "link-delay": (1.0, 4.0),
+    "link-slow": (1.0, 4.0),
+    "link-corrupt": (1.0, 4.0),
+    "one-way": (0.3, 3.0),
     "disk-full": (1.0, 4.0),
+    "disk-slow": (1.0, 4.0),
+    "disk-fails": (1.0, 4.0),
+    "memory-pressure": (2.0, 6.0),
     "coordination-stop": (0.2, 1.0),
 }
 """How long those last that last. A host that is stopped for longer than its machine's watchdog waits is `hang`."""
@@ -54,6 +70,8 @@ class Fault:
     def target(self) -> str:
         if self.kind == "guest-kill":
             return self.guest
+        if self.kind == "memory-pressure":
+            return "all banks"
         return "coordination" if self.kind.startswith("coordination") else self.host
 
     def __str__(self) -> str:

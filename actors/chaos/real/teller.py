@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from everram.actors.chaos.checks import all_or_nothing, commit_order, nothing_lost, nothing_promised_lost
+from everram.actors.chaos.checks.snapshots_exact import History
 from everram.actors.chaos.journal import Found, Journal, Transfer
 from everram.actors.chaos.ledger_region import ACCOUNTS, FILLER_MAX_BYTES
 from everram.actors.chaos.real.findings import Findings
@@ -59,8 +60,10 @@ class Teller:
         self.record = Record()
         self.epoch = 0
         """Of the latest incarnation that answered."""
+        self.history = History()
+        """What the bank held behind each answer."""
         self._journal = Journal(ACCOUNTS, 0)
-        self._port = port
+        self.port = port
         self._stream = stream
         self._findings = findings
         self._now_s = now_s
@@ -124,6 +127,8 @@ class Teller:
             self._drop()
             return False
         transfer.lsn = transfer.number
+        held = Found(transfer.number, self._journal.balances_after(transfer.number))
+        self.history.note(int(answer[1]), int(answer[3]), held)
         if answer[2] == "1":
             self._journal.promised = max(self._journal.promised, transfer.number)
             self.record.replicated += 1
@@ -135,7 +140,7 @@ class Teller:
         """Until a bank answers what is there."""
         while self._connection is None:
             try:
-                self._connection = await asyncio.open_connection("127.0.0.1", self._port)
+                self._connection = await asyncio.open_connection("127.0.0.1", self.port)
             except OSError:
                 await asyncio.sleep(RETRY_S)
                 continue
@@ -185,6 +190,8 @@ class Teller:
         self._findings.look(EPOCHS).evidence = f"{self.name} has reached epoch {epoch}"
         if epoch < self.epoch:
             self._findings.violate(EPOCHS, f"{self.name} answers in epoch {epoch} after {self.epoch}")
+        elif epoch > self.epoch:
+            self.history.note(epoch, 0, found)
         self.epoch = epoch
         self._journal.settle(found.count)
 

@@ -4,19 +4,20 @@
     tasks.create_task(watch.run())
 
 The directory says what was decided, at the moment it was: who is dead, whose lease is over, who was chosen, who serves.
-The supervisor says how the hosts are, the hosts how far copies are behind; both are looked at now and then.
+The supervisor says how the hosts are, looked at every `look_s`. Both become events, for the timeline, and for each host
+the state it was in, a letter, for its lane. The demo and `everram chaos run` see by it.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from everram.actors.chaos.lanes import State
 from everram.runtime.client import Cluster
-from everram.runtime.contracts.common_pb2 import Empty, Guest
+from everram.runtime.contracts.common_pb2 import Empty
 from everram.runtime.contracts.supervisor_pb2 import MachineStatus
 from everram.runtime.coordination import directory
 from everram.runtime.coordination.api import Event, KeyValue, prefix
@@ -24,7 +25,6 @@ from everram.runtime.coordination.client import CoordinationClient
 from everram.runtime.errors import EverramError
 
 LOOK_S = 0.05
-LAG_EVERY_S = 0.5
 RETRY_S = 0.05
 ASK_TIMEOUT_S = 1.0
 SERVES, COPY, UP, NO_LEASE, SOFTWARE_DOWN, CUT, DEAD, OFF, BATTERY = "=", "c", "-", "l", "!", "/", "x", "o", "b"
@@ -35,13 +35,20 @@ LEGEND = {
         State(COPY, "keeps copies", "copy"),
         State(UP, "up"),
         State(NO_LEASE, "no lease", "warn"),
-        State(SOFTWARE_DOWN, "host software down", "warn"),
+        State(SOFTWARE_DOWN, "host software down, memory and guests live", "warn"),
         State(CUT, "cut off", "dead"),
         State(DEAD, "dead", "dead"),
-        State(OFF, "off", "dead"),
+        State(OFF, "off, its memory saved or not", "dead"),
         State(BATTERY, "on battery", "warn"),
     )
 }
+
+
+def legend_of(guest: str) -> dict[str, State]:
+    """For one guest alone."""
+    serves, copy = LEGEND[SERVES], LEGEND[COPY]
+    own = {SERVES: replace(serves, words=f"serves {guest}"), COPY: replace(copy, words=f"keeps a copy of {guest}")}
+    return LEGEND | own
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,25 +62,34 @@ class Serving:
 
 
 class Watch:
-    """`run` it meanwhile; then read `events`, `states` and `lag`."""
+    """`run` it meanwhile; then read `events` and `states`."""
 
-    def __init__(self, cluster: Cluster, guests: dict[str, str]) -> None:
-        """`guests`: the names of those that are followed, by guest_id."""
+    def __init__(self, cluster: Cluster, guests: dict[str, str], *, look_s: float = LOOK_S) -> None:
+        """`guests`: what those that are followed are called in sentences, by guest_id."""
+        self.began_s = asyncio.get_running_loop().time()
+        self.legend = LEGEND if len(guests) != 1 else legend_of(*guests.values())
         self.events: list[tuple[float, str]] = []
         self.states: dict[str, list[tuple[float, str]]] = {host.name: [] for host in cluster.hosts}
         """By host, in order: (since when, its letter)."""
-        self.lag: dict[str, list[tuple[float, float]]] = {name: [] for name in guests.values()}
-        """By guest: (when, how many bytes the copy that is farthest behind lacks)."""
         self.memory_of: dict[tuple[str, int], str] = {}
         """memory_id by (guest_id, epoch)."""
         self.incarnations: dict[tuple[str, int], Serving] = {}
         """By (guest_id, epoch), all that ever served."""
+        self.failovers: list[tuple[float, str, str]] = []
+        """(when, guest, the host that was chosen)."""
         self.machines: dict[str, MachineStatus] = {}
         self.coordination_pid = 0
         self.leader_changes = 0
+        self.dying = ""
+        """A machine that is being lost: that its host goes first means nothing."""
+        self.changed = asyncio.Event()
+        """Set, and replaced by a new one, at every change in the directory."""
         self._cluster = cluster
         self._guests = guests
+        self._look_s = look_s
         self._values: dict[bytes, dict[str, Any]] = {}
+        self._ready_pids: dict[str, int] = {}
+        self._restarts: dict[str, int] = {}
 
     def note(self, what: str) -> None:
         self.events.append((asyncio.get_running_loop().time(), what))
@@ -82,12 +98,20 @@ class Watch:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._look())
             tasks.create_task(self._follow())
-            tasks.create_task(self._measure_lag())
 
     def record(self, guest_id: str) -> dict[str, Any]:
+        """Of a guest, as the directory has it."""
         return self._values.get(directory.guest_key(guest_id), {})
 
-    # -- the supervisor and the hosts
+    def serving_epoch(self, guest_id: str) -> int:
+        """Of the incarnation that serves; 0: none does."""
+        return int(self._values.get(directory.serving_key(guest_id), {}).get("epoch", 0))
+
+    def restarts(self, host: str) -> int:
+        """How many host processes were seen ready on a machine after the first."""
+        return self._restarts.get(host, 0)
+
+    # -- the supervisor
 
     async def _look(self) -> None:
         while True:
@@ -100,32 +124,24 @@ class Watch:
                 for machine in status.machines:
                     self._see(machine)
                 self._draw()
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(self._look_s)
 
     def _see(self, machine: MachineStatus) -> None:
-        before, self.machines[machine.name] = self.machines.get(machine.name), machine
-        if before is None or machine.state != "up" or before.state != "up":
+        name = machine.name
+        before, self.machines[name] = self.machines.get(name), machine
+        if before is None:
+            self._ready_pids[name] = machine.host_pid
+        if before is None or machine.state in ("dead", "off") or name == self.dying:
             return
         if machine.host_state != before.host_state and machine.host_state != "ready":
-            self.note(f"the machine {machine.name} sees that its host is {machine.host_state}")
-        if machine.host_state == "ready" != before.host_state:
-            self.note(f"the host of {machine.name} is ready again")
-
-    async def _measure_lag(self) -> None:
-        while True:
-            for guest in await self.guests():
-                if guest.guest_id in self._guests and guest.copies:
-                    behind = max(guest.log.tail - copy.durable for copy in guest.copies)
-                    now_s = asyncio.get_running_loop().time()
-                    self.lag[self._guests[guest.guest_id]].append((now_s, float(max(0, behind))))
-            await asyncio.sleep(LAG_EVERY_S)
-
-    async def guests(self) -> list[Guest]:
-        """As their hosts have them, as far as those answer."""
-        try:
-            return (await self._cluster.guests(patience_s=0.0, timeout_s=ASK_TIMEOUT_S))[0]
-        except EverramError:
-            return []
+            self.note(f"the machine {name} sees that its host is {machine.host_state}")
+        if machine.host_state == "ready" and machine.host_pid != self._ready_pids[name]:
+            self._ready_pids[name] = machine.host_pid
+            self._restarts[name] = self.restarts(name) + 1
+            memory = "with the old memory" if machine.pid == before.pid else "with other memory"
+            self.note(f"a new host is ready on {name}, {memory}")
+        elif machine.host_state == "ready" != before.host_state:
+            self.note(f"the host of {name} is ready again")
 
     # -- the directory
 
@@ -160,6 +176,8 @@ class Watch:
                 for what in self._told(event.kv.key, before or {}, after):
                     self.note(what)
         self._draw()
+        self.changed.set()
+        self.changed = asyncio.Event()
 
     def _learn(self, key: bytes, value: dict[str, Any]) -> None:
         for guest_id in self._guests:
@@ -178,12 +196,12 @@ class Watch:
         if key.startswith(directory.HOSTS) and (after is None) != (not before):
             return [f"the lease of {name} is over" if after is None else f"{name} has a lease"]
         if key == directory.LEADER and after is not None and after.get("host") != before.get("host"):
-            self.leader_changes += 1
+            self.leader_changes += bool(before)
             return [f"{after.get('host')} leads"]
         guest = self._guests.get(name, "")
         if guest and key.startswith(directory.SERVING) and after is not None:
             new = before.get("epoch") != after.get("epoch")
-            return [f"{after.get('host')} serves {guest}, epoch {after.get('epoch')}"] if new else []
+            return [f"{after.get('host')} starts {guest}, epoch {after.get('epoch')}"] if new else []
         if guest and key.startswith(directory.GUESTS) and after is not None:
             return self._told_of_guest(guest, before, after)
         return []
@@ -192,7 +210,9 @@ class Watch:
         if after["state"] == "failing-over" != before.get("state"):
             return [f"the copies of {guest} are asked what they hold, for epoch {after['epoch']}"]
         if after["state"] == "chosen" != before.get("state"):
-            return [f"{after['host']} is chosen for {guest}"]
+            self.failovers.append((asyncio.get_running_loop().time(), guest, str(after["host"])))
+            held = f"its copy holds everything before {after.get('start', 0)}"
+            return [f"{after['host']} is chosen for {guest}: {held}"]
         new = self._hosts_of(set(after.get("required") or ()) - set(before.get("required") or ()))
         return [f"{host} holds a copy of {guest}, in sync" for host in new]
 
@@ -225,9 +245,9 @@ class Watch:
             return CUT
         if machine is not None and not machine.mains:
             return BATTERY
-        if machine is not None and machine.host_state != "ready":
+        if machine is not None and machine.host_state != "ready" and host != self.dying:
             return SOFTWARE_DOWN
-        if directory.host_key(host) not in self._values:
+        if directory.host_key(host) not in self._values and host != self.dying:
             return NO_LEASE
         return SERVES if host in serving else COPY if host in copies else UP
 
