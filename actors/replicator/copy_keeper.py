@@ -54,8 +54,9 @@ class CopyKeeper:
         self.memory_id = (await self._vmemfs.get_host(pb.Empty())).memory_id
         known: dict[tuple[str, str], str] = {}  # the current log region, by guest_id and copy_id
         for record in (await self._vmemfs.copies(pb.Empty())).copies:
+            about = self._context.log.about(guest=record.guest.guest_id)
             if record.damaged:
-                self._context.log.error("a copy of guest %s is lost: %s", record.guest.guest_id, record.damaged)
+                about.error("a copy of guest %s is lost: %s", record.guest.guest_id, record.damaged)
                 self._damaged.setdefault(record.guest.guest_id, []).append(_own(record))
                 continue
             try:
@@ -63,9 +64,7 @@ class CopyKeeper:
                 if copy.ring is not None:
                     await self._catch_up(copy)
             except (NotFound, RingCorrupt) as error:
-                self._context.log.about(guest=record.guest.guest_id).error(
-                    "a copy of %s is lost: %s", record.guest.name, error
-                )
+                about.error("a copy of %s is lost: %s", record.guest.name, error)
                 await self._vmemfs.remove_copy(rp.GuestCopy(guest_id=record.guest.guest_id, copy_id=record.copy_id))
                 continue
             self._copies.setdefault(record.guest.guest_id, []).append(copy)

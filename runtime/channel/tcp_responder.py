@@ -348,13 +348,16 @@ class ResponderConnection(Framing):
             session.remember(SUCCESS, 0)
         if length == WORD_BYTES and not at & 7:
             self._send_copy(header, mapping.words[at >> 3].to_bytes(WORD_BYTES, "little"))
-        elif length <= SMALL_BYTES or self._carrier.line.digests:
+        elif length <= SMALL_BYTES:
             self._send_copy(header, mapping.load(at, length))
         else:
             assert self.transport is not None
             if not self.transport.get_write_buffer_size():
                 self._sending.clear()
             self._sending[region] = None
+            if self._carrier.line.digests:
+                self._send_copy(header, mapping.load(at, length))
+                return
             self._send(head)
             self._send(mapping.view[at : at + length])
 

@@ -102,7 +102,7 @@ class FolderFile:
 
     async def sync(self) -> None:
         folder = None if self._named else self._path.parent
-        await _in_thread(self._path, _write, self._root, _sync, self._descriptor(), folder)
+        await _in_thread(self._path, _sync, self._root, self._descriptor(), folder)
         self._named = True
 
     async def size(self) -> int:
@@ -139,17 +139,22 @@ async def _in_thread(path: Path, call: Callable[P, T], *args: P.args, **named: P
 
 def _write(root: Path, write: Callable[P, T], *args: P.args, **named: P.kwargs) -> T:
     """As a full, slow or failing disk would have it, where somebody asked for that."""
+    if _suffer(root) == DISK_FULL:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    return write(*args, **named)
+
+
+def _suffer(root: Path) -> str:
+    """The disk's fault, if it has one, once it has had the effect that it has on syncs, too."""
     try:
         fault = (root / DISK_FAULT_FILE).read_text()
     except OSError:
-        fault = ""
-    if fault == DISK_FULL:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return ""
     if fault == DISK_FAILS and next(_writes) % FAILS_EVERY == 0:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
     if fault == DISK_SLOW:
         time.sleep(SLOW_S)
-    return write(*args, **named)
+    return fault
 
 
 def _open(path: Path, create: bool) -> int:
@@ -162,8 +167,9 @@ def _open(path: Path, create: bool) -> int:
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
 
-def _sync(fd: int, folder: Path | None) -> None:
+def _sync(root: Path, fd: int, folder: Path | None) -> None:
     """The file, and the folder that has its name: it is durable only if that is."""
+    _suffer(root)
     os.fdatasync(fd)
     if folder is not None:
         sync_folder(folder)

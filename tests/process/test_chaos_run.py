@@ -13,6 +13,8 @@ from xml.etree import ElementTree
 
 import pytest
 
+from everram.actors.chaos.real.hoarder import PROPERTY as VOLATILE
+
 COMMAND = [sys.executable, "-m", "everram.runtime.cli.main", "chaos", "run"]
 pytestmark = [pytest.mark.process, pytest.mark.timeout(170)]
 
@@ -38,7 +40,8 @@ def test_a_run_keeps_what_is_promised(page: tuple[str, Path]) -> None:
     assert all(fault["whole_after_s"] is not None and not fault["problem"] for fault in summary["faults"])
     looked = {checker["property"]: checker["looked"] for checker in summary["checkers"]}
     assert all(count > 0 for count in looked.values())
-    assert {"one incarnation at a time", "nothing promised is lost", "a prefix in commit order"} <= set(looked)
+    expected = {"one incarnation at a time", "nothing promised is lost", "a snapshot stays what it is", VOLATILE}
+    assert expected <= set(looked)
 
 
 def test_the_page_needs_nothing_from_anywhere(page: tuple[str, Path]) -> None:
@@ -46,6 +49,7 @@ def test_the_page_needs_nothing_from_anywhere(page: tuple[str, Path]) -> None:
     assert not re.findall(r"""(?:src|href)=["'](?!data:)""", text)
     assert "<script" not in text
     assert "0 violations" in text
+    assert all(lane in text for lane in ("pages in use", "taken back", "snapshots", "old content"))
     for svg in re.findall(r"<svg.*?</svg>", text, re.S):
         ElementTree.fromstring(svg)
 

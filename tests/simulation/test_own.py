@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -40,6 +42,15 @@ async def tally_under_faults(sim: Simulation) -> None:
 
 def test_an_actor_of_ones_own(everram_simulation: RunSeeds) -> None:
     everram_simulation(tally_under_faults, seeds=range(1, 3), hosts=2, actors=[Tally])
+
+
+def test_the_readmes_own_test(everram_simulation: RunSeeds) -> None:
+    """As it stands there, word for word."""
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    (program,) = re.findall(r"```python fixture\n(.*?)```", readme, re.S)
+    names: dict[str, Any] = {}
+    exec(compile(program, "README.md", "exec"), names)
+    names["test_tally"](everram_simulation)
 
 
 class Forgetful(Tally):

@@ -178,7 +178,7 @@ def lanes(outcome: Outcome) -> list[Lane]:
         Spans("faults", [(one.begun_s, max(one.ended_s, one.begun_s), one.fault.kind) for one in outcome.faults]),
         Marks("failovers", [(at_s, f"{guest} to {host}") for at_s, guest, host in watch.failovers]),
         Level("copies behind", _behind(outcome), "KiB"),
-        Stack("guests' pages", _classes(outcome), "MiB"),
+        Stack("pages in use", _classes(outcome), "MiB"),
         Stack(
             "taken back",
             (

@@ -15,7 +15,7 @@ from everram.runtime.guest.errors import OutOfMemory
 from everram.runtime.guest.volatile import Block, Volatile
 
 BLOCK_BYTES = 1 << 20
-LOOKED_AT = 8
+LOOKED_AT = 4
 """Blocks in one turn, the oldest look first."""
 
 
