@@ -1,6 +1,8 @@
 """A guest of `benchmarks/scheduler.py`: works on its volatile memory, verifies every byte that it reads, and counts.
 
-argv: socket, memory, table and report descriptors, pages, workload. Workloads are named in `WORKLOADS`.
+argv: socket, memory, table and report descriptors, pages, workload. Workloads are named in `WORKLOADS`. The report has
+its operations, and from the second page on a byte for each page: 1 while the workload means to use it all the time. That
+is what is true of a page, whatever the guest's library or its host make of it.
 """
 
 from __future__ import annotations
@@ -52,13 +54,25 @@ def check(number: int, data: bytes) -> None:
         raise AssertionError(f"object {number} is not what was stored")
 
 
+class Truth:
+    """Which pages are in use, as only the workload can know."""
+
+    def __init__(self, report: Mapped) -> None:
+        self._view = report.view
+
+    def tell(self, block: Block, *, used: bool) -> None:
+        for first, count in block.runs:
+            self._view[PAGE_BYTES + first : PAGE_BYTES + first + count] = bytes((used,)) * count
+
+
 class Blocks:
-    def __init__(self, memory: Volatile, count: int, hot: float, dice: random.Random) -> None:
+    def __init__(self, memory: Volatile, count: int, hot: float, dice: random.Random, truth: Truth) -> None:
         self.blocks: list[Block] = []
         self.hot, self.dice = max(1, int(count * hot)), dice
         for number in range(count):
             self.blocks.append(memory.allocate(OBJECT_BYTES))
             self.blocks[number].store(0, content(number))
+            truth.tell(self.blocks[number], used=number < self.hot)
 
     def __call__(self) -> None:
         hot = self.dice.random() < 0.998
@@ -69,10 +83,14 @@ class Blocks:
 
 
 class Cached:
-    def __init__(self, memory: Volatile, keys: int, dice: random.Random) -> None:
-        self.cache, self.keys, self.dice = memory.cache(), keys, dice
+    def __init__(self, memory: Volatile, keys: int, dice: random.Random, truth: Truth) -> None:
+        self.cache, self.keys, self.dice, self.truth = memory.cache(), keys, dice, truth
         for key in range(keys):
-            self.cache.put(key, content(key))
+            self.put(key)
+
+    def put(self, key: int) -> None:
+        if self.cache.put(key, content(key)):
+            self.truth.tell(self.cache._clean[key], used=key < self.keys // 5)
 
     def __call__(self) -> None:
         part = self.keys // 5 if self.dice.random() < 0.99 else self.keys
@@ -81,40 +99,42 @@ class Cached:
         if data is None:
             time.sleep(STORAGE_S)
             data = content(key)
-            self.cache.put(key, data)
+            self.put(key)
         check(key, data)
 
 
 class Bursts:
     """A job that comes now and then: fills memory, verifies it, frees it; then nothing for half as long."""
 
-    def __init__(self, memory: Volatile, objects: int) -> None:
-        self.memory, self.objects, self.blocks, self.pause = memory, objects, list[Block](), 0
+    def __init__(self, memory: Volatile, objects: int, truth: Truth) -> None:
+        self.memory, self.objects, self.blocks, self.pause, self.truth = memory, objects, list[Block](), 0, truth
 
     def __call__(self) -> None:
         if self.pause:
             self.pause -= 1
         elif len(self.blocks) < self.objects:
             self.blocks.append(self.memory.allocate(OBJECT_BYTES))
+            self.truth.tell(self.blocks[-1], used=True)
             self.blocks[-1].store(0, content(len(self.blocks)))
         else:
             for number, block in enumerate(self.blocks, 1):
                 check(number, block.load())
+                self.truth.tell(block, used=False)
                 self.memory.free(block)
             self.blocks, self.pause = [], self.objects
 
 
-def work(memory: Volatile, workload: str) -> list[Callable[[], None]]:
+def work(memory: Volatile, workload: str, truth: Truth) -> list[Callable[[], None]]:
     dice, objects = random.Random(workload), int(memory.size_bytes * 0.9) // OBJECT_BYTES
     if workload == "cache-heavy":
-        return [Cached(memory, objects, dice)]
+        return [Cached(memory, objects, dice, truth)]
     if workload == "anonymous-heavy":
-        return [Blocks(memory, objects, 0.5, dice)]
+        return [Blocks(memory, objects, 0.5, dice, truth)]
     if workload == "mixed":
-        return [Blocks(memory, objects // 2, 0.5, dice), Cached(memory, objects // 2, dice)]
+        return [Blocks(memory, objects // 2, 0.5, dice, truth), Cached(memory, objects // 2, dice, truth)]
     if workload == "mostly free":
-        return [Blocks(memory, objects // 8, 1.0, dice), Bursts(memory, objects * 6 // 10)]
-    blocks = Blocks(memory, objects, 1.0, dice)
+        return [Blocks(memory, objects // 8, 1.0, dice, truth), Bursts(memory, objects * 6 // 10, truth)]
+    blocks = Blocks(memory, objects, 1.0, dice, truth)
     if workload == "freed":
         for block in blocks.blocks:
             memory.free(block)
@@ -126,14 +146,14 @@ def main() -> None:
     memory_fd, table_fd, report_fd, pages = map(int, sys.argv[2:6])
     mapping = Mapped(memory_fd, pages * PAGE_BYTES)
     table = Mapped(table_fd, PageClasses.total_bytes(pages))
-    report = Mapped(report_fd, PAGE_BYTES)
+    report = Mapped(report_fd, PAGE_BYTES + -(-pages // PAGE_BYTES) * PAGE_BYTES)
     uffd = userfaultfd.make()
     userfaultfd.handshake(uffd, Feature.PAGEFAULT_FLAG_WP | Feature.WP_SHMEM | Feature.MISSING_SHMEM)
     socket.send_fds(channel, [json.dumps({"address": mapping.address}).encode()], [uffd])
     channel.recv(10)
     memory = Volatile(mapping, PageClasses.open(table))
     agent.start(memory, table.address)
-    steps = work(memory, sys.argv[6])
+    steps = work(memory, sys.argv[6], Truth(report))
     channel.send(b"ready")
     count = 0
     while steps:
