@@ -14,7 +14,7 @@ from functools import partial
 
 from everram.actors.availability.actor import Availability
 from everram.actors.hypervisor.actor import Hypervisor
-from everram.actors.memory_scheduler.actor import MemoryScheduler
+from everram.actors.memory_scheduler.actor import Faults, MemoryScheduler
 from everram.actors.nvm_device.actor import NvmDevice
 from everram.actors.power_monitor.actor import PowerMonitor
 from everram.actors.power_monitor.save import restore
@@ -57,9 +57,17 @@ CONTRACTS = (
 
 
 async def compose(
-    config: HostConfig, environment: Environment, *, faults: PageService | None = None, pid: int = 0
+    config: HostConfig,
+    environment: Environment,
+    *,
+    faults: PageService | None = None,
+    paging: Faults | None = None,
+    pid: int = 0,
 ) -> Node:
-    """The node of one host, not started. Raises FailedPrecondition for an image that may not be opened silently."""
+    """The node of one host, not started. `faults`: of regions; `paging`: of guests' volatile memory, if that is apart.
+
+    Raises FailedPrecondition for an image that may not be opened silently.
+    """
     guard = PageGuard() if faults is None else faults.guard
     storage_bytes = config.storage_bytes or STORAGE_PART * config.nvm_bytes
     outcome = await restore(
@@ -91,7 +99,7 @@ async def compose(
     node.add(lambda: Availability(config), after=(VMEMFS,))
     node.add(RemoteMemory, after=(AVAILABILITY,))
     node.add(lambda: MemoryAgent(config), after=(NVM_DEVICE, REMOTE_MEMORY))
-    node.add(lambda: MemoryScheduler(config, faults), after=(VMEMFS,))
+    node.add(lambda: MemoryScheduler(config, paging or faults), after=(VMEMFS,))
     node.add(
         lambda: Hypervisor(config.host, faults, outcome.backfill),
         after=(NVM_DEVICE, REPLICATOR, AVAILABILITY, MEMORY_SCHEDULER),

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from everram.actors.chaos.checks.promised_is_held import HELD_NOWHERE
+from everram.actors.chaos.volatile_plan import VolatilePlan
 from everram.actors.compose import compose
 from everram.runtime.channel.frames import Identity
 from everram.runtime.contracts.common_pb2 import Empty
@@ -39,6 +40,7 @@ from everram.runtime.simulation.entropy import SimulatedEntropy
 from everram.runtime.simulation.logs import SimulatedLogs
 from everram.runtime.simulation.machine import GuestProgram, MachinePort, SimulatedMachine
 from everram.runtime.simulation.objects import Gate, SimulatedMemory
+from everram.runtime.simulation.paging import HostFaults
 from everram.runtime.simulation.world import World
 
 T = TypeVar("T")
@@ -73,6 +75,7 @@ class Cluster:
         lease_ttl_s: float = 2.0,
         preemption: Preemption | None = None,
         battery_s: float = 30.0,
+        memory: VolatilePlan | None = None,
     ) -> None:
         self.world = world
         self.names = [f"h{number}" for number in range(1, hosts + 1)]
@@ -95,6 +98,7 @@ class Cluster:
         self.extend: Callable[[Node], None] = lambda node: None
         """Adds actors of somebody's own to each incarnation of a host, before it starts."""
         self.battery_s = battery_s
+        self._memory = memory
         self._burial = world.stream("burial")
         self._wires = Wires(world.fabric, world.stream("channel"))
         self._generations = dict.fromkeys(self.names, 0)
@@ -233,6 +237,7 @@ class Cluster:
     # -- one host -----------------------------------------------------------------------------------------------------
 
     def _config(self, name: str) -> HostConfig:
+        memory = self._memory
         return HostConfig(
             cluster="simulation",
             cluster_id=CLUSTER_ID,
@@ -244,6 +249,8 @@ class Cluster:
             memory_bytes=MEMORY_BYTES,
             nvm_bytes=NVM_BYTES,
             lease_ttl_s=self.lease_ttl_s,
+            files_bytes=MEMORY_BYTES - NVM_BYTES - memory.limit_bytes if memory is not None else 0,
+            swap_bytes=memory.swap_bytes if memory is not None else 0,
         )
 
     async def _environment(
@@ -279,7 +286,8 @@ class Cluster:
             if port.is_successor:
                 await _stand_by(port)
             environment = await self._environment(machine, port, domain, gate)
-            node = await compose(self._config(machine.name), environment)
+            paging = HostFaults(machine.spaces, domain, gate, stream) if self._memory is not None else None
+            node = await compose(self._config(machine.name), environment, paging=paging)
             self.extend(node)
             await node.start()
             self.nodes[machine.name].open(domain, node)

@@ -21,6 +21,8 @@ from everram.actors.availability.leader import Leader
 from everram.actors.availability.performer import Performer
 from everram.actors.chaos.faults import KINDS
 from everram.actors.hypervisor.handover import Handover
+from everram.actors.memory_scheduler.pager import GuestPager
+from everram.actors.memory_scheduler.reclaimer import Reclaimer
 from everram.actors.nvm_device import purging
 from everram.actors.nvm_device.draft import Draft
 from everram.actors.nvm_device.keeper import SnapshotKeeper
@@ -72,6 +74,13 @@ MARKS: dict[str, tuple[Any, str]] = {
     "a purge is given up": (Purge, "abandon"),
     "a purge that was cut off is settled": (purging, "_settle"),
     "a change of a guest's memory is rolled back": (VMemFS, "rollback"),
+    "pages of a guest are swapped out": (GuestPager, "_save"),
+    "pages of a guest are swapped in": (GuestPager, "_load"),
+    "a page cannot be swapped in": (GuestPager, "_break"),
+    "a swap-out is undone": (GuestPager, "_let_go"),
+    "free pages of a guest are thrown away": (GuestPager, "discard"),
+    "places of freed pages are given back": (GuestPager, "drop_dead"),
+    "guests give in proportion, as nothing is left": (Reclaimer, "_squeeze"),
     "all guests of a machine are frozen": (MachineCore, "_freeze_all"),
     "a machine goes off": (MachineCore, "power_off"),
     "a machine that should go off is kept on": (MachineCore, "power_kept"),

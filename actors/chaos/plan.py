@@ -6,10 +6,16 @@ from dataclasses import dataclass, replace
 
 from everram.actors.chaos.fault import Fault
 from everram.actors.chaos.faults import KINDS
+from everram.actors.chaos.volatile_plan import VolatilePlan
 from everram.runtime.simulation.entropy import Stream
 
 WEIGHTS = {name: kind.weight for name, kind in KINDS.items() if kind.weight}
 FAILOVER_WEIGHTS = {name: kind.failover for name, kind in KINDS.items() if kind.failover}
+MEMORY_WEIGHTS = {
+    "host-kill": 3, "host-kill-at-store": 6, "hang": 1, "guest-kill": 2, "upgrade": 2, "suspend": 2,
+    "disk-full": 3, "disk-fails": 3, "disk-slow": 3, "swap-rot": 3,
+}  # fmt: skip
+"""What disturbs whoever takes memory back, and brings it again."""
 LEASE_WEIGHTS = {"machine-stuck": 3, "cut-off": 3, "partition": 2, "hang": 1}
 """What takes the leases of guests that go on living."""
 HOSTS = (1, 1, 1, 2, 2, 3, 3, 3, 4, 5)
@@ -48,6 +54,8 @@ class ClusterPlan:
     snapshot_pause_s: float = 0.0
     """Between two things that the user of each guest's snapshots does; 0: guests have none."""
     battery_s: float = 30.0
+    memory: VolatilePlan | None = None
+    """None: guests have no volatile memory."""
 
     @staticmethod
     def draw(stream: Stream, scale: float) -> ClusterPlan:
@@ -80,6 +88,15 @@ class ClusterPlan:
         weights |= {name: weight for name, weight in FAILOVER_WEIGHTS.items() if name not in weights}
         return _plan(stream, hosts, guests, duration_s, round(stream.randrange(4, 12) * scale), weights)
 
+    @staticmethod
+    def draw_memory(stream: Stream, scale: float) -> ClusterPlan:
+        """Guests with more volatile memory than their hosts have."""
+        plan = ClusterPlan.draw(stream, scale)
+        faults = round(stream.randrange(1, 8) * scale)
+        drawn = _plan(stream, _names(min(plan.hosts, 2)), plan.guests, plan.duration_s, faults, MEMORY_WEIGHTS)
+        guests = tuple(replace(guest, host="h1", copies=0) for guest in drawn.guests)
+        return replace(drawn, guests=guests, memory=VolatilePlan.draw(stream, len(guests)), snapshot_pause_s=0)
+
     def with_faults(self, kept: frozenset[int] | None) -> ClusterPlan:
         """With those of these indices only; None: with all."""
         if kept is None:
@@ -90,9 +107,10 @@ class ClusterPlan:
         guests = ", ".join(f"{g.program} {g.name} on {g.host} with {g.copies} copies" for g in self.guests)
         faults = "; ".join(map(str, self.faults)) or "no faults"
         snapshots = f"snapshots every {self.snapshot_pause_s:g} s, " if self.snapshot_pause_s else ""
+        memory = f"{self.memory}, " if self.memory else ""
         return (
             f"cluster of {self.hosts}, {guests}, {self.clients} clients, {snapshots}"
-            f"batteries of {self.battery_s:g} s, {self.duration_s:.2f} s: {faults}"
+            f"{memory}batteries of {self.battery_s:g} s, {self.duration_s:.2f} s: {faults}"
         )
 
 

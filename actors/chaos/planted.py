@@ -14,6 +14,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+from everram.actors.memory_scheduler import pager, swap_file
+from everram.actors.memory_scheduler.guest_memory import GuestMemory
+from everram.actors.memory_scheduler.pager import GuestPager
+from everram.actors.memory_scheduler.swap_file import SwapFile
 from everram.actors.nvm_device.draft import Draft
 from everram.actors.nvm_device.keeper import SnapshotKeeper
 from everram.actors.nvm_device.snapshots import Snapshots
@@ -31,6 +35,7 @@ from everram.runtime.contracts.common_pb2 import Guest
 from everram.runtime.contracts.replicator_pb2 import Copy, OpenReply, PromiseReply, PromiseRequest
 from everram.runtime.contracts.vmemfs_pb2 import Generation
 from everram.runtime.environment import MemoryObject
+from everram.runtime.formats.swap_table import SwapTable
 from everram.runtime.guest import core
 from everram.runtime.guest.core import GuestCore
 from everram.runtime.log.reader import LogReader
@@ -40,6 +45,8 @@ from everram.runtime.log.writer import LogWriter
 from everram.runtime.machine.core import MachineCore
 from everram.runtime.machine.effects import Effect
 from everram.runtime.machine.lives import LEASE
+from everram.runtime.memory.contract import PAGE_BYTES
+from everram.runtime.memory.paging import PagedMemory
 
 _parts = save._parts
 _commit = GuestCore.commit
@@ -47,6 +54,8 @@ _commit_members = GuestLog._commit_members
 _ship = Shipper._ship
 _publish = LogWriter.publish
 _host_exited = MachineCore.host_exited
+_save_pages = GuestPager._save
+_read_slots = SwapFile.read
 
 
 def _torn_publish(writer: LogWriter) -> None:
@@ -173,6 +182,49 @@ def _guest_unrecorded(actor: VMemFS, request: pb.Guest) -> Generation:
     return Generation()
 
 
+async def _punched_early(
+    one: GuestPager, file: SwapFile, guest: GuestMemory, paged: PagedMemory, pages: Sequence[int], slots: Sequence[int]
+) -> set[int]:
+    """A page's memory is given back before it is saved."""
+    return await _save_pages(one, _Eager(file, guest, pages), guest, paged, pages, slots)
+
+
+class _Eager(SwapFile):
+    """Punches what it is about to write."""
+
+    def __init__(self, file: SwapFile, guest: GuestMemory, pages: Sequence[int]) -> None:
+        super().__init__(file._file, file.slots)
+        self._guest = guest
+        self._pages = pages
+
+    async def write(self, slots: Sequence[int], pages: Sequence[bytes]) -> None:
+        for page in self._pages:
+            self._guest.memory.punch(page * PAGE_BYTES, PAGE_BYTES)
+        await super().write(slots, pages)
+
+
+async def _wrong_slot(file: SwapFile, slots: Sequence[int]) -> list[bytes]:
+    """Of slots that do not follow each other, what is behind the first is read."""
+    return await _read_slots(file, range(slots[0], slots[0] + len(slots)) if slots else slots)
+
+
+def _unchecked(content: bytes, checksum: int, page: int) -> None:
+    """What the storage gives back is taken as it is."""
+
+
+def _unprotected(paged: PagedMemory, first_page: int, count: int) -> None:
+    """Pages are saved while their guest may store to them."""
+
+
+def _slots_forgotten(slots: swap_file.Slots, slot: int) -> bool:
+    """A new host takes slots for free that its guests' pages are in."""
+    return True
+
+
+def _place_unpublished(table: SwapTable, page: int, slot: int, checksum: int) -> None:
+    """Where a page is that was swapped out is not written down."""
+
+
 def _publish_forgotten(writer: LogWriter) -> None:
     """A commit returns, and its records are not part of the log."""
 
@@ -227,6 +279,12 @@ PLANTED: dict[str, Plant] = {
     "guest-unrecorded": Plant.of("cluster", (VMemFS, "put_guest", _guest_unrecorded)),
     "publish-forgotten": Plant.of("ring", (LogWriter, "publish", _publish_forgotten)),
     "waits-for-nobody": Plant.of("failover", (GuestCore, "replicated", _waits_for_nobody)),
+    "punched-early": Plant.of("memory", (GuestPager, "_save", _punched_early)),
+    "wrong-slot": Plant.of("memory", (SwapFile, "read", _wrong_slot), (pager, "check", _unchecked)),
+    "swap-unchecked": Plant.of("memory", (pager, "check", _unchecked)),
+    "swap-unprotected": Plant.of("memory", (PagedMemory, "protect", _unprotected)),
+    "place-unpublished": Plant.of("memory", (SwapTable, "set", _place_unpublished)),
+    "slots-forgotten": Plant.of("memory", (swap_file.Slots, "hold", _slots_forgotten)),
     "never-required": Plant.of("failover", (Slots, "require", _never_required)),
 }
 

@@ -27,6 +27,7 @@ from everram.actors.chaos.ledger_region import understand
 from everram.actors.chaos.mapped import Mapped
 from everram.actors.chaos.plan import ClusterPlan, GuestPlan
 from everram.actors.chaos.snapshots import SnapshotUser, clear
+from everram.actors.chaos.volatile import VolatileUser
 from everram.actors.chaos.workload import Workload
 from everram.runtime.contracts import common_pb2 as pb
 from everram.runtime.contracts import host_pb2
@@ -61,7 +62,7 @@ WORKLOADS: dict[str, type[Workload]] = {"/ledger": Ledger, "/counter": Counter, 
 class Tenant:
     """One guest of the plan, over all its incarnations."""
 
-    def __init__(self, scenario: ClusterScenario, plan: GuestPlan) -> None:
+    def __init__(self, scenario: ClusterScenario, plan: GuestPlan, index: int) -> None:
         self.plan = plan
         self.guest_id = ""
         """Once its host has told; its program knows it before."""
@@ -76,6 +77,9 @@ class Tenant:
         self.snapshots = SnapshotsExact(
             world, plan.name, understand if plan.program == "/ledger" else None, stays=plan.copies == 0
         )
+        memory = scenario.plan.memory
+        self.memory = VolatileUser(world, plan.name, memory, index) if memory is not None else None
+        """Uses its volatile memory, if it has any."""
         self.wakes = ReaderWakes(world, partial(scenario.reader, self), partial(scenario.verified, self))
         committed, replicated = partial(scenario.committed, self), partial(scenario.replicated, self)
         self.workload = WORKLOADS[plan.program](
@@ -105,7 +109,12 @@ class ClusterScenario:
         preemption = Preemption(plan.preemption_guests, plan.preemption_hosts)
         programs = dict.fromkeys(WORKLOADS, self._program)
         self.cluster = Cluster(
-            world, hosts=plan.hosts, programs=programs, preemption=preemption, battery_s=plan.battery_s
+            world,
+            hosts=plan.hosts,
+            programs=programs,
+            preemption=preemption,
+            battery_s=plan.battery_s,
+            memory=plan.memory,
         )
         self.frozen = StaysFrozen(world)
         self.incarnations = OneIncarnation(world)
@@ -113,7 +122,7 @@ class ClusterScenario:
         self.answered = Answered(world)
         self.held = PromisedIsHeld(world, self.cluster.required, self.cluster.held)
         self.promises = KeepsPromises(world, self.cluster.required)
-        self.tenants = [Tenant(self, guest) for guest in plan.guests]
+        self.tenants = [Tenant(self, guest, index) for index, guest in enumerate(plan.guests)]
         self.scene = Scene(self.cluster, self._place, self.frozen, self.incarnations, self.promises, [self._losing])
         self._begun: dict[tuple[str, int], str] = {}
         """The host of each incarnation, by guest_id and epoch."""
@@ -141,6 +150,7 @@ class ClusterScenario:
                 )
         for host in self.cluster.names:
             await converges.check(self.world, f"{host} answers", CONVERGENCE_BOUND_S, partial(self._answers, host))
+        await self._memory_is_whole()
         for client in (*clients, *using):
             client.cancel()
         for user in users:
@@ -157,6 +167,14 @@ class ClusterScenario:
                     partial(clear, self.world, self.cluster, host),
                 )
         self._report_failures()
+
+    async def _memory_is_whole(self) -> None:
+        """All that guests have in volatile memory is looked at, wherever it is by now."""
+        users = {tenant.plan.name: tenant.memory for tenant in self.tenants if tenant.memory and not tenant.lost}
+        for user in users.values():
+            user.look_whole()
+        for name, user in users.items():
+            await converges.check(self.world, f"{name} has all its memory", CONVERGENCE_BOUND_S, partial(_whole, user))
 
     def _snapshot_user(self, tenant: Tenant) -> SnapshotUser:
         return SnapshotUser(
@@ -236,6 +254,7 @@ class ClusterScenario:
             restart=pb.ALWAYS,
             copies=plan.copies,
             log_bytes=MIN_CAPACITY_BYTES,
+            memory_bytes=self.plan.memory.guest_bytes if self.plan.memory else 0,
         )
         while True:
             try:
@@ -263,6 +282,8 @@ class ClusterScenario:
                 tenant.workload.recover(me, moved=moved)
             self._note_state(tenant, me, 0)
             tenant.door.open(seat.domain, Service(tenant.workload, me))
+            if tenant.memory is not None:
+                self.world.loop.spawn(seat.domain, tenant.memory.live(seat))
             await tenant.workload.work(me)
         except GuestError as error:
             self.world.note(tenant.plan.name, f"ends: {error}")
@@ -385,6 +406,10 @@ class ClusterScenario:
             return all(actor.state == "running" for actor in status.actors)
         except EverramError:
             return False
+
+
+async def _whole(user: VolatileUser) -> bool:
+    return user.seen_whole
 
 
 async def attach(seat: Seat) -> AsyncGuest:

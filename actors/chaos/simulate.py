@@ -19,7 +19,7 @@ from everram.actors.chaos.scenario import ClusterScenario
 from everram.runtime.simulation.entropy import Stream
 from everram.runtime.simulation.world import Violation, World
 
-SCENARIOS = ("cluster", "ring", "failover", "leases", "everything")
+SCENARIOS = ("cluster", "ring", "failover", "leases", "memory", "everything")
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +116,8 @@ def _draw(stream: Stream, tier: Tier, scenario: str) -> ClusterPlan | RingPlan:
         return ClusterPlan.draw_everything(stream, tier.scale, tier.hosts)
     if kind == "leases":
         return ClusterPlan.draw_failover(stream, tier.scale, LEASE_WEIGHTS)
+    if kind == "memory":
+        return ClusterPlan.draw_memory(stream, tier.scale)
     return (ClusterPlan.draw_failover if kind == "failover" else ClusterPlan.draw)(stream, tier.scale)
 
 

@@ -27,8 +27,22 @@ def start(memory: Volatile, table_address: int) -> None:
 
 
 def _listen(memory: Volatile, table_address: int) -> None:
-    classes, aged = memory.classes, memory.classes.tick
+    listener = Listener(memory)
     while True:
+        question = listener.attend()
+        futex.wait(table_address + QUESTION_OFFSET, question, LOOK_S)
+
+
+class Listener:
+    """What is done each time the host rings, or might have."""
+
+    def __init__(self, memory: Volatile) -> None:
+        self._memory = memory
+        self._aged = memory.classes.tick
+
+    def attend(self) -> int:
+        """The question that was answered; until there is another one there is nothing to do."""
+        memory, classes = self._memory, self._memory.classes
         question = classes.question
         try:
             while memory.obey():
@@ -37,10 +51,10 @@ def _listen(memory: Volatile, table_address: int) -> None:
             traceback.print_exc()
             memory.on_pressure = None
         classes.set_answer(question)
-        if classes.tick - aged >= OLDEST // 4:
-            aged = classes.tick
+        if classes.tick - self._aged >= OLDEST // 4:
+            self._aged = classes.tick
             classes.forget_old()
-        futex.wait(table_address + QUESTION_OFFSET, question, LOOK_S)
+        return question
 
 
 memories: weakref.WeakSet[Volatile] = weakref.WeakSet()

@@ -303,7 +303,11 @@ class Cache:
                     raise
                 return False
             block.size_bytes = len(data)
-            block.store(0, data)
+            try:
+                block.store(0, data)
+            except BaseException:  # an interrupt, too: the pages would be nobody's
+                self._memory.free(block)
+                raise
             (self._dirty if dirty else self._clean)[key] = block
             if key in self._gone:
                 del self._gone[key]

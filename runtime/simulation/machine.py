@@ -31,6 +31,7 @@ from everram.runtime.simulation.domain import Domain
 from everram.runtime.simulation.entropy import Stream
 from everram.runtime.simulation.loop import SimulationLoop
 from everram.runtime.simulation.objects import Gate, GatedMapping, Objects
+from everram.runtime.simulation.paging import Spaces
 from everram.runtime.simulation.upgrades import SimulatedUpgrades
 
 MICROSECOND_NS = 1_000
@@ -193,6 +194,7 @@ class SimulatedMachine:
         self.core = MachineCore(limits or Limits())
         self.host: Host | None = None
         self.upgrades = SimulatedUpgrades(self)
+        self.spaces = Spaces(loop, stream)
         self.guests: dict[str, Guest] = {}
         self.observers: list[Callable[[str, str, int], None]] = []
         """Told of each guest's fate as it happens: (what, guest_id, epoch); started, stopped, continued or ended."""

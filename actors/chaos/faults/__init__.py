@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from everram.actors.chaos.fault import Kind
-from everram.actors.chaos.faults import disks, network, power, processes
+from everram.actors.chaos.faults import disks, memory, network, power, processes
 
-KINDS: dict[str, Kind] = processes.KINDS | network.KINDS | power.KINDS | disks.KINDS
+KINDS: dict[str, Kind] = processes.KINDS | network.KINDS | power.KINDS | disks.KINDS | memory.KINDS
