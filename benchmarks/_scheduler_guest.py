@@ -1,8 +1,8 @@
 """A guest of `benchmarks/scheduler.py`: works on its volatile memory, verifies every byte that it reads, and counts.
 
-argv: socket, memory, table and report descriptors, pages, workload. Workloads are named in `WORKLOADS`. The report has
-its operations, and from the second page on a byte for each page: 1 while the workload means to use it all the time. That
-is what is true of a page, whatever the guest's library or its host make of it.
+argv: socket, memory, table and report descriptors, pages, workload. Workloads are named in `WORKLOADS`. The report
+has its operations, and from the second page on a byte for each page: 1 while the workload means to use it all the
+time. That is what is true of a page, whatever the guest's library or its host make of it.
 """
 
 from __future__ import annotations

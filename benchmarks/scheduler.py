@@ -10,16 +10,19 @@ Four guests of equal size (`workloads` in the output) run on one host at once, f
 - `enough`: with memory for all, what the others are measured by.
 
 Another run has guests of whom there is little to take but anonymous memory, half of which they use all the time
-(`PRESSED`), so pages are swapped out. Each is counted by what is true of it at that moment: it is misplaced if the
-workload itself means to use it all the time, or if it was used within the interval that counts as active.
+(`PRESSED`), and whose host gets short of memory when they have worked for a while. So pages are swapped out, and each
+is counted by what is true of it at that moment: it is misplaced if the workload itself means to use it all the time, or
+if it was used within the interval that counts as active.
 
 The work of a guest is its operations a second, as a part of what it does with enough memory; that of a way is the mean
-of its guests'. Every object is verified at every access. A host's scheduler, pager and page service are the real ones,
-and run in this process. Ratios above 1 say that everram does more.
+of its guests'. Refaults are counted for each operation, since who does more needs more. Every object is verified at
+every access. A host's scheduler, pager and page service are the real ones, and run in this process. Ratios above 1 say
+that everram does more; the medians of `--rounds` are given.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 import math
@@ -62,7 +65,8 @@ GUEST_MIB = 40
 GUESTS = ("cache-heavy", "anonymous-heavy", "mixed", "mostly free")
 PRESSED = ("anonymous-heavy", "anonymous-heavy", "mixed", "mostly free")
 OVERCOMMIT = 1.5
-WARM_S, MEASURED_S = 6.0, 8.0
+SHORTER_S, SHORTER_STEPS = 4.0, 40
+WARM_S, MEASURED_S = 6.0, 6.0
 """Guests have filled their memory, and begun anything else, before it is measured."""
 REST_GUESTS, REST_S = 8, 6.0
 RECLAIM_MIB = 256
@@ -301,36 +305,54 @@ class Host:
             os.close(kept.descriptor)
 
 
-async def overcommitted(way: str, workloads: Sequence[str] = GUESTS) -> dict[str, Any]:
+async def overcommitted(way: str) -> dict[str, Any]:
     """The four guests at once, divided in this way."""
     kind, reclaimer, policy = WAYS[way]
-    promised = GUEST_MIB * MIB * len(workloads)
+    promised = GUEST_MIB * MIB * len(GUESTS)
     limit = promised * 2 if way == "enough" else int(promised / OVERCOMMIT)
     with tempfile.TemporaryDirectory() as folder:
         host = Host(limit, kind, reclaimer, policy)
         await host.start(folder)
         swap, host.pager.file = host.pager.file, host.pager.file if policy is not balloon_only else None
-        for name in reversed(workloads):
+        for name in reversed(GUESTS):
             await host.run_guest(name, GUEST_MIB)
         await asyncio.sleep(WARM_S)
-        before, used_s = [guest.count() for guest in host.guests], time.process_time()
-        counters, out = faults(host), host.sum("swapped_out")
+        before, counters, out = [guest.count() for guest in host.guests], faults(host), host.sum("swapped_out")
         began = time.monotonic()
         await asyncio.sleep(MEASURED_S)
         took = time.monotonic() - began
-        rates = {g.name: (g.count() - was) / took for g, was in zip(host.guests, before, strict=True)}
+        done = [guest.count() - was for guest, was in zip(host.guests, before, strict=True)]
         found = {
-            "rates": rates,
+            "rates": {guest.name: count / took for guest, count in zip(host.guests, done, strict=True)},
             "refaults": faults(host) - counters,
-            "core_fraction": (time.process_time() - used_s) / took,
-            "refaults_while_filling": counters,
+            "refaults_per_operation": (faults(host) - counters) / max(1, sum(done)),
             "swapped_out": host.sum("swapped_out") - out,
-            "all_swapped_out": host.sum("swapped_out"),
-            "all_misplaced": host.sum("misplaced"),
-            "latencies_ns": sorted(host.pager.latencies_ns),
+            "latencies_ns": list(host.pager.latencies_ns),
             "over_limit_mib": max(0, -host.reclaimer.available_bytes) / MIB,
         }
         host.pager.file = swap
+        await host.end()
+    return found
+
+
+async def pressed(way: str) -> dict[str, int]:
+    """Guests of whom there is little to take but anonymous memory have worked for a while when their host gets short:
+    what is taken from them then."""
+    kind, reclaimer, policy = WAYS[way]
+    promised = GUEST_MIB * MIB * len(PRESSED)
+    least = int(promised / OVERCOMMIT)
+    with tempfile.TemporaryDirectory() as folder:
+        host = Host(promised * 2, kind, reclaimer, policy)
+        await host.start(folder)
+        for name in reversed(PRESSED):
+            await host.run_guest(name, GUEST_MIB)
+        await asyncio.sleep(WARM_S)
+        resident = sum(guest.memory.resident for guest in host.guests) * PAGE_BYTES
+        for step in range(1, SHORTER_STEPS + 1):
+            host.reclaimer.limit_bytes = resident - (resident - least) * step // SHORTER_STEPS
+            await asyncio.sleep(SHORTER_S / SHORTER_STEPS)
+        await asyncio.sleep(MEASURED_S)
+        found = {name: host.sum(name) for name in ("swapped_out", "misplaced")}
         await host.end()
     return found
 
@@ -403,50 +425,69 @@ def intervals() -> tuple[float, float]:
     return covered / trials, width / formula
 
 
-async def measure() -> dict[str, Any]:
-    ways = {way: await overcommitted(way) for way in WAYS}
+def work(ways: dict[str, Any]) -> dict[str, float]:
+    """Of each way, as a part of what guests do with enough memory."""
     enough = ways["enough"]["rates"]
-    work = {way: statistics.mean(found["rates"][name] / enough[name] for name in GUESTS) for way, found in ways.items()}
-    ours = ways["everram"]
-    pressed = {way: await overcommitted(way, PRESSED) for way in ("everram", "swap_only_lru")}
+    return {way: statistics.mean(found["rates"][name] / enough[name] for name in GUESTS) for way, found in ways.items()}
+
+
+async def measure(rounds: int) -> dict[str, Any]:
+    all_ways = [{way: await overcommitted(way) for way in WAYS} for _ in range(rounds)]
+    works = [work(ways) for ways in all_ways]
+    under_pressure = {way: await pressed(way) for way in ("everram", "swap_only_lru")}
     coverage, width = intervals()
-    latencies = ours["latencies_ns"] + ways["swap_only_lru"]["latencies_ns"]
-    latencies.sort()
+    latencies = sorted(
+        latency for ways in all_ways for way in ("everram", "swap_only_lru") for latency in ways[way]["latencies_ns"]
+    )
+
+    def against(*others: str) -> float:
+        return statistics.median(one["everram"] / max(one[other] for other in others) for one in works)
+
+    def of_all(what: str) -> dict[str, list[Any]]:
+        return {way: [ways[way][what] for ways in all_ways] for way in WAYS}
+
+    per_operation = of_all("refaults_per_operation")
     return {
-        "throughput_vs_swap_only": work["everram"] / max(work["swap_only_random"], work["swap_only_lru"]),
-        "throughput_vs_swap_only_random": work["everram"] / work["swap_only_random"],
-        "throughput_vs_swap_only_lru": work["everram"] / work["swap_only_lru"],
-        "throughput_vs_balloon_only": work["everram"] / work["balloon_only"],
-        "refaults_vs_access_only": ours["refaults"] / max(1, ways["access_only"]["refaults"]),
-        "unreclaimable_or_active_pages_swapped_fraction": misplaced(pressed["everram"]),
-        "pages_swapped_out_in_that_run": pressed["everram"]["all_swapped_out"],
-        "the_same_fraction_of_swap_only_lru": misplaced(pressed["swap_only_lru"]),
-        "pages_swapped_out_by_swap_only_lru": pressed["swap_only_lru"]["all_swapped_out"],
+        "throughput_vs_swap_only": against("swap_only_random", "swap_only_lru"),
+        "throughput_vs_swap_only_random": against("swap_only_random"),
+        "throughput_vs_swap_only_lru": against("swap_only_lru"),
+        "throughput_vs_balloon_only": against("balloon_only"),
+        "refaults_vs_access_only": statistics.median(
+            ours / theirs for ours, theirs in zip(per_operation["everram"], per_operation["access_only"], strict=True)
+        ),
+        "unreclaimable_or_active_pages_swapped_fraction": misplaced(under_pressure["everram"]),
+        "pages_swapped_out_in_that_run": under_pressure["everram"]["swapped_out"],
+        "the_same_fraction_of_swap_only_lru": misplaced(under_pressure["swap_only_lru"]),
+        "pages_swapped_out_by_swap_only_lru": under_pressure["swap_only_lru"]["swapped_out"],
         "class_interval_coverage": coverage,
         "class_interval_width_vs_formula": width,
         "rest_core_fraction": await at_rest(),
         "reclaim_256_mib_s": await reclaim(),
         "swap_in_p50_us": latencies[len(latencies) // 2] / 1000 if latencies else 0.0,
         "swap_in_p99_us": latencies[len(latencies) * 99 // 100] / 1000 if latencies else 0.0,
-        "work": work,
-        "rates": {way: found["rates"] for way, found in ways.items()},
-        "refaults": {way: found["refaults"] for way, found in ways.items()},
-        "swapped_out": {way: found["swapped_out"] for way, found in ways.items()},
-        "over_limit_mib": {way: found["over_limit_mib"] for way, found in ways.items()},
+        "work": {way: [one[way] for one in works] for way in WAYS},
+        "rates": of_all("rates"),
+        "refaults": of_all("refaults"),
+        "swapped_out": of_all("swapped_out"),
+        "over_limit_mib": of_all("over_limit_mib"),
         "simulation": compare(SEEDS),
     }
 
 
-def misplaced(found: dict[str, Any]) -> float | None:
-    """Of the pages that were swapped out, from the first guest on. None: none was, so there is nothing to say."""
-    return found["all_misplaced"] / found["all_swapped_out"] if found["all_swapped_out"] else None
+def misplaced(found: dict[str, int]) -> float | None:
+    """Of the pages that were swapped out. None: none was, so there is nothing to say."""
+    return found["misplaced"] / found["swapped_out"] if found["swapped_out"] else None
 
 
-def run() -> dict[str, Any]:
-    found = asyncio.run(measure())
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--rounds", type=int, default=3, help="of all ways; the medians are given (default 3)")
+
+
+def run(rounds: int = 3) -> dict[str, Any]:
+    found = asyncio.run(measure(rounds))
     found["workloads"] = {name: WORKLOADS[name] for name in GUESTS}
     found["pressed"] = (
-        f"{', '.join(PRESSED)}: everram's way, as large and on as much as those above, from their start on"
+        f"{', '.join(PRESSED)}, {GUEST_MIB} MiB each: enough for all, then within {SHORTER_S:g} s as above"
     )
     found["sizes"] = f"{len(GUESTS)} guests of {GUEST_MIB} MiB on {GUEST_MIB * len(GUESTS) / OVERCOMMIT:.0f} MiB"
     found["limits"] = {
