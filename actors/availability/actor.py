@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
-from typing import cast
+from typing import Any, cast
 
 from everram.actors.availability.leader import Leader
 from everram.actors.availability.lease_keeper import Grant, LeaseKeeper, Renew, Wait
@@ -31,9 +31,11 @@ from everram.actors.availability.registration import (
     plan_give_back,
     plan_hand_to,
     plan_hold,
+    plan_limit,
     plan_register,
     plan_set_members,
     reads,
+    record_of,
     seen,
     served_elsewhere,
 )
@@ -41,10 +43,13 @@ from everram.runtime.contracts.availability_contract import AvailabilityActor
 from everram.runtime.contracts.availability_pb2 import (
     AimRequest,
     GuestKey,
+    GuestLimits,
     HandToRequest,
     HoldRequest,
     LeaseStatus,
     Members,
+    MemoryFigures,
+    ReachedGuest,
     Registration,
     WaitingGuest,
 )
@@ -103,6 +108,9 @@ class Availability(AvailabilityActor):
         self._config = config
         self._serving: dict[str, ServingGuest] = {}  # by guest_id: exactly those whose lease word is renewed
         self._published = asyncio.Event()
+        self._figures: MemoryFigures | None = None
+        self._figures_told: MemoryFigures | None = None
+        """What the scheduler said last, and what hosts/HOST says."""
 
     # -- the lease
 
@@ -212,13 +220,17 @@ class Availability(AvailabilityActor):
                 "one another name"
             )
         self._free_bytes, self._free_told_ns = self._measure_free(), self._clock.now_ns()
-        entry = {
+        entry: dict[str, Any] = {
             "host_id": config.host_id,
             "memory_id": self._memory_id,
             "address": f"unix:{config.socket}",
             "channel": self.context.environment.channel.address,
             "memory_free_bytes": self._free_bytes,
         }
+        figures = self._figures_told = self._figures
+        if figures is not None:
+            sets = {guest.guest_id: guest.working_set_bytes for guest in figures.guests}
+            entry["guest_memory"] = {"available_bytes": figures.available_bytes, "working_sets": sets}
         unchanged = Compare(key, Target.MOD, Relation.EQUAL, found[0].mod_revision if found else 0)
         result = await self._coordination.txn((unchanged,), (Put(key, encode(there | entry), self._keeper.lease),))
         self._entered = result.succeeded
@@ -231,18 +243,38 @@ class Availability(AvailabilityActor):
     def _free_changed(self) -> bool:
         if self._clock.now_ns() - self._free_told_ns < FREE_EVERY_S * 1e9:
             return False
+        if self._figures is not self._figures_told:
+            return True
         least = self.context.environment.memory.capacity_bytes // FREE_STEPS
         return abs(self._measure_free() - self._free_bytes) >= max(1, least)
 
     # -- guests
 
-    def reached(self, request: GuestKey) -> Awaitable[GuestKey]:
+    def reached(self, request: GuestKey) -> Awaitable[ReachedGuest]:
         return self.context.later(self._reached(request.guest_id), cancellable=True)
 
-    async def _reached(self, guest_id: str) -> GuestKey:
+    async def _reached(self, guest_id: str) -> ReachedGuest:
         """The next incarnation's epoch has to be higher, also where this memory is older than the directory."""
         _, found = await self._coordination.range(Range(guest_key(guest_id)))
-        return GuestKey(guest_id=guest_id, epoch=int(decode(found[0].value)["epoch"]) if found else 0)
+        if not found:
+            return ReachedGuest(guest_id=guest_id)
+        record = record_of(found[0])
+        limits = None
+        if record.limits is not None:
+            limits = GuestLimits(guest_id=guest_id, min_bytes=record.limits[0], max_bytes=record.limits[1])
+        return ReachedGuest(guest_id=guest_id, epoch=record.epoch, limits=limits)
+
+    def limit(self, request: GuestLimits) -> Awaitable[Empty]:
+        return self.context.later(self._limit(request))
+
+    async def _limit(self, request: GuestLimits) -> Empty:
+        holder, guest_id, low, high = self._current(), request.guest_id, request.min_bytes, request.max_bytes
+        await self._change(guest_id, "", lambda f: plan_limit(f, guest_id, low, high, holder))
+        return Empty()
+
+    def note_memory(self, request: MemoryFigures) -> Empty:
+        self._figures = request
+        return Empty()
 
     def register(self, request: Registration) -> Awaitable[Empty]:
         return self.context.later(self._register(request.guest), cancellable=True)

@@ -40,7 +40,7 @@ has everything, and if the chosen one dies it may have the guest back.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from everram.actors.availability.election import Term
@@ -197,8 +197,9 @@ def returned(record: GuestRecord, sight: Sight) -> Place | None:
     return next((owner for owner in owners if sight.present(owner)), None)
 
 
-def choose(replies: Iterable[Reply], prefer: str) -> Reply | None:
-    """The complete copy that reaches furthest; `prefer` (a host) among equals. None: there is none.
+def choose(replies: Iterable[Reply], prefer: str, cramped: Collection[str] = ()) -> Reply | None:
+    """The complete copy that reaches furthest; among equals `prefer` (a host), and none of `cramped` (hosts without
+    room for what the guest works with) if there is another. None: there is none.
 
     Any complete copy of a member has everything that was promised, because a promise needs every member. So whoever
     could not be asked in time is not waited for; the furthest is chosen to save what was not promised, too.
@@ -206,7 +207,11 @@ def choose(replies: Iterable[Reply], prefer: str) -> Reply | None:
     complete = [reply for reply in replies if reply.complete]
     furthest = max(((reply.epoch, reply.lsn) for reply in complete), default=None)
     equals = [reply for reply in complete if (reply.epoch, reply.lsn) == furthest]
-    return min(equals, key=lambda reply: (reply.place.host != prefer, reply.place.host), default=None)
+    return min(equals, key=lambda reply: _rank(reply.place.host, prefer, cramped), default=None)
+
+
+def _rank(host: str, prefer: str, cramped: Collection[str]) -> tuple[bool, bool, str]:
+    return host != prefer, host in cramped, host
 
 
 def raised(record: GuestRecord) -> GuestRecord:

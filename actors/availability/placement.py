@@ -1,9 +1,10 @@
 """Which hosts' memories a guest's log shall go to: a plain decision that moves nothing without need.
 
 In this order, until there are K: living members of the required set (all of them, even beyond K), destinations that it
-has already, and hosts with the most free memory. The aim of a move comes on top. The primary's own memory is none, and
-neither is one whose host is not in the directory with exactly this memory_id: a machine that came back empty under its
-old name is another memory, and may be placed anew.
+has already, and of the other hosts those whose guests leave room for what it works with of its volatile memory, if it
+has any, before those on which it would only page; then those with the most free memory. The aim of a move comes on top.
+The primary's own memory is none, and neither is one whose host is not in the directory with exactly this memory_id: a
+machine that came back empty under its old name is another memory, and may be placed anew.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from everram.actors.availability.failover import Sight
 from everram.runtime.coordination.records import GuestRecord, HostRecord, Place
 
 
-def place(record: GuestRecord, hosts: Mapping[str, HostRecord | None]) -> tuple[Place, ...]:
-    """The destinations that the record should have, those that stay in their present order."""
+def place(record: GuestRecord, hosts: Mapping[str, HostRecord | None], working_bytes: int = 0) -> tuple[Place, ...]:
+    """The destinations that the record should have, those that stay in their present order. `working_bytes`: the
+    guest's working set, as its host's scheduler has told it."""
     entries = {entry.memory_id: (host, entry) for host, entry in sorted(hosts.items()) if entry and entry.memory_id}
     entries.pop(record.owner.memory_id, None)
     live = {memory_id: Place(host, memory_id) for memory_id, (host, _) in entries.items()}
@@ -24,7 +26,10 @@ def place(record: GuestRecord, hosts: Mapping[str, HostRecord | None]) -> tuple[
     others = [memory_id for memory_id in present if memory_id not in wanted]
     wanted += others[: max(0, record.copies - len(wanted))]
     wanted += [each.memory_id for each in live.values() if each.host == record.aim and each.memory_id not in wanted]
-    free = sorted(live.keys() - set(wanted), key=lambda m: (-entries[m][1].memory_free_bytes, live[m].host))
+    free = sorted(
+        live.keys() - set(wanted),
+        key=lambda m: (not entries[m][1].has_room(working_bytes), -entries[m][1].memory_free_bytes, live[m].host),
+    )
     wanted += free[: max(0, record.copies - len(wanted))]
     stay = [memory_id for memory_id in present if memory_id in wanted]
     return tuple(live[memory_id] for memory_id in (*stay, *(m for m in wanted if m not in stay)))

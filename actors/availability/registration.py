@@ -180,6 +180,17 @@ def plan_hand_to(found: Seen, guest_id: str, epoch: int, target: Place, holder: 
     return Plan(planned.compare, (*planned.success, Delete(serving_key(guest_id))))
 
 
+def plan_limit(found: Seen, guest_id: str, min_bytes: int, max_bytes: int, holder: Holder) -> Plan | None:
+    """How much a guest's volatile memory has of its host's, wherever it begins from now on; None if that is so already.
+
+    Raises FailedPrecondition unless this host serves the guest.
+    """
+    record = _served(found, guest_id, None, holder)
+    if record.limits == (min_bytes, max_bytes):
+        return None
+    return _rewrite(found, guest_id, record.changed(limits={"min_bytes": min_bytes, "max_bytes": max_bytes}))
+
+
 def plan_forget(found: Seen, guest_id: str, holder: Holder) -> Plan | None:
     """The guest is removed; None if it is gone already or has moved to another host."""
     record = _value(found.guest)
@@ -276,14 +287,17 @@ def _rewrite(found: Seen, guest_id: str, changed: GuestRecord) -> Plan:
 
 
 def _record(found: Seen) -> GuestRecord | None:
+    """Raises DataLoss."""
+    return record_of(found.guest) if found.guest is not None else None
+
+
+def record_of(pair: KeyValue) -> GuestRecord:
     """Raises DataLoss for a record that cannot be read: nobody may overwrite it."""
-    if found.guest is None:
-        return None
     try:
-        return GuestRecord.read(decode(found.guest.value))
+        return GuestRecord.read(decode(pair.value))
     except ValueError as error:
         raise DataLoss(
-            f"the directory's {found.guest.key.decode()} cannot be read ({error}): repair or delete that key"
+            f"the directory's {pair.key.decode()} cannot be read ({error}): repair or delete that key"
         ) from error
 
 

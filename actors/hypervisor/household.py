@@ -19,7 +19,7 @@ from everram.actors.hypervisor.resident import Resident, begin_epoch
 from everram.runtime.actor import ActorContext, ActorLog
 from everram.runtime.contracts import common_pb2 as pb
 from everram.runtime.contracts.availability_contract import AvailabilityRef
-from everram.runtime.contracts.availability_pb2 import GuestKey, Registration
+from everram.runtime.contracts.availability_pb2 import GuestKey, GuestLimits, Registration
 from everram.runtime.contracts.memory_scheduler_contract import MEMORY_SCHEDULER_RELEASE, MemorySchedulerRef
 from everram.runtime.contracts.memory_scheduler_pb2 import GuestMemory, GuestMemoryKey, MemoryGrant
 from everram.runtime.contracts.nvm_device_contract import NvmDeviceRef
@@ -35,6 +35,7 @@ from everram.runtime.errors import (
     EverramError,
     FailedPrecondition,
     NotFound,
+    ResourceExhausted,
     Unavailable,
 )
 from everram.runtime.log.ring import Ring, RingCorrupt
@@ -100,6 +101,8 @@ class Household:
             raise Unavailable(f"region {reverting} is being reverted: the guest can start when that has ended")
         # The directory may be ahead: of memory restored from an older image, or of a start that was cut off.
         reached = await self.availability.reached(GuestKey(guest_id=guest.guest_id), timeout_s=REGISTER_TIMEOUT_S)
+        limits = reached.limits if reached.HasField("limits") else None
+        volatile = await self._volatile(guest, limits)
         guest.restarts += int(guest.epoch > 0)
         guest.epoch = max(guest.epoch, reached.epoch) + 1
         guest.port = await self.machine.free_port()
@@ -111,7 +114,6 @@ class Household:
         finally:
             log.close()
         try:
-            volatile = await self._volatile(guest)
             await self.store(resident)
             self.follow(resident)  # before the directory has it: then its log can be shipped at once
             await self.availability.register(Registration(guest=resident.stored()), timeout_s=REGISTER_TIMEOUT_S)
@@ -124,14 +126,23 @@ class Household:
         resident.lives(process.pid)
         await self.store(resident)
 
-    async def _volatile(self, guest: pb.Guest) -> MemoryGrant | None:
-        """Empty memory of its own for the next incarnation, if it has any. Raises what the host has no room for."""
-        spec = guest.spec
+    async def _volatile(self, guest: pb.Guest, limits: GuestLimits | None) -> MemoryGrant | None:
+        """Empty memory of its own for the next incarnation, if it has any. Raises ResourceExhausted if the host has no
+        room for it; Unavailable for one that ran before: it waits for room."""
+        spec, again = guest.spec, guest.epoch > 0
         if not spec.memory_bytes:
             return None
         request = GuestMemory(guest_id=guest.guest_id, name=guest.name, memory_bytes=spec.memory_bytes)
         request.min_bytes, request.max_bytes = spec.memory_min_bytes, spec.memory_max_bytes
-        return await self.memory.prepare(request)
+        request.again, request.limits_set = again, limits is not None
+        if limits is not None:
+            request.min_bytes, request.max_bytes = limits.min_bytes, limits.max_bytes
+        try:
+            return await self.memory.prepare(request)
+        except ResourceExhausted as error:
+            if again:
+                raise Unavailable(f"it waits for memory: {error.message}") from error
+            raise
 
     def let_go(self, guest: pb.Guest) -> None:
         """Its process has ended: nobody serves its faults any more, and its volatile memory is given back."""

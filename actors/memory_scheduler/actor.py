@@ -9,6 +9,7 @@ folder.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from typing import Any, Protocol
 
@@ -22,6 +23,8 @@ from everram.actors.memory_scheduler.swap_file import SwapFile
 from everram.actors.memory_scheduler.targets import choose
 from everram.runtime.contracts import common_pb2 as pb
 from everram.runtime.contracts import memory_scheduler_pb2 as ms
+from everram.runtime.contracts.availability_contract import AVAILABILITY_NOTE_MEMORY, AvailabilityRef
+from everram.runtime.contracts.availability_pb2 import GuestLimits, MemoryFigures
 from everram.runtime.contracts.memory_scheduler_contract import MemorySchedulerActor
 from everram.runtime.contracts.vmemfs_contract import VMemFSRef
 from everram.runtime.errors import EverramError, FailedPrecondition, NotFound, ResourceExhausted
@@ -36,6 +39,8 @@ LIMITS = "memory/limits.json"
 FREEZE_REASON = "reclaim"
 REOPEN_S = 1.0
 """Between attempts to open a swap file that could not be opened."""
+FIGURES_EVERY_S, FIGURES_STEPS = 2.0, 16
+"""How often others are told what guests work with, unless guests come or go; and what part of the limit is a change."""
 NO_PAGING = "this computer has no full userfaultfd (`everram doctor` says how to enable it)"
 NO_MEMORY = "this host has no memory left for it"
 
@@ -61,6 +66,9 @@ class MemoryScheduler(MemorySchedulerActor):
         environment = self.context.environment
         self._guests: dict[str, GuestMemory] = {}
         self._some = asyncio.Event()
+        self._availability = self.context.ref(AvailabilityRef)
+        self._figures: MemoryFigures | None = None  # as they were told, and when
+        self._figures_ns = 0
         self._opening = asyncio.Lock()
         self._limits = await self._read_limits()
         self._swapping_off = NO_PAGING if self._faults is None else ""
@@ -136,32 +144,44 @@ class MemoryScheduler(MemorySchedulerActor):
         slots = self._config.swap_space_bytes // PAGE_BYTES
         try:
             host = await self.context.ref(VMemFSRef).get_host(pb.Empty())
-            file = await SwapFile.open(self.context.environment.disk, host.memory_id, slots)
+            needed = sum(guest.swapped for guest in self._guests.values())
+            file = await SwapFile.open(self.context.environment.disk, host.memory_id, slots, needed=needed)
         except EverramError as error:
             before, self._swapping_off = self._swapping_off, f"the swap file cannot be used: {error.message}"
             if self._swapping_off != before:
                 self.context.log.error("%s", self._swapping_off)
             return
         self.context.resources.callback(file.close)
-        lost = 0
         for guest in self._guests.values():
             for _, slot in guest.swap.swapped():
                 file.slots.hold(slot)
-                lost += file.fresh
-        if lost:
-            self.context.log.error("the swap file was missing: %d pages of guests were in it", lost)
         self._pager.file, self._swapping_off = file, ""
 
     # -- the loop
 
     async def _watch(self) -> None:
         while True:
+            self._tell_figures()
             if not self._guests:
                 self._some.clear()
                 await self._some.wait()
             await self._reclaimer.look()
             await self._pause_and_resume()
             await asyncio.sleep(self._reclaimer.pause_s)
+
+    def _tell_figures(self) -> None:
+        """The host's entry in the directory says what guests work with, for those who place others."""
+        now_ns, told = self.context.environment.clock.now_ns(), self._figures
+        same = told is not None and {guest.guest_id for guest in told.guests} == self._guests.keys()
+        if same and now_ns - self._figures_ns < FIGURES_EVERY_S * 1e9:
+            return
+        self._figures_ns = now_ns
+        limit_bytes = self._reclaimer.limit_bytes
+        figures = views.figures(self._guests.values(), limit_bytes - min_free(limit_bytes))
+        if told is None or views.differ(figures, told, limit_bytes // FIGURES_STEPS):
+            with contextlib.suppress(ResourceExhausted):  # it has much to do: it is told the next time
+                self._availability.tell(AVAILABILITY_NOTE_MEMORY, figures)
+                self._figures = figures
 
     async def _watch_swap(self) -> None:
         """Until the swap file is open: guests that were there before this host may wait for what is in it."""
@@ -204,12 +224,14 @@ class MemoryScheduler(MemorySchedulerActor):
 
     async def prepare(self, request: ms.GuestMemory) -> ms.MemoryGrant:
         guest_id, memory = request.guest_id, self.context.environment.memory
-        said = self._limits.get(guest_id, {})
+        # What an earlier everram has set is known to this host alone.
+        said = {} if request.limits_set else self._limits.get(guest_id, {})
         wish = Wish(
             request.name,
             request.memory_bytes,
             int(said.get("min_bytes", request.min_bytes)),
             int(said.get("max_bytes", request.max_bytes)),
+            again=request.again,
         )
         check_limits(wish)
         await self._drop(guest_id)
@@ -280,6 +302,8 @@ class MemoryScheduler(MemorySchedulerActor):
             raise ResourceExhausted(
                 f"the mins of all guests here would be {low + others} bytes, and guests may have {usable}: lower one"
             )
+        # First where they go with the guest, should it begin on another host, or on this one without its disk.
+        await self._availability.limit(GuestLimits(guest_id=guest.guest_id, min_bytes=low, max_bytes=high))
         await self._say_limits(guest.guest_id, {"name": guest.name, "min_bytes": low, "max_bytes": high})
         guest.min_pages, guest.max_pages = -(-low // PAGE_BYTES), high // PAGE_BYTES
         return views.guest_status(guest, self.context.environment.clock.now_ns())

@@ -24,6 +24,8 @@ class Wish:
     memory_bytes: int
     min_bytes: int = 0
     max_bytes: int = 0
+    again: bool = False
+    """It ran before: better that all page than that it stays away."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +77,7 @@ def admit(wish: Wish, room: Room) -> None:
             f"{wish.guest} does not fit: guests were promised {size_text(room.promised_bytes)}, and this host has "
             f"{size_text(usable)} for them {swap}: run it with less --memory, or start the cluster with more"
         )
-    if room.working_bytes + wish.min_bytes > usable:
+    if room.working_bytes + wish.min_bytes > usable and not wish.again:
         raise ResourceExhausted(
             f"{wish.guest} would only page: the guests here work with {size_text(room.working_bytes)} of "
             f"{size_text(usable)}: run it on another host, or later"

@@ -93,6 +93,8 @@ class GuestMemory:
     """Those of them that a thread began to wait for since: it has said so, and does not say so again."""
     broken: dict[int, str] = field(default_factory=dict)
     """Pages that a thread waits for and the storage does not give, and why."""
+    unfilled: set[int] = field(default_factory=set)
+    """Pages that a thread waits for, and that the computer has no memory for now."""
     window: int = 16
     """Pages that are read together when one is missing."""
     window_end: int = -1
@@ -122,6 +124,12 @@ class GuestMemory:
     @property
     def resident(self) -> int:
         return self.memory.present_bytes // PAGE_BYTES
+
+    @property
+    def works_with(self) -> int:
+        """What it needs of the host's memory: its working set, at most, as estimated; or what is reserved for it."""
+        used = int(self.usage.working_set_high) if self.usage.totals else self.resident
+        return min(self.pages, max(self.min_pages, used))
 
     def is_pageable(self) -> bool:
         return not self.closed and self.paged is not None

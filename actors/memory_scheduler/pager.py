@@ -11,6 +11,7 @@ back of its memory there is no await: a store to a protected page blocks its thr
 from __future__ import annotations
 
 import asyncio
+import logging
 import zlib
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
@@ -21,6 +22,8 @@ from everram.actors.memory_scheduler.swap_file import SwapFile, check, no_room
 from everram.runtime.errors import EverramError, FailedPrecondition
 from everram.runtime.memory.contract import PAGE_BYTES
 from everram.runtime.memory.paging import PagedMemory
+
+log = logging.getLogger(__name__)
 
 BATCH_PAGES = 256
 """Saved together; a thread that stores to one of them meanwhile only undoes that page."""
@@ -139,6 +142,7 @@ class GuestPager:
             guest.loading.discard(wanted)
             guest.asked.discard(wanted)
             guest.broken.pop(wanted, None)
+            guest.unfilled.discard(wanted)
 
     def _begin_asked(self, guest: GuestMemory, neighbours: Sequence[int]) -> None:
         """Whoever began to wait for one that was not brought has not been woken, so no fault will tell of it: from now
@@ -180,11 +184,18 @@ class GuestPager:
             if guest.paged.fill(page, content):
                 guest.counters.swapped_in += 1
                 self._clear(guest, page)
-            else:
-                again = again or page == wanted
-        if wanted not in places:
-            again = not guest.paged.fill_zeros(wanted)  # somebody waits for it, although there is nothing to read
+            elif page == wanted:
+                again = self._lack_memory(guest, page)
+        if wanted not in places and not guest.paged.fill_zeros(wanted):
+            again = self._lack_memory(guest, wanted)  # somebody waits for it, although there is nothing to read
         return again
+
+    def _lack_memory(self, guest: GuestMemory, page: int) -> bool:
+        """It cannot be filled now, and has to be tried again: said once, and shown while it is so."""
+        if not guest.unfilled:
+            log.warning("%s waits for page %d: this computer has no memory left for it", guest.name, page)
+        guest.unfilled.add(page)
+        return True
 
     async def _read(self, slots: Sequence[int]) -> list[bytes]:
         """Raises DataLoss, FailedPrecondition."""

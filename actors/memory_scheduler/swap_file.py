@@ -8,7 +8,8 @@
 Which slots are taken is written down nowhere but in the tables of the guests that use them, which live as long as the
 machine's memory: a host's successor learns it from there. The file's first slot names the memory it belongs to; the
 file of another memory, or of one that was lost, is begun anew. Nothing is ever synced: what is on it is of no use once
-the memory is gone. Each page's checksum lies with its place, so what the storage gives back wrong is noticed.
+the memory is gone. Each page's checksum lies with its place, so what the storage gives back wrong is noticed; so a file
+that pages are in is used whatever its first slot says, and never begun anew.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import zlib
 from collections.abc import Iterable, Sequence
 
 from everram.runtime.environment import Disk, DiskFile
-from everram.runtime.errors import DataLoss, ResourceExhausted
+from everram.runtime.errors import DataLoss, NotFound, ResourceExhausted
 from everram.runtime.memory.contract import PAGE_BYTES
 
 NAME = "swap/pages"
@@ -71,22 +72,27 @@ class Slots:
 
 
 class SwapFile:
-    """An open one. `fresh`: it was begun anew, so nothing that a table names is in it."""
+    """An open one."""
 
-    def __init__(self, file: DiskFile, slots: Slots, *, fresh: bool) -> None:
+    def __init__(self, file: DiskFile, slots: Slots) -> None:
         self._file = file
         self.slots = slots
-        self.fresh = fresh
 
     @classmethod
-    async def open(cls, disk: Disk, memory_id: str, slots: int) -> SwapFile:
-        """Raises ResourceExhausted, DataLoss where the storage cannot be used."""
-        file = await disk.open(NAME, create=True)
+    async def open(cls, disk: Disk, memory_id: str, slots: int, *, needed: int = 0) -> SwapFile:
+        """`needed`: how many pages of guests are in it. Raises ResourceExhausted, DataLoss where the storage cannot be
+        used, or is without those."""
+        try:
+            file = await disk.open(NAME, create=not needed)
+        except NotFound:
+            raise DataLoss(
+                f"{NAME} is missing in the host's folder, and {needed} pages of guests are in it: put it back, or "
+                "restart those guests without it"
+            ) from None
         header = _HEADER.pack(MAGIC, VERSION, memory_id.encode()[:64])
         header += zlib.crc32(header).to_bytes(4, "little")
         try:
-            fresh = await file.pread(0, len(header)) != header
-            if fresh:
+            if not needed and await file.pread(0, len(header)) != header:
                 await file.close()
                 await disk.remove(NAME)
                 file = await disk.open(NAME, create=True)
@@ -94,7 +100,7 @@ class SwapFile:
         except BaseException:  # cancelled, too
             file.close_now()
             raise
-        return cls(file, Slots(slots), fresh=fresh)
+        return cls(file, Slots(slots))
 
     async def write(self, slots: Sequence[int], pages: Sequence[bytes]) -> None:
         """Raises ResourceExhausted (the disk is full), DataLoss (it failed): then nothing may name these slots."""

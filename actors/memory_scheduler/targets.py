@@ -2,8 +2,8 @@
 
 A balloon lets the guest choose, so it may be asked for all that is free, all clean cache that nobody uses, and a share
 of the anonymous memory that nobody uses. Swapping lets the host choose: it knows less, so it is given less, the lower
-bounds of the estimates. Sharable pages are taken off both, and nobody goes below a floor: the minimum of a guest, and
-its working set while there is any other way.
+bounds of the estimates. Sharable pages are taken off both (there are none: `Demand.sharable` says why), and nobody goes
+below a floor: the minimum of a guest, and its working set while there is any other way.
 
     wanted = divide(demands, shortage_pages, Technique.BALLOON)
 
@@ -46,6 +46,10 @@ class Demand:
     max_pages: int = 1 << 62
     """What it has beyond is taken in every state."""
     sharable: float = 0.0
+    """Pages that cost nothing while they stay, because others hold the same content. Always 0: a guest's memory is an
+    object of its own, which peers and successors address by name, and no kernel merges shared mappings; so the second
+    copy of a page is as much memory as the first, and taking it back gives as much. Pages of zeros, by far the most of
+    all equal ones, are never written to the swap file, and come back without it."""
     answers: bool = True
     """Whether it says what its pages are, and lately enough."""
     free: int | None = None

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from everram.actors.memory_scheduler.guest_memory import GuestMemory
 from everram.actors.memory_scheduler.pressure import Pressure
 from everram.actors.memory_scheduler.sampling import SAMPLE_PAGES
 from everram.runtime.contracts import memory_scheduler_pb2 as ms
+from everram.runtime.contracts.availability_pb2 import GuestWorkingSet, MemoryFigures
 from everram.runtime.formats.page_classes import PageClass
 from everram.runtime.memory.contract import PAGE_BYTES
 
@@ -32,7 +35,35 @@ def guest_status(guest: GuestMemory, now_ns: int) -> ms.GuestMemoryStatus:
         discarded_pages=counters.discarded,
         refaults=guest.classes.refaults,
         misplaced_pages=counters.misplaced,
+        waiting_pages=len(guest.broken.keys() | guest.unfilled),
+        waiting=waiting(guest),
     )
+
+
+def waiting(guest: GuestMemory) -> str:
+    """Why a thread of it waits for a page longer than it should; empty: none does."""
+    if guest.broken:
+        page, why = next(iter(guest.broken.items()))
+        return f"page {page} cannot be read from the swap file: {why}"
+    if guest.unfilled:
+        return f"page {min(guest.unfilled)} cannot be brought back: this computer has no memory left for it"
+    return ""
+
+
+def figures(guests: Iterable[GuestMemory], usable_bytes: int) -> MemoryFigures:
+    """What guests work with, and what that leaves of `usable_bytes`."""
+    sets = {guest.guest_id: guest.works_with * PAGE_BYTES for guest in guests}
+    left = usable_bytes - sum(sets.values())
+    told = [GuestWorkingSet(guest_id=guest_id, working_set_bytes=sets[guest_id]) for guest_id in sorted(sets)]
+    return MemoryFigures(available_bytes=max(0, left), guests=told)
+
+
+def differ(new: MemoryFigures, old: MemoryFigures, least_bytes: int) -> bool:
+    """Whether others should be told."""
+    sets, before = ({g.guest_id: g.working_set_bytes for g in told.guests} for told in (new, old))
+    if sets.keys() != before.keys() or abs(new.available_bytes - old.available_bytes) >= least_bytes:
+        return True
+    return any(abs(sets[guest_id] - before[guest_id]) >= least_bytes for guest_id in sets)
 
 
 def explanation(guest: GuestMemory, pressure: Pressure, now_ns: int) -> ms.MemoryExplanation:

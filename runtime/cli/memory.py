@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from everram.runtime.cli.actions import add_action
-from everram.runtime.cli.output import done, emit, note, say, table
+from everram.runtime.cli.output import done, emit, note, plural, say, table
 from everram.runtime.cli.units import format_size, parse_size
 from everram.runtime.errors import EverramError, InvalidArgument
 
@@ -93,6 +93,8 @@ def _say_status(told: list[MemoryStatus]) -> None:
     for _, guest in guests:
         if guest.paused:
             say(f"{guest.name} is paused: {guest.paused}")
+        elif guest.waiting:
+            say(f"{guest.name} waits for {plural(guest.waiting_pages, 'page')}: {guest.waiting}")
 
 
 def _of(part: int, whole: int) -> str:
@@ -154,6 +156,10 @@ def _say_explanation(host: str, found: MemoryExplanation) -> None:
         f"{guest.name} on {host} has {format_size(guest.resident_bytes)} of {format_size(guest.memory_bytes)} in "
         f"memory; it works with {format_size(guest.working_set_bytes)}. Pressure on {host}: {found.pressure}"
     )
+    if guest.paused:
+        say(f"it is paused: {guest.paused}")
+    if guest.waiting:
+        say(f"it waits for {plural(guest.waiting_pages, 'page')}: {guest.waiting}")
     if found.classes:
         say(f"\nits pages, from {found.sampled_pages} drawn at random, smoothed over {found.samples} samples:\n")
         rows = [(each.name, _pages(each.pages), f"{_pages(each.low)} to {_pages(each.high)}") for each in found.classes]

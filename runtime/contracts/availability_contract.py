@@ -12,7 +12,7 @@ from everram.runtime.refs import Ref
 
 
 AVAILABILITY_LEAVE = Method("everram.v1.Availability", "Leave", common_pb2.Empty, common_pb2.Empty)
-AVAILABILITY_REACHED = Method("everram.v1.Availability", "Reached", availability_pb2.GuestKey, availability_pb2.GuestKey)
+AVAILABILITY_REACHED = Method("everram.v1.Availability", "Reached", availability_pb2.GuestKey, availability_pb2.ReachedGuest)
 AVAILABILITY_REGISTER = Method("everram.v1.Availability", "Register", availability_pb2.Registration, common_pb2.Empty)
 AVAILABILITY_GIVE_BACK = Method("everram.v1.Availability", "GiveBack", availability_pb2.GuestKey, common_pb2.Empty)
 AVAILABILITY_DISOWN = Method("everram.v1.Availability", "Disown", availability_pb2.GuestKey, common_pb2.Empty)
@@ -23,8 +23,10 @@ AVAILABILITY_HAND_TO = Method("everram.v1.Availability", "HandTo", availability_
 AVAILABILITY_HOLD = Method("everram.v1.Availability", "Hold", availability_pb2.HoldRequest, common_pb2.Empty)
 AVAILABILITY_END_HOLDS = Method("everram.v1.Availability", "EndHolds", common_pb2.Empty, common_pb2.Empty)
 AVAILABILITY_GO_ON = Method("everram.v1.Availability", "GoOn", availability_pb2.GuestKey, common_pb2.Empty)
+AVAILABILITY_LIMIT = Method("everram.v1.Availability", "Limit", availability_pb2.GuestLimits, common_pb2.Empty)
+AVAILABILITY_NOTE_MEMORY = Method("everram.v1.Availability", "NoteMemory", availability_pb2.MemoryFigures, common_pb2.Empty)
 AVAILABILITY_STATUS = Method("everram.v1.Availability", "Status", common_pb2.Empty, availability_pb2.LeaseStatus)
-AVAILABILITY = Contract("everram.v1.Availability", (AVAILABILITY_LEAVE, AVAILABILITY_REACHED, AVAILABILITY_REGISTER, AVAILABILITY_GIVE_BACK, AVAILABILITY_DISOWN, AVAILABILITY_FORGET, AVAILABILITY_SET_MEMBERS, AVAILABILITY_AIM, AVAILABILITY_HAND_TO, AVAILABILITY_HOLD, AVAILABILITY_END_HOLDS, AVAILABILITY_GO_ON, AVAILABILITY_STATUS,))
+AVAILABILITY = Contract("everram.v1.Availability", (AVAILABILITY_LEAVE, AVAILABILITY_REACHED, AVAILABILITY_REGISTER, AVAILABILITY_GIVE_BACK, AVAILABILITY_DISOWN, AVAILABILITY_FORGET, AVAILABILITY_SET_MEMBERS, AVAILABILITY_AIM, AVAILABILITY_HAND_TO, AVAILABILITY_HOLD, AVAILABILITY_END_HOLDS, AVAILABILITY_GO_ON, AVAILABILITY_LIMIT, AVAILABILITY_NOTE_MEMORY, AVAILABILITY_STATUS,))
 
 
 class AvailabilityRef(Ref):
@@ -39,7 +41,7 @@ class AvailabilityRef(Ref):
 
     def reached(
         self, request: availability_pb2.GuestKey, *, timeout_s: float = DEFAULT_TIMEOUT_S
-    ) -> Coroutine[Any, Any, availability_pb2.GuestKey]:
+    ) -> Coroutine[Any, Any, availability_pb2.ReachedGuest]:
         return self.ask(AVAILABILITY_REACHED, request, timeout_s)
 
     def register(
@@ -92,6 +94,16 @@ class AvailabilityRef(Ref):
     ) -> Coroutine[Any, Any, common_pb2.Empty]:
         return self.ask(AVAILABILITY_GO_ON, request, timeout_s)
 
+    def limit(
+        self, request: availability_pb2.GuestLimits, *, timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> Coroutine[Any, Any, common_pb2.Empty]:
+        return self.ask(AVAILABILITY_LIMIT, request, timeout_s)
+
+    def note_memory(
+        self, request: availability_pb2.MemoryFigures, *, timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> Coroutine[Any, Any, common_pb2.Empty]:
+        return self.ask(AVAILABILITY_NOTE_MEMORY, request, timeout_s)
+
     def status(
         self, request: common_pb2.Empty, *, timeout_s: float = DEFAULT_TIMEOUT_S
     ) -> Coroutine[Any, Any, availability_pb2.LeaseStatus]:
@@ -106,7 +118,7 @@ class AvailabilityActor(Actor):
     def leave(self, request: common_pb2.Empty) -> common_pb2.Empty | Awaitable[common_pb2.Empty]:
         raise NotImplementedError
 
-    def reached(self, request: availability_pb2.GuestKey) -> availability_pb2.GuestKey | Awaitable[availability_pb2.GuestKey]:
+    def reached(self, request: availability_pb2.GuestKey) -> availability_pb2.ReachedGuest | Awaitable[availability_pb2.ReachedGuest]:
         raise NotImplementedError
 
     def register(self, request: availability_pb2.Registration) -> common_pb2.Empty | Awaitable[common_pb2.Empty]:
@@ -137,6 +149,12 @@ class AvailabilityActor(Actor):
         raise NotImplementedError
 
     def go_on(self, request: availability_pb2.GuestKey) -> common_pb2.Empty | Awaitable[common_pb2.Empty]:
+        raise NotImplementedError
+
+    def limit(self, request: availability_pb2.GuestLimits) -> common_pb2.Empty | Awaitable[common_pb2.Empty]:
+        raise NotImplementedError
+
+    def note_memory(self, request: availability_pb2.MemoryFigures) -> common_pb2.Empty | Awaitable[common_pb2.Empty]:
         raise NotImplementedError
 
     def status(self, request: common_pb2.Empty) -> availability_pb2.LeaseStatus | Awaitable[availability_pb2.LeaseStatus]:

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from everram.runtime.contracts import common_pb2 as everram_dot_runtime_dot_contracts_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,everram/runtime/contracts/availability.proto\x12\neverram.v1\x1a&everram/runtime/contracts/common.proto\"<\n\x07Members\x12\x10\n\x08guest_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x10\n\x08required\x18\x03 \x03(\t\",\n\nAimRequest\x12\x10\n\x08guest_id\x18\x01 \x01(\t\x12\x0c\n\x04host\x18\x02 \x01(\t\">\n\rHandToRequest\x12\x10\n\x08guest_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0c\n\x04host\x18\x03 \x01(\t\"0\n\x0cRegistration\x12 \n\x05guest\x18\x01 \x01(\x0b\x32\x11.everram.v1.Guest\":\n\x08GuestKey\x12\x10\n\x08guest_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\r\n\x05\x61gain\x18\x03 \x01(\x08\"0\n\x0bHoldRequest\x12\x10\n\x08guest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x64rained\x18\x02 \x03(\t\"<\n\x0cWaitingGuest\x12\x10\n\x08guest_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0c\n\x04host\x18\x03 \x01(\t\"\xb0\x01\n\x0bLeaseStatus\x12\x10\n\x08lease_id\x18\x01 \x01(\x03\x12\r\n\x05ttl_s\x18\x02 \x01(\x01\x12\x13\n\x0bremaining_s\x18\x03 \x01(\x01\x12\x10\n\x08renewals\x18\x04 \x01(\x04\x12\x10\n\x08\x66\x61ilures\x18\x05 \x01(\x04\x12\x0c\n\x04held\x18\x06 \x01(\x08\x12\x0e\n\x06leader\x18\x07 \x01(\t\x12)\n\x07waiting\x18\x08 \x03(\x0b\x32\x18.everram.v1.WaitingGuest2\xb5\x05\n\x0c\x41vailability\x12-\n\x05Leave\x12\x11.everram.v1.Empty\x1a\x11.everram.v1.Empty\x12\x35\n\x07Reached\x12\x14.everram.v1.GuestKey\x1a\x14.everram.v1.GuestKey\x12\x37\n\x08Register\x12\x18.everram.v1.Registration\x1a\x11.everram.v1.Empty\x12\x33\n\x08GiveBack\x12\x14.everram.v1.GuestKey\x1a\x11.everram.v1.Empty\x12\x31\n\x06\x44isown\x12\x14.everram.v1.GuestKey\x1a\x11.everram.v1.Empty\x12\x31\n\x06\x46orget\x12\x14.everram.v1.GuestKey\x1a\x11.everram.v1.Empty\x12\x34\n\nSetMembers\x12\x13.everram.v1.Members\x1a\x11.everram.v1.Empty\x12\x30\n\x03\x41im\x12\x16.everram.v1.AimRequest\x1a\x11.everram.v1.Empty\x12\x36\n\x06HandTo\x12\x19.everram.v1.HandToRequest\x1a\x11.everram.v1.Empty\x12\x32\n\x04Hold\x12\x17.everram.v1.HoldRequest\x1a\x11.everram.v1.Empty\x12\x30\n\x08\x45ndHolds\x12\x11.everram.v1.Empty\x1a\x11.everram.v1.Empty\x12/\n\x04GoOn\x12\x14.everram.v1.GuestKey\x1a\x11.everram.v1.Empty\x12\x34\n\x06Status\x12\x11.everram.v1.Empty\x1a\x17.everram.v1.LeaseStatusb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,everram/runtime/contracts/availability.proto\x12\neverram.v1\x1a&everram/runtime/contracts/common.proto\"<\n\x07Members\x12\x10\n\x08guest_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x10\n\x08required\x18\x03 \x03(\t\",\n\nAimRequest\x12\x10\n\x08guest_id\x18\x01 \x01(\t\x12\x0c\n\x04host\x18\x02 \x01(\t\">\n\rHandToRequest\x12\x10\n\x08guest_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0c\n\x04host\x18\x03 \x01(\t\"0\n\x0cRegistration\x12 \n\x05guest\x18\x01 \x01(\x0b\x32\x11.everram.v1.Guest\":\n\x08GuestKey\x12\x10\n\x08guest_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\r\n\x05\x61gain\x18\x03 \x01(\x08\"X\n\x0cReachedGuest\x12\x10\n\x08guest_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\'\n\x06limits\x18\x03 \x01(\x0b\x32\x17.everram.v1.GuestLimits\"E\n\x0bGuestLimits\x12\x10\n\x08guest_id\x18\x01 \x01(\t\x12\x11\n\tmin_bytes\x18\x02 \x01(\x04\x12\x11\n\tmax_bytes\x18\x03 \x01(\x04\"U\n\rMemoryFigures\x12\x17\n\x0f\x61vailable_bytes\x18\x01 \x01(\x04\x12+\n\x06guests\x18\x02 \x03(\x0b\x32\x1b.everram.v1.GuestWorkingSet\">\n\x0fGuestWorkingSet\x12\x10\n\x08guest_id\x18\x01 \x01(\t\x12\x19\n\x11working_set_bytes\x18\x02 \x01(\x04\"0\n\x0bHoldRequest\x12\x10\n\x08guest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x64rained\x18\x02 \x03(\t\"<\n\x0cWaitingGuest\x12\x10\n\x08guest_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0c\n\x04host\x18\x03 \x01(\t\"\xb0\x01\n\x0bLeaseStatus\x12\x10\n\x08lease_id\x18\x01 \x01(\x03\x12\r\n\x05ttl_s\x18\x02 \x01(\x01\x12\x13\n\x0bremaining_s\x18\x03 \x01(\x01\x12\x10\n\x08renewals\x18\x04 \x01(\x04\x12\x10\n\x08\x66\x61ilures\x18\x05 \x01(\x04\x12\x0c\n\x04held\x18\x06 \x01(\x08\x12\x0e\n\x06leader\x18\x07 \x01(\t\x12)\n\x07waiting\x18\x08 \x03(\x0b\x32\x18.everram.v1.WaitingGuest2\xaa\x06\n\x0c\x41vailability\x12-\n\x05Leave\x12\x11.everram.v1.Empty\x1a\x11.everram.v1.Empty\x12\x39\n\x07Reached\x12\x14.everram.v1.GuestKey\x1a\x18.everram.v1.ReachedGuest\x12\x37\n\x08Register\x12\x18.everram.v1.Registration\x1a\x11.everram.v1.Empty\x12\x33\n\x08GiveBack\x12\x14.everram.v1.GuestKey\x1a\x11.everram.v1.Empty\x12\x31\n\x06\x44isown\x12\x14.everram.v1.GuestKey\x1a\x11.everram.v1.Empty\x12\x31\n\x06\x46orget\x12\x14.everram.v1.GuestKey\x1a\x11.everram.v1.Empty\x12\x34\n\nSetMembers\x12\x13.everram.v1.Members\x1a\x11.everram.v1.Empty\x12\x30\n\x03\x41im\x12\x16.everram.v1.AimRequest\x1a\x11.everram.v1.Empty\x12\x36\n\x06HandTo\x12\x19.everram.v1.HandToRequest\x1a\x11.everram.v1.Empty\x12\x32\n\x04Hold\x12\x17.everram.v1.HoldRequest\x1a\x11.everram.v1.Empty\x12\x30\n\x08\x45ndHolds\x12\x11.everram.v1.Empty\x1a\x11.everram.v1.Empty\x12/\n\x04GoOn\x12\x14.everram.v1.GuestKey\x1a\x11.everram.v1.Empty\x12\x33\n\x05Limit\x12\x17.everram.v1.GuestLimits\x1a\x11.everram.v1.Empty\x12:\n\nNoteMemory\x12\x19.everram.v1.MemoryFigures\x1a\x11.everram.v1.Empty\x12\x34\n\x06Status\x12\x11.everram.v1.Empty\x1a\x17.everram.v1.LeaseStatusb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,12 +42,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REGISTRATION']._serialized_end=320
   _globals['_GUESTKEY']._serialized_start=322
   _globals['_GUESTKEY']._serialized_end=380
-  _globals['_HOLDREQUEST']._serialized_start=382
-  _globals['_HOLDREQUEST']._serialized_end=430
-  _globals['_WAITINGGUEST']._serialized_start=432
-  _globals['_WAITINGGUEST']._serialized_end=492
-  _globals['_LEASESTATUS']._serialized_start=495
-  _globals['_LEASESTATUS']._serialized_end=671
-  _globals['_AVAILABILITY']._serialized_start=674
-  _globals['_AVAILABILITY']._serialized_end=1367
+  _globals['_REACHEDGUEST']._serialized_start=382
+  _globals['_REACHEDGUEST']._serialized_end=470
+  _globals['_GUESTLIMITS']._serialized_start=472
+  _globals['_GUESTLIMITS']._serialized_end=541
+  _globals['_MEMORYFIGURES']._serialized_start=543
+  _globals['_MEMORYFIGURES']._serialized_end=628
+  _globals['_GUESTWORKINGSET']._serialized_start=630
+  _globals['_GUESTWORKINGSET']._serialized_end=692
+  _globals['_HOLDREQUEST']._serialized_start=694
+  _globals['_HOLDREQUEST']._serialized_end=742
+  _globals['_WAITINGGUEST']._serialized_start=744
+  _globals['_WAITINGGUEST']._serialized_end=804
+  _globals['_LEASESTATUS']._serialized_start=807
+  _globals['_LEASESTATUS']._serialized_end=983
+  _globals['_AVAILABILITY']._serialized_start=986
+  _globals['_AVAILABILITY']._serialized_end=1796
 # @@protoc_insertion_point(module_scope)

@@ -51,6 +51,42 @@ class GuestKey(_message.Message):
     again: bool
     def __init__(self, guest_id: _Optional[str] = ..., epoch: _Optional[int] = ..., again: _Optional[bool] = ...) -> None: ...
 
+class ReachedGuest(_message.Message):
+    __slots__ = ("guest_id", "epoch", "limits")
+    GUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    LIMITS_FIELD_NUMBER: _ClassVar[int]
+    guest_id: str
+    epoch: int
+    limits: GuestLimits
+    def __init__(self, guest_id: _Optional[str] = ..., epoch: _Optional[int] = ..., limits: _Optional[_Union[GuestLimits, _Mapping]] = ...) -> None: ...
+
+class GuestLimits(_message.Message):
+    __slots__ = ("guest_id", "min_bytes", "max_bytes")
+    GUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    MIN_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAX_BYTES_FIELD_NUMBER: _ClassVar[int]
+    guest_id: str
+    min_bytes: int
+    max_bytes: int
+    def __init__(self, guest_id: _Optional[str] = ..., min_bytes: _Optional[int] = ..., max_bytes: _Optional[int] = ...) -> None: ...
+
+class MemoryFigures(_message.Message):
+    __slots__ = ("available_bytes", "guests")
+    AVAILABLE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    GUESTS_FIELD_NUMBER: _ClassVar[int]
+    available_bytes: int
+    guests: _containers.RepeatedCompositeFieldContainer[GuestWorkingSet]
+    def __init__(self, available_bytes: _Optional[int] = ..., guests: _Optional[_Iterable[_Union[GuestWorkingSet, _Mapping]]] = ...) -> None: ...
+
+class GuestWorkingSet(_message.Message):
+    __slots__ = ("guest_id", "working_set_bytes")
+    GUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    WORKING_SET_BYTES_FIELD_NUMBER: _ClassVar[int]
+    guest_id: str
+    working_set_bytes: int
+    def __init__(self, guest_id: _Optional[str] = ..., working_set_bytes: _Optional[int] = ...) -> None: ...
+
 class HoldRequest(_message.Message):
     __slots__ = ("guest_id", "drained")
     GUEST_ID_FIELD_NUMBER: _ClassVar[int]

@@ -20,18 +20,22 @@ class GuestMemoryKeys(_message.Message):
     def __init__(self, guest_ids: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class GuestMemory(_message.Message):
-    __slots__ = ("guest_id", "name", "memory_bytes", "min_bytes", "max_bytes")
+    __slots__ = ("guest_id", "name", "memory_bytes", "min_bytes", "max_bytes", "again", "limits_set")
     GUEST_ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
     MIN_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_BYTES_FIELD_NUMBER: _ClassVar[int]
+    AGAIN_FIELD_NUMBER: _ClassVar[int]
+    LIMITS_SET_FIELD_NUMBER: _ClassVar[int]
     guest_id: str
     name: str
     memory_bytes: int
     min_bytes: int
     max_bytes: int
-    def __init__(self, guest_id: _Optional[str] = ..., name: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., min_bytes: _Optional[int] = ..., max_bytes: _Optional[int] = ...) -> None: ...
+    again: bool
+    limits_set: bool
+    def __init__(self, guest_id: _Optional[str] = ..., name: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., min_bytes: _Optional[int] = ..., max_bytes: _Optional[int] = ..., again: _Optional[bool] = ..., limits_set: _Optional[bool] = ...) -> None: ...
 
 class MemoryGrant(_message.Message):
     __slots__ = ("memory", "memory_bytes", "classes", "classes_bytes")
@@ -68,7 +72,7 @@ class ClassEstimate(_message.Message):
     def __init__(self, name: _Optional[str] = ..., pages: _Optional[float] = ..., low: _Optional[float] = ..., high: _Optional[float] = ...) -> None: ...
 
 class GuestMemoryStatus(_message.Message):
-    __slots__ = ("guest_id", "name", "memory_bytes", "min_bytes", "max_bytes", "resident_bytes", "working_set_bytes", "ballooned_bytes", "swapped_bytes", "answers", "paused", "technique", "reason", "swapped_in_pages", "swapped_out_pages", "ballooned_pages", "discarded_pages", "refaults", "misplaced_pages")
+    __slots__ = ("guest_id", "name", "memory_bytes", "min_bytes", "max_bytes", "resident_bytes", "working_set_bytes", "ballooned_bytes", "swapped_bytes", "answers", "paused", "technique", "reason", "swapped_in_pages", "swapped_out_pages", "ballooned_pages", "discarded_pages", "refaults", "misplaced_pages", "waiting_pages", "waiting")
     GUEST_ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -88,6 +92,8 @@ class GuestMemoryStatus(_message.Message):
     DISCARDED_PAGES_FIELD_NUMBER: _ClassVar[int]
     REFAULTS_FIELD_NUMBER: _ClassVar[int]
     MISPLACED_PAGES_FIELD_NUMBER: _ClassVar[int]
+    WAITING_PAGES_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FIELD_NUMBER: _ClassVar[int]
     guest_id: str
     name: str
     memory_bytes: int
@@ -107,7 +113,9 @@ class GuestMemoryStatus(_message.Message):
     discarded_pages: int
     refaults: int
     misplaced_pages: int
-    def __init__(self, guest_id: _Optional[str] = ..., name: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., min_bytes: _Optional[int] = ..., max_bytes: _Optional[int] = ..., resident_bytes: _Optional[int] = ..., working_set_bytes: _Optional[int] = ..., ballooned_bytes: _Optional[int] = ..., swapped_bytes: _Optional[int] = ..., answers: _Optional[bool] = ..., paused: _Optional[str] = ..., technique: _Optional[str] = ..., reason: _Optional[str] = ..., swapped_in_pages: _Optional[int] = ..., swapped_out_pages: _Optional[int] = ..., ballooned_pages: _Optional[int] = ..., discarded_pages: _Optional[int] = ..., refaults: _Optional[int] = ..., misplaced_pages: _Optional[int] = ...) -> None: ...
+    waiting_pages: int
+    waiting: str
+    def __init__(self, guest_id: _Optional[str] = ..., name: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., min_bytes: _Optional[int] = ..., max_bytes: _Optional[int] = ..., resident_bytes: _Optional[int] = ..., working_set_bytes: _Optional[int] = ..., ballooned_bytes: _Optional[int] = ..., swapped_bytes: _Optional[int] = ..., answers: _Optional[bool] = ..., paused: _Optional[str] = ..., technique: _Optional[str] = ..., reason: _Optional[str] = ..., swapped_in_pages: _Optional[int] = ..., swapped_out_pages: _Optional[int] = ..., ballooned_pages: _Optional[int] = ..., discarded_pages: _Optional[int] = ..., refaults: _Optional[int] = ..., misplaced_pages: _Optional[int] = ..., waiting_pages: _Optional[int] = ..., waiting: _Optional[str] = ...) -> None: ...
 
 class MemoryStatus(_message.Message):
     __slots__ = ("host", "limit_bytes", "resident_bytes", "min_free_bytes", "pressure", "swapping", "swap_bytes", "swap_used_bytes", "guests", "swap_in_p50_s", "swap_in_p99_s", "promised_bytes")

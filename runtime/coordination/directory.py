@@ -4,7 +4,8 @@
     everram/machines/HOST     {"state"}                                   by whoever can prove a machine's death:
                                                                           "up", or "dead" with all its memory
     everram/hosts/HOST        {"host_id", "memory_id", "address",
-                               "channel", "memory_free_bytes"}            under the host's lease
+                               "channel", "memory_free_bytes",
+                               "guest_memory"}                            under the host's lease
     everram/leader            {"host"}                                    under the leader's lease
     everram/guests/GUEST_ID   see below                                   until the guest is removed
     everram/names/NAME        {"guest_id"}                                until the guest is removed
@@ -22,11 +23,16 @@ A guest's record:
     required                  memory_ids of the required set: who must acknowledge, and who may be chosen
     destinations              [{"host", "memory_id"}]: where the primary shall ship to, as the leader placed them
     prefer                    host to choose at the next failover if it is as good as any; by a move
+    limits                    {"min_bytes", "max_bytes"}: what a person has set of its volatile memory, if ever
     aim                       host that shall be a destination besides: where a move is going
     previous                  {"host", "memory_id"}: whose it was before the one that was chosen, until that has
                               registered; its memory may have it back
     saved                     {"drained": [memory_id, ...]}: its host lost its mains and saved its memory, and only
                               these copies have everything that is in there; gone when it goes on, wherever
+
+A host's `guest_memory` is {"available_bytes", "working_sets": {GUEST_ID: bytes}}: what is left of its memory for
+guests' volatile memory beside what they work with, and what each works with, as its scheduler estimates it; told now
+and then, and absent until it was told.
 
 An epoch is raised by a transaction on `everram/guests/GUEST_ID` that compares its mod_revision; `serving` is written
 only by the holder of that epoch. Unknown members of a value are kept by whoever rewrites it.

@@ -36,10 +36,28 @@ class HostRecord:
     host_id: str
     memory_id: str
     memory_free_bytes: int
+    guest_bytes: int | None = None
+    """What is left for guests' volatile memory beside what its guests work with; None: it does not say."""
+    working_sets: tuple[tuple[str, int], ...] = ()
+    """(guest_id, bytes) of its guests."""
 
     @staticmethod
     def read(value: dict[str, Any]) -> HostRecord:
-        return HostRecord(_text(value, "host_id"), _text(value, "memory_id"), _whole(value, "memory_free_bytes"))
+        memory = value.get("guest_memory")
+        sets = memory.get("working_sets") or {} if isinstance(memory, dict) else {}
+        if not isinstance(memory, dict | None) or not isinstance(sets, dict):
+            raise ValueError(f"guest_memory is {memory!r}, not what a host says of its guests' memory")
+        return HostRecord(
+            _text(value, "host_id"),
+            _text(value, "memory_id"),
+            _whole(value, "memory_free_bytes"),
+            _whole(memory, "available_bytes") if memory is not None else None,
+            tuple((guest_id, _whole(sets, guest_id)) for guest_id in sorted(sets)),
+        )
+
+    def has_room(self, working_bytes: int) -> bool:
+        """For a guest that works with so much, as far as is known."""
+        return self.guest_bytes is None or self.guest_bytes >= working_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +102,8 @@ class GuestRecord:
     prefer: str
     aim: str
     previous: Place | None
+    limits: tuple[int, int] | None
+    """Of its volatile memory: (min, max), if a person has ever set them."""
     saved: tuple[str, ...] | None
     """None: it waits for nobody's saved memory. Otherwise which copies have everything that this memory has."""
 
@@ -101,6 +121,7 @@ class GuestRecord:
             prefer=_text(value, "prefer"),
             aim=_text(value, "aim"),
             previous=_place(value["previous"]) if value.get("previous") else None,
+            limits=_limits(value["limits"]) if value.get("limits") else None,
             saved=_texts(value["saved"], "drained") if value.get("saved") else None,
         )
 
@@ -121,6 +142,12 @@ def _place(value: Any) -> Place:
     if not isinstance(value, dict):
         raise ValueError(f"a host with its memory_id was expected, not {value!r}")
     return Place(_text(value, "host"), _text(value, "memory_id"))
+
+
+def _limits(value: Any) -> tuple[int, int]:
+    if not isinstance(value, dict):
+        raise ValueError(f"limits are {value!r}, not a min and a max")
+    return _whole(value, "min_bytes"), _whole(value, "max_bytes")
 
 
 def _text(value: dict[str, Any], name: str) -> str:

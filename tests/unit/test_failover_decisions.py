@@ -246,6 +246,43 @@ def test_placement(guest: GuestRecord, hosts: dict[str, HostRecord | None]) -> N
     assert placement.place(guest.changed(destinations=placed), hosts) == placed, "stable"
 
 
+def test_placement_prefers_hosts_that_have_room_for_what_a_guest_works_with() -> None:
+    hosts: dict[str, HostRecord | None] = {
+        "a": HostRecord("", "ma", 9, 0, (("g", 100),)),
+        "b": HostRecord("", "mb", 9, 99),
+        "c": HostRecord("", "mc", 1, 100),
+        "d": HostRecord("", "md", 5),
+    }
+    assert placement.place(record(copies=1), hosts, 100) == (D,), "which does not say, so it may have room"
+    assert placement.place(record(copies=2), hosts, 100) == (D, C)
+    assert placement.place(record(copies=3), hosts, 100) == (D, C, B), "better one that is cramped than none"
+    assert placement.place(record(copies=1), hosts) == (B,), "it has no volatile memory"
+    settled = record(copies=1, destinations=(B,))
+    assert placement.place(settled, hosts, 100) == (B,), "nothing is moved for it"
+
+
+def test_among_equal_copies_one_is_chosen_that_has_room() -> None:
+    replies = [Reply(place, True, 3, 70) for place in (B, C, D)]
+    assert choose(replies, "", ("b",)) == replies[1]
+    assert choose(replies, "", ("b", "c", "d")) == replies[0]
+    assert choose(replies, "b", ("b",)) == replies[0], "a person's choice"
+    assert choose([*replies[1:], Reply(B, True, 3, 71)], "", ("b",)) == Reply(B, True, 3, 71), "data first"
+
+
+@pytest.mark.parametrize("memory", [{}, {"available_bytes": 7, "working_sets": {"g": 5}}, None])
+def test_what_a_host_says_of_its_guests_memory(memory: Any) -> None:
+    read = HostRecord.read({"host_id": "1", "guest_memory": memory})
+    sets = memory.get("working_sets", {}) if memory else {}
+    assert dict(read.working_sets) == sets
+    assert read.guest_bytes == (None if memory is None else memory.get("available_bytes", 0))
+
+
+@pytest.mark.parametrize("memory", [7, {"available_bytes": -1}, {"working_sets": [3]}, {"working_sets": {"g": "x"}}])
+def test_what_a_host_may_not_say(memory: Any) -> None:
+    with pytest.raises(ValueError, match=r"guest_memory|available_bytes|is 'x'"):
+        HostRecord.read({"host_id": "1", "guest_memory": memory})
+
+
 @given(guests, cluster, st.data())
 def test_placement_moves_nothing_without_need(
     guest: GuestRecord, hosts: dict[str, HostRecord | None], data: st.DataObject

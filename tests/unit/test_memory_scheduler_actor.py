@@ -12,15 +12,19 @@ import pytest
 from everram.actors.memory_scheduler import actor as module
 from everram.actors.memory_scheduler import pager as pager_module
 from everram.actors.memory_scheduler.actor import MemoryScheduler
+from everram.actors.memory_scheduler.estimates import Estimate
 from everram.actors.memory_scheduler.swap_file import NAME
 from everram.actors.vmemfs.actor import VMemFS
 from everram.runtime.contracts import common_pb2 as pb
+from everram.runtime.contracts.availability_contract import AvailabilityActor
+from everram.runtime.contracts.availability_pb2 import GuestLimits, MemoryFigures
 from everram.runtime.contracts.memory_scheduler_contract import MemorySchedulerRef
-from everram.runtime.contracts.memory_scheduler_pb2 import GuestMemory, GuestMemoryKey
+from everram.runtime.contracts.memory_scheduler_pb2 import GuestMemory, GuestMemoryKey, MemoryLimits
 from everram.runtime.contracts.vmemfs_contract import VMEMFS
 from everram.runtime.environment import Environment, MemoryObject
-from everram.runtime.errors import DataLoss
+from everram.runtime.errors import DataLoss, ResourceExhausted, Unavailable
 from everram.runtime.formats.config import HostConfig
+from everram.runtime.formats.page_classes import PageClass
 from everram.runtime.memory.contract import PAGE_BYTES
 from everram.runtime.memory.paging import Pager
 from everram.runtime.node import Node
@@ -58,6 +62,23 @@ class Storage(SimulatedDisk):
     @property
     def open_files(self) -> int:
         return sum(file._open for file in self.opened)
+
+
+class Directory(AvailabilityActor):
+    """What the directory was told."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+
+    def limit(self, request: GuestLimits) -> pb.Empty:
+        if not self._machine.directory_answers:
+            raise Unavailable("coordination does not answer")
+        self._machine.limits = request.min_bytes, request.max_bytes
+        return pb.Empty()
+
+    def note_memory(self, request: MemoryFigures) -> pb.Empty:
+        self._machine.figures.append(request)
+        return pb.Empty()
 
 
 class Freezer:
@@ -107,6 +128,9 @@ class Machine:
     freezer: Freezer = field(default_factory=Freezer)
     hosts: int = 0
     paged: Paged | None = None
+    limits: tuple[int, int] | None = None
+    directory_answers: bool = True
+    figures: list[MemoryFigures] = field(default_factory=list)
     scheduler: MemoryScheduler = field(init=False)
 
     def __post_init__(self) -> None:
@@ -129,6 +153,7 @@ class Machine:
         environment = Environment(Clock(), entropy, self.disk, memory, machine, *[nothing] * 5)
         node = Node(environment, "h1", check_messages=True)
         node.add(VMemFS)
+        node.add(lambda: Directory(self))
         node.add(self._new, after=(VMEMFS,))
         await node.start()
         return node
@@ -197,4 +222,81 @@ async def test_a_guest_that_has_ended_is_not_said_to_wait(swapped: tuple[Machine
     machine, node = swapped
     await node.ref(MemorySchedulerRef).release(GuestMemoryKey(guest="g"))
     machine.scheduler._broken("g")  # the storage failed just before
+    await node.stop()
+
+
+async def test_a_swap_file_that_is_missing_is_waited_for_and_not_begun_anew(swapped: tuple[Machine, Node]) -> None:
+    machine, first = swapped
+    await first.stop()
+    files = machine.disk._media.files
+    away = files.pop(NAME)
+    second = await machine.host()
+    scheduler = second.ref(MemorySchedulerRef)
+    machine.scheduler._pager.fault("g", PAGE, protected=False)
+    await until(lambda: machine.freezer.frozen)
+    status = await scheduler.status(pb.Empty())
+    assert "swap/pages is missing in the host's folder, and 1 pages of guests are in it: put it back" in status.swapping
+    assert (status.guests[0].waiting_pages, status.guests[0].paused != "") == (1, True)
+    assert f"page {PAGE} cannot be read from the swap file" in status.guests[0].waiting
+    away.cached[:64] = away.durable[:64] = bytes(64)  # and its first page is damaged: pages have their own checksums
+    files[NAME] = away
+    await until(lambda: not machine.freezer.frozen)
+    assert machine.paged is not None
+    assert machine.paged.memory.read(PAGE * PAGE_BYTES, PAGE_BYTES) == CONTENT
+    assert not (await scheduler.status(pb.Empty())).guests[0].waiting
+    await second.stop()
+
+
+async def test_a_guest_whose_swap_file_is_gone_may_begin_without_it(swapped: tuple[Machine, Node]) -> None:
+    machine, first = swapped
+    await first.stop()
+    del machine.disk._media.files[NAME]
+    machine.paged = None
+    second = await machine.host()
+    scheduler = second.ref(MemorySchedulerRef)
+    assert "missing" in (await scheduler.status(pb.Empty())).swapping
+    await scheduler.prepare(GuestMemory(guest_id="g", name="guest", memory_bytes=MIB, again=True))
+    assert not (await scheduler.status(pb.Empty())).swapping
+    await second.stop()
+
+
+async def test_limits_go_where_the_guest_goes_or_nowhere(swapped: tuple[Machine, Node]) -> None:
+    machine, node = swapped
+    scheduler = node.ref(MemorySchedulerRef)
+    set_limits = MemoryLimits(guest="guest", min_bytes=64 * 1024, max_bytes=MIB // 2)
+    machine.directory_answers = False
+    with pytest.raises(Unavailable):
+        await scheduler.set_limits(set_limits)
+    assert (await scheduler.status(pb.Empty())).guests[0].min_bytes == 0
+    machine.directory_answers = True
+    await scheduler.set_limits(set_limits)
+    assert machine.limits == (64 * 1024, MIB // 2)
+    # Its next incarnation here: with what the directory says, and without that as it was set.
+    wish = GuestMemory(guest_id="g", name="guest", memory_bytes=MIB, min_bytes=4096, limits_set=True, again=True)
+    await scheduler.prepare(wish)
+    assert (await scheduler.status(pb.Empty())).guests[0].min_bytes == 4096
+    await node.stop()
+
+
+async def test_what_guests_work_with_is_told_for_placement(swapped: tuple[Machine, Node]) -> None:
+    machine, node = swapped
+    await until(lambda: machine.figures and machine.figures[-1].guests)
+    (told,) = machine.figures[-1].guests
+    assert told.guest_id == "g"
+    limit_bytes = machine.scheduler._reclaimer.limit_bytes
+    assert machine.figures[-1].available_bytes == limit_bytes * 3 // 4 - told.working_set_bytes
+    await node.ref(MemorySchedulerRef).release(GuestMemoryKey(guest="g"))
+    await until(lambda: not machine.figures[-1].guests)
+    assert machine.figures[-1].available_bytes == limit_bytes * 3 // 4
+    await node.stop()
+
+
+async def test_a_guest_that_ran_before_is_not_turned_away_for_others(swapped: tuple[Machine, Node]) -> None:
+    """What the others work with keeps a new guest out, but not one that comes back, or over from a lost host."""
+    machine, node = swapped
+    scheduler, others = node.ref(MemorySchedulerRef), machine.scheduler._guests["g"]
+    others.usage.totals = {known: Estimate(1e6, 1e6, 1e6) for known in PageClass}
+    with pytest.raises(ResourceExhausted, match="would only page"):
+        await scheduler.prepare(GuestMemory(guest_id="h", name="other", memory_bytes=MIB))
+    await scheduler.prepare(GuestMemory(guest_id="h", name="other", memory_bytes=MIB, again=True))
     await node.stop()

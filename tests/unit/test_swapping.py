@@ -514,8 +514,12 @@ async def test_a_hole_that_finds_no_memory_is_filled_later(monkeypatch: pytest.M
     threads.touch(12)  # another thread
     await asyncio.sleep(0)
     assert threads.blocked == {12}
+    status = views.guest_status(host.guest, 1)
+    assert (status.waiting_pages, status.paused) == (1, "")
+    assert status.waiting == "page 12 cannot be brought back: this computer has no memory left for it"
     computer.no_memory = set()
     await until(lambda: not threads.blocked)
+    assert not views.guest_status(host.guest, 1).waiting
     assert computer.present[12] == bytes(PAGE_BYTES)
     await host.settle()
     assert not host.pager.latencies_ns
@@ -587,10 +591,11 @@ async def test_a_full_swap_file_and_a_full_disk_leave_everything_where_it_is() -
 async def test_the_swap_file_of_another_memory_is_begun_anew() -> None:
     computer = Computer()
     file = await SwapFile.open(cast(Any, computer), "first", SLOTS)
-    assert file.fresh
     await file.write(file.slots.take(2), [content(1), content(2)])
-    assert not (await SwapFile.open(cast(Any, computer), "first", SLOTS)).fresh
-    assert (await SwapFile.open(cast(Any, computer), "second", SLOTS)).fresh
+    await SwapFile.open(cast(Any, computer), "first", SLOTS)
+    await SwapFile.open(cast(Any, computer), "second", SLOTS, needed=2)
+    assert len(computer.file) == 3 * PAGE_BYTES, "pages are in it, whatever its first slot says"
+    await SwapFile.open(cast(Any, computer), "second", SLOTS)
     assert len(computer.file) == PAGE_BYTES
 
 

@@ -16,7 +16,7 @@ from everram.runtime.contracts import common_pb2 as pb
 from everram.runtime.contracts import hypervisor_pb2 as hv
 from everram.runtime.contracts import replicator_pb2 as rp
 from everram.runtime.contracts.availability_contract import AvailabilityActor
-from everram.runtime.contracts.availability_pb2 import GuestKey, Registration
+from everram.runtime.contracts.availability_pb2 import GuestKey, ReachedGuest, Registration
 from everram.runtime.contracts.hypervisor_contract import HypervisorRef
 from everram.runtime.contracts.memory_scheduler_contract import MemorySchedulerActor
 from everram.runtime.contracts.memory_scheduler_pb2 import GuestMemoryKeys
@@ -127,8 +127,8 @@ class NoMemory(MemorySchedulerActor):
 
 
 class Directory(AvailabilityActor):
-    def reached(self, request: GuestKey) -> GuestKey:
-        return GuestKey(guest_id=request.guest_id, epoch=10)
+    def reached(self, request: GuestKey) -> ReachedGuest:
+        return ReachedGuest(guest_id=request.guest_id, epoch=10)
 
     def register(self, request: Registration) -> pb.Empty:
         return pb.Empty()
