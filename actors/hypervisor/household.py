@@ -102,7 +102,11 @@ class Household:
         # The directory may be ahead: of memory restored from an older image, or of a start that was cut off.
         reached = await self.availability.reached(GuestKey(guest_id=guest.guest_id), timeout_s=REGISTER_TIMEOUT_S)
         limits = reached.limits if reached.HasField("limits") else None
-        volatile = await self._volatile(guest, limits)
+        try:
+            volatile = await self._volatile(guest, limits)
+        except Unavailable as error:
+            resident.become(pb.RESTARTING, error.message)  # so that who looks at it sees what it waits for
+            raise
         guest.restarts += int(guest.epoch > 0)
         guest.epoch = max(guest.epoch, reached.epoch) + 1
         guest.port = await self.machine.free_port()

@@ -174,6 +174,7 @@ def test_no_byte_is_lost_with_the_host_killed_over_and_over_and_upgraded(cluster
     guests = [Guest(cluster, name, "32MiB") for name in ("one", "two")]
     for guest in guests:
         guest.do("grow(30)")
+    cluster.run("memory", "set", "two", "--min", "6MiB")
     for guest in guests:
         guest.tell("churn(4)", "verify()")
     for _ in range(2):
@@ -186,6 +187,10 @@ def test_no_byte_is_lost_with_the_host_killed_over_and_over_and_upgraded(cluster
     cluster.run("upgrade", "h1")
     for guest in guests:
         guest.do("verify()")
+    assert guests[1].status()["min_bytes"] == 6 * MIB
+    cluster.run("restart", "two")
+    assert guests[1].status()["min_bytes"] == 6 * MIB, "what was set is not what it was run with"
+    for guest in guests:
         guest.remove()
 
 

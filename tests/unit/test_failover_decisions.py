@@ -22,6 +22,7 @@ from everram.actors.availability.registration import (
     plan_give_back,
     plan_hand_to,
     plan_hold,
+    plan_limit,
     plan_register,
     plan_set_members,
 )
@@ -446,6 +447,21 @@ def test_aiming() -> None:
         plan_aim(pairs(guest), "g", A, ME)
     with pytest.raises(FailedPrecondition):
         plan_aim(pairs(guest, lease=0), "g", C, ME)
+
+
+def test_limits_stay_in_the_record_whoever_has_the_guest() -> None:
+    limited = written(plan_limit(pairs(record(copies=1, required=["mb"])), "g", 4096, 0, ME))
+    assert limited.limits == (4096, 0)
+    assert plan_limit(pairs(limited), "g", 4096, 0, ME) is None
+    with pytest.raises(FailedPrecondition):
+        plan_limit(pairs(limited, lease=0), "g", 0, 0, ME)
+    elsewhere = failover.appointed(failover.raised(limited), B, 7)
+    begun = plan_register(
+        Seen(pairs(elsewhere).guest, None, None, 9),
+        Guest(guest_id="g", name="bank", epoch=5),
+        Holder("b", "mb", lease=8),
+    )
+    assert written(begun).limits == (4096, 0)
 
 
 def test_handing_over() -> None:

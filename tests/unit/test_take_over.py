@@ -16,16 +16,16 @@ from everram.runtime.contracts import common_pb2 as pb
 from everram.runtime.contracts import hypervisor_pb2 as hv
 from everram.runtime.contracts import replicator_pb2 as rp
 from everram.runtime.contracts.availability_contract import AvailabilityActor
-from everram.runtime.contracts.availability_pb2 import GuestKey, ReachedGuest, Registration
+from everram.runtime.contracts.availability_pb2 import GuestKey, GuestLimits, ReachedGuest, Registration
 from everram.runtime.contracts.hypervisor_contract import HypervisorRef
 from everram.runtime.contracts.memory_scheduler_contract import MemorySchedulerActor
-from everram.runtime.contracts.memory_scheduler_pb2 import GuestMemoryKeys
+from everram.runtime.contracts.memory_scheduler_pb2 import GuestMemory, GuestMemoryKeys, MemoryGrant
 from everram.runtime.contracts.nvm_device_contract import NVM_DEVICE, NvmDeviceRef
 from everram.runtime.contracts.nvm_device_pb2 import CreateRegionsRequest, GrowRequest, RegionFilter, RegionName
 from everram.runtime.contracts.replicator_contract import ReplicatorActor
 from everram.runtime.contracts.vmemfs_contract import VMEMFS, VMemFSRef
 from everram.runtime.environment import Environment, GuestLaunch, GuestProcess, MachineEvent
-from everram.runtime.errors import NotFound, Unavailable
+from everram.runtime.errors import NotFound, ResourceExhausted, Unavailable
 from everram.runtime.log.record import RecordFlags, RecordType, Store, pack_stores
 from everram.runtime.log.ring import MIN_CAPACITY_BYTES, Ring
 from everram.runtime.log.writer import LogWriter
@@ -119,8 +119,17 @@ class Copies(ReplicatorActor):
         return pb.Empty()
 
 
-class NoMemory(MemorySchedulerActor):
-    """Guests here have no volatile memory of their own."""
+class Scheduler(MemorySchedulerActor):
+    """Of guests' volatile memory, which most guests here do not have."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+
+    def prepare(self, request: GuestMemory) -> MemoryGrant:
+        if self._host.memory_is_full:
+            raise ResourceExhausted("it would only page")
+        self._host.prepared.append(request)
+        return MemoryGrant(memory="m", memory_bytes=request.memory_bytes, classes="c", classes_bytes=4096)
 
     def retain(self, request: GuestMemoryKeys) -> pb.Empty:
         return pb.Empty()
@@ -128,7 +137,8 @@ class NoMemory(MemorySchedulerActor):
 
 class Directory(AvailabilityActor):
     def reached(self, request: GuestKey) -> ReachedGuest:
-        return ReachedGuest(guest_id=request.guest_id, epoch=10)
+        limits = GuestLimits(guest_id=request.guest_id, min_bytes=4096, max_bytes=MIB // 2)
+        return ReachedGuest(guest_id=request.guest_id, epoch=10, limits=limits)
 
     def register(self, request: Registration) -> pb.Empty:
         return pb.Empty()
@@ -146,6 +156,8 @@ class Host:
         self.copy: rp.HandedOver | None = None
         self.released: list[str] = []
         self.release_fails = False
+        self.memory_is_full = False
+        self.prepared: list[GuestMemory] = []
         self.lives = 0
 
     async def start(self) -> None:
@@ -160,7 +172,7 @@ class Host:
         node.add(lambda: NvmDevice(64 * MIB, 64 * MIB), after=(VMEMFS,))
         node.add(lambda: Copies(self))
         node.add(Directory)
-        node.add(NoMemory)
+        node.add(lambda: Scheduler(self))
         node.add(lambda: Hypervisor("h1"), after=(NVM_DEVICE,))
         await node.start()
 
@@ -168,13 +180,14 @@ class Host:
     def hypervisor(self) -> HypervisorRef:
         return self.node.ref(HypervisorRef)
 
-    async def keep_copy(self, copy_id: str, epoch: int, lsn: int, content: bytes) -> None:
+    async def keep_copy(self, copy_id: str, epoch: int, lsn: int, content: bytes, memory_bytes: int = 0) -> None:
         made = await self.node.ref(NvmDeviceRef).create_regions(
             CreateRegionsRequest(guest_id=GUEST_ID, copy_id=copy_id, regions=[REGION])
         )
         self.memory.open(made.regions[0].arena).write(0, content)
         guest = pb.Guest(guest_id=GUEST_ID, name="bank", epoch=epoch, regions=made.regions)
         guest.spec.CopyFrom(pb.GuestSpec(name="bank", copies=1, argv=[b"x"], log_bytes=MIN_CAPACITY_BYTES))
+        guest.spec.memory_bytes, guest.spec.memory_min_bytes = memory_bytes, memory_bytes
         self.copy = rp.HandedOver(guest=guest, epoch=epoch, lsn=lsn, copy_id=copy_id)
 
     async def leave_old_primary(self, epoch: int, content: bytes) -> None:
@@ -218,6 +231,19 @@ async def test_a_copy_becomes_the_guest(host: Host) -> None:
     assert (ring.epoch_start, ring.tail, ring.required()) == (800, 800, [])
     assert await host.hypervisor.take_over(TAKE) == taken, "asking again is no error"
     assert len(host.computer.launches) == 1
+
+
+async def test_a_copy_waits_for_memory_and_has_the_limits_that_were_set(host: Host) -> None:
+    await host.keep_copy("c1", 7, 800, b"new", memory_bytes=MIB)
+    host.memory_is_full = True
+    with pytest.raises(Unavailable, match="it waits for memory: it would only page"):
+        await host.hypervisor.take_over(TAKE)
+    waiting = await host.hypervisor.inspect(hv.GuestName(guest=GUEST_ID))
+    assert (waiting.state, waiting.reason) == (pb.RESTARTING, "it waits for memory: it would only page")
+    host.memory_is_full = False
+    assert (await host.hypervisor.take_over(TAKE)).epoch == 11, "no epoch was begun without memory"
+    (wish,) = host.prepared
+    assert (wish.min_bytes, wish.max_bytes, wish.limits_set, wish.again) == (4096, MIB // 2, True, True)
 
 
 async def test_what_was_chosen_is_the_copy_and_not_an_old_primarys_memory(host: Host) -> None:
