@@ -24,7 +24,7 @@ A region of which nobody sees the stores (a guest without userfaultfd, a copy th
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -69,6 +69,10 @@ class DirtyCap:
         self._opened: dict[str, int] = {}
         self._unwatched: set[str] = set()
         """Those of them that are exposed only because nobody could see the next store to them."""
+        self._taken: deque[tuple[str, int, int, float]] = deque()
+        """(region, first page, count, since when) of pages that were dirty when their region was taken up, and belong
+        before all others: they are queued when their turn comes, since of a large region that would take a host so long
+        that its machine took it for hung."""
         self._cold: OrderedDict[PageKey, float] = OrderedDict()
         self._hot: OrderedDict[PageKey, float] = OrderedDict()
         self._flushed: OrderedDict[PageKey, None] = OrderedDict()
@@ -125,6 +129,7 @@ class DirtyCap:
         self.regions.clear()
         for queue in (self._cold, self._hot, self._flushed):
             queue.clear()
+        self._taken.clear()
         self._due_s.clear()
         self.dirty_pages = 0
 
@@ -178,9 +183,21 @@ class DirtyCap:
         self.next_number = max(self.next_number, table.number + 1)
         for first, count in table.runs():
             table.fill(first, count, DIRTY)
-            now_s = self._now_s()
-            self._cold.update(((table.name, page), now_s) for page in range(first, first + count))
+            self._taken.append((table.name, first, count, self._now_s()))
             self._count(count)
+
+    def _queue_taken(self, pages_max: int) -> None:
+        """The next of them, in front of the others."""
+        next_ones: list[tuple[PageKey, float]] = []
+        while self._taken and len(next_ones) < pages_max:
+            name, first, count, since_s = self._taken.popleft()
+            now = min(count, pages_max - len(next_ones))
+            next_ones += (((name, page), since_s) for page in range(first, first + now))
+            if now < count:
+                self._taken.appendleft((name, first + now, count - now, since_s))
+        for key, since_s in reversed(next_ones):
+            self._cold[key] = since_s
+            self._cold.move_to_end(key, last=False)
 
     def _drop(self, region: Region) -> None:
         assert self.book is not None
@@ -189,6 +206,8 @@ class DirtyCap:
         for queue in (self._cold, self._hot, self._flushed, self._due_s):
             for key in [key for key in queue if key[0] == name]:
                 del queue[key]
+        if any(run[0] == name for run in self._taken):
+            self._taken = deque(run for run in self._taken if run[0] != name)
         del self.regions[name]
         self.book.remove(region.table)
 
@@ -298,12 +317,16 @@ class DirtyCap:
 
     def _has_old(self) -> bool:
         before_s = self._now_s() - PATIENT_S
+        if self._taken and self._taken[0][-1] < before_s:
+            return True
         return any(next(iter(queue.values()), before_s) < before_s for queue in (self._cold, self._hot))
 
     def choose(self, pages_max: int) -> list[PageKey]:
         """Pages to flush now, sorted; none when enough is clean."""
         wanted = min(pages_max, max(0, self.dirty_pages - int(FLUSH_TO * self.target_pages)))
         chosen: list[PageKey] = []
+        if wanted or self._has_old():
+            self._queue_taken(pages_max)
         keep_cold = int(COLD_PART * len(self._cold) + COLD_PART * len(self._hot))
         while len(chosen) < wanted and (self._cold or self._hot):
             from_cold = len(self._cold) > keep_cold or not self._hot

@@ -176,6 +176,27 @@ def test_a_successor_goes_on_with_the_book_and_counts_what_was_under_way() -> No
     assert not later.is_settled(A, 0)
 
 
+def test_what_a_successor_finds_dirty_is_flushed_first_and_in_its_order() -> None:
+    bench = Bench(target=2 * PAGES)
+    bench.dirty(*range(PAGES))
+    bench.cap = bench.new_cap(DirtyBook.open(bench.mapping), target=PAGES // 2)
+    assert bench.cap.dirty_pages == PAGES
+    assert not bench.cap.admit(B, 3)
+    bench.cap.target_pages = PAGES + 1
+    assert bench.cap.admit(B, 3, patient=False)
+    bench.cap.target_pages = PAGES // 2
+    assert [bench.flush(64) for _ in range(2)] == [list(range(64)), list(range(64, 128))]
+    bench.cap.target_pages = 2 * PAGES
+    assert not bench.cap.wants_flush()
+    bench.now_s += PATIENT_S + 1
+    assert bench.cap.wants_flush(), "what was found is old by now"
+    assert len(bench.flush(500)) == 500
+    bench.make(A)
+    bench.cap.sync()
+    assert bench.cap.dirty_pages == 1
+    assert bench.cap.choose(500) == [(B, 3)], "nothing is left of a region that is no more"
+
+
 def test_a_region_of_the_same_name_is_another_one() -> None:
     bench = Bench()
     bench.dirty(1, 2, 3)
