@@ -189,10 +189,11 @@ class MachineCore:
             host.starved_ns += starved_ns
             host.deadline_ns = now_ns + starved_ns
         else:
+            said = "has not ended in time" if host.state == "stopping" else f"is {host.state} and says nothing"
             host.deadline_ns = None
             if host.state != "stopping":
                 host.state = "hung"
-            self.effects.append(KillHost())
+            self.effects.append(KillHost(f"the host {said}"))
 
     def _starved_ns(self) -> int:
         """How much of its silence was not the host's own, and has not been put to its account yet: a busy computer

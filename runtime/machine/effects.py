@@ -5,7 +5,7 @@ Each effect says which event of the core reports what came of it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from everram.runtime.errors import EverramError
 
@@ -69,6 +69,9 @@ class StartHost:
 @dataclass(frozen=True, slots=True)
 class KillHost:
     """SIGKILL."""
+
+    why: str = field(default="", compare=False)
+    """For the log."""
 
 
 @dataclass(frozen=True, slots=True)

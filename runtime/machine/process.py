@@ -46,7 +46,6 @@ from everram.runtime.machine.tree import (
     descendants,
     guest_processes,
     processes,
-    read_process,
     send_signal,
     waited_ns,
 )
@@ -157,10 +156,9 @@ class MachineProcess:
         match effect:
             case e.StartHost(incarnation):
                 self._start_host(incarnation)
-            case e.KillHost():
-                if self.core.host.state == "hung":
-                    state = process.state if (process := read_process(self.host_pid)) is not None else "gone"
-                    self.loop.log(f"the host says nothing: process {self.host_pid}, state {state}, is killed")
+            case e.KillHost(why):
+                if why:
+                    self.loop.log(f"process {self.host_pid} is killed: {why}")
                 self._signal_host(signal.SIGKILL)
             case e.HangHost():
                 self._signal_host(signal.SIGSTOP)

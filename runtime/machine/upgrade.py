@@ -199,7 +199,7 @@ class Upgrade:
             self._end(Unavailable("the new host software said nothing for too long; the host serves as before"), True)
         elif self.step == "handing":
             self.deadline_ns = None
-            self._core.effects.append(KillHost())
+            self._core.effects.append(KillHost("the host has not handed over in time"))
         elif self.step == "stopping":
             self._pass_memory(now_ns)
 

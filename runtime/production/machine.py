@@ -213,7 +213,7 @@ class SystemMachine:
         await self._taken
         os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
         if os.geteuid() == 0:
-            os.setpriority(os.PRIO_PROCESS, 0, 0)
+            os.setpriority(os.PRIO_PROCESS, 0, os.getpriority(os.PRIO_PROCESS, os.getppid()))
 
     async def ingested(self) -> None:
         await self._ask("ingested", {})
