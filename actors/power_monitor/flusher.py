@@ -106,6 +106,8 @@ class Flusher:
         self._marked: tuple[SegmentRef, ...] = ()
         """What the marker on storage names, whether it lies under what is flushed or not."""
         self._holdings = Holdings()
+        self._windows: dict[str, tuple[int, memoryview]] = {}
+        """Of regions that were flushed, by name, with the identity of their memory."""
         self._next_segment = 1
         self._resting = False
         """Whether everything was saved, and nobody has gone on since."""
@@ -260,6 +262,7 @@ class Flusher:
         async with self._one:
             await self._close_segment()
             self._own.clear()
+            self._windows.clear()
             self._distrust()
             self._cap.close()
             if self._writers is not None:
@@ -337,9 +340,9 @@ class Flusher:
             cap.failed(chosen)
             await self._give_up_segment()
             raise
-        for name, page in protected:
+        for name, pages in _by_region(protected):
             if name in cap.regions:
-                self._holdings.put(segment.number, cap.regions[name].table.number, page, 1)
+                self._holdings.put_each(segment.number, cap.regions[name].table.number, pages)
         self.flushed_pages += len(cap.flushed(protected))
         cap.failed(chosen)
         if self._writers is not None:
@@ -359,8 +362,19 @@ class Flusher:
         region = self._cap.regions.get(name)
         if region is None:
             return
-        for first, count in runs_of(pages):
-            await self._add_run(segment, region.table.number, region.memory, first, count)
+        if is_lacking(region.memory):
+            for first, count in runs_of(pages):
+                await self._add_run(segment, region.table.number, region.memory, first, count)
+        else:
+            await segment.add_scattered(region.table.number, runs_of(pages), self._window(name, region.memory))
+
+    def _window(self, name: str, memory: MemoryObject) -> memoryview:
+        """Kept from one flush to the next: a page that is dirty again is mapped already. Whoever stores to it meanwhile
+        makes it dirty again, so that what was read of it does not count."""
+        known = self._windows.get(name)
+        if known is None or known[0] != memory.identity:
+            known = self._windows[name] = memory.identity, memory.window()
+        return known[1]
 
     async def _add_run(self, segment: SegmentWriter, number: int, memory: MemoryObject, first: int, count: int) -> None:
         """Holes are read as zeros: to ask where they are takes the kernel as long as the rest of the region is."""
@@ -415,6 +429,8 @@ class Flusher:
                 return
             self._cap.sync()
             self._holdings.keep({region.table.number for region in self._cap.regions.values()})
+            for gone in self._windows.keys() - self._cap.regions.keys():
+                del self._windows[gone]  # which would keep its memory
             for ref in [ref for ref in self._own if not self._holdings.live(ref.number)]:
                 self._own.remove(ref)
                 await remove_segment(self._disk, ref.number)

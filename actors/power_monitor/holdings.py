@@ -34,6 +34,18 @@ class Holdings:
             held[at] = segment
         live[segment] = live.get(segment, 0) + count
 
+    def put_each(self, segment: int, number: int, pages: Collection[int]) -> None:
+        """`put` of many pages, one here and one there."""
+        held = self._segments.setdefault(number, array("Q"))
+        if len(held) <= (last := max(pages, default=-1)):
+            held.frombytes(bytes(8 * (last + 1 - len(held))))
+        live = self._live
+        for page in pages:
+            if held[page]:
+                live[held[page]] -= 1
+            held[page] = segment
+        live[segment] = live.get(segment, 0) + len(pages)
+
     def paint(self, index: SegmentIndex, numbers: Collection[int]) -> None:
         """What a segment's index says of these objects; in the order of the segments."""
         for batch in index.batches:

@@ -9,14 +9,17 @@
     cap.flushed(chosen)
 
 A page is charged before it may be stored to, and until what it holds is durable, so at no instant there is more to be
-saved than was charged. Two thresholds: from THROTTLE_FROM of the cap on each new page costs its writer a delay that
-grows towards the cap, and at the cap it waits until something was flushed. Flushing begins at FLUSH_FROM, so that
-whoever writes no more than the disk takes never meets either. When the cap is lowered below what is charged, nothing is
-admitted until that is drained.
+saved than was charged. Two thresholds: near the cap each new page costs its writer a delay that grows towards it, and
+at the cap it waits until something was flushed. Flushing begins below both, so that whoever writes no more than the
+disk takes never meets either: by as much as has lately become dirty during a flush, twice over, because what is kept
+free costs whoever stores here and there a fault for each page that is not dirty for it. When the cap is lowered below
+what is charged, nothing is admitted until that is drained.
 
-Which page is flushed: one that was charged for the first time before one that has come back. A page that is stored to
-again soon after it was flushed costs its writer a fault each time, so such pages are flushed last (2Q, Johnson and
-Shasha 1994; how often a page is stored to between two faults nobody sees).
+Which page is flushed: the one that will be stored to again last, as far as one can tell. How often a dirty page is
+stored to nobody sees, but when a page comes back after it was flushed is a fault: the time that it was away, averaged
+over its returns, sorts it into a queue, by powers of two. The queue of the longest times is flushed first, before all
+others pages that never came back, and of a queue the page that was charged first. A page that was hot and is no more
+is flushed when it is old (PATIENT_S), and sorted anew.
 
 A region of which nobody sees the stores (a guest without userfaultfd, a copy that its primary is still writing into) is
 *exposed*: it is not tracked, and whoever sets the cap counts all of it.
@@ -24,9 +27,12 @@ A region of which nobody sees the stores (a guest without userfaultfd, a copy th
 
 from __future__ import annotations
 
+import operator
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
 
 from everram.runtime.environment import Memory, MemoryObject
 from everram.runtime.errors import NotFound, ResourceExhausted, Unavailable
@@ -34,17 +40,26 @@ from everram.runtime.formats.dirty_book import CLEAN, DIRTY, FLUSHING, DirtyBook
 from everram.runtime.memory.contract import PAGE_BYTES
 
 TRACKED_PREFIX = "region."
-FLUSH_FROM, FLUSH_TO = 0.8, 0.75
-"""Of the cap."""
-THROTTLE_FROM = 0.9
+ROOM_LEAST, ROOM_MOST = 0.05, 0.2
+"""Of the cap: how far below it flushing begins. Writers are slowed from the middle of that on."""
+ROOM_DECAY = 0.97
+"""With each flush, while less than that is needed."""
+FLUSH_PART = 0.05
+"""Of the cap: as much is flushed then."""
 DELAY_MAX_S = 0.005
 """Of one page, just below the cap."""
 PATIENT_S = 10.0
 """Even far below the cap a page is flushed when it has been dirty for so long: a save is then shorter."""
-COLD_PART = 0.25
-"""Of what is dirty: pages charged for the first time get no less, or none would ever be seen to come back."""
+LATEST = 0.3
+"""Weight of a page's last time away in its average."""
+NEVER = 64
+"""Number of the queue of pages that have not come back yet."""
+REMEMBERED = 4
+"""For as many pages as four times the cap it is known when they were flushed, or as a small cap would have it."""
+REMEMBERED_LEAST = 1024
 
 PageKey = tuple[str, int]
+_NAME_OF = operator.itemgetter(0)
 
 
 @dataclass(slots=True)
@@ -73,10 +88,13 @@ class DirtyCap:
         """(region, first page, count, since when) of pages that were dirty when their region was taken up, and belong
         before all others: they are queued when their turn comes, since of a large region that would take a host so long
         that its machine took it for hung."""
-        self._cold: OrderedDict[PageKey, float] = OrderedDict()
-        self._hot: OrderedDict[PageKey, float] = OrderedDict()
-        self._flushed: OrderedDict[PageKey, None] = OrderedDict()
-        """That were flushed last, and are clean."""
+        self._queues: dict[int, OrderedDict[PageKey, float]] = {}
+        """Dirty pages that are not being flushed, and since when: by number of the queue, see `_queue`."""
+        self._usual_s: dict[PageKey, float] = {}
+        """How long dirty pages that have come back were away."""
+        self._flushed: OrderedDict[PageKey, tuple[float, float | None]] = OrderedDict()
+        """When pages that are clean were flushed, and how long they were away before that, if they had come back."""
+        self._room, self._arrived, self._arrived_before = ROOM_MOST, 0, 0
         self._due_s: dict[PageKey, float] = {}
         """Pages whose writers are being slowed."""
         self.next_number = 1
@@ -127,10 +145,9 @@ class DirtyCap:
         if book is not None:
             book.close()
         self.regions.clear()
-        for queue in (self._cold, self._hot, self._flushed):
-            queue.clear()
+        for known in (self._queues, self._usual_s, self._flushed, self._due_s):
+            known.clear()
         self._taken.clear()
-        self._due_s.clear()
         self.dirty_pages = 0
 
     def sync(self) -> None:
@@ -195,17 +212,19 @@ class DirtyCap:
             next_ones += (((name, page), since_s) for page in range(first, first + now))
             if now < count:
                 self._taken.appendleft((name, first + now, count - now, since_s))
+        queue = self._queue(None)
         for key, since_s in reversed(next_ones):
-            self._cold[key] = since_s
-            self._cold.move_to_end(key, last=False)
+            queue[key] = since_s
+            queue.move_to_end(key, last=False)
 
     def _drop(self, region: Region) -> None:
         assert self.book is not None
         name = region.table.name
         self.dirty_pages -= region.table.charged()
-        for queue in (self._cold, self._hot, self._flushed, self._due_s):
-            for key in [key for key in queue if key[0] == name]:
-                del queue[key]
+        known: list[dict[PageKey, Any]] = [*self._queues.values(), self._usual_s, self._flushed, self._due_s]
+        for each in known:
+            for key in [key for key in each if key[0] == name]:
+                del each[key]
         if any(run[0] == name for run in self._taken):
             self._taken = deque(run for run in self._taken if run[0] != name)
         del self.regions[name]
@@ -272,12 +291,12 @@ class DirtyCap:
         return True
 
     def _has_room(self, key: PageKey, patient: bool) -> bool:
-        if self.dirty_pages >= FLUSH_FROM * self.target_pages:
+        if self.dirty_pages >= (1 - self._room) * self.target_pages:
             self.on_pressure()
         if self.dirty_pages >= self.target_pages:
             self.waited += 1
             return False
-        threshold = THROTTLE_FROM * self.target_pages
+        threshold = (1 - self._room / 2) * self.target_pages
         if not patient or self.dirty_pages < threshold:
             return True
         now_s, due_s = self._now_s(), self._due_s.pop(key, None)
@@ -298,12 +317,30 @@ class DirtyCap:
             return
         table.set(page, DIRTY)
         self._due_s.pop(key, None)
+        now_s = self._now_s()
         if state == CLEAN:
             self._count(1)
-        if state == FLUSHING or self._flushed.pop(key, self) is None:
-            self._hot[key] = self._now_s()
+            self._arrived += 1
+            away = self._flushed.pop(key, None)
+            if away is not None:
+                flushed_s, usual_s = away
+                away_s = now_s - flushed_s
+                self._usual_s[key] = away_s if usual_s is None else usual_s + LATEST * (away_s - usual_s)
         else:
-            self._cold[key] = self._now_s()
+            self._usual_s[key] = 0.0  # it did not even stay away for its flush
+        self._queue(self._usual_s.get(key))[key] = now_s
+
+    def _queue(self, usual_s: float | None) -> OrderedDict[PageKey, float]:
+        """Of pages that are usually away for so long; None: that never came back."""
+        number = NEVER if usual_s is None else int(1000 * usual_s).bit_length()
+        queue = self._queues.get(number)
+        if queue is None:
+            queue = self._queues[number] = OrderedDict()
+        return queue
+
+    def _first_flushed(self) -> list[OrderedDict[PageKey, float]]:
+        """The queues in their order."""
+        return [self._queues[number] for number in sorted(self._queues, reverse=True)]
 
     def _count(self, pages: int) -> None:
         self.dirty_pages += pages
@@ -313,49 +350,58 @@ class DirtyCap:
 
     def wants_flush(self) -> bool:
         """Whether flushing should begin, or go on."""
-        return self.dirty_pages > FLUSH_FROM * self.target_pages or self._has_old()
+        return self.dirty_pages > (1 - self._room) * self.target_pages or self._has_old()
 
     def _has_old(self) -> bool:
         before_s = self._now_s() - PATIENT_S
         if self._taken and self._taken[0][-1] < before_s:
             return True
-        return any(next(iter(queue.values()), before_s) < before_s for queue in (self._cold, self._hot))
+        return any(next(iter(queue.values()), before_s) < before_s for queue in self._queues.values())
 
     def choose(self, pages_max: int) -> list[PageKey]:
         """Pages to flush now, sorted; none when enough is clean."""
-        wanted = min(pages_max, max(0, self.dirty_pages - int(FLUSH_TO * self.target_pages)))
+        kept = int((1 - self._room - FLUSH_PART) * self.target_pages)
+        wanted = min(pages_max, max(0, self.dirty_pages - kept))
         chosen: list[PageKey] = []
         if wanted or self._has_old():
             self._queue_taken(pages_max)
-        keep_cold = int(COLD_PART * len(self._cold) + COLD_PART * len(self._hot))
-        while len(chosen) < wanted and (self._cold or self._hot):
-            from_cold = len(self._cold) > keep_cold or not self._hot
-            key, _ = (self._cold if from_cold else self._hot).popitem(last=False)
-            chosen.append(key)
+        queues = self._first_flushed()
+        for queue in queues:
+            while queue and len(chosen) < wanted:
+                chosen.append(queue.popitem(last=False)[0])
         before_s = self._now_s() - PATIENT_S
-        for queue in (self._cold, self._hot):
+        for queue in queues:
             while len(chosen) < pages_max and next(iter(queue.values()), before_s) < before_s:
                 chosen.append(queue.popitem(last=False)[0])
+        self._arrived_before = self._arrived
         return sorted(chosen)
 
     def flushing(self, chosen: Iterable[PageKey]) -> None:
         """They are protected, and are read from now on: whoever stores to one makes it dirty again."""
-        for name, page in chosen:
-            self.regions[name].table.set(page, FLUSHING)
+        for name, keys in groupby(chosen, key=_NAME_OF):
+            put = self.regions[name].table.set
+            for _, page in keys:
+                put(page, FLUSHING)
 
     def flushed(self, chosen: Iterable[PageKey]) -> list[PageKey]:
         """What was read of them is durable; those that are clean now."""
         clean: list[PageKey] = []
-        for key in chosen:
-            region = self.regions.get(key[0])
-            if region is None or region.table.get(key[1]) != FLUSHING:
-                continue  # of a region that is no more, or stored to meanwhile
-            region.table.set(key[1], CLEAN)
-            self.dirty_pages -= 1
-            self._flushed[key] = None
-            clean.append(key)
-        while len(self._flushed) > max(1024, self.target_pages):
+        now_s = self._now_s()
+        for name, keys in groupby(chosen, key=_NAME_OF):
+            region = self.regions.get(name)
+            if region is None:
+                continue
+            state, put = region.table.get, region.table.set
+            for key in keys:
+                if state(key[1]) == FLUSHING:  # or it was stored to meanwhile
+                    put(key[1], CLEAN)
+                    self._flushed[key] = now_s, self._usual_s.pop(key, None)
+                    clean.append(key)
+        self.dirty_pages -= len(clean)
+        while len(self._flushed) > max(REMEMBERED_LEAST, REMEMBERED * self.target_pages):
             self._flushed.popitem(last=False)
+        needed = 2 * (self._arrived - self._arrived_before) / max(1, self.target_pages)
+        self._room = min(ROOM_MOST, max(ROOM_LEAST, needed, ROOM_DECAY * self._room))
         return clean
 
     def failed(self, chosen: Iterable[PageKey]) -> None:
@@ -365,8 +411,7 @@ class DirtyCap:
             if region is None or region.table.get(key[1]) == CLEAN:
                 continue
             region.table.set(key[1], DIRTY)
-            if key not in self._hot:
-                self._cold[key] = self._now_s()
+            self._queue(self._usual_s.get(key)).setdefault(key, self._now_s())
 
     def doubt(self, name: str, pages: Iterable[int]) -> int:
         """Nothing durable has what these hold, whatever the book says. How many were called clean."""

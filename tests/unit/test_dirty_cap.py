@@ -324,3 +324,42 @@ def test_a_spoiled_book_is_not_believed() -> None:
     DirtyBook.spoil(bench.mapping)
     with pytest.raises(DataLoss):
         DirtyBook.open(bench.mapping)
+
+
+def test_pages_that_come_back_soonest_are_flushed_last() -> None:
+    bench = Bench()
+    soon, late, never = range(20), range(100, 120), range(500, 545)
+    bench.dirty(*soon, *late)
+    bench.now_s += PATIENT_S + 1
+    assert len(bench.flush()) == 40
+    bench.dirty(*soon)
+    bench.now_s += 1.0
+    bench.dirty(*late, *never)
+    assert set(bench.flush()) < set(never)
+    bench.cap.target_pages = 26
+    flushed = bench.flush()
+    assert set(late) < set(flushed)
+    assert len(set(soon) & set(flushed)) <= 2
+
+
+def test_the_room_below_the_cap_follows_what_becomes_dirty_during_a_flush() -> None:
+    bench = Bench(target=200)
+
+    def filled() -> int:
+        while not bench.cap.wants_flush():
+            bench.dirty(next(page for page in range(PAGES) if not bench.cap.is_settled(A, page)))
+        return bench.cap.dirty_pages
+
+    levels = []
+    for _ in range(60):
+        levels.append(filled())
+        bench.flush()
+    assert (levels[0], levels[-1]) == (161, 191)
+    filled()
+    chosen = bench.cap.choose(1000)
+    bench.cap.flushing(chosen)
+    for page in range(700, 712):
+        assert bench.cap.admit(A, page, patient=False) or bench.cap.dirty_pages == 200
+    bench.cap.flushed(chosen)
+    bench.flush()
+    assert filled() < 186, "as much again must have room next time, and more"
