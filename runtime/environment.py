@@ -179,9 +179,9 @@ class MemoryObject(Protocol):
         what nobody changes meanwhile: a change may or may not be seen."""
 
     def window(self) -> memoryview:
-        """The whole object to be read where it lies, as long as somebody has it; what is not present appears when it is
-        looked at, so what is absent has to be brought before. Not for a resizable object. For what nobody changes
-        meanwhile, like `view`."""
+        """The whole object to be read where it lies, at any time and as it is then, as long as somebody has it; what is
+        not present appears when it is looked at, so what is absent has to be brought before. Not for a resizable
+        object. What somebody stores while it is read may or may not be seen."""
 
     def write(self, offset: int, data: bytes | memoryview) -> None: ...
 

@@ -265,7 +265,7 @@ class SimulatedObject:
         return memoryview(self.read(offset, length))
 
     def window(self) -> memoryview:
-        return self.view(0, self.size_bytes)
+        return memoryview(self._bytes.content).toreadonly()
 
     def write(self, offset: int, data: bytes | memoryview) -> None:
         if self._gate is not None:
