@@ -15,6 +15,9 @@ looks at all of them before anything else. Each cut is of one machine or of all,
 What is counted: `complete` (of the cuts: reports that say saved, or that the mains were back in time), `lost` (of what
 was committed, where they are), `lost_promised` (of what `wait_replicated` returned for), `wrong` (pages that hold what
 they must not, torn transactions, numbers that nobody has written). The last three must be 0.
+
+`--simulated N` plays N seeds of the same in the simulation instead (`tests/power_losses.py`), where batteries also die
+early, and every instant is as likely as any other.
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.footprint import EVERRAM, everram
+from tests.power_losses import play
 
 CUTS = 20
 HOSTS = ("h1", "h2", "h3")
@@ -82,10 +86,13 @@ while True:
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cuts", type=int, default=CUTS, metavar="N", help=f"how many ({CUTS})")
     parser.add_argument("--seed", type=int, default=1, help="draws kinds, victims and instants")
+    parser.add_argument("--simulated", type=int, default=0, metavar="N", help="seeds of the simulation instead")
     parser.add_argument("--folder", type=Path, default=None, help="for the cluster (default: a temporary one)")
 
 
-def run(cuts: int = CUTS, seed: int = 1, folder: Path | None = None) -> dict[str, Any]:
+def run(cuts: int = CUTS, seed: int = 1, simulated: int = 0, folder: Path | None = None) -> dict[str, Any]:
+    if simulated:
+        return in_simulation(range(seed, seed + simulated))
     with tempfile.TemporaryDirectory(prefix="everram-benchmark-", dir=folder) as place:
         state = Path(place) / "cluster"
         sizes = ("--nvm", "160MiB", "--memory", "512MiB", "--dirty-cap", "4MiB")
@@ -94,6 +101,19 @@ def run(cuts: int = CUTS, seed: int = 1, folder: Path | None = None) -> dict[str
             return Cuts(state, seed).run(cuts)
         finally:
             everram("down", "--discard", dir=state)
+
+
+def in_simulation(seeds: range) -> dict[str, Any]:
+    failed: dict[int, str] = {}
+    cuts = beginnings = 0
+    for seed in seeds:
+        try:
+            played = play(seed)
+        except AssertionError as error:
+            failed[seed] = str(error)
+        else:
+            cuts, beginnings = cuts + played.cuts, beginnings + len(played.count.recovered)
+    return {"failed": len(failed), "seeds": len(seeds), "cuts": cuts, "beginnings": beginnings, "trouble": failed}
 
 
 @dataclass

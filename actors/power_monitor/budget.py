@@ -5,8 +5,8 @@
     budget.log_bytes             # how much log may be outstanding, of all guests together
 
 The battery's seconds are spent in this order: guests are stopped and the marker is written (OVERHEAD_S), the log's rest
-is shipped, the memory is saved. Of all that only SAFETY is counted on: a battery ages, and a disk may be slower than
-it was when it was measured.
+is shipped, what a lazy restore has left in its image is read if it has to be saved again, the memory is saved. Of all
+that only SAFETY is counted on: a battery ages, and a disk may be slower than it was when it was measured.
 
 Memory of three kinds. *Full*: whatever is not tracked is counted as it is, because nobody knows what of it changes:
 metadata, logs, files, regions that somebody stores to unseen. *Tracked*: regions, of which as much may be dirty as is
@@ -17,6 +17,7 @@ and the budget says that it is not *covered*.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 SAFETY = 0.7
@@ -37,6 +38,8 @@ class Memory:
     tracked_bytes: int
     logs_bytes: int = 0
     """Rings of guests that have copies elsewhere; part of `full_bytes`, too."""
+    absent_bytes: int = 0
+    """Still in an image, and to be read before anything is saved."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +67,7 @@ class Energy:
     battery_s: float
     save_bytes_per_s: float
     link_bytes_per_s: float
+    read_bytes_per_s: float = math.inf
 
     def budget(self, memory: Memory, *, cap_bytes_max: int | None = None, tracking: bool = False) -> Budget:
         """`cap_bytes_max`: what a person has set. `tracking`: whether there is a cap already."""
@@ -71,7 +75,8 @@ class Energy:
         log_bytes = int(DRAIN_PART * counted_s * self.link_bytes_per_s)
         limited = memory.logs_bytes > log_bytes
         drain_s = min(memory.logs_bytes, log_bytes) / self.link_bytes_per_s
-        save_bytes = int((counted_s - drain_s) * self.save_bytes_per_s)
+        read_s = memory.absent_bytes / self.read_bytes_per_s
+        save_bytes = int(max(0.0, counted_s - drain_s - read_s) * self.save_bytes_per_s)
         left = save_bytes - memory.full_bytes
         covered = left >= min(LEAST_CAP_BYTES, memory.tracked_bytes)
         enough = left >= memory.tracked_bytes * (RESUME_FACTOR if tracking else 1.0)

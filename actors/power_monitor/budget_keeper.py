@@ -8,6 +8,10 @@ limits accordingly.
 
 While everything may be dirty nothing is tracked, and nobody pays for it. When that changes, at a look every LOOK_S,
 tracking begins with everything dirty and is drained. How fast the storage is, is measured only where that could matter.
+
+While an image is read behind its guests (`absent_bytes`), what they store is tracked whatever the battery: what nobody
+has stored to is in that image, and need not be read in order to be saved again. Where that cannot be tracked, the time
+to read it is counted.
 """
 
 from __future__ import annotations
@@ -34,6 +38,8 @@ SAVE_BYTES_PER_S = 50e6
 """Believed of a storage that was not measured: a slow disk."""
 FASTEST_BYTES_PER_S = 20e9
 """No storage is faster: what would not be enough with it need not be measured."""
+READ_BYTES_PER_S = 25e6
+"""Believed of a restore, until it was seen how fast it is."""
 LINK_BYTES_PER_S = 100e6
 """Believed of a link; a drain over shared memory or loopback is ten times as fast."""
 SAMPLE = "power/sample"
@@ -51,9 +57,14 @@ class BudgetKeeper:
         writers: Writers | None,
         battery_s: Callable[[], float],
         cap_bytes_max: int,
+        absent_bytes: Callable[[], int] = lambda: 0,
     ) -> None:
         """`writers`: who traps guests' stores; None where nobody can: then nothing is tracked. `battery_s`: how long
-        the battery would last now. `cap_bytes_max`: a lower cap, which a person has set; 0: none."""
+        the battery would last now. `cap_bytes_max`: a lower cap, which a person has set; 0: none. `absent_bytes`: what
+        a restore has not read yet."""
+        self._absent_bytes = absent_bytes
+        self._absent_before, self._looked_s = 0, 0.0
+        self._read_bytes_per_s = READ_BYTES_PER_S
         self._context, self._environment = context, context.environment
         self._cap, self._writers = cap, writers
         self._battery_s = battery_s
@@ -75,7 +86,8 @@ class BudgetKeeper:
         self._look()
         if self._writers is None and kept:
             await self._environment.memory.remove(BOOK_NAME)  # nobody sees stores now
-        if self._writers is not None and (kept or self.budget.tracks or self._cap_bytes_max):
+        restoring = restored is not None and self._absent_bytes() > 0
+        if self._writers is not None and (kept or restoring or self.budget.tracks or self._cap_bytes_max):
             await self._track(restored)
             self._look()
 
@@ -89,7 +101,7 @@ class BudgetKeeper:
                 self._look()
                 if self.budget.tracks and not self._cap.active and self._writers is not None:
                     await self._track(None)
-                elif self._cap.active and not self.budget.tracks and not self._cap_bytes_max:
+                elif self._cap.active and not (self.budget.tracks or self._cap_bytes_max or self._absent_bytes()):
                     await self._untrack()
                 self._look()
             except EverramError as error:
@@ -193,16 +205,30 @@ class BudgetKeeper:
 
     @property
     def energy(self) -> Energy:
-        return Energy(self._battery_s(), self.save_bytes_per_s, LINK_BYTES_PER_S)
+        return Energy(self._battery_s(), self.save_bytes_per_s, LINK_BYTES_PER_S, self._read_bytes_per_s)
 
     def _look(self) -> None:
+        self._see_reading()
         self.memory = self._what_there_is()
-        self.budget = self.energy.budget(self.memory, cap_bytes_max=self._cap_bytes_max, tracking=self._cap.active)
+        tracking = self._cap.active and self.budget.tracks
+        self.budget = self.energy.budget(self.memory, cap_bytes_max=self._cap_bytes_max, tracking=tracking)
         if self.budget.cap_bytes is not None:
             self._cap.target_pages = self.budget.cap_bytes // PAGE_BYTES
         else:  # it does not protect anything, or everything is covered: nobody is stopped
             self._cap.target_pages = self.memory.tracked_bytes // PAGE_BYTES + 1
         self._limit_logs()
+
+    def _see_reading(self) -> None:
+        """How fast a restore comes on, from one look to the next."""
+        absent = self._absent_bytes()
+        if not absent and not self._absent_before:
+            return
+        now_s = self._environment.clock.now_ns() / 1e9
+        passed_s = now_s - self._looked_s
+        if passed_s >= LOOK_S / 2:
+            if absent < self._absent_before:
+                self._read_bytes_per_s = (self._absent_before - absent) / passed_s
+            self._absent_before, self._looked_s = absent, now_s
 
     def _what_there_is(self) -> Memory:
         memory, full, tracked, logs = self._environment.memory, 0, 0, 0
@@ -216,7 +242,8 @@ class BudgetKeeper:
                 full += size_bytes
             if name.startswith(LOGS) and "@" not in name:
                 logs += size_bytes
-        return Memory(full, tracked, logs)
+        # What is clean is in the image that it has not been read from, so where stores are charged it is left there.
+        return Memory(full, tracked, logs, 0 if self._cap.active else self._absent_bytes())
 
     def _limit_logs(self) -> None:
         """In each ring of a guest of this host; the guest keeps to it by itself."""

@@ -23,16 +23,15 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Protocol
 
-from everram.actors.power_monitor.holdings import Holdings
+from everram.actors.power_monitor.segments import Segments
 from everram.runtime.actor import ActorContext
 from everram.runtime.environment import MemoryObject, Stretch
 from everram.runtime.errors import DataLoss, EverramError, NotFound
 from everram.runtime.formats.catalog import SavedObject
 from everram.runtime.formats.dirty_book import MEMORY_NAME, DirtyBook, book_bytes
 from everram.runtime.formats.image import Survey, examine
-from everram.runtime.formats.image_files import HEADER_BYTES, index_name, pages_name, remove_segment
 from everram.runtime.formats.image_writer import tidy, unneeded
-from everram.runtime.formats.segment import SegmentIndex, SegmentRef, SegmentWriter, parse_index
+from everram.runtime.formats.segment import SegmentIndex, SegmentRef, SegmentWriter
 from everram.runtime.memory.absent import is_lacking, read_what_is_left
 from everram.runtime.memory.contract import PAGE_BYTES
 from everram.runtime.memory.dirty_cap import DirtyCap, PageKey
@@ -46,10 +45,6 @@ TIMER_S = 0.001
 """What the host's loop can tell apart."""
 RETRY_S = 1.0
 """After storage did not take a flush."""
-SEGMENT_PAGES = 64 * 1024
-"""Then the next one is begun: 256 MiB."""
-GARBAGE_PART = 0.5
-"""Of all flushed segments together, before some are emptied."""
 
 
 class Writers(Protocol):
@@ -96,19 +91,9 @@ class Flusher:
         self._writers = writers
         self._one = asyncio.Lock()
         self._pressed = asyncio.Event()
-        self._memory_id = ""
-        self._base: list[SegmentRef] = []
-        """Segments that the marker on storage names."""
-        self._own: list[SegmentRef] = []
-        """Those that were flushed since, but for the one that is being written."""
-        self._segment: SegmentWriter | None = None
-        self._settled: SegmentRef | None = None
-        self._marked: tuple[SegmentRef, ...] = ()
-        """What the marker on storage names, whether it lies under what is flushed or not."""
-        self._holdings = Holdings()
+        self._segments = Segments(self._disk)
         self._windows: dict[str, tuple[int, memoryview]] = {}
         """Of regions that were flushed, by name, with the identity of their memory."""
-        self._next_segment = 1
         self._resting = False
         """Whether everything was saved, and nobody has gone on since."""
         self.trouble = ""
@@ -137,10 +122,8 @@ class Flusher:
                 raise
 
     async def _begin(self, memory_id: str, restored: Restored | None) -> None:
-        self._memory_id = memory_id
         survey = await examine(self._disk)
-        self._next_segment = survey.next_segment
-        self._marked = survey.marker.segments if survey.marker else ()
+        self._segments.survey(memory_id, survey)
         book = self._kept_book(survey)
         named: dict[int, SegmentRef] = {}
         own: list[int] = []
@@ -148,21 +131,28 @@ class Flusher:
         if book is not None:
             try:
                 named, own = _chain(book, survey)
-                indexes = await self._indexes(named, own)
+                indexes = await self._segments.indexes(named, own)
             except DataLoss as error:
                 self._context.log.warning("%s: everything counts as dirty", error.message)
                 book, restored = None, None
         if book is None:
             book = await self._new_book(survey, restored)
             named, own = _chain(book, survey)
-            indexes = await self._indexes(named, own)
-        for index in indexes:
-            for batch in index.batches:
-                self._cap.next_number = max((self._cap.next_number, *(one + 1 for one in batch.runs[::3])))
+            indexes = await self._segments.indexes(named, own)
+        self._pass_over_numbers(indexes)
         numbers = {saved.name: saved.number for saved in restored.objects} if restored else {}
         self._cap.open(book, numbers)
-        self._take_up(indexes, named)
+        self._segments.take_up(indexes, named, self._numbers())
         await self._doubt()
+
+    def _numbers(self) -> set[int]:
+        return {region.table.number for region in self._cap.regions.values()}
+
+    def _pass_over_numbers(self, indexes: Iterable[SegmentIndex]) -> None:
+        """No region made later gets one that stands for something in a segment."""
+        for index in indexes:
+            for batch in index.batches:
+                self._cap.next_number = max(self._cap.next_number, 1 + max(batch.runs[::3], default=0))
 
     async def _doubt(self) -> None:
         """What lay in a segment that is gone without a trace is dirty: it is called clean, no segment has it, and it is
@@ -175,7 +165,7 @@ class Flusher:
                 continue
             states = region.table.states()
             for first, end in _pieces(region.memory.extents()):
-                lacking = self._holdings.lacks(region.table.number, first, states[first:end])
+                lacking = self._segments.holdings.lacks(region.table.number, first, states[first:end])
                 if not lacking:
                     continue
                 await asyncio.sleep(0)
@@ -208,7 +198,7 @@ class Flusher:
         kept = await memory.create(MEMORY_NAME, book_bytes(memory.capacity_bytes // PAGE_BYTES))
         book = DirtyBook.format(kept.map())
         generation = survey.marker.generation if survey.marker else 0
-        book.begin(generation, restored is not None and restored.generation == generation, self._next_segment)
+        book.begin(generation, restored is not None and restored.generation == generation, self._segments.next_number)
         return book
 
     def _distrust(self) -> None:
@@ -218,50 +208,11 @@ class Flusher:
             DirtyBook.spoil(mapping)
             mapping.close()
 
-    async def _indexes(self, named: Mapping[int, SegmentRef], own: Iterable[int]) -> list[SegmentIndex]:
-        """Raises DataLoss if what was once in one cannot all be read: clean pages may be among that."""
-        indexes = []
-        for number in (*named, *own):
-            index = await self._index(number)
-            if index is not None and index.damage is not None and number not in named:
-                raise index.damage
-            if number in named and (index is None or index.ref() != named[number]):
-                raise DataLoss(f"segment {number} is not what the marker names")
-            if index is not None:
-                indexes.append(index)
-        return indexes
-
-    async def _index(self, number: int) -> SegmentIndex | None:
-        """None if it was begun, and nothing was ever flushed into it."""
-        try:
-            # What an earlier host wrote last may be in the system's cache only, and is named by the next marker.
-            for name in (pages_name(number), index_name(number)):
-                file = await self._disk.open(name)
-                try:
-                    await file.sync()
-                finally:
-                    await file.close()
-            content = await self._disk.read(index_name(number))
-        except NotFound:
-            return None
-        named = next((ref for ref in self._marked if ref.number == number), None)
-        if named is None and len(content) <= HEADER_BYTES:
-            return None
-        return parse_index(content[: named.index_bytes] if named is not None else content, number)
-
-    def _take_up(self, indexes: Iterable[SegmentIndex], named: Mapping[int, SegmentRef]) -> None:
-        self._base, self._own, self._holdings = list(named.values()), [], Holdings()
-        numbers = {region.table.number for region in self._cap.regions.values()}
-        for index in indexes:
-            self._holdings.paint(index, numbers)
-            if index.number not in named:
-                self._own.append(index.ref())
-
     async def end(self) -> None:
         """Nothing is charged any more."""
         async with self._one:
-            await self._close_segment()
-            self._own.clear()
+            await self._segments.close()
+            self._segments.own.clear()
             self._windows.clear()
             self._distrust()
             self._cap.close()
@@ -273,7 +224,7 @@ class Flusher:
     async def settle(self) -> None:
         """The host ends: its successor goes on with the book and with what is in the segments."""
         async with self._one:
-            await self._close_segment()
+            await self._segments.close()
 
     # -- flushing
 
@@ -332,17 +283,17 @@ class Flusher:
             cap.failed(chosen)
             return False
         try:
-            segment = await self._current()
+            segment = await self._segments.current()
             for name, pages in _by_region(protected):
                 await self._add(segment, name, pages)
-            self._settled = await segment.settle()
+            await self._segments.settle()
         except BaseException:
             cap.failed(chosen)
-            await self._give_up_segment()
+            await self._segments.give_up()
             raise
         for name, pages in _by_region(protected):
             if name in cap.regions:
-                self._holdings.put_each(segment.number, cap.regions[name].table.number, pages)
+                self._segments.holdings.put_each(segment.number, cap.regions[name].table.number, pages)
         self.flushed_pages += len(cap.flushed(protected))
         cap.failed(chosen)
         if self._writers is not None:
@@ -401,62 +352,37 @@ class Flusher:
 
     # -- segments
 
-    async def _current(self) -> SegmentWriter:
-        if self._segment is not None and self._segment.pages >= SEGMENT_PAGES:
-            await self._close_segment()
-        if self._segment is None:
-            number, self._next_segment = self._next_segment, self._next_segment + 1
-            self._segment = await SegmentWriter.create(self._disk, number, self._memory_id)
-        return self._segment
-
-    async def _close_segment(self) -> None:
-        segment, self._segment = self._segment, None
-        if segment is not None:
-            await segment.close()
-        if self._settled is not None:
-            self._own.append(self._settled)
-        self._settled = None
-
-    async def _give_up_segment(self) -> None:
-        """What was settled of it counts, and nothing is written behind what was not."""
-        with contextlib.suppress(EverramError):
-            await self._close_segment()
-
     async def _collect(self) -> None:
         """Remove segments of which nothing is left, and empty one if much of them all is garbage."""
         async with self._one:
             if self._resting:
                 return
             self._cap.sync()
-            self._holdings.keep({region.table.number for region in self._cap.regions.values()})
+            self._segments.holdings.keep(self._numbers())
             for gone in self._windows.keys() - self._cap.regions.keys():
                 del self._windows[gone]  # which would keep its memory
-            for ref in [ref for ref in self._own if not self._holdings.live(ref.number)]:
-                self._own.remove(ref)
-                await remove_segment(self._disk, ref.number)
-            size = sum(ref.pages_bytes // PAGE_BYTES for ref in self._own)
-            live = sum(self._holdings.live(ref.number) for ref in self._own)
-            if size > SEGMENT_PAGES and live < (1 - GARBAGE_PART) * size:
+            await self._segments.remove_empty()
+            if (ref := self._segments.to_empty()) is not None:
                 with self._reading(self._cap.regions):
-                    await self._empty(min(self._own, key=lambda ref: self._holdings.live(ref.number)))
+                    await self._empty(ref)
 
     async def _empty(self, ref: SegmentRef) -> None:
         """A part of it: what is clean is copied, and whoever stores to a page meanwhile makes it dirty anyway."""
         names = {region.table.number: region for region in self._cap.regions.values()}
         moved: list[tuple[int, int, int]] = []
-        segment = await self._current()
+        segment = await self._segments.current()
         try:
-            for number, first, count in self._holdings.of(ref.number):
+            for number, first, count in self._segments.holdings.of(ref.number):
                 if sum(pages for _, _, pages in moved) >= BATCH_PAGES:
                     break
                 moved.append((number, first, min(count, BATCH_PAGES)))
                 await self._add_run(segment, number, names[number].memory, *moved[-1][1:])
-            self._settled = await segment.settle()
+            await self._segments.settle()
         except BaseException:
-            await self._give_up_segment()
+            await self._segments.give_up()
             raise
         for number, first, count in moved:
-            self._holdings.put(segment.number, number, first, count)
+            self._segments.holdings.put(segment.number, number, first, count)
 
     # -- saving
 
@@ -470,13 +396,12 @@ class Flusher:
             self._cap.sync()
             regions = self._cap.regions.items()
             dirty = {name: (region.table.number, list(region.table.runs())) for name, region in regions}
-            self._holdings.keep({number for number, _ in dirty.values()})
-            base = [ref for ref in (*self._base, *self._own) if self._holdings.live(ref.number)]
+            self._segments.holdings.keep({number for number, _ in dirty.values()})
             self._resting = True
             # A save that comes to nothing leaves what it wrote in this segment, under numbers that no region may get.
             first_number = self._cap.next_number
             self._cap.next_number += len(self._environment.memory.names())
-            yield Flushed(tuple(base), self._segment, dirty, first_number, self._cap.exposed)
+            yield Flushed(self._segments.live, self._segments.writer, dirty, first_number, self._cap.exposed)
 
     async def go_on(self) -> None:
         """After a save, whatever became of it, when guests run again: the marker's segments lie under what is flushed
@@ -486,33 +411,24 @@ class Flusher:
             self._resting = False
 
     async def _rebase(self) -> None:
-        await self._close_segment()
+        segments = self._segments
+        await segments.close()
         survey = await examine(self._disk)
-        self._next_segment = max(self._next_segment, survey.next_segment)
+        segments.next_number = max(segments.next_number, survey.next_segment)
         book, marker = self._cap.book, survey.marker
         if book is None or marker is None or marker.generation <= book.base[0]:
             return
-        named = {ref.number: ref for ref in marker.segments}
-        self._marked = marker.segments
-        indexes = await self._indexes(named, ())
-        book.begin(marker.generation, True, self._next_segment)
-        for index in indexes:
-            for batch in index.batches:
-                self._cap.next_number = max((self._cap.next_number, *(one + 1 for one in batch.runs[::3])))
-        self._take_up(indexes, named)
+        indexes = await segments.rebase(survey, self._numbers())
+        book.begin(marker.generation, True, segments.next_number)
+        self._pass_over_numbers(indexes)
 
     async def tidy(self) -> None:
         """Remove what no image needs any more. What that is, is found while nobody saves or flushes; nobody will need
         it later, so that they need not wait while it is removed."""
         async with self._one:
-            names = await unneeded(self._disk, self.segments())
+            names = await unneeded(self._disk, self._segments.needed)
         for name in names:
             await self._disk.remove(name)
-
-    def segments(self) -> tuple[int, ...]:
-        """That are needed, whether a marker names them or not."""
-        own = tuple(ref.number for ref in self._own)
-        return own if self._segment is None else (*own, self._segment.number)
 
 
 def _chain(book: DirtyBook, survey: Survey) -> tuple[dict[int, SegmentRef], list[int]]:

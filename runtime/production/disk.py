@@ -163,6 +163,10 @@ def _open(path: Path, create: bool) -> int:
     except FileNotFoundError:
         if not create:
             raise
+    except OSError as error:
+        if create or error.errno not in (errno.EROFS, errno.EACCES):
+            raise
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # it can be read, and whoever writes is told
     make_folders(path.parent)
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 

@@ -90,8 +90,8 @@ class Host:
         self.flusher = Flusher(cast("Any", context), self.cap, self.guests)
 
     def segments(self) -> list[int]:
-        base = [ref.number for ref in self.flusher._base]
-        return sorted({*base, *self.flusher.segments()})
+        base = [ref.number for ref in self.flusher._segments.base]
+        return sorted({*base, *self.flusher._segments.needed})
 
 
 class Machine:

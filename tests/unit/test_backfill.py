@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import errno
 import itertools
 import logging
@@ -19,6 +20,7 @@ from typing import Any, cast
 import pytest
 
 from everram.actors.power_monitor.backfill import RECORD, Backfill
+from everram.actors.power_monitor.budget_keeper import BudgetKeeper
 from everram.actors.power_monitor.flusher import Flusher
 from everram.actors.power_monitor.save import RestoreOutcome, restore, save
 from everram.runtime.contracts import common_pb2 as pb
@@ -553,3 +555,60 @@ async def test_an_image_that_went_away_is_no_memory(bench: Bench) -> None:
         del bench.media.files["image/marker"]
     with pytest.raises(DataLoss, match="being restored from generation 1"):
         await bench.restored()
+
+
+@pytest.mark.parametrize("tracked", [True, False])
+async def test_a_loss_of_the_mains_during_a_restore(bench: Bench, tracked: bool) -> None:
+    """What was not read yet is in the image still, and is left there; where that is not possible, its time counts."""
+    outcome, faults = await bench.restored()
+    backfill = outcome.backfill
+    assert backfill is not None and outcome.image is not None
+    bench.memory.capacity_bytes = 1 << 24
+    cap = faults.guard.cap = DirtyCap(cast("Any", bench.memory), lambda: 1.0)
+    environment = dataclasses.replace(bench.environment(), clock=MovingClock())
+    context = SimpleNamespace(environment=environment, log=logging.getLogger("test"), spawn=bench.spawn)
+    keeper = BudgetKeeper(
+        cast("Any", context), cap, faults, lambda: 1000.0, 0, lambda: backfill.left_pages * PAGE_BYTES
+    )
+    await keeper.begin("m1", outcome.image if tracked else None)
+    left = backfill.left_pages
+    assert left and (keeper.status().tracking, keeper.memory.absent_bytes) == (tracked, 0 if tracked else 4096 * left)
+    assert keeper.status().covered
+    if tracked:
+        assert cap.admit(ARENA, 7)
+        bench.memory.open(ARENA).write(7 * PAGE_BYTES, b"stored to")
+        before = backfill.left_pages
+        assert left - 16 <= before < left
+        async with keeper.flusher.stopped() as flushed:
+            report = await save(environment, "a loss of the mains", "m1", flushed)
+        assert backfill.left_pages == before, "nothing was read in order to be written again"
+        assert report.saved_bytes < 20 * PAGE_BYTES
+        bench.start(backfill)
+        await backfill.finished()
+        bench.spawn(keeper.run(), name="budget")
+        await until(lambda: not keeper.status().tracking)
+    else:
+        now_s = environment.clock.now_ns() / 1e9
+        keeper._battery_s = lambda: 0.1
+        keeper.believe(1e12)
+        assert not keeper.status().covered and now_s
+        bench.start(backfill)
+        await backfill.finished()
+        keeper.believe(1e12)
+        assert keeper.status().covered, "all of it is read"
+        assert keeper._read_bytes_per_s > 0
+    await keeper.close()
+
+
+class MovingClock:
+    """A second passes from one look to the next."""
+
+    def __init__(self) -> None:
+        self.seconds = 0
+
+    def now_ns(self) -> int:
+        self.seconds += 1
+        return self.seconds * 1_000_000_000
+
+    def wall_ns(self) -> int:
+        return 2

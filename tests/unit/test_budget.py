@@ -53,6 +53,14 @@ def test_logs_may_not_be_more_than_can_be_shipped_and_their_time_is_not_the_save
     assert few.log_bytes is None, "whatever their rings hold can be shipped"
 
 
+def test_what_has_to_be_read_before_it_is_saved_takes_time() -> None:
+    reading = Energy(2.0, 400 * MIB, 100 * MIB, read_bytes_per_s=50 * MIB)
+    few = reading.budget(Memory(10 * MIB, 1000 * MIB, absent_bytes=25 * MIB))
+    assert few.save_bytes == pytest.approx((SAFETY * 2.0 - OVERHEAD_S - 0.5) * 400 * MIB)
+    much = reading.budget(Memory(10 * MIB, 1000 * MIB, absent_bytes=500 * MIB))
+    assert (much.save_bytes, much.cap_bytes, much.covered) == (0, None, False)
+
+
 @pytest.mark.parametrize("battery_s", [0.0, 0.005, 0.08])
 def test_a_battery_for_nothing_stops_nobody_and_covers_nothing(battery_s: float) -> None:
     budget = energy(battery_s).budget(MEMORY)

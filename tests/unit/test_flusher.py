@@ -223,7 +223,7 @@ async def test_a_save_that_comes_to_nothing_leaves_no_pages_to_regions_made_late
     one.store(1, b"x")
     await one.flush()
     one.store(2, b"y")
-    segment = one.flusher._segment
+    segment = one.flusher._segments.writer
     assert segment is not None
 
     async def cut_off() -> None:  # the mains are back while the storage syncs what was saved
