@@ -16,7 +16,7 @@ from everram.runtime.contracts.vmemfs_pb2 import HostRecord
 from everram.runtime.environment import Environment
 from everram.runtime.errors import DataLoss, EverramError, FailedPrecondition, PermissionDenied, ResourceExhausted
 from everram.runtime.formats import nvm
-from everram.runtime.formats.config import DISK_FULL_FILE
+from everram.runtime.formats.faults import DISK_FAULT_FILE, DISK_FULL
 from everram.runtime.formats.image import examine
 from everram.runtime.formats.vmemfs import Superblock
 from everram.runtime.memory.contract import PAGE_BYTES
@@ -52,8 +52,8 @@ class Store:
         self._heal = self._monkeypatch.undo
 
     def full(self) -> None:
-        (self.root / DISK_FULL_FILE).touch()
-        self._heal = (self.root / DISK_FULL_FILE).unlink
+        (self.root / DISK_FAULT_FILE).write_text(DISK_FULL)
+        self._heal = (self.root / DISK_FAULT_FILE).unlink
 
     def no_folder(self) -> None:
         image, aside = self.root / "image", self.root / "aside"
