@@ -1,7 +1,7 @@
 """Counts from outside how much of a guest's region may be written without anybody being asked.
 
     with Observer(pid, "region.") as observer: ...
-    observer.most_pages, observer.looks
+    observer.most_pages, observer.last_pages, observer.looks
 
 It reads the page tables of the guest's process (/proc/PID/pagemap): a page that is there and not write-protected may
 have been stored to. It knows nothing of what everram believes.
@@ -45,7 +45,7 @@ class Observer:
 
     def __init__(self, pid: int, name: str, every_s: float = 0.005) -> None:
         self._pid, self._mappings, self._every_s = pid, ranges(pid, name), every_s
-        self.most_pages, self.looks = 0, 0
+        self.most_pages = self.last_pages = self.looks = 0
         self.exceeded = 0
         self.allowed_pages = 1 << 62
         """What `exceeded` counts looks at more than."""
@@ -68,6 +68,8 @@ class Observer:
                 pages = writable_pages(self._pid, self._mappings)
             except (OSError, ProcessLookupError):
                 return
+            if pages:  # of a process that has ended there are none
+                self.last_pages = pages
             self.most_pages = max(self.most_pages, pages)
             self.exceeded += pages > self.allowed_pages
             self.looks += 1

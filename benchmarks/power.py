@@ -12,8 +12,9 @@ many bytes to the same folder, sequentially, past the page cache, durably. Ratio
   first page that it touches, in the midst of its region.
 
 *A cap* (`capped`, by size of the region; the cap is the same): a guest stores to pages here and there as fast as it
-may, and the mains are cut. `saved_bytes_vs_dirty`; `save_s`, which follows the cap; `cap_exceeded_instants`: of the
-looks, from outside, at the guest's page tables those in which more pages were writable than the cap.
+may, and the mains are cut. `saved_bytes_vs_dirty`, by what was writable when the guest stood still; `save_s`, which
+follows the cap; `cap_exceeded_instants`: of the looks, from outside, at the guest's page tables those in which more
+pages were writable than the cap.
 
 `overhead_at_11pct_battery`: throughput lost by kv.py under YCSB's workload A (`_ycsb`) with a cap of 11 % of its
 region, against none; both clusters are up, and asked in turns.
