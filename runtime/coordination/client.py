@@ -30,8 +30,10 @@ KEEPALIVE_TIMEOUT_S = 0.5
 """Several renewals must fit into a lease's TTL even if one is lost."""
 RETRY_S = 0.05
 """Between attempts of a read or a watch on a connection that stands but does not answer."""
-RECONNECT_MS = (50, 50, 200)
-"""Initial, least and greatest pause between connection attempts; gRPC's own would take seconds after a restart."""
+RECONNECT_MS = (50, 200)
+"""First and greatest pause between attempts to connect; gRPC's own would take seconds after a restart."""
+ATTEMPT_MS = 1000
+"""That one attempt may take: a server on a busy computer needs more than gRPC's least 100 ms to greet."""
 PING_MS, PING_TIMEOUT_MS = 10_000, 3_000
 """On TCP: notices a peer that vanished without a word while a watch waits. etcd refuses pings below 5 s."""
 
@@ -228,10 +230,10 @@ class CoordinationClient:
 
 
 def _options(address: str) -> list[tuple[str, int]]:
-    initial, least, greatest = RECONNECT_MS
+    initial, greatest = RECONNECT_MS
     options = [
         ("grpc.initial_reconnect_backoff_ms", initial),
-        ("grpc.min_reconnect_backoff_ms", least),
+        ("grpc.min_reconnect_backoff_ms", ATTEMPT_MS),
         ("grpc.max_reconnect_backoff_ms", greatest),
         ("grpc.use_local_subchannel_pool", 1),
         ("grpc.enable_http_proxy", 0),
