@@ -33,8 +33,8 @@ CHANNEL_OPTIONS: list[tuple[str, int]] = [
     *MESSAGE_OPTIONS,
     # gRPC's own back-off takes seconds after a restart; this finds a new host within 0.2 s.
     ("grpc.initial_reconnect_backoff_ms", 50),
-    # What one attempt may take, whatever its name says: a host on a busy computer needs more than gRPC's least 100 ms to
-    # greet, and one that hangs is told from one that does not.
+    # What one attempt may take, whatever its name says: a host on a busy computer needs more than gRPC's least 100 ms
+    # to greet, and would be taken for one that hangs.
     ("grpc.min_reconnect_backoff_ms", 1000),
     ("grpc.max_reconnect_backoff_ms", 200),
     ("grpc.enable_http_proxy", 0),

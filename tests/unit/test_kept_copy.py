@@ -329,7 +329,7 @@ def test_a_copy_follows_over_many_laps_half_a_ring_behind_at_most(start: int) ->
     acknowledged = start
     stream = Seeds(2).stream("sizes")
     largest = primary.writer.largest_payload_bytes - 16
-    for number in range(150):
+    for number in range(60):
         room = primary.ring.room_before_end(primary.ring.tail)
         to_gap = room - 24 - HEADER_BYTES - 16
         size = (largest, min(largest, to_gap) if to_gap > 0 else 8, stream.randrange(1, 3000))[number % 3]
