@@ -173,9 +173,9 @@ class _Drawing:
         free_from = 0.0
         for at_s, words in lane.marks:
             x = self.x(at_s)
-            tip = f"<title>{escape(words)}</title>"
+            tip = f"<title>{escape(words)}</title>" if words else ""
             self.parts.append(f'<circle cx="{x:.1f}" cy="{top + 10:.1f}" r="4" class="ink">{tip}</circle>')
-            if x >= free_from and x + 8 + LETTER_WIDTH * len(words) < WIDTH - RIGHT + 20:
+            if words and x >= free_from and x + 8 + LETTER_WIDTH * len(words) < WIDTH - RIGHT + 20:
                 self.text(x + 8, top + 14.5, words, "ink small")
                 free_from = x + 16 + LETTER_WIDTH * len(words)
 

@@ -16,6 +16,7 @@ from everram.runtime.errors import InvalidArgument
         (("--report", "/nowhere/at/all/r.html"), "the report cannot be written to /nowhere/at/all/r.html"),
         (("--report", "/tmp"), "the report cannot be written to /tmp"),
         (("--seed", "-1"), "-1 is no seed"),
+        (("--seed", str(SEED_MAX + 1)), "is no seed: choose 0 to"),
         (("--duration", "1s"), "--duration: choose"),
         (("--hosts", "1"), "--hosts 1: choose"),
         (("--faults", "guest-kill,earthquake"), '"earthquake" is no fault of a chaos run'),
@@ -29,6 +30,23 @@ def test_a_run_that_cannot_be_is_refused_before_anything_starts(
     assert told.err.startswith("everram: ")
     assert sentence in told.err
     assert not told.out
+
+
+def test_what_is_no_number_is_no_seed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main.run(["chaos", "run", "--seed", "seven"])
+    assert ended.value.code == 2
+    assert "argument --seed: 'seven' is no seed: choose 0 to" in capsys.readouterr().err
+
+
+def test_a_replay_on_other_code_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("chaos", "replay", "2", "--scenario", "ring", "--until", "10ms", "--code", "0123456789ab")
+    assert main.run([*words]) == 0
+    told = capsys.readouterr()
+    assert (
+        told.err == f"this seed was found by code 0123456789ab, and this is {commit()}: it need not do the same here\n"
+    )
+    assert "digest" in told.out
 
 
 @pytest.mark.parametrize("text", ["", "5..1", "a..b", "-3", f"0..{SEED_MAX + 1}", "1..99999999999"])

@@ -13,7 +13,7 @@ from everram.actors.chaos.commit import commit
 from everram.actors.chaos.real import schedule
 from everram.actors.chaos.real.report import page, summarize
 from everram.actors.chaos.real.run import DURATION_MAX_S, DURATION_MIN_S, HOSTS_MAX, HOSTS_MIN, Options, run
-from everram.actors.chaos.seeds import check_seed
+from everram.actors.chaos.seeds import SEED_MAX, check_seed
 from everram.runtime.cli.output import emit, note, say
 from everram.runtime.cli.units import duration
 from everram.runtime.errors import InvalidArgument
@@ -23,7 +23,7 @@ DURATION_DEFAULT_S = 30.0
 
 def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser("run", help="break a real cluster of its own, by a schedule drawn from a seed")
-    parser.add_argument("--seed", type=int, default=1, metavar="S", help="what draws everything (default 1)")
+    parser.add_argument("--seed", type=_seed, default=1, metavar="S", help="what draws everything (default 1)")
     parser.add_argument("--duration", type=duration, default=DURATION_DEFAULT_S, metavar="D", help="default 30s")
     parser.add_argument("--report", metavar="FILE.html", help="write a page about it: one file, for any browser")
     parser.add_argument("--hosts", type=int, default=0, metavar="N", help="instead of a number drawn from the seed")
@@ -65,6 +65,13 @@ def _options(args: argparse.Namespace) -> Options:
                 raise InvalidArgument(f'"{name}" is no fault of a chaos run: choose {", ".join(schedule.FAULTS)}')
         kinds = {name: schedule.FAULTS[name] for name in names}
     return Options(args.seed, args.duration, args.hosts, kinds)
+
+
+def _seed(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no seed: choose 0 to {SEED_MAX}") from None
 
 
 def check_writable(path: Path) -> None:

@@ -21,8 +21,6 @@ from everram.runtime.cli.output import plural
 KIB, MIB = 1 << 10, 1 << 20
 UNUSED = ("untouched", "ballooned", "swapped")
 """Classes of pages that have none of their hosts' memory."""
-MARKS = {"take": "", "purge": "purge"}
-"""Snapshots are taken so often that only purges have words."""
 STYLE = """
 :root { color-scheme: light dark; --paper: #ffffff; --ink: #1f2328; --quiet: #59636e; --rule: #d1d9e0;
   --good: #1a7f5a; --bad: #cf222e; --band: #f6f8fa }
@@ -187,7 +185,8 @@ def lanes(outcome: Outcome) -> list[Lane]:
             ),
             "MiB",
         ),
-        Marks("snapshots", [(at_s, MARKS[kind]) for at_s, kind in outcome.snapshots if kind in MARKS]),
+        Marks("snapshots", [(at_s, "") for at_s, kind in outcome.snapshots if kind == "take"]),
+        Marks("purges", [(at_s, "") for at_s, kind in outcome.snapshots if kind == "purge"]),
         Stack(
             "old content",
             (
