@@ -18,8 +18,11 @@ from everram.runtime.coordination.embedded import Embedded, LocalCoordination
 from everram.runtime.coordination.store import Saved
 from everram.runtime.environment import HostAddress, LinkStream
 from everram.runtime.errors import Outcome, Unavailable
+from everram.runtime.formats.faults import LINK_CORRUPT, LINK_DELAY, ONE_WAY
+from everram.runtime.production.entropy import SystemEntropy
 from everram.runtime.production.network import GrpcNetwork
 from everram.runtime.production.partition import Cut, CutCoordination
+from everram.runtime.production.weather import Weather
 from everram.runtime.tasks import TaskScope
 
 SHORT_S = 0.05
@@ -173,7 +176,9 @@ class Pair:
 
     def __init__(self, folder: str) -> None:
         self.cuts = {"h1": Cut(), "h2": Cut()}
-        self.h1, self.h2 = GrpcNetwork(self.cuts["h1"]), GrpcNetwork(self.cuts["h2"])
+        self.weather = Weather(SystemEntropy())
+        """At h1."""
+        self.h1, self.h2 = GrpcNetwork(self.cuts["h1"], self.weather), GrpcNetwork(self.cuts["h2"])
         self.accepted: asyncio.Queue[LinkStream] = asyncio.Queue()
         self.address = HostAddress("h2", "id-h2", f"unix:{folder}/h2.sock")
         self.server = grpc.aio.server()
@@ -223,3 +228,36 @@ async def test_streams_end_at_both_ends_and_none_begins_until_the_heal(side: str
         assert p.accepted.empty()
         p.cuts[side].set(connected=True)
         (await p.talk()).close()
+
+
+async def test_what_is_sent_one_way_arrives_when_the_weather_changes() -> None:
+    async with pair() as p:
+        stream = await p.talk()
+        p.weather.set(ONE_WAY)
+        await stream.send(b"heard")
+        waiting = asyncio.create_task(stream.receive())
+        await asyncio.wait([waiting], timeout=SHORT_S)
+        assert not waiting.done()
+        p.weather.set("")
+        assert await waiting == b"echo heard"
+        p.weather.set(ONE_WAY)
+        await stream.send(b"too late")
+        waiting = asyncio.create_task(stream.receive())
+        await asyncio.wait([waiting], timeout=SHORT_S)
+        stream.close()
+        with pytest.raises(Unavailable):
+            await waiting
+
+
+async def test_bad_weather_changes_bits_and_takes_longer() -> None:
+    async with pair() as p:
+        stream = await p.talk()
+        p.weather.set(LINK_CORRUPT)
+        while not p.weather.damages:
+            await stream.send(bytes(64))
+            changed = await stream.receive()
+        assert (int.from_bytes(changed) ^ int.from_bytes(b"echo " + bytes(64))).bit_count() == 1
+        p.weather.set(LINK_DELAY)
+        await stream.send(b"late")
+        assert await stream.receive() == b"echo late"
+        stream.close()
