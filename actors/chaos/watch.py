@@ -196,7 +196,7 @@ class Watch:
         if key.startswith(directory.HOSTS) and (after is None) != (not before):
             return [f"the lease of {name} is over" if after is None else f"{name} has a lease"]
         if key == directory.LEADER and after is not None and after.get("host") != before.get("host"):
-            self.leader_changes += bool(before)
+            self.leader_changes += 1
             return [f"{after.get('host')} leads"]
         guest = self._guests.get(name, "")
         if guest and key.startswith(directory.SERVING) and after is not None:
