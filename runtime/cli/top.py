@@ -26,6 +26,8 @@ from everram.runtime.errors import EverramError, FailedPrecondition, InvalidArgu
 
 if TYPE_CHECKING:
     from everram.runtime.client import Cluster
+    from everram.runtime.client.cluster import Host
+    from everram.runtime.contracts.memory_scheduler_pb2 import MemoryStatus
 
 INTERVAL_DEFAULT_S, INTERVAL_MIN_S, INTERVAL_MAX_S = 1.0, 0.1, 60.0
 QUIT_KEYS = (ord("q"), ord("Q"), 27)
@@ -72,11 +74,31 @@ async def _stream(cluster: Cluster, interval_s: float) -> int:
 async def look(cluster: Cluster) -> Seen:
     """Everything `top_view.render` draws. Raises EverramError if the supervisor does not answer."""
     seen: Seen
-    seen, (guests, _) = await asyncio.gather(gather(cluster), cluster.guests(patience_s=0.0, timeout_s=ASK_TIMEOUT_S))
+    seen, (guests, _), memories = await asyncio.gather(
+        gather(cluster),
+        cluster.guests(patience_s=0.0, timeout_s=ASK_TIMEOUT_S),
+        asyncio.gather(*(_memory(host) for host in cluster.hosts)),
+    )
     seen["guests"] = [top_view.guest_row(guest, state_word(guest)) for guest in guests]
+    for host, memory in zip(seen["hosts"], memories, strict=True):
+        host["pressure"] = memory.pressure
+    swapped = {guest.guest_id: guest.swapped_bytes for memory in memories for guest in memory.guests}
+    for row in seen["guests"]:
+        row["swapped_bytes"] = swapped.get(row["guest_id"])
     seen["at_s"] = asyncio.get_running_loop().time()
     seen["clock"] = time.strftime("%H:%M:%S")
     return seen
+
+
+async def _memory(host: Host) -> MemoryStatus:
+    """Empty if it does not answer."""
+    from everram.runtime.contracts.common_pb2 import Empty
+    from everram.runtime.contracts.memory_scheduler_pb2 import MemoryStatus
+
+    try:
+        return await host.memory_scheduler.status(Empty(), timeout_s=ASK_TIMEOUT_S)
+    except EverramError:
+        return MemoryStatus()
 
 
 class Top:

@@ -252,6 +252,7 @@ HOST_COLUMNS = (
     Column("DIRTY/CAP", 16, _dirty, right=True),
     Column("LEASE", 6, _lease, right=True),
     Column("LINKS", 20, _links),
+    Column("PRESSURE", 8, lambda host, _: str(host.get("pressure") or NONE), wide=True),
     Column("MEMORY", 16, _memory, right=True, wide=True),
     Column("BATTERY", 8, _battery, right=True, wide=True),
     Column("RESTARTS", 8, lambda host, _: str(host["host_restarts"]), right=True, wide=True),
@@ -285,6 +286,11 @@ def _copies(guest: Mapping[str, Any], before: Mapping[str, Any]) -> str:
     return ", ".join(known)
 
 
+def _swapped(guest: Mapping[str, Any], before: Mapping[str, Any]) -> str:
+    """Of its volatile memory."""
+    return NONE if guest.get("swapped_bytes") is None else format_size(guest["swapped_bytes"])
+
+
 def _guest_state(guest: Mapping[str, Any], before: Mapping[str, Any]) -> str:
     reasons = ",".join(guest["freeze_reasons"])
     return f"{guest['state']}:{reasons}" if reasons else str(guest["state"])
@@ -299,6 +305,7 @@ GUEST_COLUMNS = (
     Column("LOG", 4, _log, right=True),
     Column("LAG", 8, _lag, right=True),
     Column("COPIES", 26, _copies),
+    Column("SWAPPED", 8, _swapped, right=True, wide=True),
     Column("REGIONS", 8, lambda guest, _: format_size(guest["regions_bytes"]), right=True, wide=True),
     Column("RESTARTS", 8, lambda guest, _: str(guest["restarts"]), right=True, wide=True),
 )

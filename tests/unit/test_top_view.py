@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import runpy
+from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
@@ -57,6 +60,19 @@ def texts(
     seen: dict[str, Any], before: dict[str, Any] | None = None, *, width: int = 80, height: int = 24
 ) -> list[str]:
     return [line.text for line in render(seen, before, width=width, height=height)]
+
+
+def test_memory_shows_how_short_it_is() -> None:
+    seen = cluster([host("h1", pressure="soft"), host("h2")], [guest(swapped_bytes=3 * MIB)])
+    lines = texts(seen)
+    assert "PRESSURE" in lines[1] and " soft" in lines[2] and " - " in f"{lines[3]} "
+    assert "SWAPPED" in "".join(lines) and any("3MiB" in line for line in lines)
+
+
+def test_a_terminal_is_drawn() -> None:
+    script = runpy.run_path(str(Path(__file__).parents[2] / "docs" / "draw_top.py"))
+    drawn = ElementTree.fromstring(script["draw"](cluster([host("<h1>")], [guest()]), None))
+    assert all(word in "".join(drawn.itertext()) for word in ('everram "default"', "<h1>", "bank", "q quit"))
 
 
 def test_a_small_window_shows_all_that_matters() -> None:
