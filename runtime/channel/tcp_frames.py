@@ -29,9 +29,9 @@ OPERANDS_BYTES = 16
 NUMBERS = 1 << 32
 """Requests are numbered from 1; a header carries the lower 32 bits."""
 
-_HEADER = struct.Struct("<BBHIIIQQ")
-_DIGEST = struct.Struct("<I")
-_CHECKED_BYTES = HEADER_BYTES - _DIGEST.size
+_GREETING = struct.Struct("<BBHIIIQQ")
+_CHECKED = struct.Struct("<BBHIIIQQI")
+_HEADER = struct.Struct("<BBHIIIQQII")
 _OPERANDS = struct.Struct("<QQ")
 _HAS_DIGEST = 1
 """Flag: there is one of the payload."""
@@ -52,7 +52,7 @@ class Kind(enum.IntEnum):
 
 
 _KINDS = {int(kind): kind for kind in Kind}
-_GREETINGS = frozenset({Kind.HELLO, Kind.WELCOME, Kind.REFUSED})
+_LAST_GREETING = int(Kind.REFUSED)
 _ATOMICS = frozenset({Kind.COMPARE_AND_SWAP, Kind.FETCH_AND_ADD})
 
 STATUSES = (Status.SUCCESS, Status.REM_INV_REQ_ERR, Status.REM_ACCESS_ERR, Status.REM_OP_ERR, Status.WR_FLUSH_ERR)
@@ -89,7 +89,7 @@ class Header(NamedTuple):
 
 
 def header_bytes(kind: int) -> int:
-    return GREETING_HEADER_BYTES if kind in _GREETINGS else HEADER_BYTES
+    return GREETING_HEADER_BYTES if kind <= _LAST_GREETING else HEADER_BYTES
 
 
 def encode(
@@ -104,12 +104,11 @@ def encode(
     digest: int | None = None,
 ) -> bytes:
     """`digest`: the CRC-32 of the payload, where it has one."""
+    if kind <= _LAST_GREETING:
+        return _GREETING.pack(kind, status, 0, length, number % NUMBERS, immediate, first, second)
     flags = 0 if digest is None else _HAS_DIGEST
-    header = _HEADER.pack(kind, status, flags, length, number % NUMBERS, immediate, first, second)
-    if kind in _GREETINGS:
-        return header
-    header += _DIGEST.pack(digest or 0)
-    return header + _DIGEST.pack(zlib.crc32(header))
+    header = _CHECKED.pack(kind, status, flags, length, number % NUMBERS, immediate, first, second, digest or 0)
+    return header + zlib.crc32(header).to_bytes(4, "little")
 
 
 def decode(data: bytes | memoryview) -> Header:
@@ -117,22 +116,27 @@ def decode(data: bytes | memoryview) -> Header:
     kind = _KINDS.get(data[0])
     if kind is None or len(data) != header_bytes(kind):
         raise ValueError(f"a header of kind {data[0]}")
-    digest = 0
-    greets = kind in _GREETINGS
-    if not greets:
-        if zlib.crc32(data[:_CHECKED_BYTES]) != _DIGEST.unpack_from(data, _CHECKED_BYTES)[0]:
-            raise Damaged("a header was damaged on its way")
-        digest = _DIGEST.unpack_from(data, GREETING_HEADER_BYTES)[0]
-    _, status, flags, length, number, immediate, first, second = _HEADER.unpack_from(data)
-    if flags & ~_HAS_DIGEST or status >= len(STATUSES) or (status and kind is not Kind.COMPLETION):
-        raise ValueError(f"a header of kind {kind}, status {status}, flags {flags}")
-    longest = GREETING_BYTES_MAX if kind in _GREETINGS else REQUEST_BYTES_MAX
-    if length > longest or (kind in _ATOMICS and length != OPERANDS_BYTES):
+    if kind <= _LAST_GREETING:
+        return _decode_greeting(kind, data)
+    _, status, flags, length, number, immediate, first, second, digest, told = _HEADER.unpack(data)
+    if zlib.crc32(data[: _CHECKED.size]) != told:
+        raise Damaged("a header was damaged on its way")
+    if flags > _HAS_DIGEST or status >= len(STATUSES) or (status and kind is not Kind.COMPLETION):
+        raise ValueError(f"a {kind.name} with status {status} and flags {flags}")
+    if length > REQUEST_BYTES_MAX or (kind in _ATOMICS and length != OPERANDS_BYTES):
         raise ValueError(f"a {kind.name} of {length} bytes")
-    if greets and first & _GREETING_HAS_DIGEST:
-        digest = first % _GREETING_HAS_DIGEST
-        return Header(kind, status, flags, length, number, immediate, 0, second, digest, _greeting_seed(kind, length))
     return Header(kind, status, flags, length, number, immediate, first, second, digest if flags else None)
+
+
+def _decode_greeting(kind: Kind, data: bytes | memoryview) -> Header:
+    """Raises ValueError. Its digest is found in `first`, and not with all versions."""
+    _, status, flags, length, number, immediate, first, second = _GREETING.unpack(data)
+    if flags or status or length > GREETING_BYTES_MAX:
+        raise ValueError(f"a {kind.name} of {length} bytes, with status {status} and flags {flags}")
+    if not first & _GREETING_HAS_DIGEST:
+        return Header(kind, status, flags, length, number, immediate, first, second)
+    seed = _greeting_seed(kind, length)
+    return Header(kind, status, flags, length, number, immediate, 0, second, first % _GREETING_HAS_DIGEST, seed)
 
 
 def encode_operands(expected: int, operand: int) -> bytes:
