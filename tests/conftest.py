@@ -55,6 +55,9 @@ SESSION_MARK = f"EVERRAM_TEST_SESSION={os.getpid()}"
 """Inherited by every process that a test starts, and by all that come of it."""
 os.environ.update([SESSION_MARK.split("=")])
 
+# Processes are started by the hundred; where nothing compiled is kept, each host would compile everram for a second.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell ignores it for what it runs in the background, and every process that a test starts would inherit that.
