@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
 import pkgutil
 import sys
 from pathlib import Path
@@ -47,6 +48,8 @@ def main() -> int:
     if arguments.name not in names():
         print(f"there is no benchmark {arguments.name!r}; there are {', '.join(names())}", file=sys.stderr)
         return 2
+    # As on a user's machine, where a process that is started again does not compile everram again.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     benchmark = importlib.import_module(f"benchmarks.{arguments.name}")
     own = argparse.ArgumentParser(prog=f"python -m benchmarks {arguments.name}")
     if hasattr(benchmark, "add_options"):
