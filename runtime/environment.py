@@ -298,6 +298,8 @@ class MachineEvent:
     userfaultfd: int = -1
     """With "attached" of a guest that has tracked ranges: the descriptor, now the host's own."""
     ranges: tuple[TrackedRange, ...] = ()
+    served: bool = False
+    """Whether an earlier host has served them: what it has protected is protected still."""
     mains: bool = True
     """With "mains": whether there is power from outside."""
     deadline_ns: int = 0
@@ -344,8 +346,8 @@ class Machine(Protocol):
     async def forget(self, guest_id: str) -> None:
         """Drop an ended guest's record."""
 
-    async def admit(self, guest_id: str) -> None:
-        """Let an attaching guest with tracked ranges go on: its faults are served from now on."""
+    async def admit(self, guest_id: str, *, served: bool) -> None:
+        """Let an attaching guest with tracked ranges go on. `served`: its faults are, from now on."""
 
     async def guests(self) -> list[GuestProcess]:
         """Everything the machine runs or has run and not forgotten, by guest_id: how a new host takes guests back."""

@@ -362,9 +362,8 @@ class MachineProcess:
                 continue
             tracking.told = self.host_incarnation
             fds.append(tracking.userfaultfd)
-            events.append(
-                {"guest_id": guest_id, "epoch": guest.epoch, "pid": guest.attached_pid, "ranges": tracking.ranges}
-            )
+            event = {"guest_id": guest_id, "epoch": guest.epoch, "pid": guest.attached_pid}
+            events.append(event | {"ranges": tracking.ranges, "served": tracking.served})
         return events, fds
 
     # -- guests --------------------------------------------------------------------------------------------------------

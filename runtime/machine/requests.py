@@ -70,7 +70,11 @@ def forget(machine: MachineProcess, payload: dict[str, Any], reply: Reply) -> No
 
 
 def admit(machine: MachineProcess, payload: dict[str, Any], reply: Reply) -> None:
-    machine.feed(machine.core.admit(machine.now_ns(), text(payload, "guest_id")))
+    guest_id = text(payload, "guest_id")
+    machine.feed(machine.core.admit(machine.now_ns(), guest_id))
+    resident = machine.residents.get(guest_id)
+    if resident is not None and resident.tracking is not None:
+        resident.tracking.served = payload.get("served") is True
     reply()
 
 

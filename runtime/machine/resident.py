@@ -98,6 +98,8 @@ class Tracking:
     userfaultfd: int
     ranges: list[dict[str, Any]]
     """Members of `environment.TrackedRange`."""
+    served: bool = False
+    """Whether a host has said that it serves them."""
     told: int = 0
     """The incarnation of the host that has got it; each gets it once, by event or by asking."""
 

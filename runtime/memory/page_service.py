@@ -12,8 +12,9 @@ page that was unprotected with its neighbour would count as written although it 
 content that never changes. Neighbouring pages of one batch do share a system call.
 
 A new host attaches what the machine kept for it in the same way. The protection is still in place (it lives in the
-guest's page tables, not in the host), and every thread blocked on a fault that the old host read but did not resolve is
-woken once and faults again.
+guest's page tables, not in the host, and is made before anything is called protected), so if the machine says that an
+earlier host served the guest nothing is protected again, which would take long for much memory. Every thread blocked on
+a fault that the old host read but did not resolve is woken once and faults again.
 
 Not seen: stores by a forked child, by a second mapping, by write(2) on the descriptor, and holes that the guest
 punches.
@@ -166,7 +167,7 @@ class PageService:
                 )
             guest = _ServedGuest(event.userfaultfd, tuple(sorted(ranges, key=lambda served: served.address)), paged)
             _check_disjoint(guest.ranges)
-            self._take_over(guest)
+            self._take_over(guest, protect=not event.served)
             asyncio.get_running_loop().add_reader(guest.descriptor, self._serve, event.guest_id, guest)
             undo.pop_all()
         self._guests[event.guest_id] = guest
@@ -309,13 +310,13 @@ class PageService:
         guest = self._guests.get(guest_id)
         return [] if guest is None else [served for served in guest.ranges if served.region == region]
 
-    def _take_over(self, guest: _ServedGuest) -> None:
+    def _take_over(self, guest: _ServedGuest, *, protect: bool) -> None:
         """Register and protect what is not yet, then have every blocked thread try again."""
         try:
             self._kernel.handshake(guest.descriptor, FEATURES)
             for served in guest.ranges:
                 self._kernel.register(guest.descriptor, served.address, served.length, self._mode(served.arena))
-                for first_page, count in _runs_to_protect(served):
+                for first_page, count in _runs_to_protect(served) if protect else ():
                     self._kernel.protect(guest.descriptor, served.address + first_page * PAGE_BYTES, count * PAGE_BYTES)
             for served in guest.ranges:
                 self._kernel.wake(guest.descriptor, served.address, served.length)

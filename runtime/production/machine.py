@@ -150,8 +150,8 @@ class SystemMachine:
         if fd >= 0:
             os.close(fd)
 
-    async def admit(self, guest_id: str) -> None:
-        await self._ask("admit", {"guest_id": guest_id})
+    async def admit(self, guest_id: str, *, served: bool) -> None:
+        await self._ask("admit", {"guest_id": guest_id, "served": served})
 
     async def guests(self) -> list[GuestProcess]:
         return [_process(payload) for payload in await self._ask("guests", {})]
@@ -414,6 +414,7 @@ def _event(kind: str, payload: Mapping[str, Any], userfaultfd: int) -> MachineEv
         pid=payload.get("pid", 0),
         userfaultfd=userfaultfd,
         ranges=_ranges(payload.get("ranges", ())),
+        served=payload.get("served") is True,
         mains=payload.get("mains", True),
         connected=payload.get("connected", True),
         weather=payload.get("weather", ""),

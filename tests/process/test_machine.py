@@ -747,10 +747,13 @@ def test_a_tracked_attachment_outlives_the_host(rig: Rig) -> None:
     answer = rig.tell(words={"DO": "tracked"}, payload={})
     assert "eventfd" in answer["words"]["FDS"]
     assert answer["payload"][0]["ranges"] == payload["ranges"]
+    assert not answer["payload"][0]["served"]
     assert rig.do("tracked") == []
-    rig.do("admit", guest_id="g")
-    rig.do("admit", guest_id="g")
+    rig.do("admit", guest_id="g", served=True)
+    rig.do("admit", guest_id="g", served=True)
     until("it goes on", lambda: rig.output() == '[{"ok": true, "go": true}, []]\n')
+    rig.replace_host(signal.SIGKILL)
+    assert rig.tell(words={"DO": "tracked"}, payload={})["payload"][0]["served"]
     rig.do("kill", guest_id="g")
     rig.do("admit", guest_id="g")
 

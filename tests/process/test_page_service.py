@@ -74,7 +74,7 @@ from everram.runtime.memory.absent import Fill
 from everram.runtime.memory.mapped import Mapped
 from everram.runtime.memory.page_service import PageService
 
-uffd, table, size, address, pages, lacking, channel = map(int, sys.argv[1:8])
+uffd, table, size, address, pages, lacking, served, channel = map(int, sys.argv[1:9])
 
 class Elsewhere:
     # Every page but each fourth is full of its number; every eighth is brought later.
@@ -101,7 +101,7 @@ async def main():
         service.absent.append(Elsewhere(service))
     loop = asyncio.get_running_loop()
     tracked = TrackedRange("scratch", "region.g.scratch", address, pages)
-    service.attach(MachineEvent("attached", "g", userfaultfd=uffd, ranges=(tracked,)))
+    service.attach(MachineEvent("attached", "g", userfaultfd=uffd, ranges=(tracked,), served=bool(served)))
     control = socket.socket(fileno=channel)
     control.setblocking(False)
     await loop.sock_sendall(control, b"serving")
@@ -126,6 +126,8 @@ class Machine:
     address: int
     host: subprocess.Popen[bytes] | None = None
     host_channel: socket.socket | None = None
+    served: bool = False
+    """Whether a host has served the guest: its successors protect nothing again."""
     pages: PageTable = field(init=False)
 
     def __post_init__(self) -> None:
@@ -135,13 +137,15 @@ class Machine:
         self.host_channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.host_channel.settimeout(STEP_TIMEOUT_S)
         # The host gets a duplicate of its own; when it dies, this one keeps the guest from going on with zeros.
-        numbers = [self.uffd, self.table, PageTable.total_bytes(PAGES), self.address, PAGES * PAGE_BYTES, int(lacking)]
+        numbers = [self.uffd, self.table, PageTable.total_bytes(PAGES), self.address, PAGES * PAGE_BYTES]
+        numbers += [int(lacking), int(self.served)]
         self.host = subprocess.Popen(
             [sys.executable, "-c", HOST, *map(str, numbers), str(theirs.fileno())],
             pass_fds=[self.uffd, self.table, theirs.fileno()],
         )
         theirs.close()
         assert self.host_channel.recv(100) == b"serving"
+        self.served = True
 
     def ask_host(self, request: bytes) -> int:
         assert self.host_channel is not None

@@ -7,7 +7,7 @@ import errno
 import logging
 import os
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -261,9 +261,9 @@ class Bench:
         tracked = tuple(TrackedRange(label, "memory", a, length) for a, length in ranges)
         return MachineEvent("attached", "g", 1, userfaultfd=os.dup(self.kept), ranges=tracked)
 
-    def attached(self, **keepers: Keeper) -> PageService:
+    def attached(self, *, served: bool = False, **keepers: Keeper) -> PageService:
         service = self.service(**keepers)
-        service.attach(self.event((BASE, PAGES * PAGE_BYTES)))
+        service.attach(replace(self.event((BASE, PAGES * PAGE_BYTES)), served=served))
         return service
 
     def store(self, *pages: int) -> None:
@@ -398,7 +398,8 @@ async def test_a_turn_is_bounded(bench: Bench) -> None:
     assert bench.kernel.largest_read == FAULTS_PER_TURN
 
 
-async def test_a_new_host_goes_on_where_the_old_one_died(bench: Bench) -> None:
+@pytest.mark.parametrize("served", [False, True])
+async def test_a_new_host_goes_on_where_the_old_one_died(bench: Bench, served: bool) -> None:
     service = bench.attached()
     bench.store(1, 2)
     await until(lambda: service.written_pages("g", "scratch") == 2)
@@ -406,7 +407,9 @@ async def test_a_new_host_goes_on_where_the_old_one_died(bench: Bench) -> None:
     bench.store(5)
     bench.kernel.read_faults(bench.kept, 1)  # the old host read the fault of page 5 and died before resolving it
     assert bench.kernel.told == [5]
-    successor = bench.attached()
+    bench.kernel.calls.clear()
+    successor = bench.attached(served=served)
+    assert ("protect" in bench.kernel.calls) == (not served), "where it was protected it is so still"
     assert successor.written_pages("g", "scratch") == 2
     assert bench.kernel.blocked == [5]
     os.eventfd_write(bench.kept, 1)
@@ -490,7 +493,7 @@ async def test_regions_that_a_guest_does_not_let_be_served_count_as_a_whole(rang
     guest = pb.Guest(guest_id="g", regions=[pb.Region(name=name, arena=f"region.g.{name}") for name in "ab"])
     admitted = []
 
-    async def admit(guest_id: str) -> None:
+    async def admit(guest_id: str, *, served: bool) -> None:
         admitted.append(guest_id)
 
     async def attach(labels: list[str]) -> None:
