@@ -1,5 +1,5 @@
-"""The guest of `upgrade.py`: looks at the clock over and over, with a nap of 0.2 ms in between so that 32 of them leave
-the computer time, and notes the longest gaps as (end_ns, gap_ns) of CLOCK_MONOTONIC, which all processes share.
+"""The guest of `upgrade.py`: looks at the clock over and over, with naps in between whose length in seconds is its
+argument, and notes the longest gaps as (end_ns, gap_ns) of CLOCK_MONOTONIC, which all processes share.
 
 It touches its whole region, prints "ready", and at SIGTERM prints what it noted as one JSON object a line.
 """
@@ -14,8 +14,8 @@ import time
 from everram.runtime import guest
 
 PAGE_WORDS = 512
-NAP_S = 0.0002
-NOTED_NS = 400_000
+NAP_S = float(sys.argv[1])
+NOTED_NS = int(1.3e9 * NAP_S) + 150_000
 """Shorter gaps are the nap itself."""
 
 

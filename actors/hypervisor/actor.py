@@ -51,9 +51,8 @@ class Hypervisor(HypervisorActor):
         house = self._house = Household(self.context, self._host, self._faults, self._restoring)
         self._handover = Handover(house)
         self._regions_of = RegionChanges(house)
-        if self._faults:
-            for event in await house.machine.tracked():
-                await self._serve_faults(event)
+        if self._faults:  # each is served before anybody waits for the machine's answer
+            await asyncio.gather(*(self._serve_faults(event) for event in await house.machine.tracked()))
         self._damages: dict[str, str] = {}
         if self._restoring is not None:
             self._restoring.start(self.context.spawn, self._give_up)
