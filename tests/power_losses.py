@@ -33,6 +33,8 @@ LENGTHS_S = (0.002, 0.01, 0.05, 1.0, 4.0, 12.0)
 """Of losses of the mains: shorter and longer than it takes to be off, than a lease, and than failovers."""
 BOUND_S = 30.0
 WAIT_S = 0.01
+BUSY_S, CALM_S, BUSY_FOR_S = 0.003, 0.1, 1.0
+"""Of the guest: the longest pause between two commits, while something happens and otherwise."""
 
 
 @dataclass
@@ -62,6 +64,8 @@ class Run:
         """memory_ids that had all of the guest when the mains, or its machine, were lost last."""
         self.machine_lost = False
         self.cuts = 0
+        self.busy_until_s = 0.0
+        """The guest commits as fast as it may around whatever happens, and seldom while nothing does."""
 
     async def _count(self, seat: Seat) -> int:
         count = self.count
@@ -84,7 +88,8 @@ class Run:
                     waited = count.committed
                     await me.wait_replicated(tx.lsn, timeout_s=5.0)
                     count.promised = max(count.promised, waited)
-                await asyncio.sleep(self.draw.uniform(0, 0.003))
+                calm = self.world.now_s > self.busy_until_s
+                await asyncio.sleep(self.draw.uniform(0, CALM_S if calm else BUSY_S))
         except GuestError:
             return 1
 
@@ -94,6 +99,7 @@ class Run:
         await self._run_guest()
         await until(lambda: self.count.committed >= 10)
         for _ in range(self.draw.choice((1, 1, 2, 3))):
+            self.busy()
             await asyncio.sleep(self.draw.uniform(0, 0.2))
             await self._lose_mains()
             if self.draw.random() < 0.2:
@@ -128,7 +134,8 @@ class Run:
         self.cuts += len(victims)
         killing = asyncio.ensure_future(self._kill_host(host)) if self.draw.random() < 0.3 else None
         cuts = zip(victims, lengths_s, strict=True)
-        off = await asyncio.gather(*(self.cluster.cut_mains(name, length_s) for name, length_s in cuts))
+        self.busy()
+        off = await asyncio.gather(*(self._cut(name, length_s) for name, length_s in cuts))
         if killing is not None:
             await killing
         for name, went_off in zip(victims, off, strict=True):
@@ -142,12 +149,21 @@ class Run:
                 assert found == committed, f"{committed - found} committed transactions are gone"
         assert self.count.committed >= (before if saved else 0)
 
+    async def _cut(self, name: str, length_s: float) -> bool:
+        went_off = await self.cluster.cut_mains(name, length_s)
+        self.busy()
+        return went_off
+
+    def busy(self) -> None:
+        self.busy_until_s = self.world.now_s + BUSY_FOR_S
+
     async def _lose_machine(self) -> None:
         """Perhaps after it has opened an image, and before the next save: what it has opened is never opened silently
         again, and what was promised is where else it was."""
         host, incarnations = self.count.host, len(self.count.recovered)
         self.holders = set(self.cluster.holders(self.guest_id)) - {self.cluster.memory_ids.get(host, "")}
         self.machine_lost = True
+        self.busy()
         await self.cluster.lose(host)
         await asyncio.sleep(self.draw.choice((0.0, 0.1, 4.0)))
         await self.cluster.raise_again(host)

@@ -17,4 +17,4 @@ def test_whenever_the_mains_are_lost(seed: int) -> None:
 
 
 def test_a_seed_gives_the_same_losses_again() -> None:
-    assert play(7).world.digest == play(7).world.digest
+    assert play(4).world.digest == play(4).world.digest
