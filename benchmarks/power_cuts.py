@@ -125,24 +125,26 @@ class Teller:
     guest_id: str = ""
     seen: int = 0
     """How many of its beginnings were judged."""
+    heard: set[tuple[float, str, tuple[int, ...]]] = field(default_factory=set)
+    """All that it has said: what it wrote on a machine that is lost goes with that."""
 
     def start(self, state: Path) -> None:
         words = ("--name", self.name, "--copies", str(self.copies), "--region", "ledger=1MiB")
         program = ("--region", "steps=16MiB,mapped", "--", sys.executable, "-c", GUEST, *(["wait"] * self.copies))
         self.guest_id = everram("run", "-d", *words, *program, dir=state)["guest_id"]
         self.seen = 0
+        self.heard.clear()
 
-    def told(self, state: Path) -> list[tuple[float, str, list[int]]]:
+    def told(self, state: Path) -> list[tuple[float, str, tuple[int, ...]]]:
         """(when, word, numbers), in the order in which they were said."""
-        said = []
         for host in HOSTS:
             path = state / "machines" / host / "guests" / f"{self.guest_id}.log"
             lines = path.read_text(errors="replace").split("\n")[:-1] if path.exists() else []
             for words in (line.split() for line in lines):
                 lengths = {"began": 5, "committed": 4, "promised": 4}
                 if words and lengths.get(words[0]) == len(words):
-                    said.append((float(words[-1]), words[0], [int(word) for word in words[1:-1]]))
-        return sorted(said)
+                    self.heard.add((float(words[-1]), words[0], tuple(map(int, words[1:-1]))))
+        return sorted(self.heard)
 
 
 @dataclass
@@ -218,6 +220,8 @@ class Cuts:
 
     def lose_machine(self, host: str, where: dict[str, str]) -> None:
         """It has opened its image: nothing of it may come back by itself."""
+        for teller in self.tellers:
+            teller.told(self.state)
         everram("fault", host, "machine-kill", dir=self.state)
         everram("fault heal", host, dir=self.state)
         if everram("power status", host, dir=self.state)["hosts"][host].get("restored_from"):
@@ -260,14 +264,15 @@ class Cuts:
                 beginnings += 1
                 found, found_step, wrong = numbers
                 if beginnings > teller.seen:
+                    invented = whole and found > committed + 1
                     self.count("beginnings")
-                    self.count("wrong", wrong + (found > committed + 1))
+                    self.count("wrong", wrong + invented)
                     self.count("lost_promised", max(0, promised - found))
                     if whole:
                         self.count("lost", max(0, committed - found))
                         if not teller.copies:  # of a copy's host nothing of a mapped region is expected
                             self.count("lost", max(0, step - found_step))
-                    if wrong or found > committed + 1 or promised > found or (whole and committed > found):
+                    if wrong or invented or promised > found or (whole and committed > found):
                         self.trouble.append(f"{teller.name} had {committed}, {promised} promised, found {numbers}")
                 committed = found
             else:
