@@ -54,9 +54,9 @@ LATEST = 0.3
 """Weight of a page's last time away in its average."""
 NEVER = 64
 """Number of the queue of pages that have not come back yet."""
-REMEMBERED = 4
-"""For as many pages as four times the cap it is known when they were flushed, or as a small cap would have it."""
-REMEMBERED_LEAST = 1024
+REMEMBERED, REMEMBERED_MOST = 4, 1 << 17
+"""For as many pages as four times the cap it is known when they were flushed; of a large cap not for so many, as each
+takes some 300 bytes, but for as many as the cap."""
 
 PageKey = tuple[str, int]
 _NAME_OF = operator.itemgetter(0)
@@ -398,7 +398,8 @@ class DirtyCap:
                     self._flushed[key] = now_s, self._usual_s.pop(key, None)
                     clean.append(key)
         self.dirty_pages -= len(clean)
-        while len(self._flushed) > max(REMEMBERED_LEAST, REMEMBERED * self.target_pages):
+        remembered = max(self.target_pages, min(REMEMBERED * self.target_pages, REMEMBERED_MOST))
+        while len(self._flushed) > max(1024, remembered):
             self._flushed.popitem(last=False)
         needed = 2 * (self._arrived - self._arrived_before) / max(1, self.target_pages)
         self._room = min(ROOM_MOST, max(ROOM_LEAST, needed, ROOM_DECAY * self._room))
