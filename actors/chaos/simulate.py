@@ -35,8 +35,8 @@ class Tier:
 
 
 TIERS: dict[str, Tier] = {
-    "quick": Tier(("cluster", "ring", "ring", "failover"), 1.0),
-    "swarm": Tier(("everything", "everything", "failover", "ring"), 1.5, timeout_s=900.0),
+    "quick": Tier(("cluster", "ring", "ring", "failover", "memory"), 1.0),
+    "swarm": Tier(("everything", "everything", "failover", "ring", "memory"), 1.5, timeout_s=900.0),
     "nightly": Tier(("everything",), 5.0, hosts=(10, 20, 50), timeout_s=7200.0),
 }
 
