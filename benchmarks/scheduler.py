@@ -14,10 +14,11 @@ Another run has guests of whom there is little to take but anonymous memory, hal
 is counted by what is true of it at that moment: it is misplaced if the workload itself means to use it all the time, or
 if it was used within the interval that counts as active.
 
-The work of a guest is its operations a second, as a part of what it does with enough memory; that of a way is the mean
-of its guests'. Refaults are counted for each operation, since who does more needs more. Every object is verified at
-every access. A host's scheduler, pager and page service are the real ones, and run in this process. Ratios above 1 say
-that everram does more; the medians of `--rounds` are given.
+The work of a guest is its operations a second, as a part of what it does with enough memory. That of a way is the
+geometric mean of its guests', as is right for ratios to measures that differ; the arithmetic means are given, too, in
+which a guest that stands still hardly counts. Refaults are counted for each operation, since who does more needs more.
+Every object is verified at every access. A host's scheduler, pager and page service are the real ones, and run in this
+process. Ratios above 1 say that everram does more; the medians of `--rounds` are given.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,7 @@ GUESTS = ("cache-heavy", "anonymous-heavy", "mixed", "mostly free")
 PRESSED = ("anonymous-heavy", "anonymous-heavy", "mixed", "mostly free")
 OVERCOMMIT = 1.5
 SHORTER_S, SHORTER_STEPS = 4.0, 40
-WARM_S, MEASURED_S = 6.0, 6.0
+WARM_S, MEASURED_S = 12.0, 6.0
 """Guests have filled their memory, and begun anything else, before it is measured."""
 REST_GUESTS, REST_S = 8, 6.0
 RECLAIM_MIB = 256
@@ -425,23 +426,26 @@ def intervals() -> tuple[float, float]:
     return covered / trials, width / formula
 
 
-def work(ways: dict[str, Any]) -> dict[str, float]:
-    """Of each way, as a part of what guests do with enough memory."""
-    enough = ways["enough"]["rates"]
-    return {way: statistics.mean(found["rates"][name] / enough[name] for name in GUESTS) for way, found in ways.items()}
+def work(ways: dict[str, Any], mean: Callable[[Sequence[float]], float]) -> dict[str, float]:
+    """Of each way, as a part of what guests do with enough memory. Who has done nothing counts as one operation."""
+    enough, least = ways["enough"]["rates"], 1 / MEASURED_S
+    return {
+        way: mean([max(found["rates"][name], least) / enough[name] for name in GUESTS]) for way, found in ways.items()
+    }
 
 
 async def measure(rounds: int) -> dict[str, Any]:
     all_ways = [{way: await overcommitted(way) for way in WAYS} for _ in range(rounds)]
-    works = [work(ways) for ways in all_ways]
+    works = [work(ways, statistics.geometric_mean) for ways in all_ways]
+    arithmetic = [work(ways, statistics.mean) for ways in all_ways]
     under_pressure = {way: await pressed(way) for way in ("everram", "swap_only_lru")}
     coverage, width = intervals()
     latencies = sorted(
         latency for ways in all_ways for way in ("everram", "swap_only_lru") for latency in ways[way]["latencies_ns"]
     )
 
-    def against(*others: str) -> float:
-        return statistics.median(one["everram"] / max(one[other] for other in others) for one in works)
+    def against(*others: str, of: Sequence[dict[str, float]] = works) -> float:
+        return statistics.median(one["everram"] / max(one[other] for other in others) for one in of)
 
     def of_all(what: str) -> dict[str, list[Any]]:
         return {way: [ways[way][what] for ways in all_ways] for way in WAYS}
@@ -452,6 +456,9 @@ async def measure(rounds: int) -> dict[str, Any]:
         "throughput_vs_swap_only_random": against("swap_only_random"),
         "throughput_vs_swap_only_lru": against("swap_only_lru"),
         "throughput_vs_balloon_only": against("balloon_only"),
+        "arithmetic_throughput_vs_swap_only_random": against("swap_only_random", of=arithmetic),
+        "arithmetic_throughput_vs_swap_only_lru": against("swap_only_lru", of=arithmetic),
+        "arithmetic_throughput_vs_balloon_only": against("balloon_only", of=arithmetic),
         "refaults_vs_access_only": statistics.median(
             ours / theirs for ours, theirs in zip(per_operation["everram"], per_operation["access_only"], strict=True)
         ),
@@ -466,6 +473,7 @@ async def measure(rounds: int) -> dict[str, Any]:
         "swap_in_p50_us": latencies[len(latencies) // 2] / 1000 if latencies else 0.0,
         "swap_in_p99_us": latencies[len(latencies) * 99 // 100] / 1000 if latencies else 0.0,
         "work": {way: [one[way] for one in works] for way in WAYS},
+        "arithmetic_work": {way: [one[way] for one in arithmetic] for way in WAYS},
         "rates": of_all("rates"),
         "refaults": of_all("refaults"),
         "swapped_out": of_all("swapped_out"),
