@@ -115,6 +115,9 @@ class Household:
         log = environment.memory.open(resident.log_name).map()
         try:
             guest.previous_epoch, guest.epoch = begin_epoch(log, guest.epoch, guest.spec.copies)
+        except EverramError:
+            self.let_go(guest)
+            raise
         finally:
             log.close()
         try:
@@ -123,6 +126,7 @@ class Household:
             await self.availability.register(Registration(guest=resident.stored()), timeout_s=REGISTER_TIMEOUT_S)
         except EverramError:
             self.say_ended(resident)
+            self.let_go(guest)
             raise
         tracking = self.faults is not None
         launch = resident.launch(environment.memory, volatile, tracking=tracking, lacking=self._lacks)

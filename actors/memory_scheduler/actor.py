@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+from collections.abc import Awaitable
 from typing import Any, Protocol
 
 from everram.actors.memory_scheduler import views
@@ -291,7 +292,10 @@ class MemoryScheduler(MemorySchedulerActor):
 
     # -- limits
 
-    async def set_limits(self, request: ms.MemoryLimits) -> ms.GuestMemoryStatus:
+    def set_limits(self, request: ms.MemoryLimits) -> Awaitable[ms.GuestMemoryStatus]:
+        return self.context.later(self._set_limits(request))
+
+    async def _set_limits(self, request: ms.MemoryLimits) -> ms.GuestMemoryStatus:
         guest = self._find(request.guest)
         low = request.min_bytes if request.HasField("min_bytes") else guest.min_pages * PAGE_BYTES
         high = request.max_bytes if request.HasField("max_bytes") else guest.max_pages * PAGE_BYTES
@@ -304,6 +308,7 @@ class MemoryScheduler(MemorySchedulerActor):
             )
         # First where they go with the guest, should it begin on another host, or on this one without its disk.
         await self._availability.limit(GuestLimits(guest_id=guest.guest_id, min_bytes=low, max_bytes=high))
+        guest = self._find(guest.guest_id)  # it may have begun anew meanwhile, or ended
         await self._say_limits(guest.guest_id, {"name": guest.name, "min_bytes": low, "max_bytes": high})
         guest.min_pages, guest.max_pages = -(-low // PAGE_BYTES), high // PAGE_BYTES
         return views.guest_status(guest, self.context.environment.clock.now_ns())

@@ -86,8 +86,8 @@ class SwapFile:
             file = await disk.open(NAME, create=not needed)
         except NotFound:
             raise DataLoss(
-                f"{NAME} is missing in the host's folder, and {needed} pages of guests are in it: put it back, or "
-                "restart those guests without it"
+                f"{NAME} is missing in the host's folder, and guests have pages in it ({needed} in all): put it back, "
+                "or restart those guests without it"
             ) from None
         header = _HEADER.pack(MAGIC, VERSION, memory_id.encode()[:64])
         header += zlib.crc32(header).to_bytes(4, "little")

@@ -235,7 +235,7 @@ async def test_a_swap_file_that_is_missing_is_waited_for_and_not_begun_anew(swap
     machine.scheduler._pager.fault("g", PAGE, protected=False)
     await until(lambda: machine.freezer.frozen)
     status = await scheduler.status(pb.Empty())
-    assert "swap/pages is missing in the host's folder, and 1 pages of guests are in it: put it back" in status.swapping
+    assert "is missing in the host's folder, and guests have pages in it (1 in all): put it back" in status.swapping
     assert (status.guests[0].waiting_pages, status.guests[0].paused != "") == (1, True)
     assert f"page {PAGE} cannot be read from the swap file" in status.guests[0].waiting
     away.cached[:64] = away.durable[:64] = bytes(64)  # and its first page is damaged: pages have their own checksums
