@@ -508,6 +508,10 @@ class Ups(Protocol):
     async def reading(self) -> UpsReading:
         """Raises nothing: what cannot be read is a reading too."""
 
+    async def lasts_s(self, *, from_low: bool) -> float | None:
+        """For how long it would carry its load now, or, `from_low`, from the moment on at which it says that its
+        battery is low. None: it does not say, or nothing that can be. Raises nothing."""
+
 
 @dataclass(frozen=True, slots=True)
 class Environment:

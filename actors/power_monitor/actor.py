@@ -74,6 +74,8 @@ class PowerMonitor(PowerMonitorActor):
         self._guard = guard if guard is not None else PageGuard()
         self._writers, self._cap_bytes_max, self._image_of = writers, cap_bytes_max, restored
         self._ups = self._ups_warning = ""
+        self._ups_lasts_s: float | None = None
+        """What its UPS says that there would be for a loss of the mains; None: nothing."""
 
     async def on_start(self) -> None:
         self._saving = False
@@ -140,6 +142,8 @@ class PowerMonitor(PowerMonitorActor):
         machine, clock = self.context.environment.machine, self.context.environment.clock
         if not self._event.mains:
             return self._battery_s()
+        if self._ups_lasts_s is not None:  # a UPS that says less than it was configured for knows better
+            return min(machine.battery_s, self._ups_lasts_s)
         return min(machine.battery_s, self._spare_battery_s + (clock.now_ns() - self._spare_since_ns) / 1e9)
 
     # -- the mains
@@ -176,6 +180,8 @@ class PowerMonitor(PowerMonitorActor):
                 self.context.log.warning("%s", watch.warning or f"UPS {ups.name} is {reading.value} again")
             said = self._ups_warning = watch.warning
             self._ups = reading.value
+            lasts_s = await ups.lasts_s(from_low=self._on_battery == WAIT_FOR_LOW)
+            self._ups_lasts_s = self._ups_lasts_s if lasts_s is None else lasts_s
             if not self._told_by and verdict is Verdict.ACT:
                 self.context.log.warning("UPS %s is %s", ups.name, reading.value)
                 self._told_by = ups.name

@@ -43,6 +43,17 @@ class NutUps:
             self.close()
             return UpsReading.LOST
 
+    async def lasts_s(self, *, from_low: bool) -> float | None:
+        names = ("battery.runtime", "battery.runtime.low") if from_low else ("battery.runtime",)
+        known: list[float] = []
+        try:
+            async with asyncio.timeout(TIMEOUT_S):
+                for name in names:
+                    known += seconds_of(await self._ask(f"GET VAR {self.name} {name}"), name)
+        except (OSError, TimeoutError, ValueError):
+            self.close()
+        return min(known, default=None)
+
     async def _ask(self, question: str) -> str:
         if self._streams is None:
             self._streams = await asyncio.open_connection(self._host, self._port, limit=LINE_BYTES_MAX)
@@ -58,6 +69,12 @@ class NutUps:
         if self._streams is not None:
             self._streams[1].close()
             self._streams = None
+
+
+def seconds_of(line: str, name: str) -> list[float]:
+    """What `upsd` answered about a length of time; nothing if it does not know, or says what cannot be."""
+    match = re.fullmatch(rf'VAR \S+ {re.escape(name)} "([0-9]{{1,7}}(?:\.[0-9]*)?)"', line)
+    return [float(match[1])] if match else []
 
 
 def reading_of(line: str) -> UpsReading:

@@ -56,7 +56,7 @@ class Nut:
 
     def say(self, status: str) -> None:
         aside = self.state.with_suffix(".new")
-        aside.write_text(f"ups.status: {status}\nTIMER 1\n")
+        aside.write_text(f"ups.status: {status}\nbattery.runtime: 20\nbattery.runtime.low: 12\nTIMER 1\n")
         aside.chmod(0o600)
         aside.replace(self.state)
 
@@ -95,6 +95,7 @@ def test_a_real_ups_says_when_to_save(tmp_path: Path) -> None:
             return one.json("power", "status")["hosts"]["h1"].get(member)
 
         until(lambda: told("ups") == "on line", "it is on line")
+        until(lambda: told("budget")["battery_s"] == 12.0, "so long it lasts when its battery is low")  # type: ignore[index]
         ups.say("OB DISCHRG")
         until(lambda: told("ups") == "on battery", "it is on battery")
         committed = one.numbers("alone", "committed")[-1]

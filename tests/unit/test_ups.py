@@ -9,7 +9,7 @@ import pytest
 from everram.actors.power_monitor.ups import ACT_AT_ONCE, BLIND_S, UpsWatch, Verdict
 from everram.runtime.environment import UpsReading as R
 from everram.runtime.errors import InvalidArgument
-from everram.runtime.production.nut import NutUps, reading_of
+from everram.runtime.production.nut import NutUps, reading_of, seconds_of
 
 SILENT = (R.UNKNOWN, R.STALE, R.LOST)
 
@@ -34,6 +34,25 @@ SILENT = (R.UNKNOWN, R.STALE, R.LOST)
 )
 def test_the_answers_of_upsd(line: str, reading: R) -> None:
     assert reading_of(line) is reading
+
+
+@pytest.mark.parametrize(
+    ("line", "seconds"),
+    [
+        ('VAR ups battery.runtime "1234"', [1234.0]),
+        ('VAR ups battery.runtime "0.5"', [0.5]),
+        ('VAR ups battery.runtime "0"', [0.0]),
+        ('VAR ups battery.runtime "-1"', []),
+        ('VAR ups battery.runtime "nan"', []),
+        ('VAR ups battery.runtime "99999999999"', []),
+        ('VAR ups battery.runtime ""', []),
+        ('VAR ups battery.runtime.low "120"', []),
+        ("ERR VAR-NOT-SUPPORTED", []),
+        ("ERR DATA-STALE", []),
+    ],
+)
+def test_how_long_it_lasts_is_believed_if_it_can_be(line: str, seconds: list[float]) -> None:
+    assert seconds_of(line, "battery.runtime") == seconds
 
 
 def test_a_short_loss_is_ridden_through_and_a_low_battery_is_not() -> None:
