@@ -259,11 +259,12 @@ class CopyKeeper:
     async def _take(self, kept: KeptCopy, session: Session) -> bool:
         """One run: verified, acknowledged, applied. Whether there was one."""
         await self._catch_up(kept)
-        if kept.verify() is None:
+        run = kept.verify()
+        if run is None:
             return False
         if not kept.fenced:
             await session.pair.write(session.ack_rkey, 0, kept.held.to_bytes(8, "little"))
-        await self._catch_up(kept)
+        await self._apply(kept, run)
         return True
 
     async def _catch_up(self, kept: KeptCopy) -> None:

@@ -174,13 +174,18 @@ class KeptCopy:
         run = self._run(ring.tail, WORD_MASK)
         if run is None:
             return None
-        for record in ring.chain(ring.tail):
-            if record.end > run.end:
-                break
-            ring.mapping.flush(ring.offset(record.lsn), record.end - record.lsn)
+        self._flush(ring.tail, run.end)
         ring.mapping.drain()
         ring.set_tail(run.end)
         return run
+
+    def _flush(self, begin: int, end: int) -> None:
+        """Positions of the log region, which is a circle."""
+        assert self.ring is not None
+        while begin < end:
+            length = min(end - begin, self.ring.room_before_end(begin))
+            self.ring.mapping.flush(self.ring.offset(begin), length)
+            begin += length
 
     def unapplied(self) -> Run | None:
         """The next run that is held and not yet applied; None if there are none. Raises RingCorrupt."""

@@ -6,6 +6,7 @@ cannot, raises LogFull at once.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from functools import partial
 from types import TracebackType
 
@@ -46,8 +47,10 @@ class AsyncTransaction(Transaction):
 class AsyncGuest(Guest):
     """What `attach_async` gives."""
 
-    def __init__(self, core: GuestCore) -> None:
+    def __init__(self, core: GuestCore, pauses: Callable[[], Iterator[float]] | None = None) -> None:
+        """`pauses()`: between the looks of one wait."""
         super().__init__(core)
+        self._pauses = pauses or partial(pauses_s, TURNS_AT_ONCE)
         self.transaction = partial(AsyncTransaction, core.commit)
 
     async def wait_replicated(self, lsn: int, timeout_s: float) -> None:  # type: ignore[override]
@@ -59,7 +62,7 @@ class AsyncGuest(Guest):
 
         try:
             async with asyncio.timeout(timeout_s):
-                for pause_s in pauses_s(TURNS_AT_ONCE):  # a word in shared memory has no event
+                for pause_s in self._pauses():  # a word in shared memory has no event
                     if self.core.replicated(lsn):
                         return
                     await asyncio.sleep(pause_s)

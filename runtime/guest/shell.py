@@ -23,6 +23,10 @@ LOOKS_AT_ONCE = 8
 SHORT_POLL_S = 0.00005
 SHORT_POLLS = 10
 """About a millisecond, as the kernel adds as much again to so short a sleep: most acknowledgements come within it."""
+POLLS = 30
+LONG_POLL_S = 0.005
+LONGER = 1.25
+"""What has not come within 15 ms waits for a copy that is slow or gone: looks then grow rarer, to some 200 a second."""
 
 ROOM_WAIT_S = 10.0
 """For a copy to catch up before a commit gives up: longer than a restart of its host, shorter than a person waits."""
@@ -32,7 +36,11 @@ def pauses_s(looks_at_once: int) -> Iterator[float]:
     """How long to sleep between the looks of one wait: shortly while the answer is about to come, then patiently."""
     yield from itertools.repeat(0.0, looks_at_once)
     yield from itertools.repeat(SHORT_POLL_S, SHORT_POLLS)
-    yield from itertools.repeat(POLL_S)
+    yield from itertools.repeat(POLL_S, POLLS)
+    pause_s = POLL_S
+    while True:
+        pause_s = min(LONGER * pause_s, LONG_POLL_S)
+        yield pause_s
 
 
 def waiting_for_room() -> Callable[[], bool]:

@@ -60,6 +60,8 @@ APPLIED_COPY = APPLIED + 8
 """The complement of `applied`, stored just before it: the one word whose damage no checksum would show."""
 WORD_MASK = (1 << 64) - 1
 _SLOTS = 1024
+_STATE_WORDS = tuple(range(_SLOTS // 8, (_SLOTS + DESTINATIONS * _LINE) // 8, _LINE // 8))
+"""Where each destination's state is, as the number of its word."""
 SLOT_ACTIVE, SLOT_REQUIRED, SLOT_TAKEN = 1, 2, 4
 """Bits of a slot's state; independent, but none without the last: an empty slot is 0."""
 
@@ -284,13 +286,13 @@ class Ring:
 
     def holding(self) -> list[int]:
         """Slots whose destinations must hold a record before it may be overwritten."""
-        load = self.mapping.load_u64
-        return [slot for slot in range(DESTINATIONS) if load(_SLOTS + slot * _LINE) & SLOT_ACTIVE]
+        states = self.mapping.load_words(_STATE_WORDS)
+        return [slot for slot, state in enumerate(states) if state & SLOT_ACTIVE]
 
     def required(self) -> list[int]:
         """Slots whose destinations must hold a record before it counts as replicated."""
-        load = self.mapping.load_u64
-        return [slot for slot in range(DESTINATIONS) if load(_SLOTS + slot * _LINE) & SLOT_REQUIRED]
+        states = self.mapping.load_words(_STATE_WORDS)
+        return [slot for slot, state in enumerate(states) if state & SLOT_REQUIRED]
 
     # -- records
 

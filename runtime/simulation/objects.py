@@ -10,15 +10,20 @@ a gate between.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import mmap
+import struct
+from collections.abc import Callable, Iterable
 
 from everram.runtime.environment import MemoryObject
 from everram.runtime.errors import AlreadyExists, InvalidArgument, NotFound, ResourceExhausted
 from everram.runtime.memory.contract import PAGE_BYTES, Mapping
+from everram.runtime.simulation.domain import CURRENT, Killed, State
 from everram.runtime.simulation.entropy import Stream
 from everram.runtime.simulation.loop import SimulationLoop, SimulationStuck
 
 WORD_BYTES = 8
+_WORD = struct.Struct("<Q")
+_load_word = _WORD.unpack_from
 
 PREEMPTION_NS, LONG_PREEMPTION_NS, LONG_PREEMPTIONS = 200_000, 5_000_000, 0.1
 """How long a process may wait in the middle of a callback, mostly and in the given part of the cases: a cache miss in
@@ -64,18 +69,20 @@ class Gate:
 
     def __call__(self) -> None:
         """Raises Killed in a process that is dead, or dies here; SimulationStuck in one that never waits."""
-        self._loop.checkpoint()
-        self.passed += 1
+        domain = CURRENT.get()
+        if domain is not None and domain.state is State.DEAD:
+            raise Killed
+        self.passed = passed = self.passed + 1
         if self._callback != self._loop.steps:
-            self._callback, self._callback_began = self._loop.steps, self.passed
-        elif self.passed - self._callback_began > GATES_PER_CALLBACK_MAX:
+            self._callback, self._callback_began = self._loop.steps, passed
+        elif passed - self._callback_began > GATES_PER_CALLBACK_MAX:
             raise SimulationStuck(f"{self._loop.current_domain().name} spins: it stores and stores and never waits")
-        if self.passed == self.kill_at:
+        if passed == self.kill_at:
             if self._on_kill is not None:
                 self._on_kill()
             self._loop.kill(self._loop.current_domain())
             self._loop.checkpoint()
-        if self.passed == self._preempt_at:
+        if passed == self._preempt_at:
             self._preempt_at = self._next()
             longest_ns = LONG_PREEMPTION_NS if self._stream.random() < LONG_PREEMPTIONS else PREEMPTION_NS
             self._loop.preempt(self._stream.randrange(1_000, longest_ns))
@@ -100,9 +107,19 @@ class Objects:
     def wipe(self) -> None:
         """The machine lost its power: even what is still mapped reads as zeros."""
         for kept in self.by_name.values():
-            kept.content[:] = bytes(kept.size_bytes)
+            kept.wipe()
         self.by_name.clear()
         self.gone = True
+
+
+LAZY_BYTES = 64 * 1024
+"""From this size on pages are the kernel's, which makes them when they are first touched: most never are."""
+
+Content = bytearray | mmap.mmap
+
+
+def zeros(size_bytes: int) -> Content:
+    return mmap.mmap(-1, size_bytes, mmap.MAP_PRIVATE) if size_bytes >= LAZY_BYTES else bytearray(size_bytes)
 
 
 class Bytes:
@@ -116,14 +133,21 @@ class Bytes:
         self.size_bytes = size_bytes
         self.identity = identity
         self.resizable = resizable
-        self.content = bytearray(size_bytes)
+        self.content = zeros(size_bytes)
         self.present = bytearray(-(-size_bytes // PAGE_BYTES))
 
     def resize(self, size_bytes: int) -> None:
-        for content, end in ((self.content, size_bytes), (self.present, -(-size_bytes // PAGE_BYTES))):
-            del content[end:]
-            content.extend(bytes(end - len(content)))
-        self.size_bytes = size_bytes
+        pages = -(-size_bytes // PAGE_BYTES)
+        resized = zeros(size_bytes)
+        for offset, length in self.extents(0, size_bytes):
+            resized[offset : offset + length] = self.content[offset : offset + length]
+        self.content, self.size_bytes = resized, size_bytes
+        self.present = self.present[:pages].ljust(pages, b"\0")
+
+    def wipe(self) -> None:
+        """All of it reads as zeros, for whoever has it mapped, too."""
+        for offset, length in self.extents():
+            self.content[offset : offset + length] = bytes(length)
 
     def check(self, offset: int, length: int) -> None:
         if offset < 0 or length < 0 or offset + length > self.size_bytes:
@@ -131,10 +155,14 @@ class Bytes:
 
     def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         length = len(data)
-        self.check(offset, length)
-        self.content[offset : offset + length] = data
-        if length:
-            first, last = offset // PAGE_BYTES, (offset + length - 1) // PAGE_BYTES
+        end = offset + length
+        if offset < 0 or end > self.size_bytes:
+            self.check(offset, length)
+        self.content[offset:end] = data
+        first, last = offset // PAGE_BYTES, (end - 1) // PAGE_BYTES
+        if first == last:
+            self.present[first] = 1
+        elif length:
             self.present[first : last + 1] = b"\1" * (last + 1 - first)
 
     def write_back(self, offset: int, length: int) -> None:
@@ -172,17 +200,31 @@ class GatedMapping(Mapping):
         self._gate = gate
 
     def load(self, offset: int, length: int) -> bytes:
-        kept = self._open()
-        kept.check(offset, length)
+        kept = self._bytes or self._open()
+        if offset < 0 or length < 0 or offset + length > kept.size_bytes:
+            kept.check(offset, length)
         return bytes(kept.content[offset : offset + length])
 
     def load_u64(self, offset: int) -> int:
+        kept = self._bytes
+        if kept is None or offset < 0 or offset % WORD_BYTES or offset + WORD_BYTES > kept.size_bytes:
+            self._check_word(offset)
+        assert kept is not None, "an open mapping has its bytes"
+        word: int = _load_word(kept.content, offset)[0]
+        return word
+
+    def load_words(self, numbers: Iterable[int]) -> list[int]:
         kept = self._open()
-        self._check_word(offset)
-        return int.from_bytes(kept.content[offset : offset + WORD_BYTES], "little")
+        content = kept.content
+        words = []
+        for number in numbers:
+            if not 0 <= number * WORD_BYTES < kept.size_bytes - WORD_BYTES + 1:
+                self._check_word(number * WORD_BYTES)
+            words.append(_load_word(content, number * WORD_BYTES)[0])
+        return words
 
     def store(self, offset: int, data: bytes | bytearray | memoryview) -> None:
-        kept, gate = self._open(), self._gate
+        kept, gate = self._bytes or self._open(), self._gate
         kept.check(offset, len(data))
         if gate is None:
             kept.write(offset, data)
@@ -196,26 +238,26 @@ class GatedMapping(Mapping):
         gate()
 
     def store_u64(self, offset: int, value: int) -> None:
-        kept = self._open()
+        kept, gate = self._bytes or self._open(), self._gate
         self._check_word(offset)
-        word = value.to_bytes(WORD_BYTES, "little")
-        if self._gate is not None:
-            self._gate()
-        kept.write(offset, word)
-        if self._gate is not None:
-            self._gate()
+        if gate is not None:
+            gate()
+        kept.write(offset, _WORD.pack(value))
+        if gate is not None:
+            gate()
 
     def flush(self, offset: int, length: int) -> None:
-        kept = self._open()
+        kept = self._bytes or self._open()
         kept.check(offset, length)
         if kept.volatile:
             self._flushed.append((offset, length))
 
     def drain(self) -> None:
-        kept = self._open()
-        for offset, length in self._flushed:
-            kept.write_back(offset, length)
-        self._flushed.clear()
+        kept = self._bytes or self._open()
+        if self._flushed:
+            for offset, length in self._flushed:
+                kept.write_back(offset, length)
+            self._flushed.clear()
 
     def close(self) -> None:
         self._bytes = None

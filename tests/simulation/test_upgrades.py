@@ -187,8 +187,8 @@ class Damage(Run):
         machine.kill_host()
         await self._until(lambda: not self._living(), "the host does not die")
         memory = machine.objects.by_name[MEMORY_NAME].content
-        at = memory.rindex(b"spoilt", 0, memory.rindex(b"INDX"))  # the last in the slot in use is the index's own
-        at = memory.rindex(b"spoilt", 0, at)
+        at = memory.rfind(b"spoilt", 0, memory.rfind(b"INDX"))  # the last in the slot in use is the index's own
+        at = memory.rfind(b"spoilt", 0, at)
         memory[at] ^= 0xFF
         await self._until(lambda: self.cluster.node(HOST) is not None, "there is no host again")
         seen = {}
