@@ -4,7 +4,8 @@
 
 - `next_step` says what to do now: wait, ask for a lease, or renew it. After each attempt exactly one of `granted`,
   `renewed`, `gone`, `failed` is called.
-- The deadline counts from the *sending* of a renewal, so it is never later than the server's own.
+- The deadline counts from the *sending* of a renewal, and is shortened by what two clocks may differ in that time
+  (CLOCK_DRIFT_MAX), so it is never later than the server's own.
 - A deadline once published cannot be called back. So after the lease was lost no new one is asked for until the last
   published deadline has passed: by then the machine has frozen every guest of the lost lease, and none of them goes on
   under the new one.
@@ -21,6 +22,11 @@ RETRY_S = (0.05, 0.1, 0.2)
 SERVE_MARGIN_S = 0.5
 """A new incarnation begins only with this much time left: the machine freezes 0.15 s before the deadline, and starting
 a process takes a while."""
+
+
+CLOCK_DRIFT_MAX = 0.01
+"""By how much any two computers' clocks may differ in rate, as a part of the time: twenty times what an operating
+system slews a clock by to set it right, hundreds of times what crystals differ by. Beyond it leases are not safe."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +78,8 @@ class LeaseKeeper:
 
     def renewed(self, sent_ns: int, ttl_s: float) -> None:
         """A server may grant more than was asked for; guests are promised the configured TTL."""
-        self.deadline_ns = max(self.deadline_ns, sent_ns + int(min(ttl_s, self.ttl_s) * 1e9))
+        serving_s = min(ttl_s, self.ttl_s) * (1 - CLOCK_DRIFT_MAX)
+        self.deadline_ns = max(self.deadline_ns, sent_ns + int(serving_s * 1e9))
         self._published_ns = max(self._published_ns, self.deadline_ns)
         self._due_ns = sent_ns + int(self._renew_every_s * 1e9)
         self._failures_in_a_row = 0

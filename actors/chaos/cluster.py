@@ -33,10 +33,11 @@ from everram.runtime.machine.effects import Limits
 from everram.runtime.memory.heap import HeapMapping
 from everram.runtime.node import Node
 from everram.runtime.simulation.channel import SimulatedChannel, Wires
+from everram.runtime.simulation.clock import SimulatedClock
 from everram.runtime.simulation.disk import SimulatedDisk
 from everram.runtime.simulation.domain import Domain
 from everram.runtime.simulation.endpoint import Endpoint
-from everram.runtime.simulation.entropy import SimulatedEntropy
+from everram.runtime.simulation.entropy import SimulatedEntropy, Stream
 from everram.runtime.simulation.logs import SimulatedLogs
 from everram.runtime.simulation.machine import GuestProgram, MachinePort, SimulatedMachine
 from everram.runtime.simulation.objects import Gate, SimulatedMemory
@@ -50,6 +51,8 @@ NVM_BYTES = 32 << 20
 BURIAL_S = (0.005, 0.15)
 """From a machine's death to its proof: every process of it has to be found gone."""
 RETRY_S = 0.1
+CLOCK_OFFSET_NS_MAX = 500_000_000_000
+WALL_ERROR_NS_MAX = 50_000_000
 OBSERVE_S = 0.002
 """Between looks of an observer outside the world."""
 CLUSTER_ID = "5eed5eed5eed5eed"
@@ -76,7 +79,10 @@ class Cluster:
         preemption: Preemption | None = None,
         battery_s: float = 30.0,
         memory: VolatilePlan | None = None,
+        nvm_bytes: int = NVM_BYTES,
+        clock_drift_ppm: int = 0,
     ) -> None:
+        """`clock_drift_ppm`: the most by which any two computers' clocks differ in rate, coordination's included."""
         self.world = world
         self.names = [f"h{number}" for number in range(1, hosts + 1)]
         self.lease_ttl_s = lease_ttl_s
@@ -97,11 +103,18 @@ class Cluster:
         self._preemption = preemption or Preemption()
         self.extend: Callable[[Node], None] = lambda node: None
         """Adds actors of somebody's own to each incarnation of a host, before it starts."""
-        self.battery_s = battery_s
+        self.battery_s, self.nvm_bytes = battery_s, nvm_bytes
         self._memory = memory
         self._burial = world.stream("burial")
         self._wires = Wires(world.fabric, world.stream("channel"))
         self._generations = dict.fromkeys(self.names, 0)
+        self._records: dict[str, tuple[bytes, dict[str, Any]]] = {}
+        """Of each guest: the directory's record, and what it says."""
+        self._clocks: dict[str, SimulatedClock] = {}
+        if clock_drift_ppm:
+            draw = world.stream("clocks")
+            self._clocks = {name: _clock(world, draw, clock_drift_ppm) for name in self.names}
+            world.coordination.clock = _clock(world, draw, clock_drift_ppm)
 
     def start(self) -> None:
         self.world.coordination.start()
@@ -122,6 +135,7 @@ class Cluster:
             guest_gate=self._guest_gate,
             generation=generation,
             limits=Limits(battery_ns=int(self.battery_s * 1e9)),
+            clock=self._clocks.get(name),
         )
         machine.observers.append(lambda what, guest_id, epoch: self._observed(name, what, guest_id, epoch))
         machine.failures = self.failures
@@ -188,16 +202,26 @@ class Cluster:
 
     # -- what observers look at, outside the world
 
+    def generation(self, host: str) -> int:
+        """How many machines had this name, this one included."""
+        return self._generations[host]
+
     def record(self, guest_id: str) -> dict[str, Any]:
         """The directory's record of a guest, as its disk has it; empty if there is none."""
         value = self.world.coordination.durable.value(guest_key(guest_id))
-        return decode(value) if value is not None else {}
+        if value is None:
+            return {}
+        before, record = self._records.get(guest_id, (b"", {}))
+        if before != value:
+            record = decode(value)
+            self._records[guest_id] = value, record
+        return record
 
     def lease_deadline_ns(self, host: str, guest_id: str) -> int:
-        """The latest that a machine or a guest on it was told."""
+        """The latest that a machine or a guest on it was told, in the world's time."""
         machine = self.machines[host]
         told = int.from_bytes(machine.objects.by_name[f"log.{guest_id}"].content[LEASE : LEASE + 8], "little")
-        return max(machine.core.lease_deadline_ns, told)
+        return machine.clock.when(max(machine.core.lease_deadline_ns, told))
 
     def required(self, guest_id: str) -> list[str]:
         return [str(memory_id) for memory_id in self.record(guest_id).get("required", [])]
@@ -216,11 +240,11 @@ class Cluster:
         logs = [objects[name].content for name in sorted(objects) if name.startswith(f"log.{guest_id}@")]
         return max((int.from_bytes(log[TAIL : TAIL + 8], "little") for log in logs), default=None)
 
-    def kept_of(self, guest_id: str, region: str, memory_id: str) -> list[bytearray]:
+    def kept_of(self, guest_id: str, region: str, memory_id: str) -> list[bytes]:
         """What a memory keeps as copies of a region."""
         host = next(host for host, lives in self.memory_ids.items() if lives == memory_id)
         objects, prefix = self.machines[host].objects.by_name, f"region.{guest_id}.{region}@"
-        return [objects[name].content for name in sorted(objects) if name.startswith(prefix)]
+        return [bytes(objects[name].content) for name in sorted(objects) if name.startswith(prefix)]
 
     async def ask(self, source: str, host: str, act: Callable[[Node], Awaitable[T]], timeout_s: float) -> T:
         """As a client outside asks. Raises an EverramError within the time."""
@@ -247,9 +271,9 @@ class Cluster:
             state_dir=f"/simulated/{name}",
             coordination="unix:/simulated/coordination.sock",
             memory_bytes=MEMORY_BYTES,
-            nvm_bytes=NVM_BYTES,
+            nvm_bytes=self.nvm_bytes,
             lease_ttl_s=self.lease_ttl_s,
-            files_bytes=MEMORY_BYTES - NVM_BYTES - memory.limit_bytes if memory is not None else 0,
+            files_bytes=MEMORY_BYTES - self.nvm_bytes - memory.limit_bytes if memory is not None else 0,
             swap_bytes=memory.swap_bytes if memory is not None else 0,
         )
 
@@ -264,7 +288,7 @@ class Cluster:
             self._wires, machine.objects, memory, entropy.randbytes, me, domain, f"simulated:{machine.name}"
         )
         return Environment(
-            clock=world.clock,
+            clock=machine.clock,
             entropy=entropy,
             disk=SimulatedDisk(world.media(machine.name)),
             memory=memory,
@@ -308,6 +332,18 @@ class Cluster:
         self.world.note(host, f"guest {guest_id} epoch {epoch} {what}")
         for observer in self.observers:
             observer(host, what, guest_id, epoch)
+
+
+def _clock(world: World, draw: Stream, drift_ppm: int) -> SimulatedClock:
+    """Each is as far as half of the bound from the world's, which lies in the middle; computers began to count at other
+    times, and people's clocks are set well."""
+    half = drift_ppm // 2
+    return SimulatedClock(
+        world.loop,
+        drift_ppm=draw.choice((-half, half, draw.randrange(-half, half + 1))),
+        offset_ns=draw.randrange(CLOCK_OFFSET_NS_MAX),
+        wall_error_ns=draw.randrange(-WALL_ERROR_NS_MAX, WALL_ERROR_NS_MAX),
+    )
 
 
 def socket_of(host: str) -> str:

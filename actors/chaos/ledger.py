@@ -16,8 +16,8 @@ from everram.runtime.simulation.world import World
 
 CHECKS = (nothing_lost, nothing_promised_lost, all_or_nothing, commit_order)
 CHECKS_OF_A_COPY = (nothing_promised_lost, all_or_nothing, commit_order)
-WAITS, WAIT_S = 0.5, 0.3
-"""The part of transfers that wait until they are replicated, where that was asked for, and for how long."""
+WAIT_S = 0.3
+"""How long a transfer waits until it is replicated."""
 
 
 class Ledger(Workload):
@@ -58,7 +58,7 @@ class Ledger(Workload):
             raise
         record.lsn = tx.lsn
         self.committed(me, tx.lsn)
-        if me.core.ring.copies and self.stream.random() < WAITS:
+        if me.core.ring.copies and self.stream.random() < self.waits:
             await self._wait(me, record)
         return record.number
 

@@ -31,6 +31,9 @@ from everram.actors.nvm_device.redo import RedoLog
 from everram.actors.nvm_device.snapshots import Snapshots
 from everram.actors.power_monitor.ac_loss import AcLoss
 from everram.actors.power_monitor.actor import PowerMonitor
+from everram.actors.remote_memory.files import Files
+from everram.actors.remote_memory.owned import OwnedFiles
+from everram.actors.remote_memory.using import Using
 from everram.actors.replicator.copy_keeper import CopyKeeper
 from everram.actors.replicator.guest_log import GuestLog
 from everram.actors.replicator.kept_copy import KeptCopy
@@ -39,6 +42,7 @@ from everram.actors.replicator.slots import Slots
 from everram.actors.vmemfs.actor import VMemFS
 from everram.runtime.guest import errors as guest_errors
 from everram.runtime.machine.core import MachineCore
+from everram.runtime.machine.upgrade import Upgrade
 
 MARKS: dict[str, tuple[Any, str]] = {
     "a lease is lost": (Availability, "_lose"),
@@ -73,7 +77,6 @@ MARKS: dict[str, tuple[Any, str]] = {
     "blocks are purged": (Purge, "begin"),
     "a purge is given up": (Purge, "abandon"),
     "a purge that was cut off is settled": (purging, "_settle"),
-    "a change of a guest's memory is rolled back": (VMemFS, "rollback"),
     "pages of a guest are swapped out": (GuestPager, "_save"),
     "pages of a guest are swapped in": (GuestPager, "_load"),
     "a page cannot be swapped in": (GuestPager, "_break"),
@@ -81,6 +84,12 @@ MARKS: dict[str, tuple[Any, str]] = {
     "free pages of a guest are thrown away": (GuestPager, "discard"),
     "places of freed pages are given back": (GuestPager, "drop_dead"),
     "guests give in proportion, as nothing is left": (Reclaimer, "_squeeze"),
+    "the superblock is written for the version before": (VMemFS, "rollback"),
+    "a successor takes the memory": (Upgrade, "ingested"),
+    "a guest is copied to where it is moved": (Handover, "_copied_to"),
+    "a file's owner is asked for a new key": (Using, "_attach"),
+    "a file without a name ends": (Files, "end_unlinked"),
+    "memory that no file has is given back": (OwnedFiles, "drop"),
     "all guests of a machine are frozen": (MachineCore, "_freeze_all"),
     "a machine goes off": (MachineCore, "power_off"),
     "a machine that should go off is kept on": (MachineCore, "power_kept"),

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from everram.actors.availability.lease_keeper import CLOCK_DRIFT_MAX
+from everram.actors.chaos.cluster import NVM_BYTES
 from everram.actors.chaos.fault import Fault
 from everram.actors.chaos.faults import KINDS
 from everram.actors.chaos.volatile_plan import VolatilePlan
 from everram.runtime.simulation.entropy import Stream
+from everram.runtime.sizes import size_text
 
 WEIGHTS = {name: kind.weight for name, kind in KINDS.items() if kind.weight}
 FAILOVER_WEIGHTS = {name: kind.failover for name, kind in KINDS.items() if kind.failover}
@@ -22,11 +25,27 @@ HOSTS = (1, 1, 1, 2, 2, 3, 3, 3, 4, 5)
 """Small clusters more often: they run faster, and most of what can break breaks in them."""
 FAILOVER_HOSTS = (2, 3, 3, 3, 4, 5)
 MANY_HOSTS = (3, 4, 5, 5, 6, 7, 8, 9)
+NVM_SCARCE_BYTES = 1536 << 10
+FILE_HOSTS = (2, 3, 3, 4)
+FILE_USERS, EVERYTHING_FILE_USERS = (1, 2, 3), (0, 1, 2)
+FILE_WEIGHTS = {
+    "host-kill": 5, "host-kill-at-store": 3, "hang": 2, "upgrade": 2, "coordination-kill": 2, "machine-kill": 3,
+    "mains-cut": 2, "power-cycle": 4, "one-way": 2, "isolation": 2, "cut-off": 2, "partition": 1, "clogged": 1,
+    "link-faults": 1,
+}  # fmt: skip
+"""What happens to files, and to their manager, wherever that is."""
 BATTERIES_S = (30.0, 30.0, 0.02, 0.003, 0.0005)
 """Some last, some die before anything is saved, some in the midst of it."""
 
 SNAPSHOT_PAUSES_S = (0, 0, 0.1, 0.3)
 """In half of the clusters there are none."""
+
+CLOCK_DRIFTS_PPM = (0, round(CLOCK_DRIFT_MAX * 1e6))
+"""In half of the clusters every computer has a clock of its own, and they differ as much as they may."""
+
+NVM_SIZES = (NVM_BYTES, NVM_BYTES, NVM_BYTES, NVM_SCARCE_BYTES)
+
+WAITS = (0.5, 0.5, 0.5, 0.0)
 
 GUEST_ENDS_MAX = 6
 """Of one guest, so that the pauses between its restarts stay short."""
@@ -39,6 +58,8 @@ class GuestPlan:
     host: str
     pause_s: float
     copies: int
+    waits: float = 0.5
+    """The part of its transactions that it wants to be replicated before it goes on; 0: it fills its log."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +77,12 @@ class ClusterPlan:
     battery_s: float = 30.0
     memory: VolatilePlan | None = None
     """None: guests have no volatile memory."""
+    nvm_bytes: int = NVM_BYTES
+    """Of each host: with few, snapshots soon have to be purged, and where that fails to be given up."""
+    clock_drift_ppm: int = 0
+    """The most by which clocks differ in rate; 0: all have one."""
+    file_users: int = 0
+    """Programs that use remote files."""
 
     @staticmethod
     def draw(stream: Stream, scale: float) -> ClusterPlan:
@@ -86,7 +113,17 @@ class ClusterPlan:
         duration_s = stream.uniform(1.5, 3.0) * scale
         weights = {name: max(weight, FAILOVER_WEIGHTS.get(name, 0)) for name, weight in WEIGHTS.items()}
         weights |= {name: weight for name, weight in FAILOVER_WEIGHTS.items() if name not in weights}
-        return _plan(stream, hosts, guests, duration_s, round(stream.randrange(4, 12) * scale), weights)
+        count = round(stream.randrange(4, 12) * scale)
+        return _plan(stream, hosts, guests, duration_s, count, weights, EVERYTHING_FILE_USERS)
+
+    @staticmethod
+    def draw_files(stream: Stream, scale: float) -> ClusterPlan:
+        """Programs that use remote files, and one guest beside them."""
+        hosts = _names(stream.choice(FILE_HOSTS))
+        guests = (GuestPlan("g0", "/ledger", stream.choice(hosts), 0.3, 0),)
+        duration_s = stream.uniform(1.5, 3.0) * scale
+        count = round(stream.randrange(1, 7) * scale)
+        return _plan(stream, hosts, guests, duration_s, count, FILE_WEIGHTS, FILE_USERS)
 
     @staticmethod
     def draw_memory(stream: Stream, scale: float) -> ClusterPlan:
@@ -108,9 +145,12 @@ class ClusterPlan:
         faults = "; ".join(map(str, self.faults)) or "no faults"
         snapshots = f"snapshots every {self.snapshot_pause_s:g} s, " if self.snapshot_pause_s else ""
         memory = f"{self.memory}, " if self.memory else ""
+        nvm = f"{size_text(self.nvm_bytes)} of NVM, " if self.nvm_bytes != NVM_BYTES else ""
+        clocks = f"clocks {self.clock_drift_ppm} ppm apart, " if self.clock_drift_ppm else ""
+        files = f"{self.file_users} users of files, " if self.file_users else ""
         return (
-            f"cluster of {self.hosts}, {guests}, {self.clients} clients, {snapshots}"
-            f"{memory}batteries of {self.battery_s:g} s, {self.duration_s:.2f} s: {faults}"
+            f"cluster of {self.hosts}, {guests}, {self.clients} clients, {files}{snapshots}{nvm}{clocks}{memory}"
+            f"batteries of {self.battery_s:g} s, {self.duration_s:.2f} s: {faults}"
         )
 
 
@@ -122,7 +162,7 @@ def _guest(stream: Stream, number: int, hosts: list[str]) -> GuestPlan:
 
 def _ledger(stream: Stream, number: int, hosts: list[str]) -> GuestPlan:
     pause_s, copies = stream.choice((0.005, 0.02, 0.1)), min(stream.choice((1, 1, 2)), len(hosts) - 1)
-    return GuestPlan(f"g{number}", "/ledger", stream.choice(hosts), pause_s, copies)
+    return GuestPlan(f"g{number}", "/ledger", stream.choice(hosts), pause_s, copies, stream.choice(WAITS))
 
 
 def _names(hosts: int) -> list[str]:
@@ -136,6 +176,7 @@ def _plan(
     duration_s: float,
     count: int,
     weights: dict[str, int],
+    file_users: tuple[int, ...] = (0,),
 ) -> ClusterPlan:
     faults = [_fault(stream, hosts, len(guests), duration_s, weights) for _ in range(count)]
     return ClusterPlan(
@@ -148,6 +189,9 @@ def _plan(
         faults=_bearable(sorted(faults, key=lambda fault: fault.at_s)),
         snapshot_pause_s=stream.choice(SNAPSHOT_PAUSES_S),
         battery_s=stream.choice(BATTERIES_S),
+        nvm_bytes=stream.choice(NVM_SIZES),
+        clock_drift_ppm=stream.choice(CLOCK_DRIFTS_PPM),
+        file_users=stream.choice(file_users),
     )
 
 

@@ -9,7 +9,8 @@ SEEDS_MAX seeds: `everram chaos planted` tries them all, and docs/planted.md has
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,6 +23,10 @@ from everram.actors.nvm_device.draft import Draft
 from everram.actors.nvm_device.keeper import SnapshotKeeper
 from everram.actors.nvm_device.snapshots import Snapshots
 from everram.actors.power_monitor import save
+from everram.actors.remote_memory import manager
+from everram.actors.remote_memory.namespace import Plan, Steps
+from everram.actors.remote_memory.owned import OwnedFiles
+from everram.actors.remote_memory.using import UsedFile, Using
 from everram.actors.replicator import copy_keeper
 from everram.actors.replicator.copy_keeper import CopyKeeper
 from everram.actors.replicator.guest_log import GuestLog
@@ -34,6 +39,8 @@ from everram.runtime.contracts import common_pb2 as pb
 from everram.runtime.contracts.common_pb2 import Guest
 from everram.runtime.contracts.replicator_pb2 import Copy, OpenReply, PromiseReply, PromiseRequest
 from everram.runtime.contracts.vmemfs_pb2 import Generation
+from everram.runtime.coordination.api import Coordination, Delete, Put
+from everram.runtime.coordination.file_directory import PERSISTENT_PREFIX, memory_name
 from everram.runtime.environment import MemoryObject
 from everram.runtime.formats.swap_table import SwapTable
 from everram.runtime.guest import core
@@ -49,6 +56,7 @@ from everram.runtime.memory.contract import PAGE_BYTES
 from everram.runtime.memory.paging import PagedMemory
 
 _parts = save._parts
+_write = Using.write
 _commit = GuestCore.commit
 _commit_members = GuestLog._commit_members
 _ship = Shipper._ship
@@ -238,6 +246,41 @@ def _never_required(slots: Slots, *arguments: Any) -> None:
     """A new required set is not told to the guest."""
 
 
+async def _carried_out_in_two(coordination: Coordination, begin: Callable[[], Steps]) -> Plan:
+    """What an operation takes away is one transaction, what it puts there another."""
+    while True:
+        plan = await manager.read(coordination, begin())
+        gone = [op for op in plan.success if isinstance(op, Delete)]
+        if not plan.success or (await coordination.txn(plan.compare, gone)).succeeded:
+            await coordination.txn((), [op for op in plan.success if isinstance(op, Put)])
+            return plan
+
+
+async def _written_later(using: Using, file: UsedFile, offset: int, data: bytes | memoryview) -> None:
+    """A write to a file is answered, and then made."""
+    writing = asyncio.ensure_future(_write(using, file, offset, data))
+    writing.add_done_callback(lambda done: done.cancelled() or done.exception())
+
+
+async def _appended_where_it_ended(using: Using, file: UsedFile, data: bytes | memoryview) -> int:
+    """An appender writes behind what it knows of the file, and asks nobody for room."""
+    offset = file.size_bytes
+    await using.write(file, offset, data)
+    return offset
+
+
+async def _file_forgotten(owned: OwnedFiles, file_id: str) -> None:
+    """What is dropped is no file any more, and its memory stays."""
+    for persistent in (False, True):
+        owned._files.discard(memory_name(file_id, persistent=persistent))
+
+
+def _files_unsaved(objects: Sequence[MemoryObject], flushed: Any) -> list[Any]:
+    """Persistent files are no part of the image."""
+    parts: list[Any] = _parts([one for one in objects if not one.name.startswith(PERSISTENT_PREFIX)], flushed)
+    return parts
+
+
 Mistake = tuple[Any, str, Any]
 """What is replaced by what: (owner, attribute, mistake)."""
 
@@ -285,6 +328,11 @@ PLANTED: dict[str, Plant] = {
     "swap-unprotected": Plant.of("memory", (PagedMemory, "protect", _unprotected)),
     "place-unpublished": Plant.of("memory", (SwapTable, "set", _place_unpublished)),
     "slots-forgotten": Plant.of("memory", (swap_file.Slots, "hold", _slots_forgotten)),
+    "renamed-in-two": Plant.of("files", (manager, "carry_out", _carried_out_in_two)),
+    "written-later": Plant.of("files", (Using, "write", _written_later)),
+    "appended-over": Plant.of("files", (Using, "append", _appended_where_it_ended)),
+    "file-forgotten": Plant.of("files", (OwnedFiles, "drop", _file_forgotten)),
+    "files-unsaved": Plant.of("files", (save, "_parts", _files_unsaved)),
     "never-required": Plant.of("failover", (Slots, "require", _never_required)),
 }
 

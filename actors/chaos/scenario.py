@@ -7,10 +7,11 @@ watch, stop the faults, demand convergence, and look at everything once more.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from functools import partial
 
 from everram.actors.chaos import injector
-from everram.actors.chaos.checks import converges, copies_exact
+from everram.actors.chaos.checks import converges, copies_exact, namespace_intact
 from everram.actors.chaos.checks.answered import Answered
 from everram.actors.chaos.checks.keeps_promises import KeepsPromises
 from everram.actors.chaos.checks.one_incarnation import OneIncarnation
@@ -22,6 +23,7 @@ from everram.actors.chaos.checks.under_lease import UnderLease
 from everram.actors.chaos.cluster import Cluster, Preemption, announce
 from everram.actors.chaos.counter import Counter
 from everram.actors.chaos.fault import Scene
+from everram.actors.chaos.file_user import FileUser
 from everram.actors.chaos.ledger import Ledger
 from everram.actors.chaos.ledger_region import understand
 from everram.actors.chaos.mapped import Mapped
@@ -36,6 +38,7 @@ from everram.runtime.contracts.hypervisor_contract import HypervisorRef
 from everram.runtime.contracts.hypervisor_pb2 import GuestName
 from everram.runtime.contracts.replicator_contract import ReplicatorRef
 from everram.runtime.contracts.replicator_pb2 import FollowRequest
+from everram.runtime.coordination.file_directory import ROOT as FILES_ROOT
 from everram.runtime.errors import AlreadyExists, EverramError, Unavailable
 from everram.runtime.guest.aio import AsyncGuest
 from everram.runtime.guest.core import GuestCore
@@ -56,6 +59,10 @@ APPLY_BOUND_S = 0.05
 """From a destination's last acknowledgement to its last store."""
 ASK_TIMEOUT_S = 0.4
 PROBE_EVERY_S = 0.15
+FILES_PAUSE_S = 0.04
+FILES_BOUND_S = 40.0
+"""A host waits for a while before it gives back memory that a manager was about to name."""
+FIRST_LOOK_S, LAST_LOOK_S = 0.0004, 0.005
 WORKLOADS: dict[str, type[Workload]] = {"/ledger": Ledger, "/counter": Counter, "/mapped": Mapped}
 
 
@@ -85,6 +92,7 @@ class Tenant:
         self.workload = WORKLOADS[plan.program](
             world, plan.name, pause_s=plan.pause_s, committed=committed, replicated=replicated
         )
+        self.workload.waits = plan.waits
 
 
 class Service:
@@ -115,6 +123,8 @@ class ClusterScenario:
             preemption=preemption,
             battery_s=plan.battery_s,
             memory=plan.memory,
+            nvm_bytes=plan.nvm_bytes,
+            clock_drift_ppm=plan.clock_drift_ppm,
         )
         self.frozen = StaysFrozen(world)
         self.incarnations = OneIncarnation(world)
@@ -124,6 +134,10 @@ class ClusterScenario:
         self.promises = KeepsPromises(world, self.cluster.required)
         self.tenants = [Tenant(self, guest, index) for index, guest in enumerate(plan.guests)]
         self.scene = Scene(self.cluster, self._place, self.frozen, self.incarnations, self.promises, [self._losing])
+        self.file_users = [
+            FileUser(world, self.cluster, self.answered, number, pause_s=FILES_PAUSE_S)
+            for number in range(plan.file_users)
+        ]
         self._begun: dict[tuple[str, int], str] = {}
         """The host of each incarnation, by guest_id and epoch."""
         self.cluster.observers.append(self._observe)
@@ -139,6 +153,7 @@ class ClusterScenario:
         clients = [self._client(tenant, number) for tenant in self.tenants for number in range(self.plan.clients)]
         users = [self._snapshot_user(tenant) for tenant in self.tenants if self.plan.snapshot_pause_s]
         using = [self.world.loop.spawn(self.world.loop.system, user.live()) for user in users]
+        programs = [self.world.loop.spawn(self.world.loop.system, user.live()) for user in self.file_users]
         faults = asyncio.create_task(injector.play(self.scene, self.plan.faults))
         await asyncio.sleep(self.plan.duration_s)
         await faults
@@ -153,6 +168,9 @@ class ClusterScenario:
         await self._memory_is_whole()
         for client in (*clients, *using):
             client.cancel()
+        for file_user in self.file_users:
+            file_user.stop()
+        await asyncio.gather(*programs)
         for user in users:
             await user.read_all()
         for tenant in self.tenants:
@@ -166,6 +184,7 @@ class ClusterScenario:
                     CONVERGENCE_BOUND_S,
                     partial(clear, self.world, self.cluster, host),
                 )
+        await self._look_at_files()
         self._report_failures()
 
     async def _memory_is_whole(self) -> None:
@@ -175,6 +194,25 @@ class ClusterScenario:
             user.look_whole()
         for name, user in users.items():
             await converges.check(self.world, f"{name} has all its memory", CONVERGENCE_BOUND_S, partial(_whole, user))
+
+    async def _look_at_files(self) -> None:
+        """Names and bytes; then, after one more restart of every host, that nobody keeps memory for no file."""
+        for number, user in enumerate(self.file_users):
+            what = f"the files of user {number} can be looked at"
+            await converges.check(self.world, what, CONVERGENCE_BOUND_S, user.look_once_more)
+        if self.file_users:
+            for host in self.cluster.names:
+                self.cluster.machines[host].kill_host()
+            await converges.check(self.world, "files and memory are one", FILES_BOUND_S, self._files_are_settled)
+
+    async def _files_are_settled(self) -> bool:
+        memories = {host: (memory_id, list(self.cluster.machines[host].objects.by_name)) for host, memory_id in
+                    self.cluster.memory_ids.items()}  # fmt: skip
+        pairs = self.world.coordination.durable.pairs(FILES_ROOT)
+        wrong = namespace_intact.unsettled(pairs, memories)
+        if wrong is not None:
+            self.world.note("files", wrong)
+        return wrong is None and all([await self._answers(host) for host in self.cluster.names])
 
     def _snapshot_user(self, tenant: Tenant) -> SnapshotUser:
         return SnapshotUser(
@@ -224,7 +262,7 @@ class ClusterScenario:
             return False
         await asyncio.sleep(APPLY_BOUND_S)
         region = guest.regions[0]
-        original = self.cluster.machines[tenant.host].objects.by_name[region.arena].content
+        original = bytes(self.cluster.machines[tenant.host].objects.by_name[region.arena].content)
         for copy in guest.copies:
             wrong = copies_exact.check(
                 region.name, original, self.cluster.kept_of(tenant.guest_id, region.name, copy.memory_id)
@@ -427,9 +465,17 @@ async def attach(seat: Seat) -> AsyncGuest:
         epoch=launch.epoch,
         ring=Ring.open(memory["log"][1]),
         regions=regions,
-        now_ns=lambda: seat.machine.loop.now_ns,
+        now_ns=seat.machine.clock.now_ns,
         ring_bell=seat.ring,
         recovered=launch.epoch > 1,
         port=launch.port,
     )
-    return AsyncGuest(core)
+    return AsyncGuest(core, _pauses_s)
+
+
+def _pauses_s() -> Iterator[float]:
+    """Of a guest that waits for its copies: longer and longer, so that few of the simulation's steps are looks."""
+    pause_s = FIRST_LOOK_S
+    while True:
+        yield pause_s
+        pause_s = min(2 * pause_s, LAST_LOOK_S)

@@ -19,7 +19,7 @@ from everram.actors.chaos.scenario import ClusterScenario
 from everram.runtime.simulation.entropy import Stream
 from everram.runtime.simulation.world import Violation, World
 
-SCENARIOS = ("cluster", "ring", "failover", "leases", "memory", "everything")
+SCENARIOS = ("cluster", "ring", "failover", "leases", "files", "memory", "everything")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class Tier:
 
 
 TIERS: dict[str, Tier] = {
-    "quick": Tier(("cluster", "ring", "ring", "failover", "memory"), 1.0),
+    "quick": Tier(("cluster", "ring", "ring", "failover", "files", "memory"), 1.0),
     "swarm": Tier(("everything", "everything", "failover", "ring", "memory"), 1.5, timeout_s=900.0),
     "nightly": Tier(("everything",), 5.0, hosts=(10, 20, 50), timeout_s=7200.0),
 }
@@ -114,6 +114,8 @@ def _draw(stream: Stream, tier: Tier, scenario: str) -> ClusterPlan | RingPlan:
         return RingPlan.draw(stream, tier.scale)
     if kind == "everything":
         return ClusterPlan.draw_everything(stream, tier.scale, tier.hosts)
+    if kind == "files":
+        return ClusterPlan.draw_files(stream, tier.scale)
     if kind == "leases":
         return ClusterPlan.draw_failover(stream, tier.scale, LEASE_WEIGHTS)
     if kind == "memory":

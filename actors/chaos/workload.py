@@ -7,11 +7,13 @@ finds.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from typing import ClassVar
 
 from everram.actors.chaos.journal import Found
 from everram.runtime.guest.aio import AsyncGuest
+from everram.runtime.guest.errors import LogFull
 from everram.runtime.simulation.entropy import Stream
 from everram.runtime.simulation.world import World
 
@@ -42,6 +44,8 @@ class Workload:
         self.pause_s = pause_s
         self.committed = committed
         self.replicated = replicated
+        self.waits = 0.5
+        """The part of its transactions that wait until they are replicated, where that was asked for."""
         self.stream: Stream = world.stream(f"workload/{name}")
 
     def recover(self, me: AsyncGuest, *, moved: bool) -> None:
@@ -61,7 +65,8 @@ class Workload:
         """Bursts with pauses between them, until the process ends."""
         while True:
             for _ in range(self.stream.randrange(1, 8)):
-                await self.operate(me)
+                with contextlib.suppress(LogFull):  # nothing was written: again after the pause
+                    await self.operate(me)
                 await asyncio.sleep(0)
             short = self.stream.random() < SHORT_PAUSES
             await asyncio.sleep(self.stream.uniform(0, SHORT_PAUSE_S if short else self.pause_s))

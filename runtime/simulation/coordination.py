@@ -21,6 +21,7 @@ from everram.runtime.coordination.embedded import Embedded, LocalCoordination
 from everram.runtime.coordination.refusals import NoSpace
 from everram.runtime.coordination.store import Change, Saved, SavedLease
 from everram.runtime.errors import DeadlineExceeded, Unavailable
+from everram.runtime.simulation.clock import SimulatedClock
 from everram.runtime.simulation.domain import Domain
 from everram.runtime.simulation.endpoint import Broken, Endpoint, Refused
 from everram.runtime.simulation.entropy import Stream
@@ -63,6 +64,10 @@ class DurableStore:
         pair = self._pairs.get(key)
         return pair.value if pair is not None else None
 
+    def pairs(self, prefix: bytes) -> dict[bytes, bytes]:
+        """The same, of all keys that begin so."""
+        return {key: pair.value for key, pair in self._pairs.items() if key.startswith(prefix)}
+
     async def append(self, changes: Sequence[Change], compacted: int) -> None:
         """Takes effect at the beginning or the end of the time it takes: a server killed in it finds either."""
         if self.full:
@@ -102,6 +107,8 @@ class CoordinationServer:
         self.durable = DurableStore(stream)
         self.endpoint: Endpoint[LocalCoordination] = Endpoint(fabric, PLACE)
         self.starts = 0
+        self.clock: SimulatedClock | None = None
+        """Of the computer that it runs on; None: the world's own time."""
         self.domain: Domain | None = None
         """The latest process."""
         self._stream = stream
@@ -109,11 +116,12 @@ class CoordinationServer:
     def start(self) -> None:
         """A new process on the same disk."""
         self.starts += 1
-        self.domain = self.loop.domain(f"coordination.{self.starts}")
+        self.domain = self.loop.domain(f"coordination.{self.starts}", self.clock)
         self.loop.spawn(self.domain, self._run(self.domain))
 
     async def _run(self, domain: Domain) -> None:
-        embedded = Embedded(self.durable, lambda: self.loop.now_ns, lambda: self._stream.getrandbits(62) + 1)
+        clock = self.clock or SimulatedClock(self.loop)
+        embedded = Embedded(self.durable, clock.now_ns, lambda: self._stream.getrandbits(62) + 1)
         self.endpoint.open(domain, LocalCoordination(embedded))
         await embedded.run()
 

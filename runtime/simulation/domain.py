@@ -22,6 +22,7 @@ from contextvars import Context, ContextVar
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from everram.runtime.simulation.clock import SimulatedClock
     from everram.runtime.simulation.loop import SimulatedHandle
 
 
@@ -44,6 +45,7 @@ class Domain:
 
     __slots__ = (
         "active",
+        "clock",
         "context",
         "graveyard",
         "listed",
@@ -56,10 +58,12 @@ class Domain:
         "state",
     )
 
-    def __init__(self, name: str, number: int) -> None:
+    def __init__(self, name: str, number: int, clock: SimulatedClock | None = None) -> None:
         self.name = name
         self.number = number
         """Unique in its loop, in the order of creation."""
+        self.clock = clock
+        """Of the computer that it runs on; None: the world's own time."""
         self.state = State.RUNNING
         self.queue: deque[SimulatedHandle] = deque()
         """Callbacks that are due, oldest first."""

@@ -25,6 +25,7 @@ from asyncio import tasks as _asyncio_tasks
 from collections.abc import Callable, Coroutine, Generator
 from typing import Any, NoReturn, TypeVar
 
+from everram.runtime.simulation.clock import SimulatedClock
 from everram.runtime.simulation.domain import CURRENT, Domain, Killed, State
 from everram.runtime.simulation.entropy import Stream
 from everram.runtime.simulation.trace import DOMAIN_BITS, Trace
@@ -132,8 +133,9 @@ class SimulationLoop(asyncio.BaseEventLoop):
 
     # -- domains ----------------------------------------------------------------------------------------------------
 
-    def domain(self, name: str) -> Domain:
-        domain = Domain(name, len(self._domains))
+    def domain(self, name: str, clock: SimulatedClock | None = None) -> Domain:
+        """`clock`: what its timers go by; None: the world's own time."""
+        domain = Domain(name, len(self._domains), clock)
         self._domains.append(domain)
         return domain
 
@@ -230,7 +232,11 @@ class SimulationLoop(asyncio.BaseEventLoop):
     # -- what asyncio asks of a loop --------------------------------------------------------------------------------
 
     def time(self) -> float:
-        return self.now_ns * 1e-9
+        """As the clock of the running code shows it."""
+        domain = CURRENT.get()
+        if domain is None or domain.clock is None:
+            return self.now_ns * 1e-9
+        return domain.clock.now_ns() * 1e-9
 
     def call_soon(  # type: ignore[override]
         self, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
@@ -251,17 +257,36 @@ class SimulationLoop(asyncio.BaseEventLoop):
     def call_later(  # type: ignore[override]
         self, delay: float, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
     ) -> SimulatedHandle:
-        return self.call_at_ns(self.now_ns + round(delay * 1e9), callback, *args, context=context)
+        domain = (CURRENT.get() if context is None else context.get(CURRENT)) or self.system
+        delay_ns = round(delay * 1e9)
+        if domain.clock is not None:
+            delay_ns = domain.clock.lasts(delay_ns)
+        return self._call_at(domain, self.now_ns + delay_ns, callback, args, context)
 
     def call_at(  # type: ignore[override]
         self, when: float, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
     ) -> SimulatedHandle:
-        return self.call_at_ns(round(when * 1e9), callback, *args, context=context)
+        domain = (CURRENT.get() if context is None else context.get(CURRENT)) or self.system
+        when_ns = round(when * 1e9)
+        if domain.clock is not None:
+            when_ns = domain.clock.when(when_ns)
+        return self._call_at(domain, when_ns, callback, args, context)
 
     def call_at_ns(
         self, when_ns: int, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
     ) -> SimulatedHandle:
+        """In the world's own time."""
         domain = (CURRENT.get() if context is None else context.get(CURRENT)) or self.system
+        return self._call_at(domain, when_ns, callback, args, context)
+
+    def _call_at(
+        self,
+        domain: Domain,
+        when_ns: int,
+        callback: Callable[..., object],
+        args: tuple[Any, ...],
+        context: contextvars.Context | None,
+    ) -> SimulatedHandle:
         handle = SimulatedHandle(domain, callback, args, self, context, when_ns)
         handle._scheduled = True
         heapq.heappush(self._timers, (when_ns, next(self._timer_numbers), handle))

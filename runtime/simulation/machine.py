@@ -27,6 +27,7 @@ from everram.runtime.machine import effects as effect_of
 from everram.runtime.machine.core import MachineCore
 from everram.runtime.machine.effects import Effect, Limits
 from everram.runtime.machine.lives import EXIT_REFUSED, GuestLife
+from everram.runtime.simulation.clock import SimulatedClock
 from everram.runtime.simulation.domain import Domain
 from everram.runtime.simulation.entropy import Stream
 from everram.runtime.simulation.loop import SimulationLoop
@@ -183,14 +184,17 @@ class SimulatedMachine:
         guest_gate: Callable[[str, int], Gate | None] = lambda guest_id, epoch: None,
         generation: int = 1,
         limits: Limits | None = None,
+        clock: SimulatedClock | None = None,
     ) -> None:
         """`generation` counts machines that had this name; `guest_gate(guest_id, epoch)` is what its stores pass."""
         self.loop = loop
+        self.clock = clock or SimulatedClock(loop)
+        """Of all its processes."""
         self.name = name
         self.delays = Delays()
         self.objects = Objects(memory_bytes)
         self.output: dict[str, bytearray] = {}
-        self.domain = loop.domain(f"{name}.machine.{generation}")
+        self.domain = loop.domain(f"{name}.machine.{generation}", clock)
         self.core = MachineCore(limits or Limits())
         self.host: Host | None = None
         self.upgrades = SimulatedUpgrades(self)
@@ -290,7 +294,7 @@ class SimulatedMachine:
     def event(self, method: Callable[..., list[Effect]], *arguments: Any, **named: Any) -> None:
         """Tell the core and carry out what it says. Raises what the core refuses."""
         try:
-            for effect in method(self.loop.now_ns, *arguments, **named):
+            for effect in method(self.clock.now_ns(), *arguments, **named):
                 self._perform(effect)
         finally:
             self._arm()
@@ -301,7 +305,7 @@ class SimulatedMachine:
             self._timer = None
         deadline_ns = self.core.next_deadline_ns()
         if deadline_ns is not None:
-            when_ns = max(deadline_ns, self.loop.now_ns)
+            when_ns = max(self.clock.when(deadline_ns), self.loop.now_ns)
             self._timer = self.loop.call_at_ns(when_ns, self.event, self.core.tick, context=self.domain.context)
 
     def _note(self, what: str) -> None:
@@ -352,7 +356,7 @@ class SimulatedMachine:
         self.host = self.begin_process(incarnation)
 
     def begin_process(self, incarnation: int, *, successor: bool = False) -> Host:
-        domain = self.loop.domain(f"{self.name}.{self._generation}.{incarnation}")
+        domain = self.loop.domain(f"{self.name}.{self._generation}.{incarnation}", self.domain.clock)
         host = Host(incarnation, domain, taken=self.loop.create_future(), successor=successor)
         domain.on_death.append(partial(self._host_died, host))
         self.loop.spawn(domain, self._live(host))
@@ -457,7 +461,7 @@ class SimulatedMachine:
 
     def _begin_guest(self, guest_id: str, epoch: int) -> None:
         launch = self._launches[guest_id]
-        domain = self.loop.domain(f"{self.name}/{launch.name}.{epoch}")
+        domain = self.loop.domain(f"{self.name}/{launch.name}.{epoch}", self.domain.clock)
         guest = Guest(launch, domain, Seat(self, launch, domain, self._guest_gate(guest_id, epoch)))
         self.guests[guest_id] = guest
         domain.on_death.append(partial(self._guest_died, guest))

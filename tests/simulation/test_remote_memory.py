@@ -10,7 +10,9 @@ from typing import Any, TypeVar
 
 import pytest
 
+from everram.actors.chaos.checks import namespace_intact
 from everram.actors.chaos.cluster import Cluster, announce
+from everram.actors.chaos.file_client import FileClient
 from everram.actors.remote_memory.owned import FILES_MAX
 from everram.actors.remote_memory.refusals import errno_in
 from everram.runtime.contracts import common_pb2 as pb
@@ -21,8 +23,8 @@ from everram.runtime.contracts.power_monitor_pb2 import SaveRequest
 from everram.runtime.contracts.remote_memory_contract import MemoryAgentRef, RemoteMemoryRef
 from everram.runtime.coordination.api import Delete, Put, Range, prefix
 from everram.runtime.coordination.directory import HOSTS as HOSTS_ROOT
-from everram.runtime.coordination.directory import decode, encode, guest_key
-from everram.runtime.coordination.file_directory import DROPPED, ENTRIES, INODES, dropped_prefix
+from everram.runtime.coordination.directory import encode, guest_key
+from everram.runtime.coordination.file_directory import INODES, dropped_prefix
 from everram.runtime.coordination.file_directory import ROOT as FILES_ROOT
 from everram.runtime.errors import EverramError, NotFound, Unavailable
 from everram.runtime.node import Node
@@ -35,79 +37,11 @@ BOUND_S = 30.0
 HOSTS = ("h1", "h2", "h3")
 
 
-class Client:
-    """A program beside one host, with a session of its own at that host's agent."""
+class Client(FileClient):
+    """A program beside one host, as patient as a person."""
 
     def __init__(self, rig: Rig, host: str) -> None:
-        self.rig, self.host = rig, host
-        self._stream: Any = None
-        self.session = ""
-
-    async def ask(self, act: Callable[[MemoryAgentRef], Awaitable[T]]) -> T:
-        return await self.rig.ask(self.host, lambda node: act(node.ref(MemoryAgentRef)))
-
-    async def begin(self) -> None:
-        async def begun(agent: MemoryAgentRef) -> str:
-            self._stream = agent.session(pb.Empty())
-            return str((await anext(self._stream)).session)
-
-        self.session = await self.ask(begun)
-
-    async def end(self) -> None:
-        async def ended(_: MemoryAgentRef) -> None:
-            await self._stream.aclose()
-
-        await self.ask(ended)
-
-    async def open(self, path: str, **how: Any) -> rm.OpenFile:
-        if not self.session:
-            await self.begin()
-        request = rm.OpenFileRequest(session=self.session, path=path, **{"read": True, **how})
-        return await self.ask(lambda agent: agent.open(request, timeout_s=ASK_S))
-
-    async def make(self, path: str, data: bytes = b"", **how: Any) -> rm.OpenFile:
-        file = await self.open(path, write=True, create=True, **how)
-        if data:
-            await self.write(file, 0, data)
-        return file
-
-    async def read(self, file: rm.OpenFile, offset: int = 0, length: int = 1 << 20) -> bytes:
-        request = rm.ReadRequest(file=file.file, offset=offset, length=length)
-
-        async def all_of(agent: MemoryAgentRef) -> bytes:
-            return b"".join([piece.data async for piece in agent.read(request)])
-
-        return await self.ask(all_of)
-
-    async def write(self, file: rm.OpenFile, offset: int, data: bytes) -> rm.Written:
-        request = rm.WriteRequest(file=file.file, offset=offset, data=data)
-        return await self.ask(lambda agent: agent.write(request, timeout_s=ASK_S))
-
-    async def truncate(self, file: rm.OpenFile, size_bytes: int) -> None:
-        request = rm.TruncateRequest(file=file.file, size_bytes=size_bytes)
-        await self.ask(lambda agent: agent.truncate(request, timeout_s=ASK_S))
-
-    async def close(self, file: rm.OpenFile) -> None:
-        await self.ask(lambda agent: agent.close(file.file, timeout_s=ASK_S))
-
-    async def stat(self, path: str) -> rm.Node:
-        return await self.ask(lambda agent: agent.stat_path(rm.PathRequest(path=path), timeout_s=ASK_S))
-
-    async def names(self, path: str = "") -> list[str]:
-        found = await self.ask(lambda agent: agent.list_path(rm.PathRequest(path=path), timeout_s=ASK_S))
-        return [node.name for node in found.nodes]
-
-    async def remove(self, path: str) -> None:
-        await self.ask(lambda agent: agent.remove(rm.PathRequest(path=path), timeout_s=ASK_S))
-
-    async def mkdir(self, path: str) -> None:
-        await self.ask(lambda agent: agent.make_folder(rm.PathRequest(path=path), timeout_s=ASK_S))
-
-    async def rename(self, path: str, new_path: str) -> None:
-        await self.ask(lambda agent: agent.move(rm.MovePath(path=path, new_path=new_path), timeout_s=ASK_S))
-
-    async def status(self) -> rm.AgentStatus:
-        return await self.ask(lambda agent: agent.status(pb.Empty()))
+        super().__init__(rig.ask, host, ASK_S)
 
 
 class Rig:
@@ -608,23 +542,11 @@ def test_files_keep_to_themselves_whatever_breaks(seed: int) -> None:
 
 
 async def _is_whole(rig: Rig) -> bool:
-    """Every name leads to an inode and back, every living file has its memory, and there is no other memory."""
-    _, pairs = await rig.directory.range(prefix(FILES_ROOT))
-    keys = {pair.key: decode(pair.value) for pair in pairs}
-    inodes = {key.removeprefix(INODES).decode(): value for key, value in keys.items() if key.startswith(INODES)}
-    entries = {key.rpartition(b"/")[2].decode(): value["id"] for key, value in keys.items() if key.startswith(ENTRIES)}
-    assert all(inodes[node_id]["name"] == name for name, node_id in entries.items())
-    if any(key.startswith(DROPPED) for key in keys) or any(inode["holder"] for inode in inodes.values()):
-        return False
-    assert sorted(entries.values()) == sorted(inodes)
-    for host in HOSTS:
-        mine = {
-            node_id for node_id, inode in inodes.items()
-            if inode["host"] == host and inode["memory_id"] == rig.cluster.memory_ids.get(host)
-        }  # fmt: skip
-        if {name.partition(".")[2] for name in rig.memories(host)} != mine:
-            return False
-    return True
+    """Every name leads to a file and back, every living file has its memory, and there is no other memory."""
+    pairs = rig.world.coordination.durable.pairs(FILES_ROOT)
+    assert namespace_intact.broken(pairs) is None
+    memories = {host: (rig.cluster.memory_ids.get(host, ""), rig.memories(host)) for host in HOSTS}
+    return namespace_intact.unsettled(pairs, memories, restored=False) is None
 
 
 def test_only_the_leader_answers() -> None:

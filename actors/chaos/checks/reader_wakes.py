@@ -34,7 +34,7 @@ class ReaderWakes:
         reader = self._reader()
         if reader is None:
             return
-        self._commits.append((lsn, self._world.loop.time() + BOUND_S, reader))
+        self._commits.append((lsn, self._world.now_s + BOUND_S, reader))
         if not self._watching:
             self._watching = True
             self._world.loop.spawn(self._world.loop.system, self._watch())
@@ -42,7 +42,7 @@ class ReaderWakes:
     async def _watch(self) -> None:
         while self._commits:
             lsn, due_s, reader = self._commits.popleft()
-            await asyncio.sleep(max(0.0, due_s - self._world.loop.time()))
+            await asyncio.sleep(max(0.0, due_s - self._world.now_s))
             verified = await self._verified() if self._reader() is reader else None
             if verified is None or self._reader() is not reader:
                 continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from everram.actors.chaos.fault import Kind
-from everram.actors.chaos.faults import disks, memory, network, power, processes
+from everram.actors.chaos.faults import disks, memory, network, orders, power, processes, software
 
-KINDS: dict[str, Kind] = processes.KINDS | network.KINDS | power.KINDS | disks.KINDS | memory.KINDS
+_MODULES = (processes, network, power, disks, memory, software, orders)
+KINDS: dict[str, Kind] = {name: kind for module in _MODULES for name, kind in module.KINDS.items()}

@@ -12,7 +12,7 @@ SLOW_S = (0.005, 0.06)
 """An operation of a disk that is about to fail, or that somebody else keeps busy."""
 
 
-async def _disk_full(scene: Scene, fault: Fault) -> None:
+async def disk_full(scene: Scene, fault: Fault) -> None:
     media = scene.world.media(fault.host)
     capacity_bytes = media.capacity_bytes
     media.capacity_bytes = min(capacity_bytes, media.used_bytes())
@@ -46,7 +46,7 @@ async def _bit_rot(scene: Scene, fault: Fault) -> None:
 
 
 KINDS = {
-    "disk-full": Kind(_disk_full, weight=2, failover=1),
+    "disk-full": Kind(disk_full, weight=2, failover=1),
     "disk-slow": Kind(_disk_slow, weight=2, failover=1),
     "bit-rot": Kind(_bit_rot, weight=1),
     "disk-fails": Kind(_disk_fails, weight=1),
