@@ -183,11 +183,9 @@ class MachineCore:
         host = self.host
         if host.state == "waiting":
             self.start_host(now_ns)
-        elif host.state == "ready" and late_ns > self.limits.late_tick_ns:
-            host.deadline_ns = now_ns + min(late_ns, self.limits.watchdog_ns)
-        elif host.state == "ready" and (starved_ns := self._starved_ns()):
-            host.starved_ns += starved_ns
-            host.deadline_ns = now_ns + starved_ns
+        elif host.state == "ready" and (longer_ns := self._late_ns(late_ns) or self._starved_ns()):
+            host.put_off_ns += late_ns + longer_ns
+            host.deadline_ns = now_ns + longer_ns
         else:
             said = "has not ended in time" if host.state == "stopping" else f"is {host.state} and says nothing"
             host.deadline_ns = None
@@ -195,17 +193,22 @@ class MachineCore:
                 host.state = "hung"
             self.effects.append(KillHost(f"the host {said}"))
 
+    def _late_ns(self, late_ns: int) -> int:
+        """How much longer it may be silent since this machine is late to look: in all no longer than if it starved."""
+        left_ns = max(0, self.limits.starved_ns - self.host.put_off_ns)
+        return min(late_ns, self.limits.watchdog_ns, left_ns) if late_ns > self.limits.late_tick_ns else 0
+
     def _starved_ns(self) -> int:
         """How much of its silence was not the host's own, and has not been put to its account yet: a busy computer
         gave others the processor that it was ready to run on. A new host would get no more of it."""
         host, limits = self.host, self.limits
-        starved_ns = self._host_waited_ns() - host.waited_ns - host.starved_ns
-        return min(starved_ns, limits.starved_ns - host.starved_ns) if starved_ns > limits.late_tick_ns else 0
+        starved_ns = self._host_waited_ns() - host.waited_ns - host.put_off_ns
+        return max(0, min(starved_ns, limits.starved_ns - host.put_off_ns)) if starved_ns > limits.late_tick_ns else 0
 
     def _host_heard(self, now_ns: int) -> None:
         host = self.host
         host.deadline_ns = now_ns + self.limits.watchdog_ns
-        host.waited_ns, host.starved_ns = self._host_waited_ns(), 0
+        host.waited_ns, host.put_off_ns = self._host_waited_ns(), 0
 
     # -- the host ------------------------------------------------------------------------------------------------------
 

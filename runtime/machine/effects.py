@@ -47,8 +47,8 @@ class Limits:
     """A tick later than this means that the machine itself did not run: the host's pings may just not be read yet."""
 
     starved_ns: int = 2 * SECOND_NS
-    """A silent host's deadline is put off by so much at most in all, for what it waited for a processor: one that does
-    nothing but run hangs, too, however busy the computer is."""
+    """A silent host's deadline is put off by so much at most in all, for what it or its machine waited for a processor:
+    one that is stopped, or does nothing but run, hangs however busy the computer is."""
 
     def restart_delay_ns(self, short_lives: int) -> int:
         """How long to wait before the next host, after so many short lives in a row."""

@@ -36,8 +36,8 @@ class HostLife:
     """None until this incarnation was ready."""
     waited_ns: int = 0
     """How long it had waited for a processor, in all its life, when it was heard last."""
-    starved_ns: int = 0
-    """How much of what it has waited since has put off the deadline."""
+    put_off_ns: int = 0
+    """How much longer it may be silent this time, since it, or this machine, waited for a processor."""
     short_lives: int = 0
     restarts: int = 0
     """Starts after the first, for `status`."""

@@ -97,6 +97,18 @@ def test_a_late_tick_gives_the_host_time_to_be_heard_once() -> None:
     assert bench.core.tick(1300 * MS) == [KillHost()]
 
 
+def test_a_host_that_is_stopped_is_killed_however_late_each_tick() -> None:
+    bench = Bench()
+    at_ms = 0
+    while bench.core.host.state == "ready":
+        due = bench.core.next_deadline_ns()
+        assert due is not None
+        at_ms = due // MS + 60
+        bench.core.tick(at_ms * MS)
+        bench.core.validate()
+    assert 500 + 2000 <= at_ms <= 500 + 2000 + 2 * 60
+
+
 def test_a_host_that_is_kept_from_the_processor_is_not_taken_for_hung() -> None:
     waited = 0
     core = MachineCore(LIMITS, lambda: waited * MS)
