@@ -85,5 +85,9 @@ def checksums(data: bytes | bytearray | memoryview, block_bytes: int) -> list[in
         return [_fast(0, address + at, min(block_bytes, length - at)) for at in range(0, length, block_bytes)]
 
 
-def crc32(data: bytes | bytearray | memoryview) -> int:
-    return next(iter(checksums(data, max(1, len(data)))), 0)
+def crc32(data: bytes | bytearray | memoryview, value: int = 0) -> int:
+    """`value`: the sum of what comes before."""
+    if _fast is None:
+        return zlib.crc32(data, value)
+    with address_of(data) as address:
+        return _fast(value, address, len(data))

@@ -21,14 +21,15 @@ from typing import Protocol, cast
 
 from everram.runtime.channel.tcp_frames import OPERANDS_BYTES, Damaged, Header, decode, header_bytes
 from everram.runtime.channel.tcp_sockets import cut, tune
+from everram.runtime.checksums import crc32
 
 STAGING_BYTES = 16 * 1024
 INLINE_BYTES = OPERANDS_BYTES
 """Payloads up to this are staged as a whole: words are stored as words, and operands are looked at."""
 SCRATCH_BYTES = 256 * 1024
 DIGEST_BYTES_MAX = 16 * 1024
-"""Data up to this has a digest always: words and operands that are acted upon are far shorter. For more it would cost
-half of the speed, so that is a choice (`Line.digests`): a log's records have checksums of their own."""
+"""Data up to this has a digest always: words and operands that are acted upon are far shorter. More has one where
+`Line.digests` says so, as it does for hosts unless somebody chose speed: it is copied, lest it change on its way."""
 
 log = logging.getLogger(__name__)
 _scratch = memoryview(bytearray(SCRATCH_BYTES))
@@ -277,7 +278,7 @@ class Framing(asyncio.BufferedProtocol):
 
     def _digested(self, piece: memoryview) -> None:
         if self._told is not None:
-            self._digest = zlib.crc32(piece, self._digest)
+            self._digest = crc32(piece, self._digest)
 
     def _verify(self, told: int | None, found: int) -> None:
         if told is not None and told != found:

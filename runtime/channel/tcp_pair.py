@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import zlib
 from collections import deque
 
 from everram.runtime.channel.addresses import TCP
@@ -42,6 +41,7 @@ from everram.runtime.channel.tcp_frames import (
 from everram.runtime.channel.tcp_framing import DIGEST_BYTES_MAX, PLAIN, Framing, Heap, Line, Target
 from everram.runtime.channel.tcp_responder import RESULTS_MAX
 from everram.runtime.channel.tcp_sockets import connect
+from everram.runtime.checksums import crc32
 from everram.runtime.errors import EverramError, ResourceExhausted, Unavailable
 
 ANSWER_TIMEOUT_S = 2.0
@@ -248,7 +248,7 @@ class TcpPair:
         digest = None
         if data and (self.line.digests or len(data) <= DIGEST_BYTES_MAX):
             data = bytes(data)  # it may change until it has left, and its digest would not
-            digest = zlib.crc32(data)
+            digest = crc32(data)
         header = encode(kind, length, self._numbers, rkey, offset, immediate=immediate, digest=digest)
         request = _Request(self._numbers, header, data, length, target, self._loop.create_future())
         self._waiting.append(request)

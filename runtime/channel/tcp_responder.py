@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
-import zlib
 from collections import deque
 from typing import Protocol
 
@@ -31,6 +30,7 @@ from everram.runtime.channel.tcp_frames import (
     encode,
 )
 from everram.runtime.channel.tcp_framing import DIGEST_BYTES_MAX, Discard, Framing, Heap, Line, Target
+from everram.runtime.checksums import crc32
 from everram.runtime.errors import ResourceExhausted
 from everram.runtime.memory import atomics
 from everram.runtime.memory.mapped import Mapped
@@ -364,7 +364,7 @@ class ResponderConnection(Framing):
     def _send_copy(self, header: Header, data: bytes) -> None:
         """What was read, as it was at one moment, so that a digest can be of it."""
         checked = self._carrier.line.digests or len(data) <= DIGEST_BYTES_MAX
-        digest = zlib.crc32(data) if checked else None
+        digest = crc32(data) if checked else None
         self._send(encode(Kind.COMPLETION, len(data), header.number, digest=digest) + data)
 
     def _finish(self, session: Session, number: int, status: Status, value: int = 0) -> None:

@@ -125,7 +125,8 @@ def _register_up(up: argparse.ArgumentParser) -> None:
     up.add_argument(
         "--checksums",
         action=argparse.BooleanOptionalAction,
-        help="give all data on TCP a checksum, however long, for half of the speed; up to 16KiB has one in any case",
+        help="on TCP give all data a checksum, however long (the default; --no-checksums is faster, but what is longer "
+        "than 16KiB may then be damaged on its way without anybody's noticing)",
     )
     up.add_argument(
         "--lease",

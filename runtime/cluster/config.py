@@ -55,7 +55,7 @@ class ClusterConfig:
     on_battery: str = "wait"
     restore: str = "lazy"
     """As in HostConfig."""
-    checksums: bool = False
+    checksums: bool = True
     link_delay_s: float = 0.0
     dirty_cap_bytes: int = 0
     """As in HostConfig."""

@@ -114,7 +114,7 @@ def _new(folders: Folders, wishes: Wishes) -> ClusterConfig:
         restore=wishes.restore or "lazy",
         dirty_cap_bytes=wishes.dirty_cap_bytes or 0,
         link_delay_s=wishes.link_delay_s or 0.0,
-        checksums=bool(wishes.checksums),
+        checksums=wishes.checksums is not False,
         log_json=bool(wishes.log_json),
         battery_s=BATTERY_DEFAULT_S if wishes.battery_s is None else wishes.battery_s,
     )

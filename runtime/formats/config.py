@@ -57,8 +57,8 @@ class HostConfig:
     """The cluster's: asked for by whatever listens on TCP."""
     channel: str = "auto"
     """How other hosts' memory is reached, and this one's: "shm", "tcp", or "auto": the better of both for each peer."""
-    checksums: bool = False
-    """Whether all data on TCP has a checksum, however long: half as fast. Short data has one in any case."""
+    checksums: bool = True
+    """Whether all data on TCP has a checksum, however long. Short data has one in any case."""
     open_image: str = ""
     """Named choice for an image that may not be opened silently: "incomplete" or "opened" (D1)."""
 

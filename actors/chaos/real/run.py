@@ -34,7 +34,7 @@ HOSTS_MIN, HOSTS_MAX = 2, 9
 MEMORY_BYTES, NVM_BYTES, SWAP_BYTES = 128 << 20, 64 << 20, 256 << 20
 BANK_MEMORY_BYTES = 48 << 20
 """Volatile, of each: more than a host has for all its guests, and less than it has with its swap space."""
-CHANNELS = {"shm": "shared memory", "tcp": "TCP with checksums"}
+CHANNELS = {"shm": "shared memory", "tcp": "TCP"}
 LOOK_S = 0.05
 WHOLE_BOUND_S = 60.0
 """From the end of a fault until everything is as it should be: a machine that comes back is filled anew."""
@@ -96,10 +96,7 @@ async def run(options: Options, tell: Callable[[str], None]) -> Outcome:
     )
     for fault in planned:
         tell(f"  {fault}")
-    wishes = Wishes(
-        hosts=hosts, memory_bytes=MEMORY_BYTES, nvm_bytes=NVM_BYTES, swap_bytes=SWAP_BYTES,
-        channel=channel, checksums=channel == "tcp",
-    )  # fmt: skip
+    wishes = Wishes(hosts=hosts, memory_bytes=MEMORY_BYTES, nvm_bytes=NVM_BYTES, swap_bytes=SWAP_BYTES, channel=channel)
     async with temporary_cluster(wishes, prefix="everram-chaos-", tell=tell) as cluster:
         course = await Course.begin(cluster, options, names, guests, planned, tell)
         course.outcome.channel = CHANNELS[channel]
