@@ -242,7 +242,9 @@ class Flusher:
             try:
                 self._cap.sync()  # also where nothing is to be flushed: what is new is charged
                 while self._cap.wants_flush() and await self._flush_some():
-                    pass
+                    # As much garbage is taken away as each flush makes: writers may never let this end.
+                    if self._segments.has_garbage():
+                        await self._collect()
                 await self._collect()
                 self.trouble = ""
             except EverramError as error:
@@ -250,6 +252,8 @@ class Flusher:
                     self._context.log.warning("dirty memory is not flushed: %s", error.message)
                 self.trouble = error.message
                 await asyncio.sleep(RETRY_S)
+                with contextlib.suppress(EverramError):
+                    await self._collect()  # what it removes may be the room that was missing
 
     async def _flush_some(self) -> bool:
         async with self._one:

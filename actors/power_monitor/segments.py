@@ -146,6 +146,10 @@ class Segments:
 
     # -- garbage
 
+    def has_garbage(self) -> bool:
+        """That is to be taken away: whole segments, or so much that one is to be emptied."""
+        return any(not self.holdings.live(ref.number) for ref in self.own) or self.to_empty() is not None
+
     async def remove_empty(self) -> None:
         for ref in [ref for ref in self.own if not self.holdings.live(ref.number)]:
             self.own.remove(ref)

@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import pytest
 
+from everram.actors.power_monitor import segments
 from everram.actors.power_monitor.flusher import Flusher
 from everram.actors.power_monitor.save import restore, save
 from everram.runtime.contracts.vmemfs_pb2 import HostRecord
@@ -265,6 +266,42 @@ async def test_a_flusher_that_cannot_go_on_with_a_book_has_everything_saved() ->
     await host.save()
     await machine.lose_power()
     assert machine.regions() == before
+
+
+# -- writers that never wait
+
+
+class Greedy(Writers):
+    """Whenever they may, they store to whatever they may."""
+
+    def __init__(self, host: Host) -> None:
+        self._host, self._stream = host, Seeds(1).stream("stores")
+
+    def retry_all(self) -> None:
+        while self._host.cap.admit(REGION, self._stream.randrange(PAGES), patient=False):
+            pass
+
+
+async def test_garbage_is_taken_away_though_writers_never_let_a_flush_be_the_last(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(segments, "SEGMENT_PAGES", PAGES)
+    machine = await Machine().furnish()
+    host = Host(machine)
+    writers = host.flusher._writers = Greedy(host)
+    await host.flusher.begin("m1")
+    writers.retry_all()
+    running = asyncio.create_task(host.flusher.run())
+    most_bytes = 0
+    while host.flusher.flushed_pages < 50 * PAGES:
+        await asyncio.sleep(0)
+        assert not running.done()
+        most_bytes = max(most_bytes, machine.media.used_bytes())
+    running.cancel()
+    await asyncio.wait([running])
+    await host.flusher.settle()
+    assert host.flusher.trouble == ""
+    assert most_bytes < 10 * PAGES * PAGE_BYTES, "of fifty times as much that was flushed"
 
 
 # -- guests that run on while their host is replaced
