@@ -7,7 +7,9 @@ limits accordingly.
     keeper.budget, keeper.energy, keeper.memory       # for people
 
 While everything may be dirty nothing is tracked, and nobody pays for it. When that changes, at a look every LOOK_S,
-tracking begins with everything dirty and is drained. How fast the storage is, is measured only where that could matter.
+tracking begins with everything dirty and is drained. How fast the storage is, is measured only where that could matter,
+and once for each life of the memory: a host that followed another and did not know would track for a second what need
+not be, and much memory at that.
 
 While an image is read behind its guests (`absent_bytes`), what they store is tracked whatever the battery: what nobody
 has stored to is in that image, and need not be read in order to be saved again. Where that cannot be tracked, the time
@@ -18,13 +20,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from collections.abc import Callable
 
 from everram.actors.power_monitor.budget import Budget, Energy, Memory
 from everram.actors.power_monitor.flusher import Flusher, Restored, Writers
 from everram.runtime.actor import ActorContext
 from everram.runtime.contracts.power_monitor_pb2 import BudgetStatus
-from everram.runtime.errors import EverramError
+from everram.runtime.errors import EverramError, NotFound
 from everram.runtime.formats.dirty_book import MEMORY_NAME as BOOK_NAME
 from everram.runtime.formats.lasting import is_lasting
 from everram.runtime.formats.segment import BATCH_PAGES, BLOCK_BYTES
@@ -44,6 +47,7 @@ LINK_BYTES_PER_S = 100e6
 """Believed of a link; a drain over shared memory or loopback is ten times as fast."""
 SAMPLE = "power/sample"
 SAMPLE_BYTES = 64 << 20
+SPEED = "power/speed.json"
 LOGS = "log."
 
 
@@ -84,6 +88,9 @@ class BudgetKeeper:
         self._cap.on_exposure = self._look
         kept = BOOK_NAME in self._environment.memory.names()
         self._look()
+        if self.budget.tracks or kept:
+            await self._recall()
+            self._look()
         if self._writers is None and kept:
             await self._environment.memory.remove(BOOK_NAME)  # nobody sees stores now
         restoring = restored is not None and self._absent_bytes() > 0
@@ -286,3 +293,17 @@ class BudgetKeeper:
             await environment.disk.remove(SAMPLE)
         self.save_bytes_per_s = min(FASTEST_BYTES_PER_S, SAMPLE_BYTES / max(took_s, 1e-6))
         self._context.log.info("the storage takes %.0f MB/s", self.save_bytes_per_s / 1e6)
+        said = {"format": 1, "memory_id": self._memory_id, "bytes_per_s": self.save_bytes_per_s}
+        await environment.disk.replace(SPEED, json.dumps(said).encode())
+
+    async def _recall(self) -> None:
+        """What an earlier host of this memory has measured."""
+        try:
+            said = json.loads(await self._environment.disk.read(SPEED))
+            if said["memory_id"] == self._memory_id:
+                self.save_bytes_per_s = min(FASTEST_BYTES_PER_S, max(1.0, float(said["bytes_per_s"])))
+                self.measured = True
+        except NotFound:
+            return
+        except (ValueError, KeyError, TypeError, EverramError) as error:
+            self._context.log.warning("what the storage takes is measured again: %s cannot be read: %s", SPEED, error)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from everram.runtime.cli.output import emit, note, plural, say
 from everram.runtime.cli.units import format_duration
-from everram.runtime.errors import Aborted, EverramError, InvalidArgument
+from everram.runtime.errors import Aborted, EverramError, FailedPrecondition, InvalidArgument
 
 if TYPE_CHECKING:
     from everram.runtime.client import Cluster
@@ -50,6 +50,7 @@ async def _upgrade(args: argparse.Namespace) -> int:
         status = 0
         for host in hosts:  # one at a time: whoever has a copy of another's guests is there meanwhile
             request = UpgradeRequest(machine=host, python=python, preflight=args.preflight, pause=args.pause)
+            asking = None
             try:
                 if args.rollback:
                     told[host] = await _rolled_back(cluster, host, only_ask=args.preflight)
@@ -58,7 +59,8 @@ async def _upgrade(args: argparse.Namespace) -> int:
                 asking = _Asking(cluster, request)
                 report = await asking.report()
             except (EverramError, asyncio.CancelledError) as error:
-                if args.rollback:
+                refused = asking is None and isinstance(error, FailedPrecondition)  # nothing was written then
+                if args.rollback and not refused:
                     await _take_back(cluster, host)
                 if isinstance(error, EverramError):
                     raise

@@ -194,6 +194,19 @@ def test_no_byte_is_lost_with_the_host_killed_over_and_over_and_upgraded(cluster
         guest.remove()
 
 
+def test_a_balloon_stays_inflated_over_an_upgrade(cluster: Cluster) -> None:
+    rich, poor = Guest(cluster, "rich", "44MiB"), Guest(cluster, "poor", "44MiB")
+    rich.do("for n in range(320): cache.put(n, pattern(n))", "grow(10)")
+    poor.do("grow(34)")
+    until(lambda: rich.status()["ballooned_bytes"] > 0, "its cache to be taken")
+    cluster.run("upgrade", "h1")
+    assert rich.status()["ballooned_bytes"] > 0
+    rich.do("assert all(cache.get(n) in (None, pattern(n)) for n in range(320))", "verify()")
+    poor.do("verify()")
+    for guest in (rich, poor):
+        guest.remove()
+
+
 def test_a_liar_harms_only_itself(cluster: Cluster) -> None:
     liar, honest = Guest(cluster, "liar", "30MiB"), Guest(cluster, "honest", "40MiB")
     liar.do("grow(28)", "lie()")

@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 
 from everram.actors.power_monitor.budget import DRAIN_PART, OVERHEAD_S, SAFETY, Budget, Energy, Memory
-from everram.actors.power_monitor.budget_keeper import BudgetKeeper
+from everram.actors.power_monitor.budget_keeper import BOOK_NAME, SPEED, BudgetKeeper
 from everram.runtime.environment import Environment
 from everram.runtime.errors import ResourceExhausted
 from everram.runtime.memory.dirty_cap import DirtyCap
@@ -107,6 +107,29 @@ async def test_a_cap_that_cannot_be_kept_is_told(monkeypatch: pytest.MonkeyPatch
     monkeypatch.undo()
     await keeper.begin("m1", None)
     assert keeper.status().covered and keeper.status().tracking and keeper.warning() == ""
+
+
+@pytest.mark.parametrize("memory_id", ["m1", "m2", "?"])
+async def test_what_the_storage_takes_is_measured_once_a_memory(memory_id: str) -> None:
+    """Of the slow disk that an unmeasured one is taken for the battery could not save everything."""
+    memory, disk = SimulatedMemory(Objects(64 * MIB)), SimulatedDisk(media())
+    await memory.create("region.g.data", 48 * MIB)
+    now_ns = iter(range(0, 10**12, 10**8))
+    clock, nothing = SimpleNamespace(now_ns=lambda: next(now_ns)), cast("Any", None)
+    environment = Environment(cast("Any", clock), nothing, disk, memory, *[nothing] * 6)
+    context = cast("Any", SimpleNamespace(environment=environment, log=logging.getLogger("test"), spawn=spawned))
+    writers = cast("Any", SimpleNamespace(protect_arena=lambda arena: True, retry_all=list))
+    keepers = [BudgetKeeper(context, DirtyCap(memory, lambda: 1.0), writers, lambda: 0.9, 0) for _ in range(2)]
+    await keepers[0].begin("m1", None)
+    assert keepers[0].status().tracking
+    await keepers[0]._measure()
+    await memory.remove(BOOK_NAME)
+    if memory_id == "?":
+        await disk.replace(SPEED, b"{")
+    await keepers[1].begin("m1" if memory_id == "?" else memory_id, None)
+    assert keepers[1].status().tracking == (memory_id != "m1")
+    assert keepers[1].measured == (memory_id == "m1")
+    assert (keepers[1].save_bytes_per_s == keepers[0].save_bytes_per_s) == (memory_id == "m1")
 
 
 async def full(*_: object) -> None:

@@ -95,6 +95,21 @@ async def test_a_rollback_that_is_given_up_is_taken_back(running: Running, capsy
     assert "the rollback is taken back, VMemFS 2.0 is written" in capsys.readouterr().err
 
 
+async def test_a_rollback_that_is_refused_is_not_taken_back(
+    running: Running, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def refused(request: RollbackRequest) -> RollbackReport:
+        running.asked.set()
+        raise FailedPrecondition("stop it first")
+
+    monkeypatch.setattr(running, "rollback", refused)
+    args = {"cluster": None, "dir": None, "json": False, "hosts": ["h1"], "all": False, "python": ""}
+    with pytest.raises(FailedPrecondition, match="stop it first"):
+        await upgrade._upgrade(argparse.Namespace(**args, preflight=False, pause=False, rollback=True))
+    assert running.did == []
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize("rollback", [False, True])
 async def test_after_it_the_upgrade_comes_to_its_end(
     running: Running, capsys: pytest.CaptureFixture[str], rollback: bool
