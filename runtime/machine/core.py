@@ -183,7 +183,7 @@ class MachineCore:
         host = self.host
         if host.state == "waiting":
             self.start_host(now_ns)
-        elif host.state == "ready" and (longer_ns := self._late_ns(late_ns) or self._starved_ns()):
+        elif host.state == "ready" and (longer_ns := self._longer_ns(now_ns, late_ns)):
             host.put_off_ns += late_ns + longer_ns
             host.deadline_ns = now_ns + longer_ns
         else:
@@ -193,17 +193,19 @@ class MachineCore:
                 host.state = "hung"
             self.effects.append(KillHost(f"the host {said}"))
 
-    def _late_ns(self, late_ns: int) -> int:
-        """How much longer it may be silent since this machine is late to look: in all no longer than if it starved."""
-        left_ns = max(0, self.limits.starved_ns - self.host.put_off_ns)
-        return min(late_ns, self.limits.watchdog_ns, left_ns) if late_ns > self.limits.late_tick_ns else 0
-
-    def _starved_ns(self) -> int:
-        """How much of its silence was not the host's own, and has not been put to its account yet: a busy computer
-        gave others the processor that it was ready to run on. A new host would get no more of it."""
+    def _longer_ns(self, now_ns: int, late_ns: int) -> int:
+        """How much longer a silent host may be silent: as long as this machine is late to look, or as long as the host
+        was ready to run and a busy computer gave others the processor. A new host would get no more of it."""
         host, limits = self.host, self.limits
         starved_ns = self._host_waited_ns() - host.waited_ns - host.put_off_ns
-        return max(0, min(starved_ns, limits.starved_ns - host.put_off_ns)) if starved_ns > limits.late_tick_ns else 0
+        if late_ns > limits.late_tick_ns:
+            longer_ns = min(late_ns, limits.watchdog_ns)
+        else:
+            longer_ns = starved_ns if starved_ns > limits.late_tick_ns else 0
+        left_ns = limits.starved_ns - host.put_off_ns
+        if self.lease_deadline_ns:  # under which guests shall still be when another host renews it
+            left_ns = min(left_ns, self.lease_deadline_ns - limits.lease_margin_ns - limits.restart_ns - now_ns)
+        return max(0, min(longer_ns, left_ns))
 
     def _host_heard(self, now_ns: int) -> None:
         host = self.host

@@ -46,6 +46,8 @@ class Limits:
     late_tick_ns: int = 50 * MILLISECOND_NS
     """A tick later than this means that the machine itself did not run: the host's pings may just not be read yet."""
 
+    restart_ns: int = 600 * MILLISECOND_NS
+    """A host that takes a silent one's place renews the lease so soon; none is waited for longer than that allows."""
     starved_ns: int = 2 * SECOND_NS
     """A silent host's deadline is put off by so much at most in all, for what it or its machine waited for a processor:
     one that is stopped, or does nothing but run, hangs however busy the computer is."""

@@ -124,6 +124,18 @@ def test_a_host_that_is_kept_from_the_processor_is_not_taken_for_hung() -> None:
     assert core.tick(1500 * MS) == [KillHost()], "this time it could have run, but for a moment"
 
 
+def test_no_silent_host_is_waited_for_until_the_lease_runs_out() -> None:
+    core = MachineCore(LIMITS, lambda: 0 if core.host.state == "starting" else 9000 * MS)
+    core.start(0)
+    core.host_ready(0, 1)
+    core.host.waited_ns = 0
+    core.lease(0, 2000 * MS)
+    assert core.tick(500 * MS) == []
+    assert core.next_deadline_ns() == 2000 * MS - LIMITS.lease_margin_ns - LIMITS.restart_ns
+    assert core.tick(1250 * MS) == [KillHost()]
+    core.validate()
+
+
 def test_a_host_that_runs_without_end_is_killed_however_busy_the_computer() -> None:
     at_ms = 0
     core = MachineCore(LIMITS, lambda: at_ms * 95 // 100 * MS)
