@@ -50,7 +50,7 @@ DEADLINE_S = 2.0
 """Without any progress for so long, and for a cut connection to be resumed: far longer than a loop is ever busy."""
 LOOKS = 4
 """At the progress, within the deadline: a loop of ours that was busy itself costs one look, not all."""
-DIAL_S = 0.5
+DIAL_S = 1.0
 """For one try to resume, of several."""
 RETRY_S = 0.05
 DAMAGED_MAX = 16

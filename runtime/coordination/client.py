@@ -32,7 +32,7 @@ RETRY_S = 0.05
 """Between attempts of a read or a watch on a connection that stands but does not answer."""
 RECONNECT_MS = (50, 200)
 """First and greatest pause between attempts to connect; gRPC's own would take seconds after a restart."""
-ATTEMPT_MS = 1000
+ATTEMPT_MS = 500
 """That one attempt may take: a server on a busy computer needs more than gRPC's least 100 ms to greet."""
 PING_MS, PING_TIMEOUT_MS = 10_000, 3_000
 """On TCP: notices a peer that vanished without a word while a watch waits. etcd refuses pings below 5 s."""

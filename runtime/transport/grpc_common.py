@@ -35,7 +35,7 @@ CHANNEL_OPTIONS: list[tuple[str, int]] = [
     ("grpc.initial_reconnect_backoff_ms", 50),
     # What one attempt may take, whatever its name says: a host on a busy computer needs more than gRPC's least 100 ms
     # to greet, and would be taken for one that hangs.
-    ("grpc.min_reconnect_backoff_ms", 1000),
+    ("grpc.min_reconnect_backoff_ms", 500),
     ("grpc.max_reconnect_backoff_ms", 200),
     ("grpc.enable_http_proxy", 0),
     # A channel that is made to connect anew must not find the old connection again.
