@@ -88,7 +88,8 @@ class Watch:
         self._guests = guests
         self._look_s = look_s
         self._values: dict[bytes, dict[str, Any]] = {}
-        self._ready_pids: dict[str, int] = {}
+        self._ready: dict[str, tuple[int, int]] = {}
+        """By host: (pid of its process, of its machine's), of the last that was ready."""
         self._restarts: dict[str, int] = {}
 
     def note(self, what: str) -> None:
@@ -130,16 +131,17 @@ class Watch:
         name = machine.name
         before, self.machines[name] = self.machines.get(name), machine
         if before is None:
-            self._ready_pids[name] = machine.host_pid
+            self._ready[name] = machine.host_pid, machine.pid
         if before is None or machine.state in ("dead", "off") or name == self.dying:
             return
         if machine.host_state != before.host_state and machine.host_state != "ready":
             self.note(f"the machine {name} sees that its host is {machine.host_state}")
-        if machine.host_state == "ready" and machine.host_pid != self._ready_pids[name]:
-            self._ready_pids[name] = machine.host_pid
+        host_pid, machine_pid = self._ready[name]
+        if machine.host_state == "ready" and machine.host_pid != host_pid:
+            self._ready[name] = machine.host_pid, machine.pid
             self._restarts[name] = self.restarts(name) + 1
-            memory = "with the old memory" if machine.pid == before.pid else "with other memory"
-            self.note(f"a new host is ready on {name}, {memory}")
+            memory = ", with the old memory" if machine.pid == machine_pid else ""
+            self.note(f"a new host is ready on {name}{memory}")
         elif machine.host_state == "ready" != before.host_state:
             self.note(f"the host of {name} is ready again")
 
