@@ -109,6 +109,7 @@ async def _host(host: Host) -> dict[str, Any]:
         )
     except EverramError as error:
         return {"error": error.message}
+    capped = power.budget.tracking
     return {
         "version": own.version,
         "memory_id": own.memory_id,
@@ -132,6 +133,7 @@ async def _host(host: Host) -> dict[str, Any]:
             "leader": lease.leader,
         },
         "waiting": [{"guest": each.name, "host": each.host} for each in lease.waiting],
+        "dirty": {"bytes": power.budget.dirty_bytes, "cap_bytes": power.budget.cap_bytes} if capped else None,
         "image": power.image,
         "restored_from": power.restored_from,
         "links": {link.peer: link.state for link in own.links},
