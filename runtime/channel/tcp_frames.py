@@ -1,7 +1,7 @@
 """What the two ends of a TCP queue pair say to each other, version 2 (docs/formats.md).
 
-    size_bytes = header_bytes(data[0])                   # by the kind: greetings have no digests
-    header = decode(data)                                # raises ValueError on anything malformed, Damaged
+    size_bytes = header_bytes(data[0], version)          # by the kind: greetings are as in version 1
+    header = decode(data, version)                       # raises ValueError on anything malformed, Damaged
     header.payload_bytes                                 # how much follows it
 
 A greeting's payload is JSON, a write's and a read's completion's is the data itself; integers are little-endian. Every
@@ -21,6 +21,8 @@ from everram.runtime.channel.contract import REQUEST_BYTES_MAX, Status
 from everram.runtime.channel.frames import Identity
 
 VERSION = 2
+UNCHECKED = 1
+"""The version before, which is spoken to a peer of that version: a cluster is upgraded one host after the other."""
 GREETING_HEADER_BYTES = 32
 HEADER_BYTES = 40
 GREETING_BYTES_MAX = 4096
@@ -29,7 +31,7 @@ OPERANDS_BYTES = 16
 NUMBERS = 1 << 32
 """Requests are numbered from 1; a header carries the lower 32 bits."""
 
-_GREETING = struct.Struct("<BBHIIIQQ")
+_PLAIN = struct.Struct("<BBHIIIQQ")
 _CHECKED = struct.Struct("<BBHIIIQQI")
 _HEADER = struct.Struct("<BBHIIIQQII")
 _OPERANDS = struct.Struct("<QQ")
@@ -88,8 +90,8 @@ class Header(NamedTuple):
         return 0 if self.kind is Kind.READ else self.length
 
 
-def header_bytes(kind: int) -> int:
-    return GREETING_HEADER_BYTES if kind <= _LAST_GREETING else HEADER_BYTES
+def header_bytes(kind: int, version: int = VERSION) -> int:
+    return GREETING_HEADER_BYTES if kind <= _LAST_GREETING or version == UNCHECKED else HEADER_BYTES
 
 
 def encode(
@@ -102,26 +104,32 @@ def encode(
     status: int = 0,
     immediate: int = 0,
     digest: int | None = None,
+    version: int = VERSION,
 ) -> bytes:
-    """`digest`: the CRC-32 of the payload, where it has one."""
-    if kind <= _LAST_GREETING:
-        return _GREETING.pack(kind, status, 0, length, number % NUMBERS, immediate, first, second)
+    """`digest`: the CRC-32 of the payload, where it has one; version 1 has none of anything."""
+    if kind <= _LAST_GREETING or version == UNCHECKED:
+        return _PLAIN.pack(kind, status, 0, length, number % NUMBERS, immediate, first, second)
     flags = 0 if digest is None else _HAS_DIGEST
     header = _CHECKED.pack(kind, status, flags, length, number % NUMBERS, immediate, first, second, digest or 0)
     return header + zlib.crc32(header).to_bytes(4, "little")
 
 
-def decode(data: bytes | memoryview) -> Header:
+def decode(data: bytes | memoryview, version: int = VERSION) -> Header:
     """Of as many bytes as `header_bytes` says. Raises ValueError."""
     kind = _KINDS.get(data[0])
-    if kind is None or len(data) != header_bytes(kind):
+    if kind is None or len(data) != header_bytes(kind, version):
         raise ValueError(f"a header of kind {data[0]}")
     if kind <= _LAST_GREETING:
         return _decode_greeting(kind, data)
-    _, status, flags, length, number, immediate, first, second, digest, told = _HEADER.unpack(data)
-    if zlib.crc32(data[: _CHECKED.size]) != told:
-        raise Damaged("a header was damaged on its way")
-    if flags > _HAS_DIGEST or status >= len(STATUSES) or (status and kind is not Kind.COMPLETION):
+    digest = 0
+    if version == UNCHECKED:
+        _, status, flags, length, number, immediate, first, second = _PLAIN.unpack(data)
+    else:
+        _, status, flags, length, number, immediate, first, second, digest, told = _HEADER.unpack(data)
+        if zlib.crc32(data[: _CHECKED.size]) != told:
+            raise Damaged("a header was damaged on its way")
+    known = 0 if version == UNCHECKED else _HAS_DIGEST
+    if flags > known or status >= len(STATUSES) or (status and kind is not Kind.COMPLETION):
         raise ValueError(f"a {kind.name} with status {status} and flags {flags}")
     if length > REQUEST_BYTES_MAX or (kind in _ATOMICS and length != OPERANDS_BYTES):
         raise ValueError(f"a {kind.name} of {length} bytes")
@@ -130,7 +138,7 @@ def decode(data: bytes | memoryview) -> Header:
 
 def _decode_greeting(kind: Kind, data: bytes | memoryview) -> Header:
     """Raises ValueError. Its digest is found in `first`, and not with all versions."""
-    _, status, flags, length, number, immediate, first, second = _GREETING.unpack(data)
+    _, status, flags, length, number, immediate, first, second = _PLAIN.unpack(data)
     if flags or status or length > GREETING_BYTES_MAX:
         raise ValueError(f"a {kind.name} of {length} bytes, with status {status} and flags {flags}")
     if not first & _GREETING_HAS_DIGEST:

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, cast
 
-from everram.runtime.channel.tcp_frames import OPERANDS_BYTES, Damaged, Header, decode, header_bytes
+from everram.runtime.channel.tcp_frames import OPERANDS_BYTES, VERSION, Damaged, Header, decode, header_bytes
 from everram.runtime.channel.tcp_sockets import cut, tune
 from everram.runtime.checksums import crc32
 
@@ -108,6 +108,8 @@ class Framing(asyncio.BufferedProtocol):
     def __init__(self, weather: Weather = PLAIN.weather) -> None:
         self.transport: asyncio.Transport | None = None
         """None before and after."""
+        self.version = VERSION
+        """That is spoken on it, once the greetings have said so."""
         self.received_bytes = 0
         self._staging = memoryview(bytearray(STAGING_BYTES))
         self._start = self._end = 0  # of what is staged and not yet used
@@ -256,9 +258,9 @@ class Framing(asyncio.BufferedProtocol):
     def _next(self) -> bool:
         """Whether there was a header, and everything that has to be there with it."""
         start, staged = self._start, self._end - self._start
-        if not staged or staged < (head := header_bytes(self._staging[start])):
+        if not staged or staged < (head := header_bytes(self._staging[start], self.version)):
             return False
-        header = decode(self._staging[start : start + head])
+        header = decode(self._staging[start : start + head], self.version)
         length = header.payload_bytes
         start += head
         if length > INLINE_BYTES:

@@ -29,6 +29,7 @@ from everram.runtime.channel.tcp_frames import (
     CODES,
     NUMBERS,
     STATUSES,
+    UNCHECKED,
     VERSION,
     Header,
     Hello,
@@ -50,6 +51,8 @@ DEADLINE_S = 2.0
 """Without any progress for so long, and for a cut connection to be resumed: far longer than a loop is ever busy."""
 LOOKS = 4
 """At the progress, within the deadline: a loop of ours that was busy itself costs one look, not all."""
+UNCHECKED_ONLY = f"speaks version {UNCHECKED} of the channel over TCP, not {VERSION}"
+"""What an owner of the version before refuses a HELLO of this one with."""
 DIAL_S = 1.0
 """For one try to resume, of several."""
 RETRY_S = 0.05
@@ -116,6 +119,8 @@ class TcpPair:
     ) -> None:
         """Use `open`. `number` is drawn: the owner knows the queue pair by it."""
         self.line = line
+        self.version = VERSION
+        """That the owner speaks."""
         self.peer = peer
         self._where = host, port
         self._me, self._token, self._pair = me, token, number
@@ -143,7 +148,13 @@ class TcpPair:
         pair = TcpPair(host, port, peer, me, token, number, line)
         try:
             async with asyncio.timeout(ANSWER_TIMEOUT_S):
-                await pair._dial(resume=False)
+                try:
+                    await pair._dial(resume=False)
+                except Unavailable as error:
+                    if UNCHECKED_ONLY not in error.message:
+                        raise
+                    pair.version = UNCHECKED
+                    await pair._dial(resume=False)
         except TimeoutError:
             pair.close()
             raise Unavailable(f"host {peer} does not answer on its channel: try again when it does") from None
@@ -246,10 +257,12 @@ class TcpPair:
             raise self._break(Status.REM_ACCESS_ERR, MESSAGES[Status.REM_ACCESS_ERR].format(self.peer))
         self._numbers += 1
         digest = None
-        if data and (self.line.digests or len(data) <= DIGEST_BYTES_MAX):
+        if data and self.version != UNCHECKED and (self.line.digests or len(data) <= DIGEST_BYTES_MAX):
             data = bytes(data)  # it may change until it has left, and its digest would not
             digest = crc32(data)
-        header = encode(kind, length, self._numbers, rkey, offset, immediate=immediate, digest=digest)
+        header = encode(
+            kind, length, self._numbers, rkey, offset, immediate=immediate, digest=digest, version=self.version
+        )
         request = _Request(self._numbers, header, data, length, target, self._loop.create_future())
         self._waiting.append(request)
         self._pump()
@@ -351,7 +364,7 @@ class TcpPair:
         host, port = self._where
         connection = await connect(host, port, lambda: _Connection(self))
         try:
-            hello = Hello(self._me, self._token, self.peer, self._pair, resume)
+            hello = Hello(self._me, self._token, self.peer, self._pair, resume, self.version)
             connection.send(hello.encode())
             welcome = await connection.welcomed
         except BaseException:
@@ -458,13 +471,18 @@ class _Connection(Framing):
         else:
             welcome = Welcome.decode(bytes(data))
             told, me = welcome.identity, self._pair._me
-            if welcome.version != VERSION or told.cluster_id != me.cluster_id or told.host != self._pair.peer:
+            if (
+                welcome.version != self._pair.version
+                or told.cluster_id != me.cluster_id
+                or told.host != self._pair.peer
+            ):
                 message = (
                     f"at the address of host {self._pair.peer} answers host {told.host} of cluster {told.cluster_id}, "
-                    f"with version {welcome.version} of the channel over TCP (this is version {VERSION})"
+                    f"with version {welcome.version} of the channel over TCP (this is version {self._pair.version})"
                 )
                 self.welcomed.set_exception(Unavailable(message))
             else:
+                self.version = welcome.version
                 self.welcomed.set_result(welcome)
 
     def on_nonsense(self, error: ValueError) -> None:

@@ -20,6 +20,7 @@ from everram.runtime.channel.protection_domain import ProtectionDomain, Region
 from everram.runtime.channel.tcp_frames import (
     CODES,
     NUMBERS,
+    UNCHECKED,
     VERSION,
     Header,
     Hello,
@@ -189,7 +190,7 @@ class ResponderConnection(Framing):
         carrier, me, peer = self._carrier, self._carrier.me, hello.identity
         refusal = ""
         session = carrier.sessions.get(peer.host)
-        if hello.version != VERSION:
+        if hello.version not in (UNCHECKED, VERSION):
             ours, theirs = VERSION, hello.version
             refusal = f"host {me.host} speaks version {ours} of the channel over TCP, not {theirs}: upgrade one of them"
         elif peer.cluster_id != me.cluster_id:
@@ -223,7 +224,8 @@ class ResponderConnection(Framing):
             session = self._carrier.sessions[hello.identity.host] = Session(hello.pair)
         session.connection = self
         self._session = session
-        self._send(Welcome(self._carrier.me, session.expected).encode())
+        self.version = hello.version
+        self._send(Welcome(self._carrier.me, session.expected, hello.version).encode())
 
     # -- requests
 
@@ -327,12 +329,12 @@ class ResponderConnection(Framing):
             if again:
                 # It was allowed when it was read first, and nobody may read it now: the queue pair ends.
                 session.failed = True
-                self._send(encode(Kind.COMPLETION, number=header.number, status=CODES[Status.REM_ACCESS_ERR]))
+                self._complete(header.number, status=CODES[Status.REM_ACCESS_ERR])
             else:
                 self._finish(session, header.number, Status.REM_ACCESS_ERR)
             return
         at, length = region.offset + header.second, header.length
-        head = encode(Kind.COMPLETION, length, header.number)
+        head = encode(Kind.COMPLETION, length, header.number, version=self.version)
         if not length:  # nothing has to be there for that
             if not again:
                 session.remember(SUCCESS, 0)
@@ -365,15 +367,19 @@ class ResponderConnection(Framing):
         """What was read, as it was at one moment, so that a digest can be of it."""
         checked = self._carrier.line.digests or len(data) <= DIGEST_BYTES_MAX
         digest = crc32(data) if checked else None
-        self._send(encode(Kind.COMPLETION, len(data), header.number, digest=digest) + data)
+        self._send(encode(Kind.COMPLETION, len(data), header.number, digest=digest, version=self.version) + data)
 
     def _finish(self, session: Session, number: int, status: Status, value: int = 0) -> None:
         session.remember(CODES[status], value)
-        self._send(encode(Kind.COMPLETION, 0, number, value, status=CODES[status]))
+        self._complete(number, value, CODES[status])
+
+    def _complete(self, number: int, value: int = 0, status: int = SUCCESS) -> None:
+        """Without data."""
+        self._send(encode(Kind.COMPLETION, 0, number, value, status=status, version=self.version))
 
     def _answer_again(self, session: Session, number: int) -> None:
         status, value = session.result((session.expected - number) % NUMBERS)
-        self._send(encode(Kind.COMPLETION, 0, number, value, status=status))
+        self._complete(number, value, status)
 
     def _send(self, data: bytes | memoryview) -> None:
         if self.transport is not None:

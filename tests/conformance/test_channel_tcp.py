@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import signal
+import struct
 from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
@@ -317,7 +319,7 @@ def test_nothing_is_sent_of_a_region_after_it_was_revoked() -> None:
         ({"token": TOKEN + "x"}, "token"),
         ({"identity": Identity("c2", "r", "r.1")}, "of cluster c1, host r of cluster c2"),
         ({"to": "z"}, "answers host a, not z"),
-        ({"version": 1}, "upgrade one of them"),
+        ({"version": 0}, "upgrade one of them"),
         ({"version": 3}, "upgrade one of them"),
         ({"resume": True}, "connect again"),
     ],
@@ -438,6 +440,81 @@ def test_nonsense_from_an_owner_breaks_the_queue_pair_and_nothing_else(said: lis
             assert len(await found.wait()) == 1
         finally:
             server.close()
+
+    uvloop.run(asyncio.wait_for(scenario(), 30))
+
+
+# -- a peer of version 1, which has no digests
+
+
+OLD_REFUSAL = (
+    b"\x03\x00\x00\x00"
+    + (96).to_bytes(4, "little")
+    + bytes(24)
+    + (b'{"message": "host a speaks version 1 of the channel over TCP, not 2: upgrade one of them"}'.ljust(96))
+)
+"""As an owner of that version said it."""
+OLD = struct.Struct("<BBHIIIQQ")
+"""Its headers: kind, status, 0, length, number, immediate, rkey, offset."""
+
+
+def test_a_peer_of_version_1_is_answered_as_such() -> None:
+    async def body(bench: RealBench) -> None:
+        owner, _, _ = await two(bench)
+        region = owner.channel.register("m", 0, PAGE_BYTES, ATOMIC)
+        raw = await Raw.dial(owner)
+        kind, payload = await raw.greet(version=1)
+        assert (kind, Welcome.decode(payload).version) == (Kind.WELCOME, 1)
+        for number, size in ((1, 8), (2, 1000)):
+            raw.writer.write(OLD.pack(4, 0, 0, size, number, 0, region.rkey, 8) + b"x" * size)
+            assert OLD.unpack(await raw.reader.readexactly(32))[:5] == (9, 0, 0, 0, number)
+        for number, size in ((3, 8), (4, 1000)):
+            raw.writer.write(OLD.pack(6, 0, 0, size, number, 0, region.rkey, 8))
+            assert OLD.unpack(await raw.reader.readexactly(32))[:5] == (9, 0, 0, size, number)
+            assert await raw.reader.readexactly(size) == b"x" * size
+        raw.writer.write(OLD.pack(8, 0, 0, 16, 5, 0, region.rkey, 0) + encode_operands(0, 7))
+        assert OLD.unpack(await raw.reader.readexactly(32)) == (9, 0, 0, 0, 5, 0, 0, 0)
+        raw.writer.write(OLD.pack(4, 0, 0, 8, 6, 0, region.rkey + 1, 0) + bytes(8))
+        assert OLD.unpack(await raw.reader.readexactly(32))[:2] == (9, 2)
+        raw.close()
+
+    on_tcp(body)
+
+
+def test_an_owner_of_version_1_is_spoken_to_as_such() -> None:
+    kept = bytearray(4096)
+    greeted: list[int] = []
+
+    async def old_owner(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(asyncio.IncompleteReadError):
+            (kind, _, _, length, *_) = OLD.unpack(await reader.readexactly(32))
+            hello = Hello.decode(await reader.readexactly(length))
+            greeted.append(hello.version)
+            if kind != 1 or hello.version != 1:
+                writer.write(OLD_REFUSAL)
+                writer.close()
+                return
+            text = b'{"version": 1, "cluster_id": "c1", "host": "a", "incarnation": "a.0", "expected": 1}'
+            writer.write(OLD.pack(2, 0, 0, len(text), 0, 0, 0, 0) + text)
+            while True:
+                kind, status, zero, length, number, _, _, offset = OLD.unpack(await reader.readexactly(32))
+                assert (status, zero) == (0, 0)
+                if kind == 4:
+                    kept[offset : offset + length] = await reader.readexactly(length)
+                data = kept[offset : offset + length] if kind == 6 else b""
+                writer.write(OLD.pack(9, 0, 0, len(data), number, 0, 0, 0) + data)
+        writer.close()
+
+    async def scenario() -> None:
+        server = await asyncio.start_server(old_owner, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        pair = await TcpPair.open("127.0.0.1", port, "a", Identity("c1", "b", "b"), TOKEN, 1, Line(digests=True))
+        for size in (8, 1000):
+            await pair.write(5, 16, b"y" * size)
+            assert await pair.read(5, 16, size) == b"y" * size
+        assert greeted == [2, 1]
+        pair.close()
+        server.close()
 
     uvloop.run(asyncio.wait_for(scenario(), 30))
 

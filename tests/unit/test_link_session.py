@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from google.protobuf import descriptor_pb2, message_factory
 from hypothesis import given
 from hypothesis import strategies as st
 
-from everram.runtime.contracts import link_pb2
+from everram.runtime.contracts import common_pb2, link_pb2
 from everram.runtime.errors import FailedPrecondition
 from everram.runtime.transport.link import Heartbeat, Identity, LinkBroken, LinkSession, Watch
 
@@ -109,6 +110,22 @@ def test_an_older_peer_sends_no_checksum() -> None:
     acceptor = LinkSession(TWO, "")
     acceptor.decode(link_pb2.Batch(sequence=1, hello=hello).SerializeToString())
     assert acceptor.decode(link_pb2.Batch(sequence=2).SerializeToString()) is not None
+
+
+def test_a_peer_of_protocol_2_reads_what_is_sent_now() -> None:
+    """As it was declared then, without a checksum; a field that it does not know is passed over."""
+    files = descriptor_pb2.FileDescriptorSet()
+    for module in (common_pb2, link_pb2):
+        module.DESCRIPTOR.CopyToProto(files.file.add())
+    batch = next(message for message in files.file[1].message_type if message.name == "Batch")
+    kept = [field for field in batch.field if field.name != "checksum"]
+    del batch.field[:], batch.oneof_decl[:]
+    batch.field.extend(kept)
+    old = message_factory.GetMessages(files.file)["everram.v1.Batch"]
+    opener, _ = pair()
+    read = old.FromString(opener.encode(numbered(5, 6)))
+    assert (read.sequence, [frame.id for frame in read.frames]) == (2, [5, 6])
+    assert old.FromString(LinkSession(ONE, "s").encode(link_pb2.Batch())).hello.host == "h1"
 
 
 def test_the_first_batch_needs_a_hello() -> None:
