@@ -38,7 +38,8 @@ class JsonFormatter(logging.Formatter):
         told["message"] = record.getMessage().removeprefix(prefix)
         if record.exc_info:
             told["error"] = self.formatException(record.exc_info)
-        return json.dumps(told, ensure_ascii=False)
+        text = json.dumps(told, ensure_ascii=False)
+        return text.encode("utf-8", "backslashreplace").decode()  # names of files need not be text
 
 
 def begin(*, as_json: bool, host: str = "", stream: TextIO | None = None) -> None:

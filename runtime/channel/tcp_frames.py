@@ -54,7 +54,7 @@ class Kind(enum.IntEnum):
 
 
 _KINDS = {int(kind): kind for kind in Kind}
-_LAST_GREETING = int(Kind.REFUSED)
+LAST_GREETING = int(Kind.REFUSED)
 _ATOMICS = frozenset({Kind.COMPARE_AND_SWAP, Kind.FETCH_AND_ADD})
 
 STATUSES = (Status.SUCCESS, Status.REM_INV_REQ_ERR, Status.REM_ACCESS_ERR, Status.REM_OP_ERR, Status.WR_FLUSH_ERR)
@@ -91,7 +91,7 @@ class Header(NamedTuple):
 
 
 def header_bytes(kind: int, version: int = VERSION) -> int:
-    return GREETING_HEADER_BYTES if kind <= _LAST_GREETING or version == UNCHECKED else HEADER_BYTES
+    return GREETING_HEADER_BYTES if kind <= LAST_GREETING or version == UNCHECKED else HEADER_BYTES
 
 
 def encode(
@@ -107,7 +107,7 @@ def encode(
     version: int = VERSION,
 ) -> bytes:
     """`digest`: the CRC-32 of the payload, where it has one; version 1 has none of anything."""
-    if kind <= _LAST_GREETING or version == UNCHECKED:
+    if kind <= LAST_GREETING or version == UNCHECKED:
         return _PLAIN.pack(kind, status, 0, length, number % NUMBERS, immediate, first, second)
     flags = 0 if digest is None else _HAS_DIGEST
     header = _CHECKED.pack(kind, status, flags, length, number % NUMBERS, immediate, first, second, digest or 0)
@@ -119,7 +119,7 @@ def decode(data: bytes | memoryview, version: int = VERSION) -> Header:
     kind = _KINDS.get(data[0])
     if kind is None or len(data) != header_bytes(kind, version):
         raise ValueError(f"a header of kind {data[0]}")
-    if kind <= _LAST_GREETING:
+    if kind <= LAST_GREETING:
         return _decode_greeting(kind, data)
     digest = 0
     if version == UNCHECKED:

@@ -19,7 +19,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, cast
 
-from everram.runtime.channel.tcp_frames import OPERANDS_BYTES, VERSION, Damaged, Header, decode, header_bytes
+from everram.runtime.channel.tcp_frames import (
+    LAST_GREETING,
+    OPERANDS_BYTES,
+    VERSION,
+    Damaged,
+    Header,
+    decode,
+    header_bytes,
+)
 from everram.runtime.channel.tcp_sockets import cut, tune
 from everram.runtime.checksums import crc32
 
@@ -110,6 +118,8 @@ class Framing(asyncio.BufferedProtocol):
         """None before and after."""
         self.version = VERSION
         """That is spoken on it, once the greetings have said so."""
+        self.greeted = False
+        """Whether they have: no other greeting comes on it."""
         self.received_bytes = 0
         self._staging = memoryview(bytearray(STAGING_BYTES))
         self._start = self._end = 0  # of what is staged and not yet used
@@ -258,6 +268,8 @@ class Framing(asyncio.BufferedProtocol):
     def _next(self) -> bool:
         """Whether there was a header, and everything that has to be there with it."""
         start, staged = self._start, self._end - self._start
+        if staged and self.greeted and self._staging[start] <= LAST_GREETING:
+            raise Damaged(f"a header of kind {self._staging[start]} after the greetings")
         if not staged or staged < (head := header_bytes(self._staging[start], self.version)):
             return False
         header = decode(self._staging[start : start + head], self.version)

@@ -31,6 +31,7 @@ from everram.runtime.channel.tcp_frames import (
     STATUSES,
     UNCHECKED,
     VERSION,
+    Damaged,
     Header,
     Hello,
     Kind,
@@ -57,7 +58,7 @@ DIAL_S = 1.0
 """For one try to resume, of several."""
 RETRY_S = 0.05
 DAMAGED_MAX = 16
-"""Connections in a row that brought nothing but nonsense: then it is not the line that is bad."""
+"""Connections in a row that brought nothing but what was damaged: then it is not the line that is bad."""
 WINDOW_BYTES = 64 << 20
 """Sent and not yet acknowledged, or one request that is larger by itself."""
 REQUESTS_MAX = RESULTS_MAX
@@ -312,8 +313,8 @@ class TcpPair:
 
     def nonsense(self, error: ValueError) -> None:
         self._damaged += 1
-        if self._damaged <= DAMAGED_MAX:
-            return  # it was damaged on its way, so it is asked for again on the next connection
+        if isinstance(error, Damaged) and self._damaged <= DAMAGED_MAX:
+            return  # so it is asked for again on the next connection
         self._break(Status.RETRY_EXC_ERR, f"host {self.peer} sent nonsense on its channel: {error}")
 
     def _break(self, status: Status, message: str, *, first: _Request | None = None) -> ChannelError:
@@ -482,7 +483,7 @@ class _Connection(Framing):
                 )
                 self.welcomed.set_exception(Unavailable(message))
             else:
-                self.version = welcome.version
+                self.version, self.greeted = welcome.version, True
                 self.welcomed.set_result(welcome)
 
     def on_nonsense(self, error: ValueError) -> None:

@@ -224,7 +224,7 @@ class ResponderConnection(Framing):
             session = self._carrier.sessions[hello.identity.host] = Session(hello.pair)
         session.connection = self
         self._session = session
-        self.version = hello.version
+        self.version, self.greeted = hello.version, True
         self._send(Welcome(self._carrier.me, session.expected, hello.version).encode())
 
     # -- requests

@@ -261,13 +261,18 @@ class MachineKeeper:
 
     async def heal_faults(self) -> bool:
         """End the faults of its disk and links; whether there were any."""
-        fault = self._folder / DISK_FAULT_FILE
-        broken = fault.exists()
-        fault.unlink(missing_ok=True)
+        broken = self.heal_disk()
         await self.look()
         if self.weather:
             broken = True
             await self._set_weather("")
+        return broken
+
+    def heal_disk(self) -> bool:
+        """End the fault of its disk; whether there was one."""
+        fault = self._folder / DISK_FAULT_FILE
+        broken = fault.exists()
+        fault.unlink(missing_ok=True)
         return broken
 
     async def _set_weather(self, name: str) -> None:

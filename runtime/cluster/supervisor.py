@@ -194,6 +194,10 @@ class Supervisor:
         if self._stop_wanted.is_set():
             return self._no_task_failed()
         await self._forget_lost()
+        for machine in self.machines.values():
+            for fault in machine.faults:  # of its disk: it lies in its folder
+                words = f"{machine.name} still has the fault {fault}: `everram fault heal {machine.name}` ends it"
+                self._announcer.say(Step("note", words))
         self.phase = "up"
         gc.freeze()  # what the start made stays for good: nobody has to look through it again
         self._announcer.say(Step("ready", "ready", seconds=time.monotonic() - self._began_s))
@@ -412,6 +416,7 @@ class Supervisor:
         self.check_up()
         machine = self.machine(target)
         if machine.state == "dead":
+            machine.heal_disk()
             await self._revive(machine)
             return
         if machine.state == "off":

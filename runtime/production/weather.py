@@ -82,14 +82,23 @@ class Weather:
             await self._changed.wait()
         if self.fair:
             return data
-        pause_s = self.pause_s(len(data))
-        if pause_s:
-            await asyncio.sleep(pause_s)
+        await self._pass_time(self.pause_s(len(data)) or 0.0, closed)
         if not self._draws_damage():
             return data
         piece = bytearray(data)
         self._damage(memoryview(piece))
         return bytes(piece)
+
+    async def _pass_time(self, pause_s: float, closed: Callable[[], bool]) -> None:
+        """Unless the weather becomes fair, or nobody wants what is waited for."""
+        loop = asyncio.get_running_loop()
+        until_s = loop.time() + pause_s
+        while not self.fair and not closed() and loop.time() < until_s:
+            try:
+                async with asyncio.timeout_at(until_s):
+                    await self._changed.wait()
+            except TimeoutError:
+                return
 
     # -- tcp_framing.Weather
 

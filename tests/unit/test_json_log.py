@@ -28,7 +28,7 @@ def line(
     finally:
         logger.removeHandler(handler)
     (text,) = written
-    assert "\n" not in text
+    assert b"\n" not in text.encode()
     told = json.loads(text)
     assert told.pop("at").endswith("Z")
     return dict(told)
@@ -86,6 +86,11 @@ def test_who_speaks_of_a_guest_says_which() -> None:
     ]
     assert len(spoken) > 10
     assert not [(where, words) for where, words, bound in spoken if not bound]
+
+
+def test_a_name_that_is_no_text_can_be_written() -> None:
+    said = line(logger("everram.files"), "no file %s", "\udcff")
+    assert said["message"] == "no file \udcff"
 
 
 def test_an_exception_is_told() -> None:
