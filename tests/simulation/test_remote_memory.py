@@ -252,7 +252,7 @@ def test_the_death_of_an_owner_takes_its_files_and_nothing_else() -> None:
 
         await rig.until(nothing_left, "the owner has dropped what was removed")
 
-    for seed in range(1, 6):
+    for seed in (1, 2):
         simulate(body, seed)
 
 
@@ -274,7 +274,7 @@ def test_the_host_software_of_an_owner_may_die_and_an_open_file_goes_on() -> Non
             assert await client.read(file) == number.to_bytes(6, "little")
             await asyncio.sleep(0.01)
 
-    for seed in range(1, 6):
+    for seed in (1, 2):
         simulate(body, seed)
 
 
@@ -325,7 +325,8 @@ def test_the_leader_dies_in_the_middle_of_every_operation(operation: str) -> Non
 
         simulate(body, seed)
 
-    for seed, delay_ms in enumerate((0, 0.3, 0.8, 1.5, 2.5, 4, 6, 9), start=1):
+    delays_ms = (0.3, 1.5, 4) if operation in ("resolve", "list") else (0, 0.3, 0.8, 1.5, 2.5, 4, 6, 9)
+    for seed, delay_ms in enumerate(delays_ms, start=1):
         at(delay_ms, seed)
 
 
@@ -518,9 +519,9 @@ async def break_things(rig: Rig, draw: Stream, until_s: float) -> None:
     rig.world.fabric.heal()
 
 
-@pytest.mark.parametrize("seed", range(1, 4))
-def test_files_keep_to_themselves_whatever_breaks(seed: int) -> None:
-    """No read ever finds another file's bytes, and in the end memory and namespace are one."""
+def test_files_keep_to_themselves_whatever_breaks() -> None:
+    """No read ever finds another file's bytes, and in the end memory and namespace are one: four writers for a while,
+    where a seed of the scenario "files" has three for a moment."""
 
     async def body(rig: Rig) -> None:
         draw = rig.world.stream("test")
@@ -538,7 +539,7 @@ def test_files_keep_to_themselves_whatever_breaks(seed: int) -> None:
         await rig.until(rig.complete, "every host is back")
         await rig.until(lambda: _is_whole(rig), "files and memory are one")
 
-    simulate(body, seed)
+    simulate(body, 1)
 
 
 async def _is_whole(rig: Rig) -> bool:
