@@ -30,6 +30,8 @@ from everram.runtime.contracts.nvm_device_contract import NvmDeviceRef
 from everram.runtime.contracts.nvm_device_pb2 import QuiesceMoves
 from everram.runtime.contracts.power_monitor_contract import PowerMonitorRef
 from everram.runtime.contracts.power_monitor_pb2 import DrainedGuest, DrainedTo, PowerReport, SaveReport
+from everram.runtime.contracts.remote_memory_contract import MemoryAgentRef
+from everram.runtime.contracts.remote_memory_pb2 import QuiesceFiles
 from everram.runtime.contracts.replicator_contract import ReplicatorRef
 from everram.runtime.contracts.replicator_pb2 import DrainRequest, FollowRequest, QuiesceRequest
 from everram.runtime.contracts.vmemfs_contract import VMemFSRef
@@ -64,6 +66,7 @@ class AcLoss:
         self._step = step
         self._replicator = context.ref(ReplicatorRef)
         self._nvm = context.ref(NvmDeviceRef)
+        self._files = context.ref(MemoryAgentRef)
         self.handing_over = False
         """From here on it cannot be taken back."""
         self.drained = asyncio.Event()
@@ -181,6 +184,7 @@ class AcLoss:
     async def _save(self) -> None:
         await self._replicator.quiesce(QuiesceRequest(on=True))
         await self._nvm.quiesce(QuiesceMoves(on=True))
+        await self._files.quiesce(QuiesceFiles(on=True))
         host = await self._context.ref(VMemFSRef).get_host(pb.Empty())
         self.report.saved.CopyFrom(await self._save_memory(AC_LOSS, host.memory_id))
 

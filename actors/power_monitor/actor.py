@@ -27,6 +27,8 @@ from everram.runtime.contracts.availability_contract import AVAILABILITY_END_HOL
 from everram.runtime.contracts.nvm_device_contract import NvmDeviceRef
 from everram.runtime.contracts.nvm_device_pb2 import QuiesceMoves
 from everram.runtime.contracts.power_monitor_contract import PowerMonitorActor
+from everram.runtime.contracts.remote_memory_contract import MEMORY_AGENT_QUIESCE, MemoryAgentRef
+from everram.runtime.contracts.remote_memory_pb2 import QuiesceFiles
 from everram.runtime.contracts.replicator_contract import REPLICATOR_QUIESCE, ReplicatorRef
 from everram.runtime.contracts.replicator_pb2 import QuiesceRequest
 from everram.runtime.contracts.vmemfs_contract import VMemFSRef
@@ -93,6 +95,7 @@ class PowerMonitor(PowerMonitorActor):
         """The UPS that says that the mains are lost, also to the host before this one."""
         self._replicator = self.context.ref(ReplicatorRef)
         self._nvm = self.context.ref(NvmDeviceRef)
+        self._files = self.context.ref(MemoryAgentRef)
         with contextlib.suppress(
             InvalidArgument
         ):  # a machine that was started by an earlier version has no such reason
@@ -105,6 +108,7 @@ class PowerMonitor(PowerMonitorActor):
         if marker is not None and marker.state == "complete":
             # A host that died after it had saved: what its successor acknowledged would not be in the image.
             self._replicator.tell(REPLICATOR_QUIESCE, QuiesceRequest(on=True))
+            self._files.tell(MEMORY_AGENT_QUIESCE, QuiesceFiles(on=True))
         self.context.spawn(self._watch_power(), name="power")
         self.context.spawn(self._budget.run(), name="budget")
         self.context.spawn(self._tidy(), name="tidy")
@@ -281,6 +285,7 @@ class PowerMonitor(PowerMonitorActor):
             await environment.machine.freeze("", FREEZE_REASON)
             await self._replicator.quiesce(QuiesceRequest(on=True))
             await self._nvm.quiesce(QuiesceMoves(on=True), timeout_s=QUIESCE_TIMEOUT_S)
+            await self._files.quiesce(QuiesceFiles(on=True))
             host = await self.context.ref(VMemFSRef).get_host(pb.Empty())
             report = await self._save_memory(cause, host.memory_id)
         except BaseException:
@@ -314,6 +319,7 @@ class PowerMonitor(PowerMonitorActor):
             environment.nvm_files.stored_to()
         await self._replicator.quiesce(QuiesceRequest(on=False))
         await self._nvm.quiesce(QuiesceMoves(on=False), timeout_s=QUIESCE_TIMEOUT_S)
+        await self._files.quiesce(QuiesceFiles(on=False))
         await self._budget.flusher.go_on()
         await environment.machine.thaw("", reason)
         return pb.Empty()

@@ -116,6 +116,10 @@ class MemoryAgent(MemoryAgentActor):
             await self._owned.drop(request.id)
         return pb.Empty()
 
+    def quiesce(self, request: rm.QuiesceFiles) -> pb.Empty:
+        self._owned.quiesce(request.on)
+        return pb.Empty()
+
     async def _tidy(self, found: list[str]) -> None:
         """What an earlier incarnation of this host left half done; then whatever the directory has this host drop.
 

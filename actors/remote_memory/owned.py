@@ -17,7 +17,7 @@ from everram.runtime.channel.contract import Access, Channel, MemoryRegion
 from everram.runtime.contracts import remote_memory_pb2 as rm
 from everram.runtime.coordination.file_directory import id_of_memory, memory_name
 from everram.runtime.environment import Memory, MemoryObject
-from everram.runtime.errors import AlreadyExists, ResourceExhausted
+from everram.runtime.errors import AlreadyExists, ResourceExhausted, Unavailable
 from everram.runtime.sizes import size_text
 
 FILES_MAX = 256
@@ -35,6 +35,7 @@ class OwnedFiles:
         self._channel = channel
         self._files = {name for name in memory.names() if id_of_memory(name)}  # names of memory objects
         self._regions: dict[str, MemoryRegion] = {}  # by name: those that are registered
+        self._quiet = False
 
     @property
     def count(self) -> int:
@@ -47,6 +48,17 @@ class OwnedFiles:
     def ids(self) -> list[str]:
         return sorted(id_of_memory(name) for name in self._files)
 
+    def quiesce(self, on: bool) -> None:
+        """While memory is saved: what was answered for then would not be in the image. Peers are refused, and ask."""
+        self._quiet = on
+        if on:
+            self.close()
+
+    def _check_open(self) -> None:
+        """Raises Unavailable."""
+        if self._quiet:
+            raise Unavailable("the memory of this host is being saved: try again when it is back")
+
     def close(self) -> None:
         for region in self._regions.values():
             region.deregister()
@@ -54,6 +66,7 @@ class OwnedFiles:
 
     async def make(self, key: rm.FileKey) -> None:
         """Raises FailedPrecondition for another memory, ResourceExhausted."""
+        self._check_open()
         self._check_memory(key)
         name = memory_name(key.id, persistent=key.persistent)
         if name in self._files:
@@ -98,6 +111,8 @@ class OwnedFiles:
         return before
 
     async def drop(self, file_id: str) -> None:
+        """Raises Unavailable; what was dropped would come back with the image."""
+        self._check_open()
         for persistent in (False, True):
             name = memory_name(file_id, persistent=persistent)
             if name in self._files:
@@ -106,6 +121,7 @@ class OwnedFiles:
                 await self._memory.remove(name)
 
     def _name(self, key: rm.FileKey) -> str:
+        self._check_open()
         self._check_memory(key)
         for persistent in (key.persistent, not key.persistent):
             name = memory_name(key.id, persistent=persistent)

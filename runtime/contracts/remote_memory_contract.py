@@ -120,6 +120,7 @@ MEMORY_AGENT_MAKE = Method("everram.v1.MemoryAgent", "Make", remote_memory_pb2.F
 MEMORY_AGENT_ATTACH = Method("everram.v1.MemoryAgent", "Attach", remote_memory_pb2.FileKey, remote_memory_pb2.Attachment)
 MEMORY_AGENT_RESIZE = Method("everram.v1.MemoryAgent", "Resize", remote_memory_pb2.ResizeRequest, remote_memory_pb2.Attachment)
 MEMORY_AGENT_DROP = Method("everram.v1.MemoryAgent", "Drop", remote_memory_pb2.FileKey, common_pb2.Empty)
+MEMORY_AGENT_QUIESCE = Method("everram.v1.MemoryAgent", "Quiesce", remote_memory_pb2.QuiesceFiles, common_pb2.Empty)
 MEMORY_AGENT_SESSION = Method("everram.v1.MemoryAgent", "Session", common_pb2.Empty, remote_memory_pb2.SessionKey, streams=True)
 MEMORY_AGENT_OPEN = Method("everram.v1.MemoryAgent", "Open", remote_memory_pb2.OpenFileRequest, remote_memory_pb2.OpenFile)
 MEMORY_AGENT_READ = Method("everram.v1.MemoryAgent", "Read", remote_memory_pb2.ReadRequest, remote_memory_pb2.Piece, streams=True)
@@ -137,7 +138,7 @@ MEMORY_AGENT_MOVE = Method("everram.v1.MemoryAgent", "Move", remote_memory_pb2.M
 MEMORY_AGENT_SET_MODE = Method("everram.v1.MemoryAgent", "SetMode", remote_memory_pb2.PathRequest, remote_memory_pb2.Node)
 MEMORY_AGENT_MOUNT = Method("everram.v1.MemoryAgent", "Mount", remote_memory_pb2.MountRequest, common_pb2.Empty)
 MEMORY_AGENT_STATUS = Method("everram.v1.MemoryAgent", "Status", common_pb2.Empty, remote_memory_pb2.AgentStatus)
-MEMORY_AGENT = Contract("everram.v1.MemoryAgent", (MEMORY_AGENT_MAKE, MEMORY_AGENT_ATTACH, MEMORY_AGENT_RESIZE, MEMORY_AGENT_DROP, MEMORY_AGENT_SESSION, MEMORY_AGENT_OPEN, MEMORY_AGENT_READ, MEMORY_AGENT_WRITE, MEMORY_AGENT_SIZE, MEMORY_AGENT_TRUNCATE, MEMORY_AGENT_FLUSH, MEMORY_AGENT_CLOSE, MEMORY_AGENT_STAT_PATH, MEMORY_AGENT_LIST_PATH, MEMORY_AGENT_MAKE_FOLDER, MEMORY_AGENT_REMOVE, MEMORY_AGENT_REMOVE_FOLDER_AT, MEMORY_AGENT_MOVE, MEMORY_AGENT_SET_MODE, MEMORY_AGENT_MOUNT, MEMORY_AGENT_STATUS,))
+MEMORY_AGENT = Contract("everram.v1.MemoryAgent", (MEMORY_AGENT_MAKE, MEMORY_AGENT_ATTACH, MEMORY_AGENT_RESIZE, MEMORY_AGENT_DROP, MEMORY_AGENT_QUIESCE, MEMORY_AGENT_SESSION, MEMORY_AGENT_OPEN, MEMORY_AGENT_READ, MEMORY_AGENT_WRITE, MEMORY_AGENT_SIZE, MEMORY_AGENT_TRUNCATE, MEMORY_AGENT_FLUSH, MEMORY_AGENT_CLOSE, MEMORY_AGENT_STAT_PATH, MEMORY_AGENT_LIST_PATH, MEMORY_AGENT_MAKE_FOLDER, MEMORY_AGENT_REMOVE, MEMORY_AGENT_REMOVE_FOLDER_AT, MEMORY_AGENT_MOVE, MEMORY_AGENT_SET_MODE, MEMORY_AGENT_MOUNT, MEMORY_AGENT_STATUS,))
 
 
 class MemoryAgentRef(Ref):
@@ -164,6 +165,11 @@ class MemoryAgentRef(Ref):
         self, request: remote_memory_pb2.FileKey, *, timeout_s: float = DEFAULT_TIMEOUT_S
     ) -> Coroutine[Any, Any, common_pb2.Empty]:
         return self.ask(MEMORY_AGENT_DROP, request, timeout_s)
+
+    def quiesce(
+        self, request: remote_memory_pb2.QuiesceFiles, *, timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> Coroutine[Any, Any, common_pb2.Empty]:
+        return self.ask(MEMORY_AGENT_QUIESCE, request, timeout_s)
 
     def session(
         self, request: common_pb2.Empty, *, timeout_s: float | None = None
@@ -266,6 +272,9 @@ class MemoryAgentActor(Actor):
         raise NotImplementedError
 
     def drop(self, request: remote_memory_pb2.FileKey) -> common_pb2.Empty | Awaitable[common_pb2.Empty]:
+        raise NotImplementedError
+
+    def quiesce(self, request: remote_memory_pb2.QuiesceFiles) -> common_pb2.Empty | Awaitable[common_pb2.Empty]:
         raise NotImplementedError
 
     def session(self, request: common_pb2.Empty) -> AsyncIterator[remote_memory_pb2.SessionKey]:

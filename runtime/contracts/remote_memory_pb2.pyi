@@ -17,6 +17,12 @@ EXACTLY: ResizeKind
 AT_LEAST: ResizeKind
 BY: ResizeKind
 
+class QuiesceFiles(_message.Message):
+    __slots__ = ("on",)
+    ON_FIELD_NUMBER: _ClassVar[int]
+    on: bool
+    def __init__(self, on: _Optional[bool] = ...) -> None: ...
+
 class Node(_message.Message):
     __slots__ = ("id", "folder", "mode", "host", "memory_id", "size_bytes", "persistent", "creator", "modified_ns", "parent", "name", "holder", "lost")
     ID_FIELD_NUMBER: _ClassVar[int]

@@ -442,6 +442,27 @@ def test_persistent_files_are_saved_and_volatile_ones_are_not() -> None:
     simulate(body)
 
 
+def test_while_memory_is_saved_nothing_is_answered_for_that_would_not_be_in_the_image() -> None:
+    async def body(rig: Rig) -> None:
+        local, remote = Client(rig, "h2"), Client(rig, "h1")
+        mine = await local.make("a", b"before", host="h2", persistent=True)
+        theirs = await remote.open("a", write=True)
+        await remote.write(theirs, 0, b"BEFORE")
+
+        async def quiesce(on: bool) -> None:
+            await rig.ask("h2", lambda node: node.ref(MemoryAgentRef).quiesce(rm.QuiesceFiles(on=on)))
+
+        await quiesce(True)
+        for client, file in ((local, mine), (remote, theirs)):
+            assert await refused(client.write(file, 0, b"after!")) in (None, errno.ETIMEDOUT)
+        await quiesce(False)
+        assert await local.read(mine) == await remote.read(theirs) == b"BEFORE"
+        await remote.write(theirs, 0, b"again ")
+        assert await local.read(mine) == b"again "
+
+    simulate(body)
+
+
 def test_a_host_has_a_limit() -> None:
     async def body(rig: Rig) -> None:
         client = Client(rig, "h1")
