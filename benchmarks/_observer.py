@@ -46,6 +46,8 @@ class Observer:
     def __init__(self, pid: int, name: str, every_s: float = 0.005) -> None:
         self._pid, self._mappings, self._every_s = pid, ranges(pid, name), every_s
         self.most_pages = self.last_pages = self.looks = 0
+        """`last_pages`: of the last two looks that saw as many, so that the process stood still between them: while it
+        ends, its page tables go one by one."""
         self.exceeded = 0
         self.allowed_pages = 1 << 62
         """What `exceeded` counts looks at more than."""
@@ -63,13 +65,15 @@ class Observer:
         self._thread.join()
 
     def _run(self) -> None:
+        before = 0
         while not self._left.wait(self._every_s):
             try:
                 pages = writable_pages(self._pid, self._mappings)
             except (OSError, ProcessLookupError):
                 return
-            if pages:  # of a process that has ended there are none
+            if pages and pages == before:
                 self.last_pages = pages
+            before = pages
             self.most_pages = max(self.most_pages, pages)
             self.exceeded += pages > self.allowed_pages
             self.looks += 1
