@@ -221,6 +221,8 @@ class Image:
                     self._paint_runs(ordinal, batch)
         if not forgotten:
             self._forget_planned(catalog)
+        if not self._lenient:
+            return  # nothing can be missing, and nobody should wait until every page was looked at
         for saved in self.objects:
             missing = self._places[saved.number].count(_MISSING)
             if missing:
