@@ -136,6 +136,14 @@ class Bytes:
         self.content = zeros(size_bytes)
         self.present = bytearray(-(-size_bytes // PAGE_BYTES))
 
+    def __deepcopy__(self, memo: object) -> Bytes:
+        """What a crash leaves, for whoever goes on from there several times."""
+        assert type(self) is Bytes, "what else there is in caches would be lost"
+        copy = Bytes(self.size_bytes, resizable=self.resizable, identity=self.identity)
+        for offset, length in self.extents():
+            copy.write(offset, self.content[offset : offset + length])
+        return copy
+
     def resize(self, size_bytes: int) -> None:
         pages = -(-size_bytes // PAGE_BYTES)
         resized = zeros(size_bytes)

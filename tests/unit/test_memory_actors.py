@@ -24,6 +24,8 @@ from everram.runtime.contracts.nvm_device_contract import NvmDeviceRef
 from everram.runtime.contracts.nvm_device_pb2 import AdoptRequest, CreateRegionsRequest, RegionFilter, RegionSet
 from everram.runtime.contracts.power_monitor_contract import PowerMonitorRef
 from everram.runtime.contracts.power_monitor_pb2 import PowerStatus, SaveRequest
+from everram.runtime.contracts.remote_memory_contract import MemoryAgentActor
+from everram.runtime.contracts.remote_memory_pb2 import QuiesceFiles
 from everram.runtime.contracts.replicator_contract import ReplicatorActor
 from everram.runtime.contracts.replicator_pb2 import Copy, GuestCopy, QuiesceRequest
 from everram.runtime.contracts.vmemfs_contract import VMEMFS, VMemFSRef
@@ -129,6 +131,17 @@ class Quietable(ReplicatorActor):
         return pb.Empty()
 
 
+class QuietFiles(MemoryAgentActor):
+    """The part of a memory agent that a save needs."""
+
+    def __init__(self, told: list[bool]) -> None:
+        self._told = told
+
+    def quiesce(self, request: QuiesceFiles) -> pb.Empty:
+        self._told.append(request.on)
+        return pb.Empty()
+
+
 @dataclass
 class Machine:
     objects: Objects = field(default_factory=lambda: Objects(1 << 34))
@@ -139,6 +152,8 @@ class Machine:
     hosts: int = 0
     quiesced: list[bool] = field(default_factory=list)
     """What the replicators of its hosts were told."""
+    closed: list[bool] = field(default_factory=list)
+    """What the memory agents of its hosts were told."""
 
     def environment(self) -> Environment:
         self.hosts += 1
@@ -162,6 +177,7 @@ class Machine:
         node.add(lambda: NvmDevice(NVM_BYTES, NVM_BYTES, writers=NoWriters() if tracking else None), after=(VMEMFS,))
         node.add(PowerMonitor, after=(VMEMFS,))
         node.add(lambda: Quietable(self.quiesced))
+        node.add(lambda: QuietFiles(self.closed))
         await node.start()
         return node
 
@@ -670,6 +686,7 @@ async def test_a_save_that_is_taken_back_never_opens_silently(machine: Machine) 
     assert (await power.status(pb.Empty())).image == "complete"
     await power.resume(pb.Empty())
     assert machine.quiesced == [True, True, False], "nor may it acknowledge what the image would not have"
+    assert machine.closed == machine.quiesced, "nor let anybody write to files"
     assert machine.freezer.frozen == set()
     assert (await power.status(pb.Empty())).image == "opened"
     await power.resume(pb.Empty())
