@@ -130,7 +130,7 @@ class PowerMonitor(PowerMonitorActor):
         self._spare_battery_s, self._spare_since_ns = environment.machine.battery_s, 0
         writers = self._writers if environment.nvm_files is None else None  # there is no image to flush anything into
         self._budget = BudgetKeeper(
-            self.context, cap, writers, self._full_battery_s, self._cap_bytes_max, self._absent_bytes
+            self.context, cap, writers, self._full_battery_s, self._cap_bytes_max, self._absent_pages
         )
         host = await self.context.ref(VMemFSRef).get_host(pb.Empty())
         try:
@@ -138,8 +138,8 @@ class PowerMonitor(PowerMonitorActor):
         except EverramError as error:
             self.context.log.warning("the energy budget is not kept: %s", error.message)
 
-    def _absent_bytes(self) -> int:
-        return self._backfill.left_pages * PAGE_BYTES if self._backfill is not None else 0
+    def _absent_pages(self) -> dict[str, bytearray]:
+        return self._backfill.absent_pages() if self._backfill is not None else {}
 
     def _full_battery_s(self) -> float:
         """How long the battery would last from now on. It fills as fast as it is used."""
@@ -359,7 +359,7 @@ class PowerMonitor(PowerMonitorActor):
             battery_s=0.0 if self._event.mains else self._battery_s(),
             state=self._state,
             ups=self._ups,
-            restoring_bytes=self._absent_bytes(),
+            restoring_bytes=self._backfill.left_pages * PAGE_BYTES if self._backfill is not None else 0,
             warning=self._trouble or self._ups_warning or self._budget.warning(),
             clean=counts.clean,
             power_saved=counts.power_saved,

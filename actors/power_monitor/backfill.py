@@ -214,6 +214,16 @@ class Backfill:
     def left_pages(self) -> int:
         return sum(lacking.left - len(lacking.lost) for lacking in self._lacking.values())
 
+    def absent_pages(self) -> dict[str, bytearray]:
+        """Of each object that lacks anything: a byte for each page, 1 where it can be had and is absent still."""
+        found = {name: one.absent for name, one in self._lacking.items()}
+        for name, one in self._lacking.items():
+            if one.lost:
+                found[name] = bytearray(one.absent)
+                for page in one.lost:
+                    found[name][page] = 0
+        return found
+
     async def finished(self) -> None:
         """Everything is in memory that can be had. What is lost reads as zeros from then on; its guest does not start
         any more."""

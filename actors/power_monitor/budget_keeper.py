@@ -11,7 +11,7 @@ tracking begins with everything dirty and is drained. How fast the storage is, i
 and once for each life of the memory: a host that followed another and did not know would track for a second what need
 not be, and much memory at that.
 
-While an image is read behind its guests (`absent_bytes`), what they store is tracked whatever the battery: what nobody
+While an image is read behind its guests (`absent_pages`), what they store is tracked whatever the battery: what nobody
 has stored to is in that image, and need not be read in order to be saved again. Where that cannot be tracked, the time
 to read it is counted.
 """
@@ -21,7 +21,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from everram.actors.power_monitor.budget import Budget, Energy, Memory
 from everram.actors.power_monitor.flusher import Flusher, Restored, Writers
@@ -43,6 +43,9 @@ FASTEST_BYTES_PER_S = 20e9
 """No storage is faster: what would not be enough with it need not be measured."""
 READ_BYTES_PER_S = 25e6
 """Believed of a restore, until it was seen how fast it is."""
+SLOWEST_READ_BYTES_PER_S = 5e6
+SEEN_S = 2.0
+"""Of a restore, before it says how fast it is."""
 LINK_BYTES_PER_S = 100e6
 """Believed of a link; a drain over shared memory or loopback is ten times as fast."""
 SAMPLE = "power/sample"
@@ -61,13 +64,14 @@ class BudgetKeeper:
         writers: Writers | None,
         battery_s: Callable[[], float],
         cap_bytes_max: int,
-        absent_bytes: Callable[[], int] = lambda: 0,
+        absent_pages: Callable[[], Mapping[str, bytearray]] = dict,
     ) -> None:
         """`writers`: who traps guests' stores; None where nobody can: then nothing is tracked. `battery_s`: how long
-        the battery would last now. `cap_bytes_max`: a lower cap, which a person has set; 0: none. `absent_bytes`: what
-        a restore has not read yet."""
-        self._absent_bytes = absent_bytes
-        self._absent_before, self._looked_s = 0, 0.0
+        the battery would last now. `cap_bytes_max`: a lower cap, which a person has set; 0: none. `absent_pages`: by
+        object, a byte for each page, which is 1 if a restore has yet to read it."""
+        self._absent = absent_pages
+        self._absent_first, self._began_s = 0, 0.0
+        """When the restore was seen first, and how much was left then."""
         self._read_bytes_per_s = READ_BYTES_PER_S
         self._context, self._environment = context, context.environment
         self._cap, self._writers = cap, writers
@@ -226,16 +230,31 @@ class BudgetKeeper:
         self._limit_logs()
 
     def _see_reading(self) -> None:
-        """How fast a restore comes on, from one look to the next."""
+        """How fast a restore comes on, on the whole: for a moment it may stand still."""
         absent = self._absent_bytes()
-        if not absent and not self._absent_before:
+        if not absent:
+            self._absent_first = 0
             return
         now_s = self._environment.clock.now_ns() / 1e9
-        passed_s = now_s - self._looked_s
-        if passed_s >= LOOK_S / 2:
-            if absent < self._absent_before:
-                self._read_bytes_per_s = (self._absent_before - absent) / passed_s
-            self._absent_before, self._looked_s = absent, now_s
+        if not self._absent_first:
+            self._absent_first, self._began_s = absent, now_s
+        passed_s = now_s - self._began_s
+        if passed_s >= SEEN_S and absent < self._absent_first:
+            self._read_bytes_per_s = max(SLOWEST_READ_BYTES_PER_S, (self._absent_first - absent) / passed_s)
+
+    def _absent_bytes(self) -> int:
+        return PAGE_BYTES * sum(absent.count(1) for absent in self._absent().values())
+
+    def _to_be_read(self) -> int:
+        """Before it can be saved. What is clean is in the image that it has not been read from: where stores are
+        charged it is left there."""
+        regions, pages = self._cap.regions if self._cap.active else {}, 0
+        for name, absent in self._absent().items():
+            tracked = name in regions and not self._cap.is_exposed(name)
+            dirty = regions[name].table.marks() if tracked else b"\1" * len(absent)
+            both = int.from_bytes(absent, "little") & int.from_bytes(dirty, "little")
+            pages += both.to_bytes(max(len(absent), len(dirty)), "little").count(1)
+        return pages * PAGE_BYTES
 
     def _what_there_is(self) -> Memory:
         memory, full, tracked, logs = self._environment.memory, 0, 0, 0
@@ -249,8 +268,7 @@ class BudgetKeeper:
                 full += size_bytes
             if name.startswith(LOGS) and "@" not in name:
                 logs += size_bytes
-        # What is clean is in the image that it has not been read from, so where stores are charged it is left there.
-        return Memory(full, tracked, logs, 0 if self._cap.active else self._absent_bytes())
+        return Memory(full, tracked, logs, self._to_be_read())
 
     def _limit_logs(self) -> None:
         """In each ring of a guest of this host; the guest keeps to it by itself."""

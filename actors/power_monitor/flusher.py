@@ -237,6 +237,7 @@ class Flusher:
             self._pressed.clear()
             if not self._cap.active:
                 return
+            self._let_go()
             if self._resting:
                 continue
             try:
@@ -260,6 +261,7 @@ class Flusher:
             if not self._cap.active or self._resting:
                 return False
             self._cap.sync()
+            self._let_go()
             chosen = self._cap.choose(BATCH_PAGES)
             if not chosen:
                 return False
@@ -282,7 +284,12 @@ class Flusher:
     async def _flush(self, chosen: Sequence[PageKey]) -> bool:
         """False if the next store to none of them would be seen now."""
         cap = self._cap
-        protected = self._protect(chosen)
+        regions = {name: cap.regions.get(name) for name, _ in chosen}
+        try:
+            protected = self._protect(chosen)
+        except BaseException:
+            cap.failed(chosen)
+            raise
         if not protected:
             cap.failed(chosen)
             return False
@@ -296,7 +303,7 @@ class Flusher:
             await self._segments.give_up()
             raise
         for name, pages in _by_region(protected):
-            if name in cap.regions:
+            if name in cap.regions and cap.regions[name] is regions[name]:
                 self._segments.holdings.put_each(segment.number, cap.regions[name].table.number, pages)
         self.flushed_pages += len(cap.flushed(protected))
         cap.failed(chosen)
@@ -317,11 +324,16 @@ class Flusher:
         region = self._cap.regions.get(name)
         if region is None:
             return
-        if is_lacking(region.memory):
+        number, memory = region.table.number, region.memory
+        if is_lacking(memory):
             for first, count in runs_of(pages):
-                await self._add_run(segment, region.table.number, region.memory, first, count)
-        else:
-            await segment.add_scattered(region.table.number, runs_of(pages), self._window(name, region.memory))
+                await self._add_run(segment, number, memory, first, count)
+            return
+        # A hole would become memory if the window were looked at there.
+        present = [page for page in pages if memory.is_present(page * PAGE_BYTES)]
+        for first, count in runs_of(sorted(set(pages).difference(present))):
+            await segment.add_zeros(number, first, count)
+        await segment.add_scattered(number, runs_of(present), self._window(name, memory))
 
     def _window(self, name: str, memory: MemoryObject) -> memoryview:
         """Kept from one flush to the next: a page that is dirty again is mapped already. Whoever stores to it meanwhile
@@ -330,6 +342,14 @@ class Flusher:
         if known is None or known[0] != memory.identity:
             known = self._windows[name] = memory.identity, memory.window()
         return known[1]
+
+    def _let_go(self) -> None:
+        """Of the windows of regions that are no more: they would keep their memory."""
+        memory = self._environment.memory
+        names = set(memory.names()) if self._windows else set()
+        for name, (identity, _) in list(self._windows.items()):
+            if name not in names or memory.open(name).identity != identity:
+                del self._windows[name]
 
     async def _add_run(self, segment: SegmentWriter, number: int, memory: MemoryObject, first: int, count: int) -> None:
         """Holes are read as zeros: to ask where they are takes the kernel as long as the rest of the region is."""
@@ -363,8 +383,6 @@ class Flusher:
                 return
             self._cap.sync()
             self._segments.holdings.keep(self._numbers())
-            for gone in self._windows.keys() - self._cap.regions.keys():
-                del self._windows[gone]  # which would keep its memory
             await self._segments.remove_empty()
             if (ref := self._segments.to_empty()) is not None:
                 with self._reading(self._cap.regions):

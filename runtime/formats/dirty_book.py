@@ -78,6 +78,10 @@ class Table:
         """(first page, count) of what is not clean, ascending."""
         return marked_runs(self.states().translate(_CHARGED))
 
+    def marks(self) -> bytes:
+        """A byte for each page: 1 where it is not clean."""
+        return self.states().translate(_CHARGED)
+
     def charged(self) -> int:
         return self.pages - self.states().count(CLEAN)
 

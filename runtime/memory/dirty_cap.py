@@ -94,6 +94,8 @@ class DirtyCap:
         """How long dirty pages that have come back were away."""
         self._flushed: OrderedDict[PageKey, tuple[float, float | None]] = OrderedDict()
         """When pages that are clean were flushed, and how long they were away before that, if they had come back."""
+        self._chosen_of: dict[str, Region] = {}
+        """The regions of what was chosen last, as they were then."""
         self._room, self._arrived, self._arrived_before = ROOM_MOST, 0, 0
         self._due_s: dict[PageKey, float] = {}
         """Pages whose writers are being slowed."""
@@ -374,6 +376,7 @@ class DirtyCap:
             while len(chosen) < pages_max and next(iter(queue.values()), before_s) < before_s:
                 chosen.append(queue.popitem(last=False)[0])
         self._arrived_before = self._arrived
+        self._chosen_of = {name: self.regions[name] for name in {name for name, _ in chosen}}
         return sorted(chosen)
 
     def flushing(self, chosen: Iterable[PageKey]) -> None:
@@ -412,6 +415,8 @@ class DirtyCap:
             if region is None or region.table.get(key[1]) == CLEAN:
                 continue
             region.table.set(key[1], DIRTY)
+            if region is not self._chosen_of.get(key[0], region):
+                continue  # it was taken up anew, and what is dirty of it is in `_taken`
             self._queue(self._usual_s.get(key)).setdefault(key, self._now_s())
 
     def doubt(self, name: str, pages: Iterable[int]) -> int:

@@ -363,3 +363,19 @@ def test_the_room_below_the_cap_follows_what_becomes_dirty_during_a_flush() -> N
     bench.cap.flushed(chosen)
     bench.flush()
     assert filled() < 186, "as much again must have room next time, and more"
+
+
+def test_a_region_that_was_taken_up_anew_during_a_flush_is_queued_once() -> None:
+    bench = Bench()
+    bench.dirty(*range(90))
+    chosen = bench.cap.choose(1000)
+    bench.cap.flushing(chosen)
+    bench.cap.expose(A)
+    bench.objects.by_name[A].write(0, bytes(90 * PAGE_BYTES))
+    bench.cap.cover(A)
+    assert bench.cap.dirty_pages == 90
+    bench.cap.failed(chosen)
+    bench.cap.target_pages = 1
+    flushed = bench.flush()
+    assert len(flushed) == len(set(flushed)) == 90
+    assert not bench.cap.choose(1000)
