@@ -98,15 +98,20 @@ class Session:
 class _Landing:
     """A write's payload, on its way into a region."""
 
-    __slots__ = ("base", "header", "mapping", "region")
+    __slots__ = ("base", "header", "mapping", "region", "staged")
 
     def __init__(self, header: Header, region: Region, mapping: Mapped) -> None:
         self.header = header
         self.region = region
         self.mapping = mapping
         self.base = region.offset + header.second
+        short = header.digest is not None and header.length <= DIGEST_BYTES_MAX
+        self.staged = memoryview(bytearray(header.length)) if short else None
+        """Beside the region until it is verified: copying so little costs less than a wrong byte."""
 
     def buffer(self, at: int, length: int) -> memoryview:
+        if self.staged is not None:
+            return self.staged[at : at + length]
         if not self.region.valid:
             return _DISCARD.buffer(at, length)
         start = self.base + at
@@ -181,6 +186,8 @@ class ResponderConnection(Framing):
             self._greet(Hello.decode(bytes(greeting)))
         elif self._landing is not None:
             landing, self._landing = self._landing, None
+            if landing.staged is not None and landing.region.valid:
+                self._store(landing.region, landing.base, landing.staged)
             self._landed(session, landing.header, landing.region)
         elif self._duplicate is not None:
             number, self._duplicate = self._duplicate, None
@@ -286,7 +293,7 @@ class ResponderConnection(Framing):
             return None
         return region
 
-    def _store(self, region: Region, at: int, payload: bytes) -> None:
+    def _store(self, region: Region, at: int, payload: bytes | memoryview) -> None:
         if not payload:
             return
         mapping = self._carrier.protection.mapping(region)

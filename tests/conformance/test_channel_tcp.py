@@ -8,6 +8,7 @@ import os
 import random
 import signal
 import struct
+import zlib
 from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
@@ -31,7 +32,7 @@ from everram.runtime.channel.tcp_frames import (
     encode_operands,
     header_bytes,
 )
-from everram.runtime.channel.tcp_framing import Line
+from everram.runtime.channel.tcp_framing import DIGEST_BYTES_MAX, Line
 from everram.runtime.channel.tcp_pair import TcpPair
 from everram.runtime.errors import FailedPrecondition, InvalidArgument, ResourceExhausted, Unavailable
 from everram.runtime.formats.faults import LINK_CORRUPT, LINK_DELAY, LINK_SLOW, ONE_WAY
@@ -555,6 +556,21 @@ def test_damaged_bytes_are_sent_again_and_never_taken() -> None:
         assert owner.memory.open("m").read(0, 8) == (60).to_bytes(8, "little")
 
     in_weather(body)
+
+
+def test_what_does_not_agree_with_its_digest_does_not_land() -> None:
+    async def body(bench: RealBench) -> None:
+        owner, _, _ = await two(bench)
+        region = owner.channel.register("m", 0, 8 * PAGE_BYTES, BOTH)
+        for size in (8, 100, DIGEST_BYTES_MAX):
+            raw = await Raw.dial(owner)
+            await raw.greet(pair=size)
+            told = zlib.crc32(b"x" * size)
+            raw.writer.write(encode(Kind.WRITE, size, 1, region.rkey, 0, digest=told) + b"x" * (size - 1) + b"y")
+            await raw.ended()
+        assert owner.memory.open("m").read(0, 8 * PAGE_BYTES) == bytes(8 * PAGE_BYTES)
+
+    on_tcp(body)
 
 
 def test_nothing_arrives_one_way_and_all_of_it_later() -> None:
