@@ -67,7 +67,7 @@ GUESTS = ("cache-heavy", "anonymous-heavy", "mixed", "mostly free")
 PRESSED = ("anonymous-heavy", "anonymous-heavy", "mixed", "mostly free")
 OVERCOMMIT = 1.5
 SHORTER_S, SHORTER_STEPS = 4.0, 40
-WARM_S, MEASURED_S = 12.0, 6.0
+WARM_S, MEASURED_S = 10.0, 6.0
 """Guests have filled their memory, and begun anything else, before it is measured."""
 REST_GUESTS, REST_S = 8, 6.0
 RECLAIM_MIB = 256

@@ -158,7 +158,7 @@ def _say_explanation(host: str, found: MemoryExplanation) -> None:
     )
     if guest.paused:
         say(f"it is paused: {guest.paused}")
-    if guest.waiting:
+    elif guest.waiting:
         say(f"it waits for {plural(guest.waiting_pages, 'page')}: {guest.waiting}")
     if found.classes:
         say(f"\nits pages, from {found.sampled_pages} drawn at random, smoothed over {found.samples} samples:\n")

@@ -91,12 +91,12 @@ class AddressSpace:
 
     def reach(self, page: int, *, store: bool) -> None:
         """Raises Fault."""
-        if store and self.protected[page]:
-            raise Fault(page, protected=True)
         if not self.content.present[page]:
             if self.watched[page]:
-                raise Fault(page, protected=False)
+                raise Fault(page, protected=False)  # protected or not: what fills it says which it is then
             self.content.present[page] = 1
+        if store and self.protected[page]:
+            raise Fault(page, protected=True)
         self.used[page] = 1
 
     @property
