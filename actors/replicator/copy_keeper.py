@@ -42,7 +42,8 @@ class CopyKeeper:
         self._nvm = context.ref(NvmDeviceRef)
         self._copies: dict[str, list[KeptCopy]] = {}  # by guest_id: at most one complete and one being built
         self._damaged: dict[str, list[rp.Copy]] = {}
-        """By guest_id: copies of which only their place is known, and not what they had promised."""
+        """By guest_id: copies of which only their place is known, and not what they had promised. Their memory is kept
+        until another copy is exact: it may be all that is left of the guest."""
         self._changing: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         """By guest_id, while anybody waits for it or holds it: during every change and every run of records."""
         self.memory_id = ""
@@ -74,10 +75,11 @@ class CopyKeeper:
     async def _remove_orphans(self, known: dict[tuple[str, str], str]) -> None:
         """What a host that died in the middle of a change left: copies without a record, and log regions that no record
         names (any more)."""
+        damaged = {(guest_id, copy.copy_id) for guest_id, copies in self._damaged.items() for copy in copies}
         found = await self._nvm.list_regions(RegionFilter(copy_id="*"))
         copies = {(region.guest_id, region.copy_id) for region in found.regions if region.copy_id}
         copies |= {(log.guest_id, log.copy_id) for log in found.logs if log.copy_id}
-        for guest_id, copy_id in sorted(copies - known.keys()):
+        for guest_id, copy_id in sorted(copies - known.keys() - damaged):
             await self._nvm.remove_regions(RegionFilter(guest_id=guest_id, copy_id=copy_id))
         for log in found.logs:
             key = (log.guest_id, log.copy_id)
@@ -127,9 +129,8 @@ class CopyKeeper:
             kept = next((copy for copy in copies if continues(copy.record, request)), None)
             rebuild = kept is None
             if kept is None:
-                kept = await self._build(request)
+                kept = await self._build_somehow(request)
             await self._new_log(kept, request)
-            await self._forget(guest.guest_id)
             session = await self._begin_session(kept, request, rebuild=rebuild)
             return rp.OpenReply(
                 copy_id=kept.record.copy_id,
@@ -168,13 +169,24 @@ class CopyKeeper:
             raise FailedPrecondition(f"epoch {guest.epoch} of guest {guest.name} is fenced: it is in epoch {known}")
 
     async def _forget(self, guest_id: str, copy_id: str = "") -> None:
-        """The places of damaged copies: another copy says what is promised now, or none is wanted any more."""
+        """Damaged copies: another one is exact, or none is wanted any more."""
         for damaged in list(self._damaged.get(guest_id, ())):
             if copy_id in ("", damaged.copy_id):
+                await self._nvm.remove_regions(RegionFilter(guest_id=guest_id, copy_id=damaged.copy_id))
                 await self._vmemfs.remove_copy(rp.GuestCopy(guest_id=guest_id, copy_id=damaged.copy_id))
                 self._damaged[guest_id].remove(damaged)
         if not self._damaged.get(guest_id, True):
             del self._damaged[guest_id]
+
+    async def _build_somehow(self, request: rp.OpenRequest) -> KeptCopy:
+        """Where there is no room beside a damaged copy, in its place: the primary that asks has all that it held."""
+        try:
+            return await self._build(request)
+        except ResourceExhausted:
+            if request.guest.guest_id not in self._damaged:
+                raise
+        await self._forget(request.guest.guest_id)
+        return await self._build(request)
 
     async def _build(self, request: rp.OpenRequest) -> KeptCopy:
         """A new copy with empty regions."""
@@ -326,6 +338,7 @@ class CopyKeeper:
             await self._store(kept)
             for other in [copy for copy in copies if copy is not kept]:
                 await self._remove(other)
+            await self._forget(request.guest_id)
         return pb.Empty()
 
     # -- the leader asks
