@@ -346,8 +346,9 @@ class Machine(Protocol):
     async def forget(self, guest_id: str) -> None:
         """Drop an ended guest's record."""
 
-    async def admit(self, guest_id: str, *, served: bool) -> None:
-        """Let an attaching guest with tracked ranges go on. `served`: its faults are, from now on."""
+    async def admit(self, guest_id: str, pid: int, *, served: bool) -> None:
+        """Let this process, which attaches to the guest with tracked ranges, go on; of another one it says nothing.
+        `served`: its faults are, from now on."""
 
     async def guests(self) -> list[GuestProcess]:
         """Everything the machine runs or has run and not forgotten, by guest_id: how a new host takes guests back."""

@@ -178,7 +178,7 @@ class Hypervisor(HypervisorActor):
             self._take_faults(event, resident)
             if resident is not None or event.userfaultfd >= 0:
                 served = self._faults is not None and event.userfaultfd >= 0
-                await self._house.machine.admit(event.guest_id, served=served)
+                await self._house.machine.admit(event.guest_id, event.pid, served=served)
         except (EverramError, OSError) as error:
             name = resident.guest.name if resident is not None else event.guest_id
             self.context.log.error(

@@ -492,11 +492,11 @@ class MachineCore:
         del self.guests[guest_id]
         return self.take()
 
-    def admit(self, now_ns: int, guest_id: str) -> list[Effect]:
-        """Raises NotFound. If no process waits, because it was admitted or has ended, this changes nothing."""
+    def admit(self, now_ns: int, guest_id: str, pid: int) -> list[Effect]:
+        """Raises NotFound. If this process does not wait, as it was admitted or has ended, this changes nothing."""
         self._advance(now_ns)
         guest = self._guest(guest_id)
-        if guest.attachment == "waiting":
+        if guest.attachment == "waiting" and guest.attached_pid == pid:
             guest.attachment = "attached"
             self.effects.append(Admit(guest_id))
         return self.take()

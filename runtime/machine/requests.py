@@ -71,9 +71,11 @@ def forget(machine: MachineProcess, payload: dict[str, Any], reply: Reply) -> No
 
 def admit(machine: MachineProcess, payload: dict[str, Any], reply: Reply) -> None:
     guest_id = text(payload, "guest_id")
-    machine.feed(machine.core.admit(machine.now_ns(), guest_id))
+    # A host of an earlier version does not say which process it has come to know.
+    pid = number(payload, "pid") if "pid" in payload else known(machine, payload).attached_pid
+    machine.feed(machine.core.admit(machine.now_ns(), guest_id, pid))
     resident = machine.residents.get(guest_id)
-    if resident is not None and resident.tracking is not None:
+    if resident is not None and resident.tracking is not None and machine.core.guests[guest_id].attached_pid == pid:
         resident.tracking.served = payload.get("served") is True
     reply()
 

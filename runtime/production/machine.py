@@ -150,8 +150,8 @@ class SystemMachine:
         if fd >= 0:
             os.close(fd)
 
-    async def admit(self, guest_id: str, *, served: bool) -> None:
-        await self._ask("admit", {"guest_id": guest_id, "served": served})
+    async def admit(self, guest_id: str, pid: int, *, served: bool) -> None:
+        await self._ask("admit", {"guest_id": guest_id, "pid": pid, "served": served})
 
     async def guests(self) -> list[GuestProcess]:
         return [_process(payload) for payload in await self._ask("guests", {})]

@@ -634,8 +634,8 @@ class MachinePort:
     async def forget(self, guest_id: str) -> None:
         await self._ask(lambda: self._machine.forget(guest_id))
 
-    async def admit(self, guest_id: str, *, served: bool) -> None:
-        await self._ask(lambda: self._machine.event(self._machine.core.admit, guest_id))
+    async def admit(self, guest_id: str, pid: int, *, served: bool) -> None:
+        await self._ask(lambda: self._machine.event(self._machine.core.admit, guest_id, pid))
 
     async def guests(self) -> list[GuestProcess]:
         found: list[GuestProcess] = []

@@ -86,7 +86,7 @@ async def lives(machine: SystemMachine, incarnation: int) -> None:
     [attached] = await machine.tracked()
     check_attached(attached, guest.pid)
     os.close(attached.userfaultfd)
-    await machine.admit("g", served=True)
+    await machine.admit("g", guest.pid, served=True)
     await machine.thaw("g", "upgrade")
     assert await bell.wait(LIMIT_S)
     assert memory.open("region.g.a").read(0, 20) == b"written by the guest"

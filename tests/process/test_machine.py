@@ -743,6 +743,7 @@ def test_a_tracked_attachment_outlives_the_host(rig: Rig) -> None:
     assert "eventfd" in descriptors
     assert rig.output() == ""
     assert rig.do("tracked") == []
+    rig.do("admit", guest_id="g", pid=1, served=True)  # said of another process
     rig.replace_host(signal.SIGKILL)
     answer = rig.tell(words={"DO": "tracked"}, payload={})
     assert "eventfd" in answer["words"]["FDS"]

@@ -139,7 +139,7 @@ async def test_a_guest_that_cannot_be_admitted_costs_no_other_guest_its_host(whe
         if where == "attach" and event.guest_id == "bad":
             raise error
 
-    async def admit(guest_id: str, *, served: bool) -> None:
+    async def admit(guest_id: str, pid: int, *, served: bool) -> None:
         if guest_id == "bad":
             raise error
         admitted.append(guest_id)

@@ -493,7 +493,7 @@ async def test_regions_that_a_guest_does_not_let_be_served_count_as_a_whole(rang
     guest = pb.Guest(guest_id="g", regions=[pb.Region(name=name, arena=f"region.g.{name}") for name in "ab"])
     admitted = []
 
-    async def admit(guest_id: str, *, served: bool) -> None:
+    async def admit(guest_id: str, pid: int, *, served: bool) -> None:
         admitted.append(guest_id)
 
     async def attach(labels: list[str]) -> None:
