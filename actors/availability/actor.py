@@ -229,8 +229,14 @@ class Availability(AvailabilityActor):
         }
         figures = self._figures_told = self._figures
         if figures is not None:
-            sets = {guest.guest_id: guest.working_set_bytes for guest in figures.guests}
-            entry["guest_memory"] = {"available_bytes": figures.available_bytes, "working_sets": sets}
+            entry["guest_memory"] = {
+                "available_bytes": figures.available_bytes,
+                "unpromised_bytes": figures.unpromised_bytes,
+                "guests": {
+                    guest.guest_id: {"working_bytes": guest.working_set_bytes, "memory_bytes": guest.memory_bytes}
+                    for guest in figures.guests
+                },
+            }
         unchanged = Compare(key, Target.MOD, Relation.EQUAL, found[0].mod_revision if found else 0)
         result = await self._coordination.txn((unchanged,), (Put(key, encode(there | entry), self._keeper.lease),))
         self._entered = result.succeeded

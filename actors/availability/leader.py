@@ -19,7 +19,7 @@ from everram.runtime.actor import ActorContext
 from everram.runtime.contracts.replicator_contract import ReplicatorRef
 from everram.runtime.contracts.replicator_pb2 import PromiseRequest
 from everram.runtime.coordination.mirror import Mirror
-from everram.runtime.coordination.records import DEAD, RUNNING, GuestRecord, Place
+from everram.runtime.coordination.records import DEAD, RUNNING, GuestNeed, GuestRecord, Place
 from everram.runtime.errors import EverramError
 
 ASK_TIMEOUT_S = 1.0
@@ -56,7 +56,7 @@ class Leader:
         self._grace_until_ns = 0
         self._jobs: dict[str, asyncio.Task[None]] = {}  # by guest_id; each removes itself
         self._written: dict[str, int] = {}  # by guest_id: the mirror has to show this revision before the next job
-        self._working: dict[str, int] = {}  # by guest_id: its working set, as a host that is gone told it, too
+        self._needs: dict[str, GuestNeed] = {}  # by guest_id: as a host that is gone told it, too
         self._resting: dict[str, int] = {}  # by guest_id: no job before this time (ns)
         mirror.listeners.append(self._mirror_changed)
 
@@ -66,7 +66,7 @@ class Leader:
     def _mirror_changed(self) -> None:
         hosts = self._mirror.hosts
         self._seen.update(entry.record.memory_id for entry in hosts.values() if entry.record)
-        self._working.update(known for entry in hosts.values() if entry.record for known in entry.record.working_sets)
+        self._needs.update(known for entry in hosts.values() if entry.record for known in entry.record.needs)
         self._entered.update((host, entry.mod_revision) for host, entry in hosts.items())
         self._changed.set()
 
@@ -134,7 +134,7 @@ class Leader:
     def _look_over(self, term: Term) -> int | None:
         """Begin a job for each guest that needs one; gives back when to look again even if nothing changes."""
         now_ns, sight, wakes_ns = self._clock.now_ns(), self._sight(), []
-        for known in (self._written, self._resting, self._working):
+        for known in (self._written, self._resting, self._needs):
             for guest_id in [each for each in known if each not in self._mirror.guests]:
                 del known[guest_id]
         for guest_id, entry in sorted(self._mirror.guests.items()):
@@ -160,7 +160,7 @@ class Leader:
             return decision
         if now_ns < self._grace_until_ns and placement.expects(record, sight):
             return Wait(self._grace_until_ns)
-        destinations = placement.place(record, sight.hosts, self._working.get(guest_id, 0))
+        destinations = placement.place(record, sight.hosts, self._needs.get(guest_id, placement.NO_NEED))
         return decision if destinations == record.destinations else destinations
 
     async def _settle(self, guest_id: str, known: Known, term: Term) -> None:
@@ -200,9 +200,9 @@ class Leader:
             for member in ask.members
         ]
         replies = [reply for task in asked if (reply := await task) is not None]
-        working_bytes = self._working.get(guest_id, 0)
+        need = self._needs.get(guest_id, placement.NO_NEED)
         entries = self._sight().hosts.items()
-        cramped = [host for host, entry in entries if entry is not None and not entry.has_room(working_bytes)]
+        cramped = [host for host, entry in entries if entry is not None and not entry.has_room(need)]
         chosen = failover.choose(replies, record.prefer, cramped)
         if chosen is not None:
             changed = failover.appointed(record, chosen.place, chosen.lsn)

@@ -12,12 +12,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from everram.actors.availability.failover import Sight
-from everram.runtime.coordination.records import GuestRecord, HostRecord, Place
+from everram.runtime.coordination.records import GuestNeed, GuestRecord, HostRecord, Place
+
+NO_NEED = GuestNeed()
 
 
-def place(record: GuestRecord, hosts: Mapping[str, HostRecord | None], working_bytes: int = 0) -> tuple[Place, ...]:
-    """The destinations that the record should have, those that stay in their present order. `working_bytes`: the
-    guest's working set, as its host's scheduler has told it."""
+def place(record: GuestRecord, hosts: Mapping[str, HostRecord | None], need: GuestNeed = NO_NEED) -> tuple[Place, ...]:
+    """The destinations that the record should have, those that stay in their present order. `need`: the guest's,
+    as its host has told it."""
     entries = {entry.memory_id: (host, entry) for host, entry in sorted(hosts.items()) if entry and entry.memory_id}
     entries.pop(record.owner.memory_id, None)
     live = {memory_id: Place(host, memory_id) for memory_id, (host, _) in entries.items()}
@@ -28,7 +30,7 @@ def place(record: GuestRecord, hosts: Mapping[str, HostRecord | None], working_b
     wanted += [each.memory_id for each in live.values() if each.host == record.aim and each.memory_id not in wanted]
     free = sorted(
         live.keys() - set(wanted),
-        key=lambda m: (not entries[m][1].has_room(working_bytes), -entries[m][1].memory_free_bytes, live[m].host),
+        key=lambda m: (not entries[m][1].has_room(need), -entries[m][1].memory_free_bytes, live[m].host),
     )
     wanted += free[: max(0, record.copies - len(wanted))]
     stay = [memory_id for memory_id in present if memory_id in wanted]

@@ -89,8 +89,8 @@ class Household:
 
     # -- one incarnation
 
-    async def begin(self, resident: Resident) -> None:
-        """Start the next incarnation; `changing` is held."""
+    async def begin(self, resident: Resident, *, waits: bool = True) -> None:
+        """Start the next incarnation; `changing` is held. `waits`: it is tried again until there is memory for it."""
         guest, environment = resident.guest, self.context.environment
         if guest.damaged:
             raise DataLoss(
@@ -103,7 +103,7 @@ class Household:
         reached = await self.availability.reached(GuestKey(guest_id=guest.guest_id), timeout_s=REGISTER_TIMEOUT_S)
         limits = reached.limits if reached.HasField("limits") else None
         try:
-            volatile = await self._volatile(guest, limits)
+            volatile = await self._volatile(guest, limits, waits=waits)
         except Unavailable as error:
             resident.become(pb.RESTARTING, error.message)  # so that who looks at it sees what it waits for
             raise
@@ -134,9 +134,9 @@ class Household:
         resident.lives(process.pid)
         await self.store(resident)
 
-    async def _volatile(self, guest: pb.Guest, limits: GuestLimits | None) -> MemoryGrant | None:
+    async def _volatile(self, guest: pb.Guest, limits: GuestLimits | None, *, waits: bool) -> MemoryGrant | None:
         """Empty memory of its own for the next incarnation, if it has any. Raises ResourceExhausted if the host has no
-        room for it; Unavailable for one that ran before: it waits for room."""
+        room for it; Unavailable instead for one that ran before, if it `waits` for room."""
         spec, again = guest.spec, guest.epoch > 0
         if not spec.memory_bytes:
             return None
@@ -148,7 +148,7 @@ class Household:
         try:
             return await self.memory.prepare(request)
         except ResourceExhausted as error:
-            if again:
+            if again and waits:
                 raise Unavailable(f"it waits for memory: {error.message}") from error
             raise
 
@@ -206,7 +206,7 @@ class Household:
         """As `begin`, by a person's wish: earlier ends do not count, and a guest that cannot start says why."""
         resident.ends.recent_s.clear()
         try:
-            await self.begin(resident)
+            await self.begin(resident, waits=False)
         except EverramError as error:
             resident.become(pb.FAILED, error.message)
             await self.store(resident)

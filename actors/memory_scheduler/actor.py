@@ -178,7 +178,8 @@ class MemoryScheduler(MemorySchedulerActor):
             return
         self._figures_ns = now_ns
         limit_bytes = self._reclaimer.limit_bytes
-        figures = views.figures(self._guests.values(), limit_bytes - min_free(limit_bytes))
+        swap_bytes = 0 if self._swapping_off else self._config.swap_space_bytes
+        figures = views.figures(self._guests.values(), limit_bytes - min_free(limit_bytes), swap_bytes)
         if told is None or views.differ(figures, told, limit_bytes // FIGURES_STEPS):
             with contextlib.suppress(ResourceExhausted):  # it has much to do: it is told the next time
                 self._availability.tell(AVAILABILITY_NOTE_MEMORY, figures)

@@ -191,7 +191,10 @@ class GuestPager:
         return again
 
     def _lack_memory(self, guest: GuestMemory, page: int) -> bool:
-        """It cannot be filled now, and has to be tried again: said once, and shown while it is so."""
+        """It cannot be filled now, and has to be tried again. If for lack of memory, that is said once, and shown while
+        it is so."""
+        if guest.paged is None or not guest.paged.lacks_memory:
+            return True
         if not guest.unfilled:
             log.warning("%s waits for page %d: this computer has no memory left for it", guest.name, page)
         guest.unfilled.add(page)

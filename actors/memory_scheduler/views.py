@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 
 from everram.actors.memory_scheduler.guest_memory import GuestMemory
 from everram.actors.memory_scheduler.pressure import Pressure
@@ -50,18 +50,22 @@ def waiting(guest: GuestMemory) -> str:
     return ""
 
 
-def figures(guests: Iterable[GuestMemory], usable_bytes: int) -> MemoryFigures:
-    """What guests work with, and what that leaves of `usable_bytes`."""
+def figures(guests: Collection[GuestMemory], usable_bytes: int, swap_bytes: int) -> MemoryFigures:
+    """What guests work with, and what that leaves of `usable_bytes`; and what may still be promised."""
     sets = {guest.guest_id: guest.works_with * PAGE_BYTES for guest in guests}
     left = usable_bytes - sum(sets.values())
-    told = [GuestWorkingSet(guest_id=guest_id, working_set_bytes=sets[guest_id]) for guest_id in sorted(sets)]
-    return MemoryFigures(available_bytes=max(0, left), guests=told)
+    sizes = {guest.guest_id: guest.pages * PAGE_BYTES for guest in guests}
+    told = [GuestWorkingSet(guest_id=g, working_set_bytes=sets[g], memory_bytes=sizes[g]) for g in sorted(sets)]
+    unpromised = usable_bytes + swap_bytes - sum(sizes.values())
+    return MemoryFigures(available_bytes=max(0, left), guests=told, unpromised_bytes=max(0, unpromised))
 
 
 def differ(new: MemoryFigures, old: MemoryFigures, least_bytes: int) -> bool:
     """Whether others should be told."""
     sets, before = ({g.guest_id: g.working_set_bytes for g in told.guests} for told in (new, old))
-    if sets.keys() != before.keys() or abs(new.available_bytes - old.available_bytes) >= least_bytes:
+    if sets.keys() != before.keys() or new.unpromised_bytes != old.unpromised_bytes:
+        return True
+    if abs(new.available_bytes - old.available_bytes) >= least_bytes:
         return True
     return any(abs(sets[guest_id] - before[guest_id]) >= least_bytes for guest_id in sets)
 

@@ -72,20 +72,24 @@ class GuestLimits(_message.Message):
     def __init__(self, guest_id: _Optional[str] = ..., min_bytes: _Optional[int] = ..., max_bytes: _Optional[int] = ...) -> None: ...
 
 class MemoryFigures(_message.Message):
-    __slots__ = ("available_bytes", "guests")
+    __slots__ = ("available_bytes", "guests", "unpromised_bytes")
     AVAILABLE_BYTES_FIELD_NUMBER: _ClassVar[int]
     GUESTS_FIELD_NUMBER: _ClassVar[int]
+    UNPROMISED_BYTES_FIELD_NUMBER: _ClassVar[int]
     available_bytes: int
     guests: _containers.RepeatedCompositeFieldContainer[GuestWorkingSet]
-    def __init__(self, available_bytes: _Optional[int] = ..., guests: _Optional[_Iterable[_Union[GuestWorkingSet, _Mapping]]] = ...) -> None: ...
+    unpromised_bytes: int
+    def __init__(self, available_bytes: _Optional[int] = ..., guests: _Optional[_Iterable[_Union[GuestWorkingSet, _Mapping]]] = ..., unpromised_bytes: _Optional[int] = ...) -> None: ...
 
 class GuestWorkingSet(_message.Message):
-    __slots__ = ("guest_id", "working_set_bytes")
+    __slots__ = ("guest_id", "working_set_bytes", "memory_bytes")
     GUEST_ID_FIELD_NUMBER: _ClassVar[int]
     WORKING_SET_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
     guest_id: str
     working_set_bytes: int
-    def __init__(self, guest_id: _Optional[str] = ..., working_set_bytes: _Optional[int] = ...) -> None: ...
+    memory_bytes: int
+    def __init__(self, guest_id: _Optional[str] = ..., working_set_bytes: _Optional[int] = ..., memory_bytes: _Optional[int] = ...) -> None: ...
 
 class HoldRequest(_message.Message):
     __slots__ = ("guest_id", "drained")

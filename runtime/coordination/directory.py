@@ -30,9 +30,9 @@ A guest's record:
     saved                     {"drained": [memory_id, ...]}: its host lost its mains and saved its memory, and only
                               these copies have everything that is in there; gone when it goes on, wherever
 
-A host's `guest_memory` is {"available_bytes", "working_sets": {GUEST_ID: bytes}}: what is left of its memory for
-guests' volatile memory beside what they work with, and what each works with, as its scheduler estimates it; told now
-and then, and absent until it was told.
+A host's `guest_memory` is {"available_bytes", "unpromised_bytes", "guests": {GUEST_ID: {"working_bytes",
+"memory_bytes"}}}: what is left of its memory for guests' volatile memory beside what they work with, and beside what
+they were promised, and both of each guest, as its scheduler estimates it; told now and then, and absent until it was.
 
 An epoch is raised by a transaction on `everram/guests/GUEST_ID` that compares its mod_revision; `serving` is written
 only by the holder of that epoch. Unknown members of a value are kept by whoever rewrites it.

@@ -9,7 +9,7 @@ What the members mean is in `everram.runtime.coordination.directory`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 RUNNING, STOPPED, FAILING_OVER, CHOSEN, MOVING, LOST = (
@@ -32,32 +32,40 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
+class GuestNeed:
+    """Of volatile memory."""
+
+    working_bytes: int = 0
+    """What it works with, as its host's scheduler estimates it."""
+    memory_bytes: int = 0
+    """What it was promised."""
+
+
+@dataclass(frozen=True, slots=True)
 class HostRecord:
     host_id: str
     memory_id: str
     memory_free_bytes: int
     guest_bytes: int | None = None
     """What is left for guests' volatile memory beside what its guests work with; None: it does not say."""
-    working_sets: tuple[tuple[str, int], ...] = ()
-    """(guest_id, bytes) of its guests."""
+    unpromised_bytes: int | None = None
+    """The same beside what its guests were promised: more is refused."""
+    needs: tuple[tuple[str, GuestNeed], ...] = ()
+    """Of its guests, by guest_id."""
 
     @staticmethod
     def read(value: dict[str, Any]) -> HostRecord:
-        memory = value.get("guest_memory")
-        sets = memory.get("working_sets") or {} if isinstance(memory, dict) else {}
-        if not isinstance(memory, dict | None) or not isinstance(sets, dict):
-            raise ValueError(f"guest_memory is {memory!r}, not what a host says of its guests' memory")
-        return HostRecord(
-            _text(value, "host_id"),
-            _text(value, "memory_id"),
-            _whole(value, "memory_free_bytes"),
-            _whole(memory, "available_bytes") if memory is not None else None,
-            tuple((guest_id, _whole(sets, guest_id)) for guest_id in sorted(sets)),
-        )
+        record = HostRecord(_text(value, "host_id"), _text(value, "memory_id"), _whole(value, "memory_free_bytes"))
+        try:
+            return replace(record, **_guest_memory(value.get("guest_memory")))
+        except ValueError:
+            return record  # a hint for placement: without it the host is there all the same
 
-    def has_room(self, working_bytes: int) -> bool:
-        """For a guest that works with so much, as far as is known."""
-        return self.guest_bytes is None or self.guest_bytes >= working_bytes
+    def has_room(self, need: GuestNeed) -> bool:
+        """As far as is known."""
+        pages = self.guest_bytes is not None and self.guest_bytes < need.working_bytes
+        refuses = self.unpromised_bytes is not None and self.unpromised_bytes < need.memory_bytes
+        return not pages and not refuses
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +150,20 @@ def _place(value: Any) -> Place:
     if not isinstance(value, dict):
         raise ValueError(f"a host with its memory_id was expected, not {value!r}")
     return Place(_text(value, "host"), _text(value, "memory_id"))
+
+
+def _guest_memory(value: Any) -> dict[str, Any]:
+    if value is None:
+        return {}
+    guests = value.get("guests") or {} if isinstance(value, dict) else None
+    if not isinstance(guests, dict) or not all(isinstance(need, dict) for need in guests.values()):
+        raise ValueError(f"guest_memory is {value!r}, not what a host says of its guests' memory")
+    needs = [(g, GuestNeed(_whole(need, "working_bytes"), _whole(need, "memory_bytes"))) for g, need in guests.items()]
+    return {
+        "guest_bytes": _whole(value, "available_bytes"),
+        "unpromised_bytes": _whole(value, "unpromised_bytes"),
+        "needs": tuple(sorted(needs, key=lambda need: need[0])),
+    }
 
 
 def _limits(value: Any) -> tuple[int, int]:

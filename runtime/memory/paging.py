@@ -62,6 +62,8 @@ class PagedMemory:
     kernel: PagingKernel = userfaultfd
     gone: bool = False
     """The guest has ended: nothing more can be done, and nothing has to."""
+    lacks_memory: bool = False
+    """Why the last page could not be filled, if it could not: this computer has no memory for it."""
     _watched: set[int] = field(default_factory=set)
 
     @staticmethod
@@ -115,6 +117,7 @@ class PagedMemory:
         try:
             fill()
         except OSError as error:
+            self.lacks_memory = error.errno == errno.ENOMEM
             if error.errno == errno.EEXIST:
                 self.wake(page)
             elif error.errno in (errno.ESRCH, errno.ENOENT):

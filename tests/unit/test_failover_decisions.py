@@ -29,7 +29,7 @@ from everram.actors.availability.registration import (
 from everram.runtime.contracts.common_pb2 import Guest, GuestSpec
 from everram.runtime.coordination.api import Delete, KeyValue, Put, Target
 from everram.runtime.coordination.directory import LEADER, decode, encode, guest_key, serving_key
-from everram.runtime.coordination.records import GuestRecord, HostRecord, Place
+from everram.runtime.coordination.records import GuestNeed, GuestRecord, HostRecord, Place
 from everram.runtime.errors import DataLoss, FailedPrecondition, InvalidArgument
 
 A, B, C, D = (Place(host, f"m{host}") for host in "abcd")
@@ -247,19 +247,22 @@ def test_placement(guest: GuestRecord, hosts: dict[str, HostRecord | None]) -> N
     assert placement.place(guest.changed(destinations=placed), hosts) == placed, "stable"
 
 
+NEED = GuestNeed(100, 500)
+
+
 def test_placement_prefers_hosts_that_have_room_for_what_a_guest_works_with() -> None:
     hosts: dict[str, HostRecord | None] = {
-        "a": HostRecord("", "ma", 9, 0, (("g", 100),)),
+        "a": HostRecord("", "ma", 9, 0),
         "b": HostRecord("", "mb", 9, 99),
-        "c": HostRecord("", "mc", 1, 100),
+        "c": HostRecord("", "mc", 1, 100, 500),
         "d": HostRecord("", "md", 5),
     }
-    assert placement.place(record(copies=1), hosts, 100) == (D,), "which does not say, so it may have room"
-    assert placement.place(record(copies=2), hosts, 100) == (D, C)
-    assert placement.place(record(copies=3), hosts, 100) == (D, C, B), "better one that is cramped than none"
+    assert placement.place(record(copies=1), hosts, NEED) == (D,), "which does not say, so it may have room"
+    assert placement.place(record(copies=2), hosts, NEED) == (D, C)
+    assert placement.place(record(copies=3), hosts, NEED) == (D, C, B), "better one that is cramped than none"
     assert placement.place(record(copies=1), hosts) == (B,), "it has no volatile memory"
     settled = record(copies=1, destinations=(B,))
-    assert placement.place(settled, hosts, 100) == (B,), "nothing is moved for it"
+    assert placement.place(settled, hosts, NEED) == (B,), "nothing is moved for it"
 
 
 def test_among_equal_copies_one_is_chosen_that_has_room() -> None:
@@ -270,18 +273,23 @@ def test_among_equal_copies_one_is_chosen_that_has_room() -> None:
     assert choose([*replies[1:], Reply(B, True, 3, 71)], "", ("b",)) == Reply(B, True, 3, 71), "data first"
 
 
-@pytest.mark.parametrize("memory", [{}, {"available_bytes": 7, "working_sets": {"g": 5}}, None])
-def test_what_a_host_says_of_its_guests_memory(memory: Any) -> None:
-    read = HostRecord.read({"host_id": "1", "guest_memory": memory})
-    sets = memory.get("working_sets", {}) if memory else {}
-    assert dict(read.working_sets) == sets
-    assert read.guest_bytes == (None if memory is None else memory.get("available_bytes", 0))
+def test_a_host_that_would_refuse_a_guest_has_no_room_for_it() -> None:
+    assert not HostRecord("", "m", 0, 100, 499).has_room(GuestNeed(100, 500))
+    assert HostRecord("", "m", 0, 100, 500).has_room(GuestNeed(100, 500))
+    assert not HostRecord("", "m", 0, 99, 500).has_room(GuestNeed(100, 500))
 
 
-@pytest.mark.parametrize("memory", [7, {"available_bytes": -1}, {"working_sets": [3]}, {"working_sets": {"g": "x"}}])
-def test_what_a_host_may_not_say(memory: Any) -> None:
-    with pytest.raises(ValueError, match=r"guest_memory|available_bytes|is 'x'"):
-        HostRecord.read({"host_id": "1", "guest_memory": memory})
+def test_what_a_host_says_of_its_guests_memory() -> None:
+    guests = {"h": {"working_bytes": 5}, "g": {"working_bytes": 3, "memory_bytes": 9}}
+    told = HostRecord.read({"host_id": "1", "guest_memory": {"available_bytes": 7, "guests": guests}})
+    assert (told.guest_bytes, told.unpromised_bytes) == (7, 0)
+    assert told.needs == (("g", GuestNeed(3, 9)), ("h", GuestNeed(5, 0)))
+    assert HostRecord.read({"host_id": "1"}).has_room(GuestNeed(1, 1))
+
+
+@pytest.mark.parametrize("memory", [7, {"available_bytes": -1}, {"guests": [3]}, {"guests": {"g": "x"}}])
+def test_what_is_wrong_in_it_takes_nothing_else_from_the_host(memory: Any) -> None:
+    assert HostRecord.read({"host_id": "1", "memory_id": "m", "guest_memory": memory}) == HostRecord("1", "m", 0)
 
 
 @given(guests, cluster, st.data())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import random
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from everram.runtime.formats.page_classes import Kind, PageClasses
 from everram.runtime.formats.swap_table import SwapTable
 from everram.runtime.memory.contract import PAGE_BYTES
 from everram.runtime.memory.heap import HeapMapping
+from everram.runtime.memory.paging import PagedMemory
 
 PAGES = 24
 SLOTS = 32
@@ -118,6 +120,7 @@ class Paged:
 
     pages = PAGES
     gone = False
+    lacks_memory = True
 
     def __init__(self, computer: Computer) -> None:
         self.computer = computer
@@ -641,3 +644,30 @@ def test_a_swap_table_of_another_kind_is_refused() -> None:
     mapping.store_u64(8, 2)
     with pytest.raises(FailedPrecondition, match="later"):
         SwapTable.open(mapping)
+
+
+@pytest.mark.parametrize(("number", "lacks_memory"), [(errno.ENOMEM, True), (errno.EAGAIN, False)])
+def test_only_a_lack_of_memory_is_called_one(number: int, lacks_memory: bool) -> None:
+    class Refusing:
+        def copy(self, *arguments: int) -> None:
+            raise OSError(number, "refused")
+
+        def wake(self, *arguments: int) -> None: ...
+
+    paged = PagedMemory(0, 0, 0, PAGES, cast(Any, Refusing()))
+    assert not paged.fill(1, content(1))
+    assert paged.lacks_memory is lacks_memory
+
+
+async def test_a_page_that_is_tried_again_for_another_reason_is_not_said_to_lack_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Paged, "lacks_memory", False)
+    computer, host, threads = await swapped_out(monkeypatch)
+    computer.no_memory = {12}
+    threads.touch(12)
+    await asyncio.sleep(0)
+    assert not views.guest_status(host.guest, 1).waiting
+    computer.no_memory = set()
+    await until(lambda: not threads.blocked)
+    await host.settle()

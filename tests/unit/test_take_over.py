@@ -19,7 +19,7 @@ from everram.runtime.contracts.availability_contract import AvailabilityActor
 from everram.runtime.contracts.availability_pb2 import GuestKey, GuestLimits, ReachedGuest, Registration
 from everram.runtime.contracts.hypervisor_contract import HypervisorRef
 from everram.runtime.contracts.memory_scheduler_contract import MemorySchedulerActor
-from everram.runtime.contracts.memory_scheduler_pb2 import GuestMemory, GuestMemoryKeys, MemoryGrant
+from everram.runtime.contracts.memory_scheduler_pb2 import GuestMemory, GuestMemoryKey, GuestMemoryKeys, MemoryGrant
 from everram.runtime.contracts.nvm_device_contract import NVM_DEVICE, NvmDeviceRef
 from everram.runtime.contracts.nvm_device_pb2 import CreateRegionsRequest, GrowRequest, RegionFilter, RegionName
 from everram.runtime.contracts.replicator_contract import ReplicatorActor
@@ -130,6 +130,9 @@ class Scheduler(MemorySchedulerActor):
             raise ResourceExhausted("it would only page")
         self._host.prepared.append(request)
         return MemoryGrant(memory="m", memory_bytes=request.memory_bytes, classes="c", classes_bytes=4096)
+
+    def release(self, request: GuestMemoryKey) -> pb.Empty:
+        return pb.Empty()
 
     def retain(self, request: GuestMemoryKeys) -> pb.Empty:
         return pb.Empty()
@@ -244,6 +247,25 @@ async def test_a_copy_waits_for_memory_and_has_the_limits_that_were_set(host: Ho
     assert (await host.hypervisor.take_over(TAKE)).epoch == 11, "no epoch was begun without memory"
     (wish,) = host.prepared
     assert (wish.min_bytes, wish.max_bytes, wish.limits_set, wish.again) == (4096, MIB // 2, True, True)
+
+
+async def test_a_person_who_starts_a_guest_without_room_is_told_so(host: Host) -> None:
+    """Nobody would try again, so it does not say that it waits."""
+    made = await host.node.ref(NvmDeviceRef).create_regions(
+        CreateRegionsRequest(guest_id=GUEST_ID, regions=[REGION], log_bytes=MIN_CAPACITY_BYTES)
+    )
+    guest = pb.Guest(guest_id=GUEST_ID, name="bank", epoch=1, regions=made.regions, state=pb.STOPPED)
+    guest.spec.CopyFrom(pb.GuestSpec(name="bank", argv=[b"x"], log_bytes=MIN_CAPACITY_BYTES, memory_bytes=MIB))
+    await host.node.ref(VMemFSRef).put_guest(guest)
+    await host.node.stop()
+    await host.start()
+    host.memory_is_full = True
+    with pytest.raises(ResourceExhausted, match=r"^it would only page"):
+        await host.hypervisor.start(hv.GuestName(guest=GUEST_ID))
+    failed = await host.hypervisor.inspect(hv.GuestName(guest=GUEST_ID))
+    assert (failed.state, failed.reason) == (pb.FAILED, "it would only page")
+    host.memory_is_full = False
+    assert (await host.hypervisor.start(hv.GuestName(guest=GUEST_ID))).state == pb.RUNNING
 
 
 async def test_what_was_chosen_is_the_copy_and_not_an_old_primarys_memory(host: Host) -> None:
