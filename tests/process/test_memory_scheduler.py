@@ -195,15 +195,15 @@ def test_no_byte_is_lost_with_the_host_killed_over_and_over_and_upgraded(cluster
 
 
 def test_a_balloon_stays_inflated_over_an_upgrade(cluster: Cluster) -> None:
-    rich, poor = Guest(cluster, "rich", "44MiB"), Guest(cluster, "poor", "44MiB")
-    rich.do("for n in range(320): cache.put(n, pattern(n))", "grow(10)")
-    poor.do("grow(34)")
-    until(lambda: rich.status()["ballooned_bytes"] > 0, "its cache to be taken")
+    caching, growing = Guest(cluster, "caching", "44MiB"), Guest(cluster, "growing", "44MiB")
+    caching.do("for n in range(320): cache.put(n, pattern(n))", "grow(10)")
+    growing.do("grow(34)")
+    until(lambda: caching.status()["ballooned_bytes"] > 0, "its cache to be taken")
     cluster.run("upgrade", "h1")
-    assert rich.status()["ballooned_bytes"] > 0
-    rich.do("assert all(cache.get(n) in (None, pattern(n)) for n in range(320))", "verify()")
-    poor.do("verify()")
-    for guest in (rich, poor):
+    assert caching.status()["ballooned_bytes"] > 0
+    caching.do("assert all(cache.get(n) in (None, pattern(n)) for n in range(320))", "verify()")
+    growing.do("verify()")
+    for guest in (caching, growing):
         guest.remove()
 
 
