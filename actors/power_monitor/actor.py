@@ -311,10 +311,13 @@ class PowerMonitor(PowerMonitorActor):
     async def _resume(self, reason: str) -> pb.Empty:
         """What was saved is out of date as soon as a guest runs, so it must not be opened silently from then on."""
         environment = self.context.environment
-        survey = await examine(environment.disk)
-        if survey.marker is not None and survey.marker.state == "complete":
+        try:
+            marker = (survey := await examine(environment.disk)).marker
+        except FailedPrecondition:
+            marker = None  # no host opens what is refused for that, silently or not
+        if marker is not None and marker.state == "complete":
             host = await self.context.ref(VMemFSRef).get_host(pb.Empty())
-            await mark_opened(environment.disk, survey, survey.marker.generation, host.memory_id)
+            await mark_opened(environment.disk, survey, marker.generation, host.memory_id)
         if environment.nvm_files is not None:
             environment.nvm_files.stored_to()
         await self._replicator.quiesce(QuiesceRequest(on=False))

@@ -26,7 +26,7 @@ from typing import Protocol
 from everram.actors.power_monitor.segments import Segments
 from everram.runtime.actor import ActorContext
 from everram.runtime.environment import MemoryObject, Stretch
-from everram.runtime.errors import DataLoss, EverramError, NotFound
+from everram.runtime.errors import DataLoss, EverramError, FailedPrecondition, NotFound
 from everram.runtime.formats.catalog import SavedObject
 from everram.runtime.formats.dirty_book import MEMORY_NAME, DirtyBook, book_bytes
 from everram.runtime.formats.image import Survey, examine
@@ -435,7 +435,10 @@ class Flusher:
     async def _rebase(self) -> None:
         segments = self._segments
         await segments.close()
-        survey = await examine(self._disk)
+        try:
+            survey = await examine(self._disk)
+        except FailedPrecondition:
+            return  # nothing can have been saved there, and the next flush says why
         segments.next_number = max(segments.next_number, survey.next_segment)
         book, marker = self._cap.book, survey.marker
         if book is None or marker is None or marker.generation <= book.base[0]:
