@@ -294,6 +294,7 @@ class PowerMonitor(PowerMonitorActor):
         finally:
             self._saving = False
         self.context.log.info("saved %d bytes as generation %d", report.saved_bytes, report.generation)
+        await self._ends.saved()
         await self._tidy()
         return report
 
@@ -318,6 +319,7 @@ class PowerMonitor(PowerMonitorActor):
         if marker is not None and marker.state == "complete":
             host = await self.context.ref(VMemFSRef).get_host(pb.Empty())
             await mark_opened(environment.disk, survey, marker.generation, host.memory_id)
+        await self._ends.goes_on()
         if environment.nvm_files is not None:
             environment.nvm_files.stored_to()
         await self._replicator.quiesce(QuiesceRequest(on=False))

@@ -8,7 +8,7 @@ energy, if it was the mains), and which words open what.
 
 from __future__ import annotations
 
-from everram.actors.power_monitor.ends import CLEAN, INCOMPLETE
+from everram.actors.power_monitor.ends import CLEAN, INCOMPLETE, MISSING
 from everram.actors.power_monitor.report import is_unsaved, words
 from everram.runtime.contracts.power_monitor_pb2 import PowerReport
 from everram.runtime.environment import Disk
@@ -18,6 +18,9 @@ from everram.runtime.formats.image_reader import Image
 
 EMPTY = "empty"
 """Start without what was lost on battery."""
+_GONE = (
+    "the memory of this machine was saved when it was stopped, and the image is not there any more: put its folder back"
+)
 LOST_SHOWN = 3
 """Of what an incomplete image lacks; the rest is counted."""
 
@@ -25,12 +28,12 @@ LOST_SHOWN = 3
 async def check_choice(disk: Disk, survey: Survey, ended: str, report: PowerReport | None, open_image: str) -> None:
     """Raises FailedPrecondition with the choices unless one of them is named, or none is needed."""
     unsaved = ended == INCOMPLETE or is_unsaved(report)
-    if survey.state == "complete" or (survey.state == "none" and not unsaved):
+    if survey.state == "complete" or (survey.state == "none" and not unsaved and ended != MISSING):
         return
     choices = _choices(survey)
     if open_image in choices:
         return
-    found = [await _found(disk, survey, unsaved=unsaved)]
+    found = [await _found(disk, survey, unsaved=unsaved)] if unsaved or ended != MISSING else [_GONE]
     if report is not None and (unsaved or ended not in ("", CLEAN)):
         found.append(f"last loss of the mains: {words(report)}")
     elif unsaved:

@@ -3,6 +3,7 @@
     record = await EndRecord.read(disk)
     await record.begin_life()                 # the memory is whole: guests may run
     await record.mains(lost=True)             # a loss of the mains begins, or was taken back
+    await record.saved()                      # the memory is saved, and the machine may end
     ended = await record.end_life(survey, report)     # at the next start with empty memory: how the last life ended
 
 A life of the memory begins when it starts empty or is restored, and ends when the machine does. Hosts that die and
@@ -28,7 +29,8 @@ NAME = "power/ends"
 SLOT_BYTES = 4096
 CLEAN, SAVED, INCOMPLETE, CRASH = "clean", "power loss, saved", "power loss, not saved", "crash"
 """Ends: by an orderly save; after the mains were lost, with a complete image or without; and all others."""
-ON_MAINS, MAINS_LOST = "on mains", "mains lost"
+MISSING = "clean, and what was saved is gone"
+ON_MAINS, MAINS_LOST, SAVED_WHOLE = "on mains", "mains lost", "saved"
 """What a life says of itself."""
 
 
@@ -41,7 +43,8 @@ class Counts:
     last: str = ""
     """How the last life ended; empty: there was none."""
     life: str = ""
-    """The present life, or one whose end is not counted yet: ON_MAINS or MAINS_LOST; empty: none."""
+    """The present life, or one whose end is not counted yet: ON_MAINS, MAINS_LOST, or SAVED_WHOLE if an orderly save is
+    the last that was heard of it; empty: none."""
     told_by: str = ""
     """Who said that the mains are lost: the UPS's name, or empty. Who said so has to say when they are back."""
     turn: int = 0
@@ -66,6 +69,8 @@ def ending(survey: Survey, report: PowerReport | None, life: str) -> str:
     """How a life ended that left this behind."""
     if survey.state == "complete" and survey.marker is not None:
         return SAVED if survey.marker.cause == AC_LOSS else CLEAN
+    if survey.state == "none" and life == SAVED_WHOLE:
+        return MISSING
     return INCOMPLETE if life == MAINS_LOST or is_unsaved(report) else CRASH
 
 
@@ -114,6 +119,14 @@ class EndRecord:
 
     async def mains(self, *, lost: bool, told_by: str = "") -> None:
         await self._write(replace(self.counts, life=MAINS_LOST if lost else ON_MAINS, told_by=told_by))
+
+    async def saved(self) -> None:
+        """In an orderly way. Whoever goes on after that takes it back by `goes_on`."""
+        await self._write(replace(self.counts, life=SAVED_WHOLE))
+
+    async def goes_on(self) -> None:
+        if self.counts.life == SAVED_WHOLE:
+            await self._write(replace(self.counts, life=ON_MAINS))
 
     async def _write(self, counts: Counts) -> None:
         self.counts = counts = replace(counts, turn=self.counts.turn + 1)

@@ -9,9 +9,11 @@ from everram.actors.power_monitor.ends import (
     CRASH,
     INCOMPLETE,
     MAINS_LOST,
+    MISSING,
     NAME,
     ON_MAINS,
     SAVED,
+    SAVED_WHOLE,
     SLOT_BYTES,
     EndRecord,
     ending,
@@ -44,6 +46,9 @@ def survey(state: str, cause: str = "down") -> Survey:
         (survey("opened"), GIVEN_UP, ON_MAINS, CRASH),
         (survey("incomplete"), "", ON_MAINS, CRASH),
         (survey("none"), TAKEN_BACK, ON_MAINS, CRASH),
+        (survey("complete"), "", SAVED_WHOLE, CLEAN),
+        (survey("none"), "", SAVED_WHOLE, MISSING),
+        (survey("opened"), "", SAVED_WHOLE, CRASH),
     ],
 )
 def test_how_a_life_ended(found: Survey, outcome: str, life: str, expected: str) -> None:

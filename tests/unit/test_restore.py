@@ -298,6 +298,26 @@ async def test_a_loss_of_the_mains_that_left_nothing_is_never_passed_over() -> N
     assert (counts.power_incomplete, counts.crashes, counts.clean, counts.power_saved) == (1, 1, 0, 0)
 
 
+async def test_a_saved_image_that_is_gone_is_never_passed_over() -> None:
+    computer, _ = await saved_computer()
+    await restore(computer.host())
+    await save(computer.host(), "down", "m1")
+    await (await EndRecord.read(computer.host().disk)).saved()
+    computer.power_off()
+    image = {name: file for name, file in computer.media.files.items() if name.startswith("image/")}
+    for name in image:
+        del computer.media.files[name]
+    for _ in range(2):
+        with pytest.raises(FailedPrecondition, match=r"put its folder back.*--open empty"):
+            await restore(computer.host())
+    computer.media.files.update(image)
+    assert (await restore(computer.host())).kind == "restored"
+    computer.power_off()
+    for name in image:
+        computer.media.files.pop(name, None)
+    assert await restore(computer.host()) == RestoreOutcome("empty"), "a crash, after which there is nothing"
+
+
 async def test_a_choice_says_what_is_missing_and_why() -> None:
     computer = await interrupted(with_runs=False)
     computer.media.files["image/catalog.1"].cached[:] = computer.media.files["image/catalog.1"].durable
