@@ -134,11 +134,9 @@ def test_a_battery_that_dies_before_anything_is_saved_is_never_passed_over(tmp_p
     with cluster_of(tmp_path, "--hosts", "2", "--battery", "1ms") as cluster:
         host = cluster.start_writer("alone", copies=0)
         cluster.json("power", "cut", host)
-        report = cluster.dir / "machines" / host / "power" / "report.json"
         status, _, err = cluster.run("power", "on", host)
-        if report.exists():  # a millisecond may not suffice even for that
-            assert status == 1
-            assert "its battery did not last" in err
+        if status:  # a millisecond may not suffice for any word of it
+            assert "its battery did not last" in err or "not even a report" in err
             assert "--open empty" in err
             cluster.json("power", "on", host, "--open", "empty")
         told = cluster.json("power", "status", host)["hosts"][host]
