@@ -90,16 +90,18 @@ async def patiently(attempt: Callable[[], Awaitable[T]], *, repeatable: bool, pa
     """The first answer of `attempt` that is not for want of a connection.
 
     `repeatable`: it may be sent again although the one before may have taken effect (it only reads, or asking twice is
-    asking once). Raises what the last attempt raised; its `outcome` tells failed from unknown.
+    asking once). Raises what the last attempt raised; its `outcome` tells failed from unknown. `patience_s` begins with
+    the first that fails: one may have been at work for long until then.
     """
     loop = asyncio.get_running_loop()
-    until_s = loop.time() + patience_s
+    until_s: float | None = None
     while True:
         try:
             return await attempt()
         except Unavailable as error:
-            certain = error.outcome is Outcome.FAILED
-            if not (certain or repeatable) or loop.time() >= until_s:
+            certain, now_s = error.outcome is Outcome.FAILED, loop.time()
+            until_s = now_s + patience_s if until_s is None else until_s
+            if not (certain or repeatable) or now_s >= until_s:
                 raise
         await asyncio.sleep(RETRY_S)
 
