@@ -197,8 +197,14 @@ def test_no_byte_is_lost_with_the_host_killed_over_and_over_and_upgraded(cluster
 def test_a_balloon_stays_inflated_over_an_upgrade(cluster: Cluster) -> None:
     caching, growing = Guest(cluster, "caching", "44MiB"), Guest(cluster, "growing", "44MiB")
     caching.do("for n in range(320): cache.put(n, pattern(n))", "grow(10)")
-    growing.do("grow(34)")
-    until(lambda: caching.status()["ballooned_bytes"] > 0, "its cache to be taken")
+
+    def pressed() -> bool:
+        """Memory is short, and not so short that there is no time for a balloon; a little more each time."""
+        growing.do("grow(1)")
+        return bool(caching.status()["ballooned_bytes"])
+
+    growing.do("grow(9)")
+    until(pressed, "its cache to be taken")
     cluster.run("upgrade", "h1")
     assert caching.status()["ballooned_bytes"] > 0
     caching.do("assert all(cache.get(n) in (None, pattern(n)) for n in range(320))", "verify()")
