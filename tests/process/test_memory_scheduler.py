@@ -231,16 +231,26 @@ def test_a_damaged_swap_file_pauses_its_guest_and_loses_nothing(cluster: Cluster
     restless.do("grow(36)")
     until(lambda: still.status()["swapped_bytes"] > 4 * MIB, "pages to be swapped out")
     file = next(cluster.dir.rglob("swap/pages"))
+
+    def rests() -> bool:
+        before = file.read_bytes()
+        time.sleep(0.5)
+        return file.read_bytes() == before
+
+    until(rests, "swapping to come to rest: what is written from now on shall be neither damaged nor mended")
     whole = file.read_bytes()
+    noise = os.urandom(len(whole))
     with open(file, "r+b") as damaged:
         damaged.seek(4096)
-        damaged.write(os.urandom(len(whole) - 4096))
+        damaged.write(noise[4096:])
     still.tell("verify()")
     until(lambda: bool(still.status()["paused"]), "the guest to be paused")
     assert "damaged in the swap file" in still.status()["paused"]
     assert "is paused: page" in cluster.run("memory", "status")
     with open(file, "r+b") as mended:
-        mended.write(whole)
+        for at in range(4096, len(whole), 4096):
+            if os.pread(mended.fileno(), 4096, at) == noise[at : at + 4096]:
+                os.pwrite(mended.fileno(), whole[at : at + 4096], at)
     still.end()
     for guest in (still, restless):
         guest.remove()

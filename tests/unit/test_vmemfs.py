@@ -292,7 +292,7 @@ async def test_every_host_names_what_is_damaged_to_its_hypervisor_until_it_was_i
     mapping.store(mapping.load(0, SIZE_BYTES).rindex(b"name-b" + b"\x18"), b"X")
     objects = SimpleNamespace(map=lambda: mapping, size_bytes=SIZE_BYTES)
     memory = SimpleNamespace(names=lambda: [MEMORY_NAME], open=lambda name: objects)
-    log = SimpleNamespace(error=lambda *words: None)
+    log = SimpleNamespace(error=lambda *words: None, about=lambda **names: log)
     for isolated in (False, False, True):
         actor = cast(Any, VMemFS())
         resources = SimpleNamespace(callback=lambda close: None)
