@@ -18,9 +18,6 @@ from everram.runtime.formats.image_reader import Image
 
 EMPTY = "empty"
 """Start without what was lost on battery."""
-_GONE = (
-    "the memory of this machine was saved when it was stopped, and the image is not there any more: put its folder back"
-)
 LOST_SHOWN = 3
 """Of what an incomplete image lacks; the rest is counted."""
 
@@ -33,7 +30,7 @@ async def check_choice(disk: Disk, survey: Survey, ended: str, report: PowerRepo
     choices = _choices(survey)
     if open_image in choices:
         return
-    found = [await _found(disk, survey, unsaved=unsaved)] if unsaved or ended != MISSING else [_GONE]
+    found = [await _found(disk, survey, unsaved=unsaved)]
     if report is not None and (unsaved or ended not in ("", CLEAN)):
         found.append(f"last loss of the mains: {words(report)}")
     elif unsaved:
@@ -67,6 +64,11 @@ async def _found(disk: Disk, survey: Survey, *, unsaved: bool) -> str:
     if unsaved:
         older = "" if survey.marker is None else f"; an older image (generation {survey.generation}) is there"
         return f"this machine lost its mains, and nothing of its memory was saved{older}"
+    if survey.state == "none":
+        return (
+            "the memory of this machine was saved when it was stopped, and the image is not there any more: put its "
+            "folder back"
+        )
     return (
         f"the saved memory of this machine (generation {survey.generation}) was opened before, and what guests wrote "
         "since was not saved"

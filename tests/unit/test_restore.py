@@ -7,7 +7,8 @@ from typing import Any, cast
 
 import pytest
 
-from everram.actors.power_monitor.ends import EndRecord
+from everram.actors.power_monitor.choices import check_choice
+from everram.actors.power_monitor.ends import MISSING, EndRecord
 from everram.actors.power_monitor.report import AC_LOSS, UNDER_WAY, write_report
 from everram.actors.power_monitor.save import RESTORING, RestoreOutcome, restore, save
 from everram.runtime.contracts import common_pb2 as pb
@@ -16,7 +17,7 @@ from everram.runtime.contracts.vmemfs_pb2 import HostRecord
 from everram.runtime.environment import Environment, MemoryObject
 from everram.runtime.errors import DataLoss, FailedPrecondition, ResourceExhausted
 from everram.runtime.formats import nvm, vmemfs
-from everram.runtime.formats.image import examine
+from everram.runtime.formats.image import Marker, Survey, examine
 from everram.runtime.formats.vmemfs import Superblock
 from everram.runtime.memory.contract import PAGE_BYTES
 from everram.runtime.simulation.disk import DiskFaults, Media, SimulatedDisk
@@ -316,6 +317,12 @@ async def test_a_saved_image_that_is_gone_is_never_passed_over() -> None:
     for name in image:
         computer.media.files.pop(name, None)
     assert await restore(computer.host()) == RestoreOutcome("empty"), "a crash, after which there is nothing"
+
+
+async def test_what_was_said_of_an_image_that_was_gone_is_not_said_of_one_that_is_there() -> None:
+    opened = Survey("opened", 3, Marker("opened", 3, "down", "m1", whole=True))
+    with pytest.raises(FailedPrecondition, match="was opened before"):
+        await check_choice(Computer().host().disk, opened, MISSING, None, "")
 
 
 async def test_a_choice_says_what_is_missing_and_why() -> None:
