@@ -96,12 +96,9 @@ class PowerMonitor(PowerMonitorActor):
         self._replicator = self.context.ref(ReplicatorRef)
         self._nvm = self.context.ref(NvmDeviceRef)
         self._files = self.context.ref(MemoryAgentRef)
-        with contextlib.suppress(
-            InvalidArgument
-        ):  # a machine that was started by an earlier version has no such reason
-            await self.context.environment.machine.thaw(
-                "", REHEARSAL_REASON
-            )  # a host may have ended in the midst of one
+        # A host may have ended in the midst of one; a machine of an earlier version has no such reason.
+        with contextlib.suppress(InvalidArgument):
+            await self.context.environment.machine.thaw("", REHEARSAL_REASON)
         survey = await examine(self.context.environment.disk)
         await self._begin_budget()
         marker = survey.marker

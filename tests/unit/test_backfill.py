@@ -489,8 +489,8 @@ async def test_lost_pages_of_one_guest_do_not_keep_the_others_from_being_saved(b
     assert bench.found(OTHER) == [content(page) for page in range(PAGES)]
 
 
-async def test_a_region_removed_while_it_is_flushed_ends_nothing(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was flushed with it is flushed again, and what was never there is not missed."""
+async def flusher_of(bench: Bench) -> tuple[Flusher, DirtyCap, PageService]:
+    """With a cap of ten pages, when everything has been restored."""
     outcome, faults = await bench.restored()
     assert outcome.backfill is not None
     bench.start(outcome.backfill)
@@ -501,6 +501,12 @@ async def test_a_region_removed_while_it_is_flushed_ends_nothing(bench: Bench, m
     context = SimpleNamespace(environment=bench.environment(), log=logging.getLogger("test"))
     flusher = Flusher(cast("Any", context), cap, cast("Any", faults))
     await flusher.begin("m1")
+    return flusher, cap, faults
+
+
+async def test_a_region_removed_while_it_is_flushed_ends_nothing(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was flushed with it is flushed again, and what was never there is not missed."""
+    flusher, cap, _ = await flusher_of(bench)
     add = flusher._add
 
     async def removed(segment: SegmentWriter, name: str, pages: Sequence[int]) -> None:
@@ -648,16 +654,7 @@ async def test_what_a_flush_looks_at_makes_no_memory_and_keeps_none(bench: Bench
 
 
 async def test_a_flush_that_cannot_protect_loses_no_page(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    outcome, faults = await bench.restored()
-    assert outcome.backfill is not None
-    bench.start(outcome.backfill)
-    await outcome.backfill.finished()
-    bench.memory.capacity_bytes = 1 << 24
-    cap = faults.guard.cap = DirtyCap(cast("Any", bench.memory), lambda: 1.0)
-    cap.target_pages = 10
-    context = SimpleNamespace(environment=bench.environment(), log=logging.getLogger("test"))
-    flusher = Flusher(cast("Any", context), cap, cast("Any", faults))
-    await flusher.begin("m1")
+    flusher, cap, faults = await flusher_of(bench)
 
     def breaks(name: str, pages: Sequence[int]) -> bool:
         raise RuntimeError("a mistake")

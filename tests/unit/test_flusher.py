@@ -122,6 +122,15 @@ class Machine:
         await restore(Host(self).environment)
 
 
+async def check_that_the_next_host_saves_all(machine: Machine) -> None:
+    host = Host(machine)
+    await host.flusher.begin("m1")
+    before = machine.regions()
+    await host.save()
+    await machine.lose_power()
+    assert machine.regions() == before
+
+
 def vanish(media: Media, number: int) -> None:
     for name in (index_name(number), pages_name(number)):
         del media.files[name]
@@ -148,12 +157,7 @@ async def test_what_was_in_a_segment_that_is_gone_is_saved_again(harm: Callable[
     assert one.cap.dirty_pages == 0
     await one.flusher.settle()
     harm(machine.media, 1)
-    two = Host(machine)
-    await two.flusher.begin("m1")
-    before = machine.regions()
-    await two.save()
-    await machine.lose_power()
-    assert machine.regions() == before
+    await check_that_the_next_host_saves_all(machine)
 
 
 async def test_pages_of_zeros_that_no_segment_has_stay_clean() -> None:
@@ -239,12 +243,7 @@ async def test_a_save_that_comes_to_nothing_leaves_no_pages_to_regions_made_late
         await one.memory.create(f"region.h.new{number}", PAGES * PAGE_BYTES)
     one.cap.sync()
     await one.flusher.settle()
-    two = Host(machine)
-    await two.flusher.begin("m1")
-    before = machine.regions()
-    await two.save()
-    await machine.lose_power()
-    assert machine.regions() == before
+    await check_that_the_next_host_saves_all(machine)
 
 
 async def test_a_flusher_that_cannot_go_on_with_a_book_has_everything_saved() -> None:
