@@ -4,7 +4,7 @@
     CLEAR   less than the minimum             only what is free inside guests
     SOFT    less than 64 % of it              by balloon: guests choose what they can spare
     HARD    less than 32 %                    by balloon, and by swapping what a balloon does not give in time
-    LOW     less than 16 %                    as HARD, and guests that grow are paused until there is room
+    LOW     less than 16 %                    as HARD, and guests that grow are paused until SOFT is reached
 
 A state is left for a better one only when a quarter more than its bound is available: a host at a bound would
 otherwise change its mind with every page.
@@ -51,7 +51,8 @@ def next_pressure(now: Pressure, available_bytes: int, limit_bytes: int) -> Pres
 
 
 def distress(available_bytes: int, limit_bytes: int) -> int:
-    """How many bytes bring a host out of LOW: no more is ever taken of what guests work with."""
+    """How many bytes bring a host out of LOW, and of HARD, where paused guests go on: no more is ever taken of what
+    guests work with."""
     return max(0, int(BOUNDS[Pressure.HARD] * MARGIN * min_free(limit_bytes)) - available_bytes)
 
 

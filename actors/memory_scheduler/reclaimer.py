@@ -126,6 +126,13 @@ class Reclaimer:
             guest.starved = guest.guest_id in paused
         return paused
 
+    @property
+    def _squeezes(self) -> bool:
+        """Whether pages that guests work with are taken, too: nothing is left, or somebody is still paused for that. A
+        paused guest cannot be left waiting until its pages have grown old."""
+        starved = any(guest.starved for guest in self._guests.values())
+        return self.pressure is Pressure.LOW or (self.pressure is Pressure.HARD and starved)
+
     # -- what guests do with their memory
 
     def _sample(self, tick: int, now_ns: int) -> None:
@@ -152,7 +159,7 @@ class Reclaimer:
         short = shortage(self.pressure, available, self.limit_bytes) / PAGE_BYTES
         takes = divide(demands, techniques, short, self.pressure)
         needed = distress(available, self.limit_bytes) / PAGE_BYTES
-        if self.pressure is Pressure.LOW and needed > sum(takes.values()) and self._pager.file is not None:
+        if self._squeezes and needed > sum(takes.values()) and self._pager.file is not None:
             self._squeeze(demands, takes, needed)
         elif self.pressure is Pressure.HIGH:
             self._let_out(available, now_ns)
@@ -229,12 +236,11 @@ class Reclaimer:
         free = guest.unused()[:left]
         left -= self._pager.discard(guest, free) if free else 0
         answers = guest.answers(self._clock.now_ns())
-        squeezed = self.pressure is Pressure.LOW
         if left > 0 and answers:
             left -= await self._swap_all(guest, guest.coldest(left))
         if left > 0 and not guest.closed:
             left -= await self._swap_suspects(guest, left, answers)
-        if left > 0 and squeezed and answers and not guest.closed:
+        if left > 0 and self._squeezes and answers and not guest.closed:
             await self._swap_all(guest, guest.coldest(left, however_warm=True))
 
     async def _swap_suspects(self, guest: GuestMemory, left: int, answers: bool) -> int:

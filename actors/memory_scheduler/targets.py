@@ -14,6 +14,7 @@ anonymous memory. Within a round each gives in proportion to what it has.
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -132,7 +133,7 @@ def divide(
 
 def squeeze(demands: Sequence[Demand], shortage: float) -> dict[str, int]:
     """Where a host has nothing left: from everybody, first what is beyond working sets, then what is beyond minimums.
-    In proportion within each."""
+    In proportion within each, and rounded up: a page too few would leave a paused guest paused."""
     beyond = {d.guest_id: float(max(0, d.resident - d.min_pages)) for d in demands}
     idle = {
         d.guest_id: min(beyond[d.guest_id], max(0.0, d.resident - d.usage.working_set)) if d.usage.totals else 0.0
@@ -145,4 +146,4 @@ def squeeze(demands: Sequence[Demand], shortage: float) -> dict[str, int]:
         part = min(1.0, left / offered) if offered > 0 else 0.0
         for guest_id, pages in offers.items():
             taken[guest_id] += (pages - taken[guest_id]) * part
-    return {guest_id: int(pages) for guest_id, pages in taken.items()}
+    return {guest_id: min(math.ceil(pages), int(beyond[guest_id])) for guest_id, pages in taken.items()}

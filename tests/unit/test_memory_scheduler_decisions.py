@@ -229,7 +229,7 @@ def test_squeezing_takes_what_guests_do_not_work_with_first() -> None:
     assert squeeze([busy, still, new], 300) == {"busy": 0, "still": 300, "new": 0}
     taken = squeeze([busy, still, new], 1000)
     assert taken["still"] >= 400
-    assert 990 <= sum(taken.values()) <= 1000
+    assert 1000 <= sum(taken.values()) <= 1002
     assert squeeze([busy, still, new], 9999) == {"busy": 1000, "still": 500, "new": 500}
 
 

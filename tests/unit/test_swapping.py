@@ -14,6 +14,7 @@ import pytest
 from everram.actors.memory_scheduler import views
 from everram.actors.memory_scheduler.guest_memory import GuestMemory
 from everram.actors.memory_scheduler.pager import GuestPager
+from everram.actors.memory_scheduler.reclaimer import Reclaimer
 from everram.actors.memory_scheduler.swap_file import Slots, SwapFile
 from everram.runtime.errors import DataLoss, FailedPrecondition, ResourceExhausted
 from everram.runtime.formats.page_classes import Kind, PageClasses
@@ -671,3 +672,36 @@ async def test_a_page_that_is_tried_again_for_another_reason_is_not_said_to_lack
     computer.no_memory = set()
     await until(lambda: not threads.blocked)
     await host.settle()
+
+
+async def test_a_guest_that_was_paused_for_memory_goes_on_before_its_pages_are_old() -> None:
+    computer = Computer()
+    guest, host, clock = Guest(computer), Host(computer, fresh=True), Moments()
+    await host.start()
+    # A quarter of it is kept free, so every bound lies between two pages.
+    reclaimer = Reclaimer({"g": host.guest}, host.pager, 21 * PAGE_BYTES, cast(Any, clock), random.Random(1))
+    await reclaimer.look()
+    host.guest.classes.set_kept()
+    host.guest.classes.set_kind(0, PAGES, Kind.ANONYMOUS)
+    host.guest.classes.touch(0, PAGES)
+    for page in range(22):
+        await guest.store(page, host.pager)
+    computer.during_write = lambda: [guest.try_store(page, host.pager) for page in range(PAGES)] and None
+    await reclaimer.look()
+    assert reclaimer.to_pause() == {"g"}
+    computer.during_write = lambda: None  # it is paused
+    looks = 0
+    while reclaimer.to_pause():
+        clock.ns += int(reclaimer.pause_s * 1e9)
+        await reclaimer.look()
+        looks += 1
+        assert looks < 10, "it would wait until its pages have grown old"
+    assert len(computer.present) == 21 - 3, "no more is taken than lets it go on"
+    await guest.verify(host.pager)
+
+
+class Moments:
+    ns = 1_000_000_000
+
+    def now_ns(self) -> int:
+        return self.ns
