@@ -55,6 +55,8 @@ CLOCK_OFFSET_NS_MAX = 500_000_000_000
 WALL_ERROR_NS_MAX = 50_000_000
 OBSERVE_S = 0.002
 """Between looks of an observer outside the world."""
+TICK_S = 1e-9
+"""Of the simulated clock: what is less does not pass."""
 CLUSTER_ID = "5eed5eed5eed5eed"
 
 
@@ -160,7 +162,8 @@ class Cluster:
         machine = self.machines[name]
         machine.set_mains(False)
         until_s = self.world.now_s + length_s
-        await _observe(lambda: not machine.on or self.world.now_s >= until_s)
+        while machine.on and (left_s := until_s - self.world.now_s) > 0:  # noqa: ASYNC110 - an observer, as `_observe`
+            await asyncio.sleep(min(OBSERVE_S, left_s + TICK_S))
         machine.set_mains(True)
         # It takes everything back, or it is off, or it goes off still, because it had handed its guests over.
         await _observe(lambda: not machine.on or not machine.core.needs_host)

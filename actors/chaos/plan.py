@@ -26,6 +26,7 @@ HOSTS = (1, 1, 1, 2, 2, 3, 3, 3, 4, 5)
 FAILOVER_HOSTS = (2, 3, 3, 3, 4, 5)
 MANY_HOSTS = (3, 4, 5, 5, 6, 7, 8, 9)
 NVM_SCARCE_BYTES = 1536 << 10
+FILL = "snapshots-fill"
 FILE_HOSTS = (2, 3, 3, 4)
 FILE_USERS, EVERYTHING_FILE_USERS = (1, 2, 3), (0, 1, 2)
 FILE_WEIGHTS = {
@@ -179,6 +180,7 @@ def _plan(
     file_users: tuple[int, ...] = (0,),
 ) -> ClusterPlan:
     faults = [_fault(stream, hosts, len(guests), duration_s, weights) for _ in range(count)]
+    guests = _filling(guests, faults)
     return ClusterPlan(
         len(hosts),
         guests,
@@ -189,7 +191,7 @@ def _plan(
         faults=_bearable(sorted(faults, key=lambda fault: fault.at_s)),
         snapshot_pause_s=stream.choice(SNAPSHOT_PAUSES_S),
         battery_s=stream.choice(BATTERIES_S),
-        nvm_bytes=stream.choice(NVM_SIZES),
+        nvm_bytes=_nvm_bytes(stream, faults),
         clock_drift_ppm=stream.choice(CLOCK_DRIFTS_PPM),
         file_users=stream.choice(file_users),
     )
@@ -205,6 +207,22 @@ def _fault(stream: Stream, hosts: list[str], guests: int, duration_s: float, wei
         length_s=stream.choice((0.05, 0.3, 1.0, 3.0)),
         count=stream.randrange(1, 80),
     )
+
+
+def _filling(guests: tuple[GuestPlan, ...], faults: list[Fault]) -> tuple[GuestPlan, ...]:
+    """Whose snapshots are taken until there is no room has a mapped region, if it needs no copies: nobody sees who
+    stores there, so each snapshot is copied whole, finds in the midst of that that there is no room, and is taken
+    back. With copies it has a logged one still, whose own stores find no room."""
+    filling = {fault.guest for fault in faults if fault.kind == FILL}
+    return tuple(
+        replace(guest, program="/mapped") if number in filling and not guest.copies else guest
+        for number, guest in enumerate(guests)
+    )
+
+
+def _nvm_bytes(stream: Stream, faults: list[Fault]) -> int:
+    drawn = stream.choice(NVM_SIZES)
+    return NVM_SCARCE_BYTES if any(fault.kind == FILL for fault in faults) else drawn
 
 
 def _bearable(faults: list[Fault]) -> tuple[Fault, ...]:

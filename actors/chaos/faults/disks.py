@@ -48,6 +48,6 @@ async def _bit_rot(scene: Scene, fault: Fault) -> None:
 KINDS = {
     "disk-full": Kind(disk_full, weight=2, failover=1),
     "disk-slow": Kind(_disk_slow, weight=2, failover=1),
-    "bit-rot": Kind(_bit_rot, weight=1),
+    "bit-rot": Kind(_bit_rot, weight=2),
     "disk-fails": Kind(_disk_fails, weight=1),
 }

@@ -16,6 +16,9 @@ from everram.runtime.errors import EverramError
 
 MOVE_TIMEOUT_S = 5.0
 SNAPSHOTS_MAX = 40
+REFUSED_MAX = 4
+AGAIN_S = 0.1
+"""After a refusal: by then a host that had died may be there again, or there may be room."""
 
 
 async def _move(scene: Scene, fault: Fault) -> None:
@@ -38,29 +41,34 @@ async def _move(scene: Scene, fault: Fault) -> None:
 
 
 async def _snapshots_fill(scene: Scene, fault: Fault) -> None:
-    """Snapshots, one after the other, while the disk is full and nothing can be purged: the first that finds no room is
-    taken back. Where NVM is not scarce there is always room."""
+    """Snapshots, one after the other, while the disk is full and nothing can be purged, until several were refused. One
+    that finds in the midst of being copied that there is no room is taken back."""
     found = scene.guest(fault.guest)
     if found is None:
         return
     host, guest_id = found
     full = asyncio.create_task(disk_full(scene, replace(fault, host=host)))
     region = nvm.RegionName(guest_id=guest_id, region=Workload.region)
-    try:
-        for number in range(SNAPSHOTS_MAX):
-            request = nvm.SnapshotRequest(regions=[region], name=f"full-{fault.at_s:.6f}-{number}")
+    refused = 0
+    for number in range(SNAPSHOTS_MAX):
+        request = nvm.SnapshotRequest(regions=[region], name=f"full-{fault.at_s:.6f}-{number}")
+        try:
             await scene.cluster.ask(
                 "user",
                 host,
                 lambda node, request=request: node.ref(NvmDeviceRef).snapshot(request, timeout_s=ASK_TIMEOUT_S),  # type: ignore[misc]
                 ASK_TIMEOUT_S,
             )
-    except EverramError as error:
-        scene.world.note("user", f"snapshot {number} of {guest_id} is the first refused: {error.message}")
+        except EverramError as error:
+            scene.world.note("user", f"snapshot {number} of {guest_id} is refused: {error.message}")
+            refused += 1
+            if refused == REFUSED_MAX:
+                break
+            await asyncio.sleep(AGAIN_S)
     await full
 
 
 KINDS = {
     "move": Kind(_move, weight=2, failover=4),
-    "snapshots-fill": Kind(_snapshots_fill, weight=2, failover=1),
+    "snapshots-fill": Kind(_snapshots_fill, weight=4, failover=1),
 }

@@ -12,6 +12,8 @@ from everram.runtime.errors import EverramError
 
 SAVE_TIMEOUT_S = 8.0
 DISK_ERROR_RATE = 0.3
+FLICKER_STEP_S = 0.0001
+"""A host has drained, saved and handed over within some milliseconds: about half of the flickers are over before."""
 
 
 async def _save_fails(scene: Scene, fault: Fault) -> None:
@@ -70,12 +72,21 @@ async def _machine_kill(scene: Scene, fault: Fault) -> None:
 async def _mains_cut(scene: Scene, fault: Fault) -> None:
     """For as long as it lasts the battery carries the machine. Whether its memory is there again afterwards shows in
     what its host says that it has."""
-    host, cluster = fault.host, scene.cluster
+    await _cut(scene, fault.host, fault.length_s)
+
+
+async def _mains_flicker(scene: Scene, fault: Fault) -> None:
+    """They are back while the host is at what it does on battery, which then is taken back, if it is not too late."""
+    await _cut(scene, fault.host, fault.count * FLICKER_STEP_S)
+
+
+async def _cut(scene: Scene, host: str, length_s: float) -> None:
+    cluster = scene.cluster
     if host in scene.cycling or not cluster.machines[host].on:
         return
     scene.cycling.add(host)
     before = cluster.memory_ids.get(host, "")
-    went_off = await cluster.cut_mains(host, fault.length_s)
+    went_off = await cluster.cut_mains(host, length_s)
     if went_off:
         await scene.started(host)
         while cluster.machines[host].core.host.state != "ready" or cluster.node(host) is None:  # noqa: ASYNC110
@@ -86,8 +97,9 @@ async def _mains_cut(scene: Scene, fault: Fault) -> None:
 
 
 KINDS = {
-    "save-fails": Kind(_save_fails, weight=1),
+    "save-fails": Kind(_save_fails, weight=2),
     "power-cycle": Kind(_power_cycle, weight=2, failover=2),
     "machine-kill": Kind(_machine_kill, weight=5, failover=8),
     "mains-cut": Kind(_mains_cut, weight=3, failover=4),
+    "mains-flicker": Kind(_mains_flicker, weight=2, failover=2),
 }
