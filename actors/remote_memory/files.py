@@ -196,6 +196,14 @@ class Files:
         """Where it lies, if that is this host. Raises FailedPrecondition if it is gone."""
         return self._using.memory(file.used)
 
+    @property
+    def saving(self) -> bool:
+        """Whether this host's memory is being saved."""
+        return self._using.saving
+
+    async def until_saved(self) -> None:
+        await self._using.until_saved()
+
     # -- names
 
     async def resolve(self, path: str, access: int = 0, base: str = "") -> rm.Node:

@@ -12,6 +12,8 @@ old rkey gets an error, asks again, and learns the new one or that the file is g
 
 from __future__ import annotations
 
+import asyncio
+
 from everram.actors.remote_memory.refusals import no_room, stale
 from everram.runtime.channel.contract import Access, Channel, MemoryRegion
 from everram.runtime.contracts import remote_memory_pb2 as rm
@@ -35,7 +37,8 @@ class OwnedFiles:
         self._channel = channel
         self._files = {name for name in memory.names() if id_of_memory(name)}  # names of memory objects
         self._regions: dict[str, MemoryRegion] = {}  # by name: those that are registered
-        self._quiet = False
+        self._open = asyncio.Event()
+        self._open.set()
 
     @property
     def count(self) -> int:
@@ -50,13 +53,24 @@ class OwnedFiles:
 
     def quiesce(self, on: bool) -> None:
         """While memory is saved: what was answered for then would not be in the image. Peers are refused, and ask."""
-        self._quiet = on
         if on:
+            self._open.clear()
             self.close()
+        else:
+            self._open.set()
+
+    @property
+    def saving(self) -> bool:
+        return not self._open.is_set()
+
+    async def until_saved(self) -> None:
+        """Until memory is not being saved any more. Where the kernel writes by itself (passthrough) nobody is refused,
+        and what is written meanwhile may be missing in the image: nobody is told before that it is kept."""
+        await self._open.wait()
 
     def _check_open(self) -> None:
         """Raises Unavailable."""
-        if self._quiet:
+        if self.saving:
             raise Unavailable("the memory of this host is being saved: try again when it is back")
 
     def close(self) -> None:

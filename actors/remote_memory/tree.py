@@ -241,11 +241,17 @@ class Tree(FileSystem):
         if memory is not None:
             now_ns = self._mounts.modified_ns(memory)
             if self._told_ns.get(key) != now_ns:  # by the kernel, in our place
+                await self._files.until_saved()
                 file.opened.used.size_bytes = memory.size_bytes
                 file.opened.used.written = True
         await self._files.flush(file.opened)
         if memory is not None:
             self._told_ns[key] = now_ns
+
+    def fsync(self, file: AnyFile, data_only: bool) -> Answer[None]:
+        """Memory is all there is; but while that is saved nobody knows what of it the image will have."""
+        waits = isinstance(file, OpenOnMount) and file.memory is not None and self._files.saving
+        return self._files.until_saved() if waits else None
 
     async def release(self, file: AnyFile) -> None:
         if isinstance(file, OpenOnMount):

@@ -105,6 +105,14 @@ class Using:
         """Of a file of this very host. Raises FailedPrecondition if it is gone."""
         return self._owned.open(file.key) if file.host == self._host else None
 
+    @property
+    def saving(self) -> bool:
+        """Whether this host's memory is being saved."""
+        return self._owned.saving
+
+    async def until_saved(self) -> None:
+        await self._owned.until_saved()
+
     async def refresh(self, file: UsedFile) -> int:
         """Its size, as its owner says it; as `open`."""
         if file.host == self._host:

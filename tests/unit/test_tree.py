@@ -14,6 +14,7 @@ import pytest
 
 from everram.actors.remote_memory import refusals
 from everram.actors.remote_memory.files import Files
+from everram.actors.remote_memory.owned import OwnedFiles
 from everram.actors.remote_memory.regions import REGIONS, Regions
 from everram.actors.remote_memory.snapshot_files import SNAPSHOTS, SnapshotFiles
 from everram.actors.remote_memory.tree import LARGE_BYTES, Tree
@@ -43,6 +44,8 @@ class FakeFiles:
         self.full: set[str] = set()
         self.far = False
         """Whether files are another host's."""
+        self.saved = asyncio.Event()
+        self.saved.set()
         self.let_go = asyncio.Event()
         """Before that no read into a buffer ends."""
         self.let_go.set()
@@ -82,6 +85,13 @@ class FakeFiles:
     async def open_node(self, node: rm.Node, request: rm.OpenFileRequest, *, made: bool) -> Any:
         assert made, "the kernel has checked what is permitted"
         return SimpleNamespace(node=node, used=SimpleNamespace(size_bytes=0, written=False), append=request.append)
+
+    @property
+    def saving(self) -> bool:
+        return not self.saved.is_set()
+
+    async def until_saved(self) -> None:
+        await self.saved.wait()
 
     def memory(self, file: Any) -> MemoryObject | None:
         if self.far:
@@ -380,6 +390,29 @@ async def test_what_the_kernel_wrote_is_told_once_and_before_a_time_is_set() -> 
     changed = await world.tree.setattr(key, None, Changes(modified_ns=42))
     await world.tree.release(opened.file)
     assert (world.files.told, changed.modified_ns) == ([(key, 5), (key, 6)], 42)
+
+
+async def test_nobody_is_told_that_bytes_are_kept_while_memory_is_saved() -> None:
+    world = World()
+    owned = OwnedFiles(cast(Any, SimpleNamespace(names=list)), cast(Any, None), "memory", 0)
+    world.files.saved = owned._open
+    _, opened = await world.tree.create(ROOT_ID, "a", 0o644, os.O_RDWR, True)
+    owned.quiesce(on=True)
+    await world.tree.flush(opened.file)  # it has written nothing
+    opened.file.memory.content += b"x"  # by passthrough, which asks nobody
+    waiting = [
+        asyncio.ensure_future(cast(Any, world.tree.fsync(opened.file, False))),
+        asyncio.ensure_future(world.tree.flush(opened.file)),
+    ]
+    await asyncio.sleep(0)
+    assert not [task for task in waiting if task.done()]
+    owned.quiesce(on=False)
+    await asyncio.gather(*waiting)
+    assert world.tree.fsync(opened.file, False) is None
+    world.files.far = True
+    _, opened = await world.tree.create(ROOT_ID, "b", 0o644, os.O_RDWR, True)
+    owned.quiesce(on=True)
+    assert world.tree.fsync(opened.file, False) is None, "it lies elsewhere"
 
 
 async def test_appends_go_to_the_end_whatever_the_kernel_thinks() -> None:
