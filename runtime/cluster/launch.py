@@ -238,9 +238,10 @@ def _host_id(host_file: Path) -> str:
 class Progress:
     """What the supervisor says of itself, line by line, until it ends."""
 
-    def __init__(self, supervisor_pid: int, descriptor: int) -> None:
+    def __init__(self, supervisor_pid: int, descriptor: int, held: int | None = None) -> None:
         self.supervisor_pid = supervisor_pid
         self._lines = os.fdopen(descriptor, encoding="utf-8")
+        self._held = held
 
     def __iter__(self) -> Progress:
         return self
@@ -276,14 +277,23 @@ class Progress:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._lines.close()
+        if self._held is not None:
+            os.close(self._held)
 
 
-def start(folders: Folders) -> Progress:
-    """Start the supervisor in a session of its own. Raises ResourceExhausted if no process can be started."""
+def start(folders: Folders, *, temporary: bool = False) -> Progress:
+    """Start the supervisor in a session of its own. Raises ResourceExhausted if no process can be started.
+
+    `temporary`: it erases the cluster when this process ends, however it ends, or closes the progress.
+    """
     progress, said = os.pipe()
+    given, held = os.pipe() if temporary else (None, None)
     os.set_inheritable(said, True)
     command = [sys.executable, "-P", "-m", "everram.runtime.cluster.supervisor"]
     command += ["--config", str(folders.config), "--run", str(folders.run), "--progress", str(said)]
+    if given is not None:
+        os.set_inheritable(given, True)
+        command += ["--starter", str(given)]
     log_flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
     actions = [
         (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
@@ -293,11 +303,15 @@ def start(folders: Folders) -> Progress:
     try:
         pid = os.posix_spawn(sys.executable, command, _environment(), file_actions=actions, setsid=True)
     except OSError as error:
-        os.close(progress)
+        for descriptor in (progress, held):
+            if descriptor is not None:
+                os.close(descriptor)
         raise ResourceExhausted(f"the supervisor cannot be started: {error.strerror}") from error
     finally:
         os.close(said)
-    return Progress(pid, progress)
+        if given is not None:
+            os.close(given)
+    return Progress(pid, progress, held)
 
 
 def _environment() -> dict[str, str]:

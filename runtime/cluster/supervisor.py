@@ -2,10 +2,10 @@
 
     python -m everram.runtime.cluster.supervisor --config STATE/cluster.json --run RUN [--progress FD]
 
-A daemon, whoever started it. It owns the cluster's lock for as long as it lives, and what it starts dies with it. It
-says how it gets on to FD, one JSON object a line. SIGTERM and SIGINT are the orderly stop: memory saved, machines
-ended, then coordination. A machine whose process ends is dead only when nothing of it is left: then, and only then, its
-host's lease is ended early (D5).
+A daemon, whoever started it; but a temporary cluster is erased when its starter ends (`--starter`). It owns the
+cluster's lock for as long as it lives, and what it starts dies with it. It says how it gets on to FD, one JSON object a
+line. SIGTERM and SIGINT are the orderly stop: memory saved, machines ended, then coordination. A machine whose process
+ends is dead only when nothing of it is left: then, and only then, its host's lease is ended early (D5).
 """
 
 from __future__ import annotations
@@ -109,7 +109,11 @@ class Announcer:
 class Supervisor:
     """See the module. `start` runs before the event loop, `run` in it."""
 
-    def __init__(self, config: ClusterConfig, folders: Folders, announcer: Announcer) -> None:
+    def __init__(
+        self, config: ClusterConfig, folders: Folders, announcer: Announcer, starter: int | None = None
+    ) -> None:
+        """`starter`: a pipe that ends with whoever started a temporary cluster."""
+        self._starter = starter
         self.config = config
         self.folders = folders
         self.phase = "starting"
@@ -142,6 +146,8 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             loop.add_signal_handler(number, self._stop_wanted.set)
+        if self._starter is not None:
+            loop.add_reader(self._starter, self._abandon, self._starter)
         self._own(self.coordination.run(self._step), "coordination")
         for machine in self.machines.values():
             self._lives[machine.name] = self._own(self._live(machine), machine.name)
@@ -157,6 +163,12 @@ class Supervisor:
                 self._stop_wanted.clear()
                 self._discard, self.phase, waiting = False, "up", True
                 self._announcer.say(Step("stays", error.message, error))
+
+    def _abandon(self, starter: int) -> None:
+        """Nobody is left who knows of this cluster."""
+        asyncio.get_running_loop().remove_reader(starter)
+        self._discard = True
+        self._stop_wanted.set()
 
     def _step(self, text: str) -> None:
         self._announcer.say(Step("step", text))
@@ -517,17 +529,20 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--config", required=True, metavar="FILE", help="the cluster's configuration")
     parser.add_argument("--run", required=True, metavar="DIR", help="where its sockets go")
     parser.add_argument("--progress", type=int, metavar="FD", help="descriptor to tell progress to")
+    parser.add_argument("--starter", type=int, metavar="FD", help="erase everything when this pipe ends")
     args = parser.parse_args(argv)
     json_log.begin(as_json=_logs_json(Path(args.config)))
     announcer = Announcer(args.progress)
     try:
-        return _supervise(Folders(Path(args.config).parent, Path(args.run)), announcer)
+        return _supervise(Folders(Path(args.config).parent, Path(args.run)), announcer, args.starter)
     except EverramError as error:
         announcer.say(Step("error", error.message, error))
         return 1
 
 
-def _supervise(folders: Folders, announcer: Announcer) -> int:
+def _supervise(folders: Folders, announcer: Announcer, starter: int | None) -> int:
+    if starter is not None:
+        os.set_inheritable(starter, False)
     lock = ClusterLock.take(folders.lock)
     os.chdir("/")
     os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "false"  # what is forked here only executes another program
@@ -538,7 +553,7 @@ def _supervise(folders: Folders, announcer: Announcer) -> int:
     folders.make()
     write_durably(folders.record, SupervisorRecord(os.getpid(), str(folders.run)).to_json())
     try:
-        supervisor = Supervisor(config, folders, announcer)
+        supervisor = Supervisor(config, folders, announcer, starter)
         supervisor.start()
         import uvloop
 

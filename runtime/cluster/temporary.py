@@ -1,13 +1,18 @@
 """A local cluster of one's own, in a temporary folder; nothing of it is left afterwards, whatever happens.
 
+A request to end (SIGTERM, a terminal that is closed) is taken as Ctrl-C is. If this process is killed, the cluster's
+supervisor finds out and erases it.
+
 async with temporary_cluster(Wishes(hosts=3), prefix="everram-demo-", tell=print) as cluster: ...
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -32,8 +37,9 @@ async def temporary_cluster(
     state = Path(tempfile.mkdtemp(prefix=prefix))
     folders = Folders.of(None, str(state), os.environ)
     try:
+        _end_as_by_ctrl_c()
         launch.prepare(folders, wishes)
-        progress = launch.start(folders)
+        progress = launch.start(folders, temporary=True)
         try:
             took_s = await asyncio.to_thread(_until_ready, progress)
             tell(f"a cluster of {wishes.hosts} hosts is ready after {took_s:.2f} s")
@@ -43,6 +49,13 @@ async def temporary_cluster(
             await asyncio.shield(asyncio.to_thread(_end, progress, folders))
     finally:
         shutil.rmtree(state, ignore_errors=True)
+
+
+def _end_as_by_ctrl_c() -> None:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):  # not the main thread's loop
+            loop.add_signal_handler(number, signal.raise_signal, signal.SIGINT)
 
 
 def _until_ready(progress: launch.Progress) -> float:
