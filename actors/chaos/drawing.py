@@ -169,15 +169,21 @@ class _Drawing:
         self.text(LEFT - 12, top + 15, name, anchor="end")
 
     def _marks(self, lane: Marks, top: float) -> None:
-        """The words of a mark only where the one before has left room for them."""
-        free_from = 0.0
-        for at_s, words in lane.marks:
-            x = self.x(at_s)
+        """The words of a mark only where the marks and words around it leave room for them."""
+        places = [self.x(at_s) for at_s, _ in lane.marks]
+        free_from = float(LEFT)
+        for number, (x, (_, words)) in enumerate(zip(places, lane.marks, strict=True)):
             tip = f"<title>{escape(words)}</title>" if words else ""
             self.parts.append(f'<circle cx="{x:.1f}" cy="{top + 10:.1f}" r="4" class="ink">{tip}</circle>')
-            if words and x >= free_from and x + 8 + LETTER_WIDTH * len(words) < WIDTH - RIGHT + 20:
+            length = LETTER_WIDTH * len(words) + 8
+            free_to = next((place for place in places[number + 1 :] if place > x + 8), WIDTH - RIGHT + 20.0) - 4
+            if words and x >= free_from and x + 8 + length <= free_to:
                 self.text(x + 8, top + 14.5, words, "ink small")
-                free_from = x + 16 + LETTER_WIDTH * len(words)
+                free_from = x + 8 + length
+            elif words and x - 8 - length >= free_from:
+                self.text(x - 8, top + 14.5, words, "ink small", "end")
+                free_from = x + 8
+            free_from = max(free_from, x + 8)
 
     def _steps(self) -> list[tuple[float, float]]:
         step_s = (self.end_s - self.begin_s) / COLUMNS
@@ -230,18 +236,28 @@ class _Drawing:
 
     def _ticks(self) -> Iterator[float]:
         length_s = self.end_s - self.begin_s
-        steps = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
+        steps = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000)
         step_s = next((step for step in steps if length_s / step <= TICKS_MAX), length_s)
         for number in range(int(length_s / step_s) + 1):
             yield round(number * step_s, 3)
 
     def legend(self, lanes: Sequence[Lane], y: float) -> float:
-        """What the colours mean, of those that are there; where the last line of it is."""
+        """What the colours mean, of those that are there, each once; where the last line of it is."""
         states = {lane.legend[letter] for lane in lanes if isinstance(lane, States) for _, letter in lane.samples}
-        used = sorted((state.words, state.colour) for state in states)
-        used += [(layer.words, layer.colour) for lane in lanes if isinstance(lane, Stack) for layer in lane.layers]
+        by_colour: dict[str, list[str]] = {}
+        for state in sorted(states, key=lambda state: state.words):
+            by_colour.setdefault(state.colour, []).append(state.words)
+        y = self._keys("", [(" / ".join(words), colour) for colour, words in by_colour.items()], y)
+        for lane in lanes:
+            if isinstance(lane, Stack):
+                y = self._keys(lane.name, [(layer.words, layer.colour) for layer in lane.layers], y + 20)
+        return y
+
+    def _keys(self, name: str, keys: Sequence[tuple[str, str]], y: float) -> float:
+        """On as many lines as they need, beside the name of what they belong to."""
+        self.text(LEFT - 12, y, name, "quiet small", "end")
         x = float(LEFT)
-        for words, colour in used:
+        for words, colour in keys:
             if x + 20 + LETTER_WIDTH * len(words) > WIDTH - RIGHT and x > LEFT:
                 x, y = float(LEFT), y + 20
             self.parts.append(f'<rect x="{x:.1f}" y="{y - 10:.1f}" width="12" height="12" rx="2" class="{colour}"/>')

@@ -11,12 +11,13 @@ from typing import Any
 
 from everram.actors.chaos.commit import commit
 from everram.actors.chaos.real import schedule
-from everram.actors.chaos.real.report import page, summarize
+from everram.actors.chaos.real.report import page, summarize, verdict_of
 from everram.actors.chaos.real.run import DURATION_MAX_S, DURATION_MIN_S, HOSTS_MAX, HOSTS_MIN, Options, run
 from everram.actors.chaos.seeds import SEED_MAX, check_seed
-from everram.runtime.cli.output import emit, note, say
+from everram.runtime.cli.main import INTERRUPTED
+from everram.runtime.cli.output import emit, note, plural, say
 from everram.runtime.cli.units import duration
-from everram.runtime.errors import InvalidArgument
+from everram.runtime.errors import InvalidArgument, ResourceExhausted
 
 DURATION_DEFAULT_S = 30.0
 
@@ -26,37 +27,43 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     parser.add_argument("--seed", type=_seed, default=1, metavar="S", help="what draws everything (default 1)")
     parser.add_argument("--duration", type=duration, default=DURATION_DEFAULT_S, metavar="D", help="default 30s")
     parser.add_argument("--report", metavar="FILE.html", help="write a page about it: one file, for any browser")
-    parser.add_argument("--hosts", type=int, default=0, metavar="N", help="instead of a number drawn from the seed")
+    parser.add_argument("--hosts", type=int, metavar="N", help="instead of a number drawn from the seed")
     parser.add_argument("--faults", metavar="A,B", help=f"only these of {', '.join(schedule.FAULTS)}")
     parser.set_defaults(handler=run_command)
 
 
 def run_command(args: argparse.Namespace) -> int:
-    """Exit status 0 only if there was no violation."""
+    """Exit status 0 only if it came to its end, and there was no violation."""
     options = _options(args)
-    if args.report:
+    if args.report is not None:
         check_writable(Path(args.report))
     tell: Callable[[str], None] = note if args.json else say
     outcome = asyncio.run(run(options, tell))
     summary = summarize(outcome)
-    if args.report:
-        Path(args.report).write_text(page(outcome, commit()), encoding="utf-8")
     if args.json:
         emit(summary)
     else:
         _show(summary)
-        if args.report:
-            say(f"the page about it is {args.report}")
-    return 1 if summary["violations"] else 0
+    if args.report is not None:
+        write(Path(args.report), page(outcome, commit()))
+        tell(f"the page about it is {args.report}")
+    if summary["violations"]:
+        tell(f"again, by {commit()}: {outcome.again}")
+        return 1
+    return INTERRUPTED if outcome.interrupted else 0
 
 
 def _options(args: argparse.Namespace) -> Options:
     """Raises InvalidArgument: before anything is started."""
+    if args.cluster or args.dir:
+        raise InvalidArgument(
+            "a chaos run makes a cluster of its own and leaves nothing of it: leave --cluster and --dir out"
+        )
     check_seed(args.seed)
     if not DURATION_MIN_S <= args.duration <= DURATION_MAX_S:
         raise InvalidArgument(f"--duration: choose {DURATION_MIN_S:g}s to {DURATION_MAX_S / 3600:g}h")
-    if args.hosts and not HOSTS_MIN <= args.hosts <= HOSTS_MAX:
-        raise InvalidArgument(f"--hosts {args.hosts}: choose {HOSTS_MIN} to {HOSTS_MAX}, or none")
+    if args.hosts is not None and not HOSTS_MIN <= args.hosts <= HOSTS_MAX:
+        raise InvalidArgument(f"--hosts {args.hosts}: choose {HOSTS_MIN} to {HOSTS_MAX}, or leave it out")
     kinds = None
     if args.faults is not None:
         names = args.faults.split(",")
@@ -64,7 +71,7 @@ def _options(args: argparse.Namespace) -> Options:
             if name not in schedule.FAULTS:
                 raise InvalidArgument(f'"{name}" is no fault of a chaos run: choose {", ".join(schedule.FAULTS)}')
         kinds = {name: schedule.FAULTS[name] for name in names}
-    return Options(args.seed, args.duration, args.hosts, kinds)
+    return Options(args.seed, args.duration, args.hosts or 0, kinds)
 
 
 def _seed(text: str) -> int:
@@ -86,18 +93,35 @@ def check_writable(path: Path) -> None:
         raise InvalidArgument(f"the report cannot be written to {path}: {os.strerror(error.errno or 0)}") from None
 
 
+def write(path: Path, text: str) -> None:
+    """Beside it first, so that a full disk leaves what was there. Raises ResourceExhausted."""
+    beside = path.with_name(f"{path.name}.part") if path.is_file() or not path.exists() else path
+    try:
+        beside.write_text(text, encoding="utf-8")
+        if beside != path:
+            beside.replace(path)
+    except OSError as error:
+        if beside != path:
+            beside.unlink(missing_ok=True)
+        why = os.strerror(error.errno or 0)
+        raise ResourceExhausted(f"the report could not be written to {path}: {why}") from None
+
+
 def _show(summary: dict[str, Any]) -> None:
     for name, one in summary["clients"].items():
         say(
             f"{name}: {one['transfers']} transfers, median {one['wait_ms_median']} ms, p99 {one['wait_ms_p99']} ms; "
-            f"{one['unserved_times']} times without service, {one['unserved_s']} s in all"
+            f"{plural(one['unserved_times'], 'time')} without service, {one['unserved_s']} s in all"
         )
     for checker in summary["checkers"]:
-        word = "holds   " if checker["holds"] else "VIOLATED"
-        say(f"{word} {checker['property']} (looked at {checker['looked']} times; {checker['evidence']})")
+        looked = (
+            f"looked at {plural(checker['looked'], 'time')}; {checker['evidence']}" if checker["looked"] else "never"
+        )
+        say(f"{checker['word']:8} {checker['property']} ({looked})")
         for violation in checker["violations"]:
             say(f"         {violation['what']}")
     say(
-        f"{summary['transfers']} transfers ({summary['transfers_per_s']}/s), {len(summary['faults'])} faults, "
-        f"longest time without service {summary['unserved_s_longest']} s: {summary['violations']} violations"
+        f"{summary['transfers']} transfers ({summary['transfers_per_s']}/s), "
+        f"{plural(len(summary['faults']), 'fault')}, "
+        f"longest time without service {summary['unserved_s_longest']} s: {verdict_of(summary)}"
     )

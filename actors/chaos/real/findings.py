@@ -1,8 +1,11 @@
-"""What a chaos run found: for each property how often it was looked at, and every time that it did not hold."""
+"""What a chaos run found: for each property how often it was looked at, and every time that it did not hold.
+
+One that nobody looked at is among them, and is said to be so.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,15 +24,19 @@ class Verdict:
 
     @property
     def holds(self) -> bool:
-        return not self.violations
+        return self.looked > 0 and not self.violations
+
+    @property
+    def word(self) -> str:
+        return "VIOLATED" if self.violations else "holds" if self.looked else "NOT LOOKED AT"
 
 
 class Findings:
-    """`now_s` is the run's clock."""
+    """`now_s` is the run's clock, `claims` what is to be looked at."""
 
-    def __init__(self, now_s: Callable[[], float]) -> None:
+    def __init__(self, now_s: Callable[[], float], claims: Sequence[str] = ()) -> None:
         self._now_s = now_s
-        self.verdicts: dict[str, Verdict] = {}
+        self.verdicts = {claim: Verdict(claim) for claim in claims}
         self.longest_s = 0.0
         """That anybody waited."""
 
@@ -52,6 +59,7 @@ class Findings:
         return [
             {
                 "property": verdict.claim,
+                "word": verdict.word,
                 "holds": verdict.holds,
                 "looked": verdict.looked,
                 "evidence": verdict.evidence,

@@ -18,6 +18,7 @@ from everram.actors.chaos.real.teller import UNSERVED_S, Record
 from everram.actors.chaos.watch import LEGEND, UP
 from everram.runtime.cli.output import plural
 
+KEPT = "0 violations: everything that is promised was kept"
 KIB, MIB = 1 << 10, 1 << 20
 UNUSED = ("untouched", "ballooned", "swapped")
 """Classes of pages that have none of their hosts' memory."""
@@ -35,6 +36,7 @@ p { margin: .25rem 0 } .quiet { color: var(--quiet) } code { font: 13px ui-monos
 table { border-collapse: collapse; width: 100%; font-size: 13.5px } .wide { overflow-x: auto }
 th, td { text-align: left; padding: .3rem .6rem .3rem 0; border-bottom: 1px solid var(--rule); vertical-align: top }
 th { font-weight: 600 } td.number, th.number { text-align: right; font-variant-numeric: tabular-nums }
+td.number { white-space: nowrap }
 td:first-child { white-space: nowrap } svg { max-width: 100%; height: auto }
 details { margin: .5rem 0 } summary { cursor: pointer }
 """
@@ -44,7 +46,7 @@ def page(outcome: Outcome, commit: str) -> str:
     summary = summarize(outcome)
     options = outcome.options
     bad = summary["violations"] > 0
-    word = f"{summary['violations']} violations" if bad else "0 violations: everything that is promised was kept"
+    word = verdict_of(summary) if bad or outcome.interrupted or summary["not_looked_at"] else KEPT
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -70,10 +72,18 @@ def page(outcome: Outcome, commit: str) -> str:
 {_faults(outcome)}
 <h2>Every event</h2>
 {_events(outcome)}
-<p class="quiet">again: <code>everram chaos run --seed {options.seed} --duration {options.duration_s:g}s</code></p>
+<p class="quiet">again: <code>{escape(outcome.again)}</code></p>
 </body>
 </html>
 """
+
+
+def verdict_of(summary: dict[str, Any]) -> str:
+    """In words that end a sentence."""
+    word = plural(summary["violations"], "violation")
+    if summary["not_looked_at"]:
+        word += f", {summary['not_looked_at']} of {len(summary['checkers'])} properties not looked at"
+    return f"{word} until it was interrupted" if summary["interrupted"] else word
 
 
 def summarize(outcome: Outcome) -> dict[str, Any]:
@@ -86,6 +96,8 @@ def summarize(outcome: Outcome) -> dict[str, Any]:
         "hosts": len(outcome.hosts),
         "guests": len(outcome.records),
         "violations": outcome.findings.violations,
+        "not_looked_at": sum(not (each.looked or each.violations) for each in outcome.findings.verdicts.values()),
+        "interrupted": outcome.interrupted,
         "faults": [
             {
                 "kind": one.fault.kind,
@@ -257,7 +269,7 @@ class _Html(str):
 def _verdicts(outcome: Outcome) -> str:
     rows = []
     for verdict in outcome.findings.verdicts.values():
-        word = _Html('<span class="good">holds</span>' if verdict.holds else '<span class="bad">VIOLATED</span>')
+        word = _Html(f'<span class="{"good" if verdict.holds else "bad"}">{verdict.word}</span>')
         told = [f"{at_s - outcome.began_s:.2f} s: {what}" for at_s, what in verdict.violations]
         evidence = _Html("<br>".join(map(escape, [*told, verdict.evidence])))
         rows.append((verdict.claim, word, f"{verdict.looked:,}", evidence))
@@ -290,9 +302,11 @@ def _clients(outcome: Outcome) -> str:
 
 
 def _faults(outcome: Outcome) -> str:
+    unwhole = "not waited for" if outcome.interrupted else "never"
+
     def row(one: Inflicted) -> tuple[object, ...]:
         at_s = one.begun_s - outcome.began_s
-        whole = f"{one.whole_s - one.begun_s:.2f}" if one.whole_s else "never"
+        whole = f"{one.whole_s - one.begun_s:.2f}" if one.whole_s else unwhole
         return (
             f"{one.fault.at_s:.2f}", f"{at_s:.2f}", one.fault.kind, one.fault.target,
             f"{one.ended_s - one.begun_s:.2f}", whole, one.problem,

@@ -11,9 +11,17 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from everram.actors.chaos.checks import (
+    all_or_nothing,
+    commit_order,
+    nothing_lost,
+    nothing_promised_lost,
+    one_incarnation,
+    snapshots_exact,
+)
 from everram.actors.chaos.checks.converges import PROPERTY as CONVERGES
 from everram.actors.chaos.ledger_region import REGION_BYTES
-from everram.actors.chaos.real import bank, schedule
+from everram.actors.chaos.real import bank, hoarder, schedule
 from everram.actors.chaos.real.album import Album
 from everram.actors.chaos.real.findings import Findings
 from everram.actors.chaos.real.gauges import Gauges
@@ -21,8 +29,9 @@ from everram.actors.chaos.real.hoarder import Hoarder
 from everram.actors.chaos.real.inflict import Inflictor
 from everram.actors.chaos.real.prober import Prober
 from everram.actors.chaos.real.schedule import Fault
-from everram.actors.chaos.real.teller import Record, Teller
+from everram.actors.chaos.real.teller import ANSWERED, EPOCHS, Record, Teller
 from everram.actors.chaos.watch import Watch
+from everram.runtime.cli.output import plural
 from everram.runtime.client import Cluster
 from everram.runtime.cluster.launch import Wishes
 from everram.runtime.cluster.temporary import temporary_cluster
@@ -38,6 +47,19 @@ CHANNELS = {"shm": "shared memory", "tcp": "TCP"}
 LOOK_S = 0.05
 WHOLE_BOUND_S = 60.0
 """From the end of a fault until everything is as it should be: a machine that comes back is filled anew."""
+CLAIMS = (
+    CONVERGES,
+    ANSWERED,
+    one_incarnation.PROPERTY,
+    nothing_lost.PROPERTY,
+    nothing_promised_lost.PROPERTY,
+    all_or_nothing.PROPERTY,
+    commit_order.PROPERTY,
+    EPOCHS,
+    hoarder.PROPERTY,
+    snapshots_exact.STAYS,
+    snapshots_exact.PROPERTY,
+)
 EVIDENCE = "every host ready, every guest served with all its copies in sync, after every fault"
 
 
@@ -80,6 +102,16 @@ class Outcome:
     planned: list[Fault] = field(default_factory=list)
     snapshots: list[tuple[float, str]] = field(default_factory=list)
     """What was done with them, and when."""
+    interrupted: bool = False
+    """By whoever watched it: what is there was found until then."""
+
+    @property
+    def again(self) -> str:
+        """The command that does all of this again."""
+        options = self.options
+        hosts = f" --hosts {options.hosts}" if options.hosts else ""
+        faults = f" --faults {','.join(options.kinds)}" if options.kinds is not None else ""
+        return f"everram chaos run --seed {options.seed} --duration {options.duration_s:g}s{hosts}{faults}"
 
 
 async def run(options: Options, tell: Callable[[str], None]) -> Outcome:
@@ -92,7 +124,7 @@ async def run(options: Options, tell: Callable[[str], None]) -> Outcome:
     planned = schedule.draw(stream, options.duration_s, names, guests, options.kinds)
     tell(
         f"seed {options.seed} draws {hosts} hosts that reach each other's memory by {CHANNELS[channel]}, "
-        f"{len(guests)} banks with a copy each, and {len(planned)} faults:"
+        f"{len(guests)} banks with a copy each, and {plural(len(planned), 'fault')}:"
     )
     for fault in planned:
         tell(f"  {fault}")
@@ -100,7 +132,11 @@ async def run(options: Options, tell: Callable[[str], None]) -> Outcome:
     async with temporary_cluster(wishes, prefix="everram-chaos-", tell=tell) as cluster:
         course = await Course.begin(cluster, options, names, guests, planned, tell)
         course.outcome.channel = CHANNELS[channel]
-        return await course.run()
+        try:
+            await course.run()
+        except asyncio.CancelledError:  # Ctrl-C: what was found is worth telling
+            course.outcome.interrupted = True
+        return course.outcome
 
 
 class _NotWhole(Exception):
@@ -131,10 +167,11 @@ class Course:
         called = {guest_id: name for name, guest_id in guest_ids.items()}
         watch, gauges = Watch(cluster, called), Gauges(cluster, called)
         now_s = asyncio.get_running_loop().time
-        outcome = Outcome(options, hosts, [], {}, watch, gauges, Findings(now_s), now_s(), planned=planned)
+        findings = Findings(now_s, CLAIMS)
+        outcome = Outcome(options, hosts, [], {}, watch, gauges, findings, now_s(), planned=planned)
         return Course(cluster, outcome, guest_ids, tell)
 
-    async def run(self) -> Outcome:
+    async def run(self) -> None:
         outcome, watch, findings = self.outcome, self.outcome.watch, self.outcome.findings
         now_s = asyncio.get_running_loop().time
         watching = [asyncio.create_task(watch.run()), asyncio.create_task(outcome.gauges.run())]
@@ -161,12 +198,14 @@ class Course:
                 self._tell(f"VIOLATION {error}")
             ending.set()
             await asyncio.gather(*telling)
+            _check_alive(watching)
         finally:
             outcome.ended_s = now_s()
+            for inflicted in outcome.faults:
+                inflicted.ended_s = inflicted.ended_s or outcome.ended_s
             for task in watching:
                 task.cancel()
             await asyncio.gather(*watching, return_exceptions=True)
-        return outcome
 
     async def _tellers(self, now_s: Callable[[], float]) -> dict[str, Teller]:
         """By guest_id."""
@@ -206,12 +245,11 @@ class Course:
     async def _whole(self, after: str, watching: list[asyncio.Task[None]]) -> None:
         """Until everything is as it should be. A teller or a watcher that fails ends the run."""
         loop, findings = asyncio.get_running_loop(), self.outcome.findings
+        _check_alive(watching)
         findings.look(CONVERGES).evidence = EVIDENCE
         until_s = loop.time() + WHOLE_BOUND_S
         while missing := await self._missing():
-            for task in watching:
-                if task.done():
-                    task.result()
+            _check_alive(watching)
             if loop.time() > until_s:
                 findings.violate(CONVERGES, f"{WHOLE_BOUND_S:g} s after {after} still: {missing}")
                 raise _NotWhole(f"{WHOLE_BOUND_S:g} s after {after} still: {missing}")
@@ -235,6 +273,13 @@ class Course:
             if guest.degraded or not guest.copies or any(copy.state != "in-sync" for copy in guest.copies):
                 return f"{name} has no copy in sync"
         return ""
+
+
+def _check_alive(watching: Sequence[asyncio.Task[None]]) -> None:
+    """Raises what one of them failed by: what it was to look at would be said to hold, and nobody had looked."""
+    for task in watching:
+        if task.done():
+            task.result()
 
 
 def _spec(name: str) -> pb.GuestSpec:
