@@ -1,7 +1,7 @@
 """Keeps the embedded coordination server alive: started first, probed, replaced when it ends or does not answer (D17).
 
 keeper.start()                    # before the event loop runs: it starts while everything else is imported
-await keeper.run(on_ready)        # for ever, in a task
+await keeper.run(announce, note)  # for ever, in a task
 await keeper.stop()
 """
 
@@ -33,7 +33,9 @@ START_TIMEOUT_S = 10.0
 STOP_GRACE_S = 2.0
 RESTART_PAUSES_S = (0.0, 0.1, 0.5, 1.0)
 """Before the first, second, ... start in a row that never came to answer. A single death is made good at once."""
-NAME = "coordination"
+NAME, LOG_NAME = "coordination", "coordination.log"
+LAST_BYTES = 4096
+"""Of the log: enough for its last line."""
 
 log = logging.getLogger("everram.supervisor")
 
@@ -74,12 +76,12 @@ class CoordinationKeeper:
         module = "everram.runtime.coordination.server"
         arguments = ["--socket", str(self._folders.coordination_socket), "--data", str(self._folders.coordination)]
         argv = [sys.executable, "-P", "-m", module, *arguments]
-        output = self._folders.coordination / "coordination.log"
+        output = self._folders.coordination / LOG_NAME
         self._child = self._children.start(NAME, argv, self._environ, output)
         self.state = "starting"
 
-    async def run(self, announce: Callable[[str], None]) -> None:
-        """Raises DataLoss if the store belongs to another cluster."""
+    async def run(self, announce: Callable[[str], None], note: Callable[[str], None]) -> None:
+        """`announce` tells progress, `note` what is in its way. Raises DataLoss if the store is another cluster's."""
         fruitless = 0
         while not self._stop_asked.is_set():
             child = self._child
@@ -92,9 +94,20 @@ class CoordinationKeeper:
             await child.ended.wait()
             self.state, self.reason = "down", f"{child.how_it_ended()}; see {self._folders.coordination}"
             log.warning("coordination ended (%s); starting it again", child.how_it_ended())
+            if fruitless == 1:  # it may never come to answer, and somebody waits for it
+                note(f"coordination does not start, and is started again and again: {self._last_words()}")
             await asyncio.sleep(RESTART_PAUSES_S[min(fruitless, len(RESTART_PAUSES_S) - 1)])
             self.restarts += 1
             self.start()
+
+    def _last_words(self) -> str:
+        """What the server wrote last, or where it would have."""
+        path = self._folders.coordination / LOG_NAME
+        try:
+            lines = path.read_bytes()[-LAST_BYTES:].decode(errors="replace").split("\n")
+        except OSError:
+            lines = []
+        return next((line for line in reversed(lines) if line.strip()), f"see {path}")
 
     async def _watch(self, child: Child, announce: Callable[[str], None]) -> bool:
         """Until it has ended or is stuck; whether it ever answered."""

@@ -148,7 +148,7 @@ class Supervisor:
             loop.add_signal_handler(number, self._stop_wanted.set)
         if self._starter is not None:
             loop.add_reader(self._starter, self._abandon, self._starter)
-        self._own(self.coordination.run(self._step), "coordination")
+        self._own(self.coordination.run(self._step, self._note), "coordination")
         for machine in self.machines.values():
             self._lives[machine.name] = self._own(self._live(machine), machine.name)
         self._own(self.ports.follow(self.coordination.client), "published ports")
@@ -172,6 +172,9 @@ class Supervisor:
 
     def _step(self, text: str) -> None:
         self._announcer.say(Step("step", text))
+
+    def _note(self, text: str) -> None:
+        self._announcer.say(Step("note", text))
 
     def _own(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work, name=name)

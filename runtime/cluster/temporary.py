@@ -41,7 +41,7 @@ async def temporary_cluster(
         launch.prepare(folders, wishes)
         progress = launch.start(folders, temporary=True)
         try:
-            took_s = await asyncio.to_thread(_until_ready, progress)
+            took_s = await asyncio.to_thread(_until_ready, progress, tell)
             tell(f"a cluster of {wishes.hosts} hosts is ready after {took_s:.2f} s")
             async with await Cluster.connect(None, str(state)) as cluster:
                 yield cluster
@@ -58,10 +58,12 @@ def _end_as_by_ctrl_c() -> None:
             loop.add_signal_handler(number, signal.raise_signal, signal.SIGINT)
 
 
-def _until_ready(progress: launch.Progress) -> float:
+def _until_ready(progress: launch.Progress, tell: Callable[[str], None]) -> float:
     for step in progress:
         if step["kind"] == "ready":
             return float(step["seconds"])
+        if step["kind"] == "note":
+            tell(step["text"])
         if step["kind"] == "error":
             raise Unavailable(f"the cluster does not start: {step['text']}")
     raise Unavailable("the cluster does not start: its supervisor ended")
