@@ -59,7 +59,7 @@ class Hypervisor(HypervisorActor):
         stored = await house.vmemfs.guests(pb.Empty())
         for guest in stored.guests:
             await self._regions_of.settle(guest)
-        processes = {process.guest_id: process for process in await house.machine.guests()}
+        processes = {process.guest_id: process for process in await house.processes()}
         for guest in stored.guests:
             await self._adopt(guest, processes.pop(guest.guest_id, None))
         for damaged in stored.damaged:

@@ -20,7 +20,14 @@ from everram.runtime.contracts import common_pb2 as pb
 from everram.runtime.contracts import hypervisor_pb2 as hv
 from everram.runtime.contracts.availability_pb2 import AimRequest, HandToRequest
 from everram.runtime.contracts.replicator_pb2 import DrainRequest, FollowRequest, GuestCopy
-from everram.runtime.errors import DeadlineExceeded, EverramError, FailedPrecondition, InvalidArgument, NotFound
+from everram.runtime.errors import (
+    DeadlineExceeded,
+    EverramError,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    Unavailable,
+)
 from everram.runtime.log.ring import Ring, RingCorrupt
 
 MOVE_TIMEOUT_S = 300.0
@@ -34,6 +41,8 @@ LOOK_S = 0.02
 class Handover:
     def __init__(self, house: Household) -> None:
         self._house = house
+        self._going_on: set[str] = set()
+        """guest_ids of those taken over whose begin is tried again."""
 
     async def take_over(self, request: hv.TakeOverRequest) -> pb.Guest:
         """Make this host's copy of a guest the guest itself, and begin its next incarnation.
@@ -61,8 +70,30 @@ class Handover:
                 await self._house.erase(resident, everywhere=False)
             else:
                 await self._house.adopt_copy(resident)
-                await self._house.begin(resident)
+                await self._begin(resident)
         return await self.take_over(request) if stale else resident.stored()
+
+    async def _begin(self, resident: Resident) -> None:
+        """Once an epoch was begun the directory may have it: then it is ours, and nobody asks again that we take it
+        over. So if that goes wrong it is tried from here until it runs or has become another's."""
+        before = resident.guest.epoch
+        try:
+            await self._house.begin(resident)
+        except (Unavailable, DeadlineExceeded) as error:
+            if resident.guest.epoch > before:
+                resident.become(pb.RESTARTING, error.message)
+                guest = resident.guest
+                self._house.context.spawn(self._go_on(resident, guest.epoch), name=f"begin {guest.name} again")
+            raise
+
+    async def _go_on(self, resident: Resident, epoch: int) -> None:
+        guest_id = resident.guest.guest_id
+        if guest_id not in self._going_on:
+            self._going_on.add(guest_id)
+            try:
+                await self._house.begin_again(resident, epoch)
+            finally:
+                self._going_on.discard(guest_id)
 
     async def _is_stale(self, resident: Resident) -> bool:
         """Whether what this host has of its own is an earlier primary's, and its copy is of a later epoch: it became a

@@ -28,6 +28,7 @@ from everram.runtime.contracts.replicator_contract import REPLICATOR_FOLLOW, REP
 from everram.runtime.contracts.replicator_pb2 import FollowRequest, GuestCopy
 from everram.runtime.contracts.vmemfs_contract import VMemFSRef
 from everram.runtime.contracts.vmemfs_pb2 import GuestId
+from everram.runtime.environment import GuestProcess
 from everram.runtime.errors import (
     Aborted,
     DataLoss,
@@ -49,6 +50,8 @@ REMOVE_TIMEOUT_S = 600.0
 SUSPEND = "suspend"
 RETRY_S = 0.2
 """Between attempts to begin an incarnation that nobody waits for."""
+LOOK_S = 0.005
+"""Between looks at a guest that is being started."""
 
 
 class Household:
@@ -86,6 +89,15 @@ class Household:
     def follow(self, resident: Resident) -> None:
         request = FollowRequest(guest_id=resident.guest.guest_id, log=resident.log_name)
         self.replicator.tell(REPLICATOR_FOLLOW, request)
+
+    async def processes(self, guest_id: str = "") -> list[GuestProcess]:
+        """Of all guests or one, when none of them is being started any more: whoever has ordered that may be gone, and
+        one without a pid would be taken for one that has ended."""
+        while True:
+            found = [each for each in await self.machine.guests() if guest_id in ("", each.guest_id)]
+            if all(each.pid or each.exit_status >= 0 for each in found):
+                return found
+            await asyncio.sleep(LOOK_S)
 
     # -- one incarnation
 
@@ -311,7 +323,7 @@ class Household:
 
         `again`: its next incarnation follows at once, so to the others it is not stopped.
         """
-        processes = [p for p in await self.machine.guests() if p.guest_id == resident.guest.guest_id]
+        processes = await self.processes(resident.guest.guest_id)
         if processes and processes[0].pid:
             ended = await self.machine.kill(resident.guest.guest_id)
             resident.died(ended.exit_status)

@@ -86,6 +86,9 @@ class Seat:
         launch = self.launch
         error: EverramError | None = None
         try:
+            for grant in launch.grants:  # looked up first: a refused process must not count as attached
+                if grant.memory not in self.machine.objects.by_name:
+                    raise NotFound(f"there is no memory object {grant.memory}")
             self.machine.event(
                 self.machine.core.attach, launch.guest_id, launch.epoch, self.pid, in_tree=True, tracked=False
             )

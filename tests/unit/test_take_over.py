@@ -54,11 +54,16 @@ class Computer:
         self.launches: list[GuestLaunch] = []
         self.launched = asyncio.Event()
         self.kept: dict[str, bytes] = {}
+        self.frozen = False
+        self.being_started: list[GuestProcess] = []
+        """What it says of its guests at the next looks."""
 
     async def tracked(self) -> list[MachineEvent]:
         return []
 
     async def guests(self) -> list[GuestProcess]:
+        if self.being_started:
+            return [self.being_started.pop()]
         return [self.processes[guest_id] for guest_id in sorted(self.processes)]
 
     async def events(self) -> AsyncIterator[MachineEvent]:
@@ -69,6 +74,9 @@ class Computer:
         return 1
 
     async def spawn(self, launch: GuestLaunch) -> GuestProcess:
+        if self.frozen:
+            self.frozen = False
+            raise Unavailable("the machine is frozen")
         self.launches.append(launch)
         self.launched.set()
         process = self.processes[launch.guest_id] = GuestProcess(launch.guest_id, launch.epoch, 100)
@@ -247,6 +255,28 @@ async def test_a_copy_waits_for_memory_and_has_the_limits_that_were_set(host: Ho
     assert (await host.hypervisor.take_over(TAKE)).epoch == 11, "no epoch was begun without memory"
     (wish,) = host.prepared
     assert (wish.min_bytes, wish.max_bytes, wish.limits_set, wish.again) == (4096, MIB // 2, True, True)
+
+
+async def test_a_guest_whose_epoch_was_begun_is_begun_though_nobody_asks_again(host: Host) -> None:
+    """The directory has it as this host's own from its registration on, whatever becomes of its process."""
+    await host.keep_copy("c1", 7, 800, b"new")
+    host.computer.frozen = True
+    with pytest.raises(Unavailable, match="the machine is frozen"):
+        await host.hypervisor.take_over(TAKE)
+    async with asyncio.timeout(10):
+        await host.computer.launched.wait()
+    assert (host.computer.launches[0].epoch, host.content()) == (12, b"new")
+
+
+async def test_a_guest_that_is_just_being_started_is_not_taken_for_one_that_has_ended(host: Host) -> None:
+    """The host that had ordered it is gone, and its successor looks before there is a pid."""
+    await host.keep_copy("c1", 7, 800, b"new")
+    taken = await host.hypervisor.take_over(TAKE)
+    await host.node.stop()
+    host.computer.being_started = [GuestProcess(GUEST_ID, taken.epoch, 0, -1)] * 2
+    await host.start()
+    found = await host.hypervisor.inspect(hv.GuestName(guest=GUEST_ID))
+    assert (found.state, found.epoch, found.pid, host.computer.being_started) == (pb.RUNNING, taken.epoch, 100, [])
 
 
 async def test_a_person_who_starts_a_guest_without_room_is_told_so(host: Host) -> None:
