@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 
 from everram.actors.availability.lease_keeper import CLOCK_DRIFT_MAX
@@ -19,6 +20,8 @@ MEMORY_WEIGHTS = {
     "disk-full": 3, "disk-fails": 3, "disk-slow": 3, "swap-rot": 3,
 }  # fmt: skip
 """What disturbs whoever takes memory back, and brings it again."""
+SWAP_WEIGHTS = {"swap-rot": 2}
+"""Beside everything else, where guests have volatile memory."""
 LEASE_WEIGHTS = {"machine-stuck": 3, "cut-off": 3, "partition": 2, "hang": 1}
 """What takes the leases of guests that go on living."""
 HOSTS = (1, 1, 1, 2, 2, 3, 3, 3, 4, 5)
@@ -105,7 +108,7 @@ class ClusterPlan:
 
     @staticmethod
     def draw_everything(stream: Stream, scale: float, hosts_choice: tuple[int, ...] = MANY_HOSTS) -> ClusterPlan:
-        """All kinds of guests, with and without copies, and all faults, on larger clusters."""
+        """All kinds of guests, with and without copies, with little volatile memory, and all faults, on larger clusters."""
         hosts = _names(stream.choice(hosts_choice))
         guests = tuple(
             (_ledger if stream.random() < 0.5 else _guest)(stream, number, hosts)
@@ -113,9 +116,12 @@ class ClusterPlan:
         )
         duration_s = stream.uniform(1.5, 3.0) * scale
         weights = {name: max(weight, FAILOVER_WEIGHTS.get(name, 0)) for name, weight in WEIGHTS.items()}
-        weights |= {name: weight for name, weight in FAILOVER_WEIGHTS.items() if name not in weights}
+        for more in (FAILOVER_WEIGHTS, SWAP_WEIGHTS):
+            weights |= {name: weight for name, weight in more.items() if name not in weights}
         count = round(stream.randrange(4, 12) * scale)
-        return _plan(stream, hosts, guests, duration_s, count, weights, EVERYTHING_FILE_USERS)
+        plan = _plan(stream, hosts, guests, duration_s, count, weights, EVERYTHING_FILE_USERS)
+        together = max(Counter(guest.host for guest in guests).values())
+        return replace(plan, memory=VolatilePlan.draw(stream, len(guests), together))
 
     @staticmethod
     def draw_files(stream: Stream, scale: float) -> ClusterPlan:
@@ -133,7 +139,7 @@ class ClusterPlan:
         faults = round(stream.randrange(1, 8) * scale)
         drawn = _plan(stream, _names(min(plan.hosts, 2)), plan.guests, plan.duration_s, faults, MEMORY_WEIGHTS)
         guests = tuple(replace(guest, host="h1", copies=0) for guest in drawn.guests)
-        return replace(drawn, guests=guests, memory=VolatilePlan.draw(stream, len(guests)), snapshot_pause_s=0)
+        return replace(drawn, guests=guests, memory=VolatilePlan.draw(stream, len(guests), len(guests)), snapshot_pause_s=0)
 
     def with_faults(self, kept: frozenset[int] | None) -> ClusterPlan:
         """With those of these indices only; None: with all."""

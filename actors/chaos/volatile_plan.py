@@ -10,9 +10,9 @@ from everram.runtime.simulation.entropy import Stream
 GUEST_BYTES = 1 << 20
 """Of each guest: the least there may be."""
 SHARES = (0.35, 0.5, 0.7, 1.5)
-"""Of what all guests were promised: what one host has for them. In the last case nothing has to be taken."""
+"""Of what the guests on one host were promised: what it has for them. In the last case nothing has to be taken."""
 SWAP_MARGINS = (1.01, 1.01, 1.5)
-"""Times the least swap space with which all guests fit: with the smallest it is full before memory is enough."""
+"""Times the least swap space with which all guests fit on any host: with the smallest it is full before memory is enough."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,9 +27,10 @@ class VolatilePlan:
     """Part of its memory that a guest uses."""
 
     @staticmethod
-    def draw(stream: Stream, guests: int) -> VolatilePlan:
+    def draw(stream: Stream, guests: int, together: int) -> VolatilePlan:
+        """`together`: how many of them are on one host as long as nothing has happened."""
         promised = guests * GUEST_BYTES
-        limit = _pages(promised * stream.choice(SHARES))
+        limit = _pages(together * GUEST_BYTES * stream.choice(SHARES))
         # A quarter of so small a limit has to stay available, and does not count where guests are admitted.
         short = max(PAGE_BYTES, promised - limit * 3 // 4)
         return VolatilePlan(
