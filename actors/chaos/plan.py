@@ -27,6 +27,8 @@ LEASE_WEIGHTS = {"machine-stuck": 3, "cut-off": 3, "partition": 2, "hang": 1}
 HOSTS = (1, 1, 1, 2, 2, 3, 3, 3, 4, 5)
 """Small clusters more often: they run faster, and most of what can break breaks in them."""
 FAILOVER_HOSTS = (2, 3, 3, 3, 4, 5)
+MEMORY_SHARE = 0.75
+"""Of the clusters in which everything happens: with volatile memory no host goes back to the version before."""
 MANY_HOSTS = (3, 4, 5, 5, 6, 7, 8, 9)
 NVM_SCARCE_BYTES = 1536 << 10
 FILL = "snapshots-fill"
@@ -108,7 +110,7 @@ class ClusterPlan:
 
     @staticmethod
     def draw_everything(stream: Stream, scale: float, hosts_choice: tuple[int, ...] = MANY_HOSTS) -> ClusterPlan:
-        """All kinds of guests, with and without copies, with little volatile memory, and all faults, on larger clusters."""
+        """Guests of every kind, most with volatile memory, and all faults, on larger clusters."""
         hosts = _names(stream.choice(hosts_choice))
         guests = tuple(
             (_ledger if stream.random() < 0.5 else _guest)(stream, number, hosts)
@@ -121,7 +123,8 @@ class ClusterPlan:
         count = round(stream.randrange(4, 12) * scale)
         plan = _plan(stream, hosts, guests, duration_s, count, weights, EVERYTHING_FILE_USERS)
         together = max(Counter(guest.host for guest in guests).values())
-        return replace(plan, memory=VolatilePlan.draw(stream, len(guests), together))
+        memory = VolatilePlan.draw(stream, len(guests), together) if stream.random() < MEMORY_SHARE else None
+        return replace(plan, memory=memory)
 
     @staticmethod
     def draw_files(stream: Stream, scale: float) -> ClusterPlan:
@@ -139,7 +142,8 @@ class ClusterPlan:
         faults = round(stream.randrange(1, 8) * scale)
         drawn = _plan(stream, _names(min(plan.hosts, 2)), plan.guests, plan.duration_s, faults, MEMORY_WEIGHTS)
         guests = tuple(replace(guest, host="h1", copies=0) for guest in drawn.guests)
-        return replace(drawn, guests=guests, memory=VolatilePlan.draw(stream, len(guests), len(guests)), snapshot_pause_s=0)
+        memory = VolatilePlan.draw(stream, len(guests), together=len(guests))
+        return replace(drawn, guests=guests, memory=memory, snapshot_pause_s=0)
 
     def with_faults(self, kept: frozenset[int] | None) -> ClusterPlan:
         """With those of these indices only; None: with all."""

@@ -12,7 +12,8 @@ GUEST_BYTES = 1 << 20
 SHARES = (0.35, 0.5, 0.7, 1.5)
 """Of what the guests on one host were promised: what it has for them. In the last case nothing has to be taken."""
 SWAP_MARGINS = (1.01, 1.01, 1.5)
-"""Times the least swap space with which all guests fit on any host: with the smallest it is full before memory is enough."""
+"""Times the least swap space with which any host has room for all guests: with the smallest it is full before memory is
+enough."""
 
 
 @dataclass(frozen=True, slots=True)

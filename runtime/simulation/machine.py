@@ -264,8 +264,9 @@ class SimulatedMachine:
 
     def kill_successor(self) -> None:
         """Nothing if none is being started."""
-        if self.upgrades.successor is not None:
-            self.loop.kill(self.upgrades.successor.domain)
+        successor = self.upgrades.successor
+        if successor is not None and successor.domain.alive:
+            self.loop.kill(successor.domain)
 
     def retry_host(self) -> None:
         """Start a host that refused, after its user has changed something."""

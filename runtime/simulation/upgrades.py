@@ -70,12 +70,18 @@ class SimulatedUpgrades:
         machine.to_host(successor, lambda: None if successor.taken.done() else successor.taken.set_result(None))
 
     def died(self, host: Host) -> bool:
-        """Whether it was the successor."""
+        """Whether it was the successor. Until the machine is told it may pass the memory to it, and is told then that
+        its host has exited."""
         if host is not self.successor:
             return False
-        self.successor = None
         machine = self._machine
-        status = host.exit_status
-        event = machine.core.upgrade.successor_exited
-        machine.within(machine.draw(machine.delays.signal), lambda: machine.event(event, host.incarnation, status))
+        machine.within(machine.draw(machine.delays.signal), partial(self._exited, host))
         return True
+
+    def _exited(self, host: Host) -> None:
+        machine, status = self._machine, host.exit_status
+        if host is self.successor:
+            self.successor = None
+            machine.event(machine.core.upgrade.successor_exited, host.incarnation, status)
+        else:
+            machine.event(machine.core.host_exited, host.incarnation, status)

@@ -9,11 +9,6 @@ from everram.actors.memory_scheduler.swap_file import NAME
 from everram.runtime.memory.contract import PAGE_BYTES
 
 
-async def _upgrade(scene: Scene, fault: Fault) -> None:
-    """Its software is replaced under its guests; if that cannot begin now, it is not."""
-    scene.cluster.machines[fault.host].upgrade(pause=bool(fault.count % 2))
-
-
 async def _swap_rot(scene: Scene, fault: Fault) -> None:
     """One bit of each page in the swap file is another for a while: no guest may ever see that."""
     media = scene.world.media(fault.host)
@@ -35,6 +30,5 @@ async def _swap_rot(scene: Scene, fault: Fault) -> None:
 
 
 KINDS = {
-    "upgrade": Kind(_upgrade, weight=0),
     "swap-rot": Kind(_swap_rot, weight=0),
 }

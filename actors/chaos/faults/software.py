@@ -7,6 +7,8 @@ import asyncio
 from everram.actors.chaos.fault import Fault, Kind, Scene
 from everram.runtime.contracts.vmemfs_contract import VMemFSRef
 from everram.runtime.contracts.vmemfs_pb2 import RollbackRequest
+from everram.runtime.errors import FailedPrecondition
+from everram.runtime.node import Node
 
 LOOK_S = 0.01
 
@@ -29,9 +31,21 @@ async def _upgrade_killed(scene: Scene, fault: Fault) -> None:
 
 
 async def _downgrade(scene: Scene, fault: Fault) -> None:
-    """The memory is written for the version before, and then its software takes it over."""
-    await scene.insist(fault.host, lambda node: node.ref(VMemFSRef).rollback(RollbackRequest()))
-    await _replace(scene, fault)
+    """The memory is written for the version before, and then its software takes it over; not where guests have volatile
+    memory, of which that version may know nothing."""
+    refusals: list[FailedPrecondition] = []
+
+    async def roll_back(node: Node) -> None:
+        try:
+            await node.ref(VMemFSRef).rollback(RollbackRequest())
+        except FailedPrecondition as refused:
+            refusals.append(refused)
+
+    await scene.insist(fault.host, roll_back)
+    if refusals:
+        scene.world.note("user", f"{fault.host} keeps its software: {refusals[0].message}")
+    else:
+        await _replace(scene, fault)
 
 
 async def _replace(scene: Scene, fault: Fault) -> None:
