@@ -27,15 +27,17 @@ OBJECT_BYTES = 16384
 STORAGE_S = 0.004
 """Of one access to storage, a disk with moving parts or a busy one in the network: what getting an object of a cache
 again costs, and what reading the swap file costs."""
+FILL = 0.97
+"""Of its memory, that a guest uses."""
 THINK_S = 0.0002
 """After each operation: what a guest does besides."""
 WORKLOADS = {
-    "cache-heavy": "a cache in 90 % of its memory; 99 % of gets to a fifth of the keys; a miss is an access to storage",
-    "anonymous-heavy": "blocks in 90 % of its memory; 99.8 % of accesses to half of them; a tenth of them store",
+    "cache-heavy": "a cache in 97 % of its memory; 99 % of gets to a fifth of the keys; a miss is an access to storage",
+    "anonymous-heavy": "blocks in 97 % of its memory; 99.8 % of accesses to half of them; a tenth of them store",
     "mixed": "half as anonymous-heavy, half as cache-heavy",
     "mostly free": "an eighth of its memory all the time; now and then 60 % more is filled, verified and freed again",
-    "idle": "used 90 % of its memory once, and does nothing any more",
-    "freed": "used 90 % of its memory once, and freed it",
+    "idle": "used 97 % of its memory once, and does nothing any more",
+    "freed": "used 97 % of its memory once, and freed it",
 }
 """In objects of 16 KiB."""
 
@@ -125,7 +127,7 @@ class Bursts:
 
 
 def work(memory: Volatile, workload: str, truth: Truth) -> list[Callable[[], None]]:
-    dice, objects = random.Random(workload), int(memory.size_bytes * 0.9) // OBJECT_BYTES
+    dice, objects = random.Random(workload), int(memory.size_bytes * FILL) // OBJECT_BYTES
     if workload == "cache-heavy":
         return [Cached(memory, objects, dice, truth)]
     if workload == "anonymous-heavy":

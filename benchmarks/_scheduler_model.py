@@ -12,7 +12,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from everram.actors.memory_scheduler.estimates import Usage, estimate
-from everram.actors.memory_scheduler.pressure import Pressure, distress, next_pressure, shortage
+from everram.actors.memory_scheduler.pressure import Pressure, distress, next_pressure, shortage, shortage_in_use
 from everram.actors.memory_scheduler.sampling import SAMPLE_PAGES
 from everram.actors.memory_scheduler.targets import Demand, Technique, choose, divide, squeeze
 from everram.runtime.formats.page_classes import RESIDENT, PageClass
@@ -93,8 +93,9 @@ def run_host(way: str, seed: int) -> float:
         available = LIMIT_BYTES - sum(guest.resident for guest in guests) * PAGE_BYTES
         pressure = next_pressure(pressure, available, LIMIT_BYTES)
         short = shortage(pressure, available, LIMIT_BYTES) // PAGE_BYTES
+        in_use = shortage_in_use(pressure, available, LIMIT_BYTES) // PAGE_BYTES
         if interval and short:
-            reclaim(way, guests, pressure, short, chance)
+            reclaim(way, guests, pressure, (short, in_use), chance)
         over = sum(guest.resident for guest in guests) - LIMIT_BYTES // PAGE_BYTES
         for guest in guests:
             if over > 0 and guest is max(guests, key=lambda each: each.resident):
@@ -103,21 +104,22 @@ def run_host(way: str, seed: int) -> float:
     return sum(guest.work for guest in guests)
 
 
-def reclaim(way: str, guests: list[Modelled], pressure: Pressure, short: int, dice: random.Random) -> None:
+def reclaim(way: str, guests: list[Modelled], pressure: Pressure, short: tuple[int, int], dice: random.Random) -> None:
+    """`short`: of all, and of what is in use."""
     counted = way in ("everram", "balloon_only")
     demands = [
         Demand(str(number), guest.resident, guest.usage, free=guest.there(PageClass.FREE) if counted else None)
         for number, guest in enumerate(guests)
     ]
     if way in ("swap_only_random", "swap_only_lru"):
-        takes = squeeze([Demand(d.guest_id, d.resident, Usage()) for d in demands], short)
+        takes = squeeze([Demand(d.guest_id, d.resident, Usage()) for d in demands], short[1])
         techniques = dict.fromkeys(takes, Technique.SWAP)
     else:
         technique = Technique.BALLOON if way == "balloon_only" else choose(
-            pressure, answers=True, balloon_stalls=False, swap_works=True
+            pressure, answers=True, balloon_stalls=False, swap_works=True, cache_is_warm=False
         )[0]  # fmt: skip
         techniques = dict.fromkeys((d.guest_id for d in demands), technique)
-        takes = divide(demands, techniques, short, pressure)
+        takes = divide(demands, techniques, short[0], pressure, short[1])
         available = LIMIT_BYTES - sum(guest.resident for guest in guests) * PAGE_BYTES
         needed = distress(available, LIMIT_BYTES) // PAGE_BYTES
         if pressure is Pressure.LOW and way != "balloon_only" and sum(takes.values()) < needed:

@@ -132,6 +132,7 @@ class MemoryScheduler(MemorySchedulerActor):
         guest.max_pages = int(said.get("max_bytes", 0)) // PAGE_BYTES
         guest.swapped = sum(1 for _ in swap.swapped())
         guest.balloon.asked = min(guest.classes.target, guest.pages)
+        self._reclaimer.begin(guest)
         self._some.set()
         return guest
 

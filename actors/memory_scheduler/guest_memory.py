@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from everram.actors.memory_scheduler.estimates import Usage
 from everram.actors.memory_scheduler.history import History
 from everram.actors.memory_scheduler.targets import Demand, Technique
+from everram.actors.memory_scheduler.warmth import ACTIVE_TICKS, Warmth
 from everram.runtime.environment import MemoryObject
 from everram.runtime.formats.page_classes import OPEN, QUESTION_OFFSET, Kind, PageClass, PageClasses, age, classify
 from everram.runtime.formats.swap_table import SwapTable
@@ -18,8 +19,6 @@ from everram.runtime.memory import futex
 from everram.runtime.memory.contract import PAGE_BYTES, Mapping
 from everram.runtime.memory.paging import PagedMemory
 
-ACTIVE_TICKS = 4
-"""A page that was used within so many ticks is active."""
 PATIENCE_NS = 1_500_000_000
 """A guest that has not answered for so long does not answer: longer than its library sleeps, and than a busy
 interpreter makes it wait."""
@@ -29,7 +28,9 @@ STALL_REST_NS = 5_000_000_000
 """Then it is not counted on for so long."""
 
 _WORD = (1 << 64) - 1
+_CACHE = bytes(kind == Kind.BUFFER for kind in range(256))
 _SWAPPABLE = bytes(kind in (Kind.ANONYMOUS, Kind.BUFFER, Kind.DIRTY) for kind in range(256))
+_BUT_CACHE = bytes(kind in (Kind.ANONYMOUS, Kind.DIRTY) for kind in range(256))
 _UNSEEN = bytes(kind & OPEN != 0 and kind & ~OPEN not in (Kind.FREE, Kind.BALLOONED) for kind in range(256))
 _UNUSED = bytes(kind in (Kind.FREE, Kind.BALLOONED) for kind in range(256))
 
@@ -100,6 +101,8 @@ class GuestMemory:
     window_end: int = -1
     swapped: int = 0
     usage: Usage = field(default_factory=Usage)
+    warmth: Warmth = field(default_factory=Warmth)
+    cache_is_warm: bool = False
     history: History = field(default_factory=History)
     counters: Counters = field(default_factory=Counters)
     balloon: Balloon = field(default_factory=Balloon)
@@ -161,7 +164,16 @@ class GuestMemory:
     def demand(self, now_ns: int, *, counted: bool) -> Demand:
         """`counted`: with the pages that are free inside it, which takes a look at all of them."""
         most, free = self.max_pages or self.pages, self.count_unused() if counted else None
-        return Demand(self.guest_id, self.resident, self.usage, self.min_pages, most, 0.0, self.answers(now_ns), free)
+        return Demand(
+            self.guest_id,
+            self.resident,
+            self.usage,
+            self.min_pages,
+            most,
+            answers=self.answers(now_ns),
+            free=free,
+            cache_is_warm=self.cache_is_warm,
+        )
 
     # -- pages
 
@@ -191,6 +203,13 @@ class GuestMemory:
             if unseen:
                 self.paged.forget_touches(unseen)
 
+    def look_at_warmth(self, *, pause: bool) -> None:
+        """Before the tick moves on."""
+        if pause:
+            self.warmth.pause()
+        elif self.classes.is_kept:
+            self.warmth.look(self.classes)
+
     def unused(self) -> list[int]:
         """Present pages that the guest itself says are free. Only of a guest that keeps its table."""
         return self._present_among(self.classes.kinds().translate(_UNUSED)) if self.classes.is_kept else []
@@ -208,19 +227,28 @@ class GuestMemory:
         kinds = self.classes.kinds()
         return [page for page, _ in self.swap.swapped() if _UNUSED[kinds[page]] and page not in self.loading]
 
-    def coldest(self, count: int, *, however_warm: bool = False) -> list[int]:
+    def coldest(self, count: int, *, however_warm: bool = False, but_cache: bool = False) -> list[int]:
         """Present pages that the guest has not used for longest, as it says, ascending by page."""
         tick, touches = self.classes.tick, self.classes.touches()
-        ages = bytes(age(touched, tick) for touched in range(256))
-        old = touches.translate(bytes(however_warm or each > ACTIVE_TICKS for each in ages))
-        kinds = self.classes.kinds().translate(_SWAPPABLE)
-        both = int.from_bytes(old, "little") & int.from_bytes(kinds, "little")
-        found = self._present_among(both.to_bytes(self.pages, "little"))
+        found = self._present_among(self._idle(_BUT_CACHE if but_cache else _SWAPPABLE, however_warm=however_warm))
         if len(found) > count:
+            ages = bytes(age(touched, tick) for touched in range(256))
             found.sort(key=lambda page: -ages[touches[page]])
             del found[count:]
             found.sort()
         return found
+
+    def count_idle_cache(self) -> int:
+        return self._present_marks(self._idle(_CACHE)).bit_count()
+
+    def _idle(self, kinds: bytes, *, however_warm: bool = False) -> bytes:
+        """Marks of pages of some kinds (a table that tells them) that were not used lately."""
+        tick = self.classes.tick
+        old = self.classes.touches().translate(
+            bytes(however_warm or age(touched, tick) > ACTIVE_TICKS for touched in range(256))
+        )
+        both = _number(old) & _number(self.classes.kinds().translate(kinds))
+        return both.to_bytes(self.pages, "little")
 
     def unseen(self) -> list[int]:
         """Present pages whose use the guest does not see, or says nothing of."""
@@ -250,7 +278,7 @@ class GuestMemory:
         """As one number, since that is by far the fastest way to join two tables of bytes."""
         if 1 not in marks:
             return 0
-        return int.from_bytes(marks, "little") & int.from_bytes(self.memory.present_pages(), "little")
+        return _number(marks) & _number(self.memory.present_pages())
 
     def is_active(self, page: int) -> bool:
         """As the guest says."""
@@ -263,6 +291,10 @@ class GuestMemory:
         self.pending.clear()
         self.classes.close()
         self.swap.close()
+
+
+def _number(marks: bytes) -> int:
+    return int.from_bytes(marks, "little")
 
 
 def runs(pages: Iterable[int] | Sequence[int]) -> list[tuple[int, int]]:

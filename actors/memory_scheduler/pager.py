@@ -27,8 +27,8 @@ log = logging.getLogger(__name__)
 
 BATCH_PAGES = 256
 """Saved together; a thread that stores to one of them meanwhile only undoes that page."""
-WINDOW_PAGES = 16
-"""Read together at most: 64 KiB costs little more than one page."""
+WINDOW_LEAST_PAGES, WINDOW_PAGES = 4, 16
+"""Read together at least and at most: 64 KiB costs little more than one page, but what is not used takes memory."""
 FAULTS_REMEMBERED = 1024
 RETRY_S = 0.5
 """Between attempts to read a page that the storage did not give."""
@@ -106,7 +106,7 @@ class GuestPager:
     def _window(self, guest: GuestMemory, page: int) -> list[int]:
         """Pages to read with this one: more while a guest goes through its memory in order, fewer while it jumps."""
         follows = guest.window_end <= page < guest.window_end + WINDOW_PAGES
-        guest.window = min(WINDOW_PAGES, guest.window * 2) if follows else max(2, guest.window // 2)
+        guest.window = min(WINDOW_PAGES, guest.window * 2) if follows else max(WINDOW_LEAST_PAGES, guest.window // 2)
         first = page if follows else page - page % guest.window
         window = [
             each

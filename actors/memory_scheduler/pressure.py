@@ -2,7 +2,8 @@
 
     HIGH    enough is available               nothing is taken
     CLEAR   less than the minimum             only what is free inside guests
-    SOFT    less than 64 % of it              by balloon: guests choose what they can spare
+    SOFT    less than 64 % of it              by balloon: guests choose what they can spare; by swapping, where
+                                              their cache comes back more often than idle anonymous memory
     HARD    less than 32 %                    by balloon, and by swapping what a balloon does not give in time
     LOW     less than 16 %                    as HARD, and guests that grow are paused until SOFT is reached
 
@@ -19,8 +20,10 @@ MIN_FREE_BYTES = 16 << 20
 """At least: guests take memory while the next look is awaited. Never more than a quarter of the limit."""
 MARGIN = 1.25
 ENOUGH = 1.5
-"""Times the minimum: so much is made available once something is taken at all, so that the next page does not start it
-over."""
+"""Times the minimum: so much is made available of what is free inside guests once something is taken at all, so that
+the next page does not start it over."""
+RELIEF = 0.9
+"""Times the minimum: so much of what holds something; it ends SOFT, with some to spare."""
 
 
 class Pressure(enum.IntEnum):
@@ -57,7 +60,18 @@ def distress(available_bytes: int, limit_bytes: int) -> int:
 
 
 def shortage(now: Pressure, available_bytes: int, limit_bytes: int) -> int:
-    """How many bytes should be taken back in this state."""
+    """How many bytes of what is free inside guests should be taken back in this state."""
     if now is Pressure.HIGH:
         return 0
     return max(0, int(min_free(limit_bytes) * ENOUGH) - available_bytes)
+
+
+def shortage_in_use(now: Pressure, available_bytes: int, limit_bytes: int) -> int:
+    """How many of them at most, of what holds something: as many as bring a host out of SOFT.
+
+    What a guest may come back to does more in the guest than as more of a reserve, and what is taken in small steps is
+    the coldest there is at each.
+    """
+    if now < Pressure.SOFT:
+        return 0
+    return max(0, int(min_free(limit_bytes) * RELIEF) - available_bytes)

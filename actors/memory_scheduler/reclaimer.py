@@ -18,9 +18,18 @@ from everram.actors.memory_scheduler.estimates import estimate
 from everram.actors.memory_scheduler.guest_memory import GuestMemory
 from everram.actors.memory_scheduler.history import Decision
 from everram.actors.memory_scheduler.pager import BATCH_PAGES, GuestPager
-from everram.actors.memory_scheduler.pressure import ENOUGH, Pressure, distress, min_free, next_pressure, shortage
+from everram.actors.memory_scheduler.pressure import (
+    ENOUGH,
+    Pressure,
+    distress,
+    min_free,
+    next_pressure,
+    shortage,
+    shortage_in_use,
+)
 from everram.actors.memory_scheduler.sampling import SAMPLE_PAGES, Draw, draw
 from everram.actors.memory_scheduler.targets import Demand, Technique, choose, divide, squeeze
+from everram.actors.memory_scheduler.warmth import is_warm, together
 from everram.runtime.environment import Clock
 from everram.runtime.errors import EverramError
 from everram.runtime.memory.contract import PAGE_BYTES
@@ -53,7 +62,7 @@ class Policy(Protocol):
     """How the technique for a guest is chosen: `targets.choose`, or a baseline's in a benchmark."""
 
     def __call__(
-        self, pressure: Pressure, *, answers: bool, balloon_stalls: bool, swap_works: bool
+        self, pressure: Pressure, *, answers: bool, balloon_stalls: bool, swap_works: bool, cache_is_warm: bool
     ) -> tuple[Technique, str]: ...
 
 
@@ -114,6 +123,10 @@ class Reclaimer:
                 guest.spared_until_ns = now_ns + SPARE_NS
             guest.set_target(guest.balloon.held, now_ns)
 
+    def begin(self, guest: GuestMemory) -> None:
+        """It has just come, or this host has: what it uses from now on is of this tick."""
+        guest.classes.set_tick(self._clock.now_ns() // TICK_NS)
+
     def to_pause(self) -> set[str]:
         """Guests that grow while nothing is left; those that are paused for that stay so until there is room."""
         low = self.pressure is Pressure.LOW and self.available_bytes <= 0
@@ -136,7 +149,10 @@ class Reclaimer:
     # -- what guests do with their memory
 
     def _sample(self, tick: int, now_ns: int) -> None:
+        # A look at all pages is worth it only while something is taken, or was and is not given back yet.
+        short = self.pressure > Pressure.HIGH or any(g.balloon.asked or g.swapped for g in self._guests.values())
         for guest in self._guests.values():
+            guest.look_at_warmth(pause=not short)
             guest.classes.set_tick(tick)
             guest.ask(now_ns)
             if guest.swapped:
@@ -151,13 +167,18 @@ class Reclaimer:
 
     def _decide(self, available: int, now_ns: int) -> dict[str, int]:
         """Pages to take from each guest."""
+        anonymous = together(guest.warmth.anonymous for guest in self._guests.values())
+        for guest in self._guests.values():
+            guest.cache_is_warm = is_warm(guest.warmth.cache, anonymous)
+        any_warm = any(guest.cache_is_warm for guest in self._guests.values())
         demands = [guest.demand(now_ns, counted=self.pressure > Pressure.HIGH) for guest in self._guests.values()]
         for demand in demands:
             guest = self._guests[demand.guest_id]
-            guest.technique, guest.reason = self._choose(guest, demand, now_ns)
+            guest.technique, guest.reason = self._choose(guest, demand, now_ns, any_warm)
         techniques = {guest_id: guest.technique for guest_id, guest in self._guests.items()}
         short = shortage(self.pressure, available, self.limit_bytes) / PAGE_BYTES
-        takes = divide(demands, techniques, short, self.pressure)
+        in_use = shortage_in_use(self.pressure, available, self.limit_bytes) / PAGE_BYTES
+        takes = divide(demands, techniques, short, self.pressure, in_use)
         needed = distress(available, self.limit_bytes) / PAGE_BYTES
         if self._squeezes and needed > sum(takes.values()) and self._pager.file is not None:
             self._squeeze(demands, takes, needed)
@@ -167,7 +188,7 @@ class Reclaimer:
             self._note(self._guests[demand.guest_id], takes[demand.guest_id], available, now_ns)
         return takes
 
-    def _choose(self, guest: GuestMemory, demand: Demand, now_ns: int) -> tuple[Technique, str]:
+    def _choose(self, guest: GuestMemory, demand: Demand, now_ns: int, any_warm: bool) -> tuple[Technique, str]:
         swap_works = self._pager.file is not None and guest.paged is not None and not guest.broken
         beyond = self.pressure is Pressure.HIGH and demand.resident > demand.max_pages
         technique, reason = self._policy(
@@ -175,6 +196,7 @@ class Reclaimer:
             answers=demand.answers,
             balloon_stalls=guest.balloon.stalls(now_ns),
             swap_works=swap_works,
+            cache_is_warm=any_warm,
         )
         if beyond:
             return technique, f"it has more than its max; {reason}"
@@ -231,17 +253,35 @@ class Reclaimer:
                     self.trouble = error.message
 
     async def _swap(self, guest: GuestMemory, pages: int) -> None:
-        """What is free inside the guest, then what it says is coldest, then what is seen to be."""
+        """What is free inside the guest, then what it says is coldest, then what is seen to be.
+
+        Clean cache of a guest that answers is never written to the swap file: it is asked to drop it.
+        """
+        now_ns = self._clock.now_ns()
+        answers = guest.answers(now_ns)
+        drops = answers and not guest.balloon.stalls(now_ns) and not guest.starved
         left = min(pages, PAGES_PER_LOOK)
-        free = guest.unused()[:left]
-        left -= self._pager.discard(guest, free) if free else 0
-        answers = guest.answers(self._clock.now_ns())
+        # What it gives by itself costs it nothing when it takes that back; what is thrown away here is there at once.
+        asked = min(left, guest.count_unused()) if drops and self.pressure < Pressure.HARD else 0
+        left -= asked or self._discard_free(guest, left)
+        if drops and not guest.cache_is_warm:
+            left -= (idle := min(left, guest.count_idle_cache()))
+            asked += idle
+        if asked:
+            guest.set_target(min(guest.pages, guest.balloon.held + asked), now_ns)
         if left > 0 and answers:
-            left -= await self._swap_all(guest, guest.coldest(left))
+            left -= await self._swap_all(guest, guest.coldest(left, but_cache=drops))
         if left > 0 and not guest.closed:
             left -= await self._swap_suspects(guest, left, answers)
-        if left > 0 and self._squeezes and answers and not guest.closed:
+        if left > 0 and not guest.closed and drops and guest.cache_is_warm:
+            left -= (idle := min(left, guest.count_idle_cache()))
+            guest.set_target(min(guest.pages, guest.balloon.held + asked + idle), now_ns)
+        if left > 0 and not guest.closed and answers and self._squeezes:
             await self._swap_all(guest, guest.coldest(left, however_warm=True))
+
+    def _discard_free(self, guest: GuestMemory, pages: int) -> int:
+        free = guest.unused()[:pages]
+        return self._pager.discard(guest, free) if free else 0
 
     async def _swap_suspects(self, guest: GuestMemory, left: int, answers: bool) -> int:
         """Of pages whose use only the host sees: those that were not used since it began to watch them."""

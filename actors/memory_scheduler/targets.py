@@ -7,8 +7,9 @@ below a floor: the minimum of a guest, and its working set while there is any ot
 
     wanted = divide(demands, shortage_pages, Technique.BALLOON)
 
-Guests give in three rounds, cheapest first: what is free in any guest before cache of any other, and that before
-anonymous memory. Within a round each gives in proportion to what it has.
+Guests give in rounds, cheapest first: what is free in any guest before cache of any other, and that before anonymous
+memory; last of all idle cache that was seen to come back to use much more often than that (`warmth.py`). Within a round
+each gives in proportion to what it has.
 """
 
 from __future__ import annotations
@@ -55,9 +56,13 @@ class Demand:
     """Whether it says what its pages are, and lately enough."""
     free: int | None = None
     """Pages that are free inside it, if they were counted: nothing of any guest is taken on a guess before them."""
+    cache_is_warm: bool = False
+    """Its idle cache is wanted back more often than idle anonymous memory of the host's guests is."""
 
 
-def choose(pressure: Pressure, *, answers: bool, balloon_stalls: bool, swap_works: bool) -> tuple[Technique, str]:
+def choose(
+    pressure: Pressure, *, answers: bool, balloon_stalls: bool, swap_works: bool, cache_is_warm: bool
+) -> tuple[Technique, str]:
     """The technique for one guest, and why, in words that end a sentence."""
     if pressure is Pressure.HIGH:
         return Technique.NONE, "enough memory is available"
@@ -73,14 +78,20 @@ def choose(pressure: Pressure, *, answers: bool, balloon_stalls: bool, swap_work
         return swap, f"its balloon does not give what it was asked for{lost}"
     if pressure >= Pressure.HARD and swap_works:
         return Technique.SWAP, "available memory is below the threshold for ballooning alone"
+    if cache_is_warm and swap_works:
+        return Technique.SWAP, "what is left to balloons is cache that is used more often than idle anonymous memory"
     return Technique.BALLOON, "available memory is above the threshold for swapping"
 
 
-def reclaimable(demand: Demand, technique: Technique, pressure: Pressure) -> tuple[float, float, float]:
-    """Pages that may be taken in each round: free, clean cache, anonymous. Their sum is the guest's greatest target."""
+Rounds = tuple[float, float, float, float]
+"""Pages that may be taken in each: free, clean cache, anonymous, warm cache."""
+
+
+def reclaimable(demand: Demand, technique: Technique, pressure: Pressure) -> Rounds:
+    """Of one guest. Their sum is its greatest target."""
     usage = demand.usage
     if technique is Technique.NONE:
-        return 0.0, 0.0, 0.0
+        return 0.0, 0.0, 0.0, 0.0
     if technique is Technique.BALLOON:
         free = usage.pages(PageClass.FREE) if demand.free is None else demand.free
         buffer = usage.pages(PageClass.INACTIVE_BUFFER)
@@ -93,29 +104,38 @@ def reclaimable(demand: Demand, technique: Technique, pressure: Pressure) -> tup
         free = usage.low(PageClass.FREE) if demand.free is None else demand.free
         buffer = share * usage.low(PageClass.INACTIVE_BUFFER)
         anonymous = share * usage.low(PageClass.INACTIVE_ANONYMOUS)
-    return _bounded(demand, (free, buffer, anonymous))
+    return _bounded(demand, (free, 0.0, anonymous, buffer) if demand.cache_is_warm else (free, buffer, anonymous, 0.0))
 
 
-def _bounded(demand: Demand, rounds: tuple[float, float, float]) -> tuple[float, float, float]:
+def _bounded(demand: Demand, rounds: Rounds) -> Rounds:
     """Minus sharable pages, from the dearest on; not below the floor."""
-    free, buffer, anonymous = rounds
-    spared = min(demand.sharable, anonymous)
-    anonymous -= spared
-    buffer -= min(demand.sharable - spared, buffer)
-    left = max(0.0, demand.resident - demand.min_pages)
-    free = min(free, left)
-    buffer = min(buffer, left - free)
-    return free, buffer, min(anonymous, left - free - buffer)
+    sharable, left = demand.sharable, max(0.0, demand.resident - demand.min_pages)
+    bounded = list(rounds)
+    for number in (3, 2, 1):
+        spared = min(sharable, bounded[number])
+        bounded[number] -= spared
+        sharable -= spared
+    for number, pages in enumerate(bounded):
+        bounded[number] = min(pages, left)
+        left -= bounded[number]
+    free, buffer, anonymous, warm = bounded
+    return free, buffer, anonymous, warm
 
 
 def divide(
-    demands: Sequence[Demand], techniques: Mapping[str, Technique], shortage: float, pressure: Pressure
+    demands: Sequence[Demand],
+    techniques: Mapping[str, Technique],
+    shortage: float,
+    pressure: Pressure,
+    in_use: float | None = None,
 ) -> dict[str, int]:
-    """Pages to take from each guest, together at most `shortage` but for what a guest has beyond its maximum."""
+    """Pages to take from each guest, together at most `shortage` but for what a guest has beyond its maximum; beyond
+    `in_use` only what is free inside guests."""
     offers = {d.guest_id: reclaimable(d, techniques[d.guest_id], pressure) for d in demands}
     taken = {d.guest_id: float(max(0, d.resident - d.max_pages)) for d in demands}
-    left = max(0.0, shortage - sum(taken.values()))
-    for number in range(3):
+    for number in range(4):
+        wanted = shortage if number == 0 or in_use is None else min(shortage, in_use)
+        left = wanted - sum(taken.values())
         # What was taken for the maximum came out of the first rounds.
         open_offers = {
             guest_id: max(0.0, min(rounds[number], sum(rounds[: number + 1]) - taken[guest_id]))
@@ -127,7 +147,6 @@ def divide(
         part = min(1.0, left / offered)
         for guest_id, pages in open_offers.items():
             taken[guest_id] += pages * part
-        left -= min(left, offered)
     return {guest_id: int(pages) for guest_id, pages in taken.items()}
 
 

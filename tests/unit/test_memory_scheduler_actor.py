@@ -13,6 +13,7 @@ from everram.actors.memory_scheduler import actor as module
 from everram.actors.memory_scheduler import pager as pager_module
 from everram.actors.memory_scheduler.actor import MemoryScheduler
 from everram.actors.memory_scheduler.estimates import Estimate
+from everram.actors.memory_scheduler.reclaimer import TICK_NS
 from everram.actors.memory_scheduler.swap_file import NAME
 from everram.actors.vmemfs.actor import VMemFS
 from everram.runtime.contracts import common_pb2 as pb
@@ -38,7 +39,7 @@ PAGE, CONTENT = 3, b"what the guest stored".ljust(PAGE_BYTES, b".")
 
 class Clock:
     def now_ns(self) -> int:
-        return 1
+        return 7_000_000_000
 
     def wall_ns(self) -> int:
         return 2
@@ -179,6 +180,12 @@ async def swapped(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Machin
     machine.scheduler._pager.attached("g", cast(Any, machine.paged))
     assert await machine.scheduler._pager.swap_out(machine.scheduler._guests["g"], [PAGE]) == 1
     yield machine, node
+
+
+async def test_a_new_guest_dates_its_accesses_from_the_start(swapped: tuple[Machine, Node]) -> None:
+    machine, node = swapped
+    assert machine.scheduler._guests["g"].classes.tick == node.environment.clock.now_ns() // TICK_NS == 7
+    await node.stop()
 
 
 async def test_a_swap_file_that_a_new_host_cannot_open_is_opened_later(swapped: tuple[Machine, Node]) -> None:

@@ -14,9 +14,17 @@ from benchmarks._scheduler_model import compare
 from everram.actors.memory_scheduler.admission import Room, Wish, admit, check_limits
 from everram.actors.memory_scheduler.estimates import Estimate, Usage, Z, estimate
 from everram.actors.memory_scheduler.history import KEPT, Decision, History
-from everram.actors.memory_scheduler.pressure import BOUNDS, Pressure, min_free, next_pressure, shortage
+from everram.actors.memory_scheduler.pressure import (
+    BOUNDS,
+    Pressure,
+    min_free,
+    next_pressure,
+    shortage,
+    shortage_in_use,
+)
 from everram.actors.memory_scheduler.sampling import draw
 from everram.actors.memory_scheduler.targets import Demand, Technique, choose, divide, reclaimable, squeeze
+from everram.actors.memory_scheduler.warmth import ACTIVE_TICKS, Reuse, Warmth, is_warm, together
 from everram.runtime.errors import InvalidArgument, ResourceExhausted
 from everram.runtime.formats.page_classes import OPEN, Kind, PageClass, PageClasses, age, classify
 from everram.runtime.memory.heap import HeapMapping
@@ -185,18 +193,20 @@ def test_free_memory_of_one_guest_is_taken_before_anything_of_another() -> None:
 
 def test_targets_differ_by_technique_and_shrink_with_doubt() -> None:
     certain = demand("g", 1000, usage(free=100, inactive_buffer=200, inactive_anonymous=400, active_anonymous=300))
-    assert reclaimable(certain, Technique.BALLOON, Pressure.SOFT) == (100, 200, 200)
-    assert reclaimable(certain, Technique.SWAP, Pressure.HARD) == (100, 200, 400)
-    assert reclaimable(certain, Technique.BALLOON, Pressure.CLEAR) == (100, 0, 0)
-    assert reclaimable(certain, Technique.NONE, Pressure.LOW) == (0, 0, 0)
+    assert reclaimable(certain, Technique.BALLOON, Pressure.SOFT) == (100, 200, 200, 0)
+    assert reclaimable(certain, Technique.SWAP, Pressure.HARD) == (100, 200, 400, 0)
+    assert reclaimable(certain, Technique.BALLOON, Pressure.CLEAR) == (100, 0, 0, 0)
+    assert reclaimable(certain, Technique.NONE, Pressure.LOW) == (0, 0, 0, 0)
     doubtful = Usage()
     doubtful.update(estimate({PageClass.INACTIVE_ANONYMOUS: 40, PageClass.ACTIVE_ANONYMOUS: 60}, 1000))
-    _, _, anonymous = reclaimable(demand("g", 1000, doubtful), Technique.SWAP, Pressure.HARD)
+    anonymous = reclaimable(demand("g", 1000, doubtful), Technique.SWAP, Pressure.HARD)[2]
     assert anonymous < 400 * 0.85
     blind = demand("g", 1000, doubtful, answers=False)
     assert sum(reclaimable(blind, Technique.SWAP, Pressure.HARD)) <= anonymous / 2 + 1
+    warm = demand("g", 1000, certain.usage, cache_is_warm=True)
+    assert reclaimable(warm, Technique.BALLOON, Pressure.SOFT) == (100, 0, 200, 200)
     sharing = demand("g", 1000, certain.usage, sharable=450.0)
-    assert reclaimable(sharing, Technique.SWAP, Pressure.HARD) == (100, 150, 0)
+    assert reclaimable(sharing, Technique.SWAP, Pressure.HARD) == (100, 150, 0, 0)
 
 
 @given(
@@ -222,6 +232,91 @@ def test_no_target_goes_below_a_floor_nor_all_together_beyond_what_is_short(
         assert taken[each.guest_id] >= 0
 
 
+def test_only_what_is_free_is_taken_beyond_what_is_needed() -> None:
+    guest = demand("g", 9000, usage(free=1000, inactive_buffer=3000, inactive_anonymous=3000, active_anonymous=2000))
+    balloon = {"g": Technique.BALLOON}
+    assert divide([guest], balloon, 5000, Pressure.SOFT, 400) == {"g": 1000}
+    assert divide([guest], balloon, 5000, Pressure.SOFT, 1400) == {"g": 1400}
+    assert divide([guest], balloon, 5000, Pressure.SOFT) == {"g": 5000}
+    assert divide([guest], balloon, 300, Pressure.SOFT, 400) == {"g": 300}
+
+
+@given(st.integers(GIB // 64, GIB), st.floats(-0.2, 1))
+def test_what_is_taken_of_what_is_in_use_brings_a_host_out_of_soft_and_no_further(limit: int, share: float) -> None:
+    available = int(share * min_free(limit) * 2)
+    state = next_pressure(Pressure.HIGH, available, limit)
+    taken = shortage_in_use(state, available, limit)
+    assert taken <= shortage(state, available, limit)
+    if state >= Pressure.SOFT:
+        assert next_pressure(state, available + taken, limit) is Pressure.CLEAR
+    else:
+        assert not taken
+
+
+# -- cache beside anonymous memory
+
+
+class Table:
+    """What a guest says, of a thousand pages of cache and as many others."""
+
+    def __init__(self) -> None:
+        self.warmth, self.tick = Warmth(), 250
+        self.classes = PageClasses.format(HeapMapping(PageClasses.total_bytes(2000)), 2000)
+        self.classes.set_tick(self.tick)
+        self.classes.set_kind(0, 1000, Kind.BUFFER)
+        self.classes.set_kind(1000, 1000, Kind.ANONYMOUS)
+        self.classes.touch(0, 2000)
+
+    def go_on(self, ticks: int, cache: int = 0, anonymous: int = 0) -> None:
+        """Each tick some pages are used, the next ones each time."""
+        for _ in range(ticks):
+            self.classes.touch(self.tick % 20 * 50, cache)
+            self.classes.touch(1000 + self.tick % 20 * 50, anonymous)
+            self.warmth.look(self.classes)
+            self.tick += 1
+            self.classes.set_tick(self.tick)
+
+    @property
+    def is_warm(self) -> bool:
+        return is_warm(self.warmth.cache, self.warmth.anonymous)
+
+
+def test_cache_is_warm_that_comes_back_more_often_than_anonymous_memory() -> None:
+    table = Table()
+    table.go_on(ACTIVE_TICKS + 2)
+    assert table.warmth.cache.idle == table.warmth.anonymous.idle == 1000, "what was just used is not idle"
+    table.go_on(10, cache=12, anonymous=2)
+    assert table.warmth.cache.rate == pytest.approx(0.012, rel=0.2)
+    assert table.warmth.anonymous.rate == pytest.approx(0.002, rel=0.2)
+    assert table.is_warm
+    table.go_on(20, cache=3, anonymous=2)
+    assert not table.is_warm, "an anonymous page costs twice: it is written as well"
+    table.go_on(20, cache=40)
+    assert table.is_warm
+    table.go_on(60)
+    assert not table.is_warm, "of what nobody uses any more"
+
+
+def test_a_few_pages_say_nothing_and_where_nothing_else_is_idle_nothing_is_warm() -> None:
+    table = Table()
+    table.go_on(20, cache=1)
+    assert table.warmth.cache.rate > 0
+    assert not table.is_warm
+    table.go_on(20, cache=40)
+    assert table.is_warm
+    assert not is_warm(table.warmth.cache, Reuse())
+    assert is_warm(table.warmth.cache, together([Reuse(), table.warmth.anonymous]))
+
+
+def test_what_was_idle_before_a_pause_says_nothing_of_what_comes_after() -> None:
+    table = Table()
+    table.go_on(ACTIVE_TICKS + 2)
+    table.warmth.pause()
+    table.classes.touch(0, 2000)
+    table.warmth.look(table.classes)
+    assert table.warmth.cache.again == 0
+
+
 def test_squeezing_takes_what_guests_do_not_work_with_first() -> None:
     busy = demand("busy", 1000, usage(active_anonymous=1000))
     still = demand("still", 600, usage(active_anonymous=200, inactive_anonymous=400), min_pages=100)
@@ -239,8 +334,10 @@ def test_what_a_guest_has_beyond_its_maximum_is_taken_in_every_state() -> None:
 
 
 def test_the_technique_and_its_reason() -> None:
-    def chosen(pressure: Pressure, answers: bool = True, stalls: bool = False, swap: bool = True) -> Technique:
-        technique, why = choose(pressure, answers=answers, balloon_stalls=stalls, swap_works=swap)
+    def chosen(
+        pressure: Pressure, answers: bool = True, stalls: bool = False, swap: bool = True, warm: bool = False
+    ) -> Technique:
+        technique, why = choose(pressure, answers=answers, balloon_stalls=stalls, swap_works=swap, cache_is_warm=warm)
         assert why
         return technique
 
@@ -251,6 +348,9 @@ def test_the_technique_and_its_reason() -> None:
     assert chosen(Pressure.SOFT, stalls=True) is Technique.SWAP
     assert chosen(Pressure.SOFT, answers=False, swap=False) is Technique.NONE
     assert chosen(Pressure.LOW, swap=False) is Technique.BALLOON
+    assert chosen(Pressure.CLEAR, warm=True) is Technique.BALLOON
+    assert chosen(Pressure.SOFT, warm=True) is Technique.SWAP
+    assert chosen(Pressure.SOFT, warm=True, swap=False) is Technique.BALLOON
 
 
 # -- admission

@@ -12,10 +12,13 @@ from typing import Any, cast
 import pytest
 
 from everram.actors.memory_scheduler import views
+from everram.actors.memory_scheduler.estimates import estimate
 from everram.actors.memory_scheduler.guest_memory import GuestMemory
 from everram.actors.memory_scheduler.pager import GuestPager
+from everram.actors.memory_scheduler.pressure import Pressure
 from everram.actors.memory_scheduler.reclaimer import Reclaimer
 from everram.actors.memory_scheduler.swap_file import Slots, SwapFile
+from everram.actors.memory_scheduler.targets import Technique
 from everram.runtime.errors import DataLoss, FailedPrecondition, ResourceExhausted
 from everram.runtime.formats.page_classes import Kind, PageClasses
 from everram.runtime.formats.swap_table import SwapTable
@@ -698,6 +701,73 @@ async def test_a_guest_that_was_paused_for_memory_goes_on_before_its_pages_are_o
         assert looks < 10, "it would wait until its pages have grown old"
     assert len(computer.present) == 21 - 3, "no more is taken than lets it go on"
     await guest.verify(host.pager)
+
+
+async def short_of_memory(computer: Computer, *, limit_pages: int) -> tuple[Guest, Host, Reclaimer]:
+    """A guest that answers has half of its pages full of clean cache, the others of anonymous data, all long unused."""
+    guest, host, clock = Guest(computer), Host(computer, fresh=True), Moments()
+    await host.start()
+    reclaimer = Reclaimer({"g": host.guest}, host.pager, limit_pages * PAGE_BYTES, cast(Any, clock), random.Random(1))
+    reclaimer.begin(host.guest)
+    host.guest.classes.set_kept()
+    host.guest.classes.set_kind(0, PAGES // 2, Kind.BUFFER)
+    host.guest.classes.set_kind(PAGES // 2, PAGES // 2, Kind.ANONYMOUS)
+    host.guest.classes.touch(0, PAGES)
+    for page in range(PAGES):
+        await guest.store(page, host.pager)
+    clock.ns += 20_000_000_000
+    reclaimer.begin(host.guest)
+    host.guest.redraw(list(range(PAGES)), clock.ns)
+    host.guest.usage.update(estimate(host.guest.sampled(clock.ns), PAGES))
+    host.guest.classes.set_answer(host.guest.classes.question)
+    return guest, host, reclaimer
+
+
+async def test_clean_cache_of_a_guest_that_answers_is_dropped_and_not_written() -> None:
+    guest, host, reclaimer = await short_of_memory(Computer(), limit_pages=24)
+    await reclaimer.look()
+    assert reclaimer.pressure is Pressure.LOW
+    assert host.guest.technique is Technique.SWAP
+    out = {page for page, _ in host.guest.swap.swapped()}
+    assert host.guest.classes.target == host.guest.balloon.asked > 0
+    assert not [page for page in out if page < PAGES // 2]
+    await guest.verify(host.pager)
+
+
+async def test_clean_cache_is_written_if_the_balloon_stalls() -> None:
+    guest, host, reclaimer = await short_of_memory(Computer(), limit_pages=24)
+    host.guest.balloon.stalled_until_ns = 1 << 62
+    await reclaimer.look()
+    assert not host.guest.balloon.asked
+    assert [page for page, _ in host.guest.swap.swapped() if page < PAGES // 2]
+    await guest.verify(host.pager)
+
+
+async def test_anonymous_memory_goes_first_while_cache_is_warm() -> None:
+    guest, host, reclaimer = await short_of_memory(Computer(), limit_pages=27)
+    host.guest.warmth.cache.add(1000, 100)
+    host.guest.warmth.anonymous.add(1000, 1)
+    await reclaimer.look()
+    assert reclaimer.pressure is Pressure.SOFT
+    assert "cache that is used more often" in host.guest.reason
+    assert not host.guest.balloon.asked
+    assert [page for page, _ in host.guest.swap.swapped() if page >= PAGES // 2]
+    await guest.verify(host.pager)
+
+
+async def test_what_a_guest_fills_before_the_first_tick_is_not_taken_for_old() -> None:
+    host, clock = Host(Computer(), fresh=True), Moments()
+    clock.ns = 77_000_000_000
+    await host.start()
+    reclaimer = Reclaimer({"g": host.guest}, host.pager, PAGE_BYTES, cast(Any, clock), random.Random(1))
+    reclaimer.begin(host.guest)
+    host.guest.classes.set_kept()
+    host.guest.classes.set_kind(0, PAGES, Kind.ANONYMOUS)
+    host.guest.classes.touch(0, PAGES)
+    host.computer.present.update(dict.fromkeys(range(PAGES), content(1)))
+    clock.ns += 1_000_000_000
+    reclaimer.begin(host.guest)
+    assert host.guest.coldest(PAGES) == []
 
 
 class Moments:
