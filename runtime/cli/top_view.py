@@ -227,8 +227,8 @@ def _links(host: Mapping[str, Any], before: Mapping[str, Any]) -> str:
     links = host.get("links")
     if links is None:
         return NONE
-    bad = [f"{peer} {state}" for peer, state in links.items() if state != "up"]
-    return ", ".join(bad) or f"{len(links)} up"
+    bad = [f"{peer} {state}" for peer, state in links.items() if state not in ("up", "idle")]
+    return ", ".join(bad) or f"{sum(state == 'up' for state in links.values())} up"
 
 
 def _battery(host: Mapping[str, Any], before: Mapping[str, Any]) -> str:

@@ -409,7 +409,9 @@ class Peer:
     def _state(self) -> str:
         if self._current is not None:
             return "suspect" if self._watching is not None and self._watching.told_suspect else "up"
-        return "connecting" if self._opening else "down"
+        if self._opening:
+            return "connecting"
+        return "down" if self._wanted else "idle"
 
 
 class _Refused(Unavailable):

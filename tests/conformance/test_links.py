@@ -162,6 +162,8 @@ async def test_a_link_is_opened_on_first_use_and_used_both_ways() -> None:
     assert len(world.streams) == 1
     (status,) = one.node.link_statuses()
     assert (status.peer, status.state, status.sent, status.received) == ("h2", "up", 2, 2)
+    world.streams[0][3].close()
+    await until(lambda: one.node.link_statuses()[0].state == "idle")  # nobody has anything to send
     await world.close()
 
 

@@ -135,6 +135,12 @@ def test_trouble_is_seen_at_once() -> None:
     assert any(line.text == "! h2: it was killed" for line in lines)
 
 
+def test_a_link_that_nobody_needs_is_no_trouble() -> None:
+    line = texts(cluster([host("h1", links={"h2": "idle", "h3": "up"})], []))[2]
+    assert "1 up" in line
+    assert "idle" not in line
+
+
 def test_what_a_newer_host_tells_is_shown() -> None:
     lines = texts(cluster([host("h1", dirty={"bytes": 3 * MIB, "cap_bytes": 64 * MIB})], []))
     assert "3MiB/64MiB" in lines[2]
