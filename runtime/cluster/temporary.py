@@ -9,13 +9,12 @@ async with temporary_cluster(Wishes(hosts=3), prefix="everram-demo-", tell=print
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import shutil
 import signal
 import tempfile
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,25 +36,40 @@ async def temporary_cluster(
     state = Path(tempfile.mkdtemp(prefix=prefix))
     folders = Folders.of(None, str(state), os.environ)
     try:
-        _end_as_by_ctrl_c()
-        launch.prepare(folders, wishes)
-        progress = launch.start(folders, temporary=True)
-        try:
-            took_s = await asyncio.to_thread(_until_ready, progress, tell)
-            tell(f"a cluster of {wishes.hosts} hosts is ready after {took_s:.2f} s")
-            async with await Cluster.connect(None, str(state)) as cluster:
-                yield cluster
-        finally:
-            await asyncio.shield(asyncio.to_thread(_end, progress, folders))
+        with _ending_as_by_ctrl_c():
+            launch.prepare(folders, wishes)
+            progress = launch.start(folders, temporary=True)
+            try:
+                took_s = await asyncio.to_thread(_until_ready, progress, tell)
+                tell(f"a cluster of {wishes.hosts} hosts is ready after {took_s:.2f} s")
+                async with await Cluster.connect(None, str(state)) as cluster:
+                    yield cluster
+            finally:
+                await asyncio.shield(asyncio.to_thread(_end, progress, folders))
     finally:
         shutil.rmtree(state, ignore_errors=True)
 
 
-def _end_as_by_ctrl_c() -> None:
-    loop = asyncio.get_running_loop()
+@contextmanager
+def _ending_as_by_ctrl_c() -> Iterator[None]:
+    """Raises KeyboardInterrupt, like asyncio does for SIGINT. What is ignored (nohup) stays so."""
+    loop, task, told = asyncio.get_running_loop(), asyncio.current_task(), []
+    assert task is not None
+
+    def end(number: int) -> None:
+        told.append(number)
+        task.cancel()
+
     for number in (signal.SIGTERM, signal.SIGHUP):
-        with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):  # not the main thread's loop
-            loop.add_signal_handler(number, signal.raise_signal, signal.SIGINT)
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            with suppress(NotImplementedError, RuntimeError, ValueError):  # not the main thread's loop
+                loop.add_signal_handler(number, end, number)
+    try:
+        yield
+    except asyncio.CancelledError:
+        if told:
+            raise KeyboardInterrupt from None
+        raise
 
 
 def _until_ready(progress: launch.Progress, tell: Callable[[str], None]) -> float:

@@ -95,14 +95,19 @@ def check_writable(path: Path) -> None:
 
 def write(path: Path, text: str) -> None:
     """Beside it first, so that a full disk leaves what was there. Raises ResourceExhausted."""
-    beside = path.with_name(f"{path.name}.part") if path.is_file() or not path.exists() else path
+    path = path.resolve()
+    beside = path.with_name(f"{path.name}.part")
     try:
-        beside.write_text(text, encoding="utf-8")
-        if beside != path:
+        if not os.access(path.parent, os.W_OK) or (path.exists() and not path.is_file()):
+            path.write_text(text, encoding="utf-8")  # nothing can be put beside it
+            return
+        try:
+            beside.write_text(text, encoding="utf-8")
             beside.replace(path)
-    except OSError as error:
-        if beside != path:
+        except OSError:
             beside.unlink(missing_ok=True)
+            raise
+    except OSError as error:
         why = os.strerror(error.errno or 0)
         raise ResourceExhausted(f"the report could not be written to {path}: {why}") from None
 
