@@ -3,8 +3,10 @@
 Every owner is a process of its own, and so is each end of what is compared with. Over shared memory the owner does
 nothing, and the measure is a plain copy between two mappings of this process. Over TCP the measures are two processes
 that send 64 MiB through a socket by `sendall` and `recv_into`, and unary gRPC calls with the bytes in a message, in
-processes whose malloc was told to keep large blocks (grpcio is several times faster so). Sources are the same for all,
-and everybody has touched their pages before. Rounds take turns, so that all meet the same weather; medians count.
+processes whose malloc was told to keep large blocks (grpcio is several times faster so). All our data over TCP has a
+checksum, as it has by default, and theirs has none; `tcp_no_checksums_vs_raw` is that of `up --no-checksums`. Sources
+are the same for all, and everybody has touched their pages before. Rounds take turns, so that all meet the same
+weather; medians count.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ if MALLOC in os.environ:  # before grpc is imported
 from everram.runtime.channel.contract import Access, QueuePair  # noqa: E402
 from everram.runtime.channel.frames import Identity  # noqa: E402
 from everram.runtime.channel.host_channel import HostChannel, Reach  # noqa: E402
+from everram.runtime.channel.tcp_framing import Line  # noqa: E402
 from everram.runtime.memory import memfd  # noqa: E402
 from everram.runtime.memory.mapped import Mapped  # noqa: E402
 from everram.runtime.production.memory import KeptMemory  # noqa: E402
@@ -62,10 +65,11 @@ class _KeepsOnly:
         self.kept[name] = fd
 
 
-async def _open(folder: str, name: str) -> tuple[KeptMemory, HostChannel]:
+async def _open(folder: str, name: str, *, checksums: bool = True) -> tuple[KeptMemory, HostChannel]:
     memory = KeptMemory(cast(Any, _KeepsOnly()), 1 << 30)
     me = Identity("benchmark", name, name)
-    return memory, await HostChannel.open(memory, os.urandom, me, Reach(f"{folder}/{name}.ch", token="benchmark"))
+    reach = Reach(f"{folder}/{name}.ch", token="benchmark", line=Line(checksums))
+    return memory, await HostChannel.open(memory, os.urandom, me, reach)
 
 
 # -- the other processes
@@ -243,6 +247,8 @@ async def _measure_tcp(
     address = " ".join(word for word in told["address"].split() if word.startswith("tcp:"))
     pair = await channel.connect("owner", address)
     assert pair.carrier == "tcp"
+    _, other = await _open(folder, "fast", checksums=False)
+    unsummed = await other.connect("owner", address)
     rkey, data = told["rkey"], os.urandom(REGION_BYTES)
     plain = socket.create_connection(("127.0.0.1", _line(raw)["port"]))
     assert caller.stdout is not None and caller.stdin is not None
@@ -257,8 +263,9 @@ async def _measure_tcp(
         return float(caller.stdout.readline()) if caller.stdout is not None else 0.0
 
     await pair.write(rkey, 0, data)
+    await unsummed.write(rkey, 0, data)
     send_raw()
-    ours, theirs = [], []
+    ours, bare, theirs = [], [], []
     for _ in range(ROUNDS):
         start = time.perf_counter()
         send_raw()
@@ -266,7 +273,11 @@ async def _measure_tcp(
         await pair.write(rkey, 0, data)
         theirs.append(middle - start)
         ours.append(time.perf_counter() - middle)
+        start = time.perf_counter()
+        await unsummed.write(rkey, 0, data)
+        bare.append(time.perf_counter() - start)
     plain.close()
+    other.close()
     ratios = {}
     for name, (size_bytes, count) in GRPC_SIZES.items():
         piece, channel_s, grpc_s = memoryview(data)[:size_bytes], [], [call_grpc(size_bytes, count)]
@@ -285,6 +296,7 @@ async def _measure_tcp(
     channel.close()
     return {
         "tcp_vs_raw": round(median(theirs) / median(ours), 3),
+        "tcp_no_checksums_vs_raw": round(median(theirs) / median(bare), 3),
         "tcp_vs_grpc": ratios,
         "tcp_64MiB_mb_per_s": round(REGION_BYTES / 1e6 / median(ours)),
         "tcp_4k_write_us": round(write_us, 1),
