@@ -57,6 +57,12 @@ class Balloon:
     """When it last came nearer to it, or had no need to."""
     stalled_until_ns: int = 0
 
+    def ask(self, target: int, now_ns: int) -> None:
+        """Who is asked again has no more time for it: only who had done what it was asked for begins anew."""
+        if self.held >= self.asked:
+            self.moved_ns = now_ns
+        self.asked = target
+
     def look(self, held: int, now_ns: int) -> int:
         """Take note of what it holds; how many pages it gave since."""
         given = max(0, held - self.held)
@@ -156,8 +162,7 @@ class GuestMemory:
             self.asked_ns = 0
 
     def set_target(self, pages: int, now_ns: int) -> None:
-        self.balloon.asked = pages
-        self.balloon.moved_ns = max(self.balloon.moved_ns, now_ns - STALL_NS // 2)
+        self.balloon.ask(pages, now_ns)
         self.classes.set_target(pages)
         self.ask(now_ns)
 

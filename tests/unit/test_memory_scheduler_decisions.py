@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from benchmarks._scheduler_model import compare
 from everram.actors.memory_scheduler.admission import Room, Wish, admit, check_limits
 from everram.actors.memory_scheduler.estimates import Estimate, Usage, Z, estimate
+from everram.actors.memory_scheduler.guest_memory import STALL_NS, STALL_REST_NS, Balloon
 from everram.actors.memory_scheduler.history import KEPT, Decision, History
 from everram.actors.memory_scheduler.pressure import (
     BOUNDS,
@@ -351,6 +352,28 @@ def test_the_technique_and_its_reason() -> None:
     assert chosen(Pressure.CLEAR, warm=True) is Technique.BALLOON
     assert chosen(Pressure.SOFT, warm=True) is Technique.SWAP
     assert chosen(Pressure.SOFT, warm=True, swap=False) is Technique.BALLOON
+
+
+def test_a_balloon_that_is_asked_again_and_again_and_gives_nothing_stalls() -> None:
+    balloon, now_ns = Balloon(), 5_000_000_000
+    for _ in range(16):
+        assert not balloon.stalls(now_ns)
+        balloon.ask(balloon.held + 100, now_ns)
+        now_ns += STALL_NS // 15
+        balloon.look(balloon.held, now_ns)
+    assert balloon.stalls(now_ns)
+    assert not balloon.stalls(now_ns + STALL_REST_NS)
+    balloon = Balloon()
+    for held in range(0, 4000, 100):
+        balloon.ask(held + 1000, now_ns)
+        now_ns += STALL_NS // 2
+        balloon.look(held, now_ns)
+        assert not balloon.stalls(now_ns), "it gives, if slowly"
+    balloon.look(balloon.asked, now_ns)
+    now_ns += 100 * STALL_NS
+    balloon.ask(balloon.held + 1, now_ns)
+    balloon.look(balloon.held, now_ns + STALL_NS // 2)
+    assert not balloon.stalls(now_ns), "it has only just been asked"
 
 
 # -- admission
