@@ -254,11 +254,14 @@ class Host:
         return task
 
     async def watch(self) -> None:
+        before: set[str] = set()
         while True:
             await self.reclaimer.look()
             paused = self.reclaimer.to_pause()
             for guest in self.guests:
-                guest.process.send_signal(signal.SIGSTOP if guest.memory.guest_id in paused else signal.SIGCONT)
+                if guest.memory.guest_id in paused ^ before:
+                    guest.process.send_signal(signal.SIGSTOP if guest.memory.guest_id in paused else signal.SIGCONT)
+            before = paused
             await asyncio.sleep(self.reclaimer.pause_s)
 
     async def run_guest(self, workload: str, mib: int) -> Guest:

@@ -154,11 +154,11 @@ class Reclaimer:
         for guest in self._guests.values():
             guest.look_at_warmth(pause=not short)
             guest.classes.set_tick(tick)
-            guest.ask(now_ns)
             if guest.swapped:
                 self._pager.drop_dead(guest)
             if self.pressure is Pressure.HIGH and tick % SAMPLE_TICKS and guest.usage.samples:
                 continue
+            guest.ask(now_ns)
             if guest.drawn:
                 guest.usage.update(estimate(guest.sampled(now_ns), guest.pages))
             guest.redraw(draw(guest.pages, SAMPLE_PAGES, self._entropy), now_ns)

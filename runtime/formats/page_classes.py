@@ -79,12 +79,16 @@ WORKING = (PageClass.UNRECLAIMABLE, PageClass.ACTIVE_ANONYMOUS, PageClass.ACTIVE
 
 
 def classify(kind: int, active: bool, *, present: bool, swapped: bool) -> PageClass:
-    """The class of one page. `kind`: what the guest says, true or not; `present` and `swapped`: as the host knows."""
-    known = kind & _KIND_MASK
-    if not present:
-        if swapped:
-            return PageClass.SWAPPED
-        return PageClass.BALLOONED if known == Kind.BALLOONED else PageClass.UNTOUCHED
+    """The class of one page. `kind`: the byte that the guest says, true or not; `present` and `swapped`: as the host
+    knows."""
+    if present:
+        return _PRESENT[active][kind]
+    if swapped:
+        return PageClass.SWAPPED
+    return PageClass.BALLOONED if kind & _KIND_MASK == Kind.BALLOONED else PageClass.UNTOUCHED
+
+
+def _of_present(known: int, active: bool) -> PageClass:
     if known in (Kind.FREE, Kind.BALLOONED):
         return PageClass.FREE
     if known == Kind.PINNED:
@@ -92,6 +96,10 @@ def classify(kind: int, active: bool, *, present: bool, swapped: bool) -> PageCl
     if known in (Kind.BUFFER, Kind.DIRTY):
         return PageClass.ACTIVE_BUFFER if active else PageClass.INACTIVE_BUFFER
     return PageClass.ACTIVE_ANONYMOUS if active else PageClass.INACTIVE_ANONYMOUS
+
+
+_PRESENT = tuple(tuple(_of_present(kind & _KIND_MASK, active) for kind in range(256)) for active in (False, True))
+"""By whether it is active, and what the guest says: a host asks for hundreds of pages each second."""
 
 
 def object_name(guest_id: str) -> str:
