@@ -38,6 +38,7 @@ th, td { text-align: left; padding: .3rem .6rem .3rem 0; border-bottom: 1px soli
 th { font-weight: 600 } td.number, th.number { text-align: right; font-variant-numeric: tabular-nums }
 td.number { white-space: nowrap }
 td:first-child { white-space: nowrap } svg { max-width: 100%; height: auto }
+@media (max-width: 700px) { td:first-child { white-space: normal } body { margin: 1rem auto } }
 details { margin: .5rem 0 } summary { cursor: pointer }
 """
 
