@@ -6,7 +6,8 @@ checkers compare what it finds there.
 
 from __future__ import annotations
 
-from everram.actors.chaos.checks import all_or_nothing, commit_order, nothing_lost, nothing_promised_lost
+from everram.actors.chaos.checks import all_or_nothing, commit_order, nothing_lost, nothing_promised_lost, revert_exact
+from everram.actors.chaos.checks.revert_exact import RevertExact
 from everram.actors.chaos.journal import Found, Journal, Transfer
 from everram.actors.chaos.ledger_region import ACCOUNTS, FILLER_MAX_BYTES, REGION_BYTES, read, transfer
 from everram.actors.chaos.workload import Committed, Workload, nobody
@@ -15,6 +16,7 @@ from everram.runtime.guest.errors import Fenced, LogFull, Timeout
 from everram.runtime.simulation.world import World
 
 CHECKS = (nothing_lost, nothing_promised_lost, all_or_nothing, commit_order)
+CHECKS_OF_A_REVERTED = (all_or_nothing, commit_order)
 CHECKS_OF_A_COPY = (nothing_promised_lost, all_or_nothing, commit_order)
 WAIT_S = 0.3
 """How long a transfer waits until it is replicated."""
@@ -30,11 +32,16 @@ class Ledger(Workload):
     ) -> None:
         super().__init__(world, name, pause_s=pause_s, committed=committed, replicated=replicated)
         self.journal = Journal(ACCOUNTS, 0)
+        self.reverts = RevertExact()
 
     def recover(self, me: AsyncGuest, *, moved: bool) -> None:
         """What an incarnation finds is compared with the journal, and settles it."""
         found = read(me.region(self.region))
-        for check in CHECKS_OF_A_COPY if moved else CHECKS:
+        reverted, wrong = self.reverts.begins(found)
+        if wrong is not None:
+            self.world.violate(revert_exact.PROPERTY, f"{self.name}, epoch {me.epoch}: {wrong}")
+        checks = CHECKS_OF_A_COPY if moved else CHECKS
+        for check in CHECKS_OF_A_REVERTED if reverted else checks:
             wrong = check.check(self.journal, found)
             if wrong is not None:
                 self.world.violate(check.PROPERTY, f"{self.name}, epoch {me.epoch}: {wrong}")

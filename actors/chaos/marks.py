@@ -23,7 +23,7 @@ from everram.actors.chaos.faults import KINDS
 from everram.actors.hypervisor.handover import Handover
 from everram.actors.memory_scheduler.pager import GuestPager
 from everram.actors.memory_scheduler.reclaimer import Reclaimer
-from everram.actors.nvm_device import purging
+from everram.actors.nvm_device import purging, reverting
 from everram.actors.nvm_device.draft import Draft
 from everram.actors.nvm_device.keeper import SnapshotKeeper
 from everram.actors.nvm_device.purging import Purge
@@ -69,6 +69,7 @@ MARKS: dict[str, tuple[Any, str]] = {
     "a save is taken back": (PowerMonitor, "resume"),
     "a snapshot is taken back": (SnapshotKeeper, "_take_back"),
     "a snapshot is copied out while its guest is stopped": (SnapshotKeeper, "_copy_out"),
+    "a region goes back to a snapshot": (reverting, "end"),
     "a host thaws what the one before had stopped": (SnapshotKeeper, "_thaw_left"),
     "an old content is kept for a snapshot": (Snapshots, "before_write"),
     "an extent of a page table is broken": (Snapshots, "_break_extent"),

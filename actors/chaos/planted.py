@@ -19,8 +19,10 @@ from everram.actors.memory_scheduler import pager, swap_file
 from everram.actors.memory_scheduler.guest_memory import GuestMemory
 from everram.actors.memory_scheduler.pager import GuestPager
 from everram.actors.memory_scheduler.swap_file import SwapFile
+from everram.actors.nvm_device import reverting
 from everram.actors.nvm_device.draft import Draft
 from everram.actors.nvm_device.keeper import SnapshotKeeper
+from everram.actors.nvm_device.records import Record
 from everram.actors.nvm_device.snapshots import Snapshots
 from everram.actors.power_monitor import save
 from everram.actors.remote_memory import manager
@@ -64,6 +66,7 @@ _publish = LogWriter.publish
 _host_exited = MachineCore.host_exited
 _save_pages = GuestPager._save
 _read_slots = SwapFile.read
+_chunks = reverting.chunks
 
 
 def _torn_publish(writer: LogWriter) -> None:
@@ -281,6 +284,11 @@ def _files_unsaved(objects: Sequence[MemoryObject], flushed: Any) -> list[Any]:
     return parts
 
 
+def _reverted_in_part(snapshots: Snapshots, record: Record) -> Iterator[list[int]]:
+    """Of each chunk of a region the first page that a reversion has to bring back stays as it is."""
+    return (chunk[1:] for chunk in _chunks(snapshots, record))
+
+
 Mistake = tuple[Any, str, Any]
 """What is replaced by what: (owner, attribute, mistake)."""
 
@@ -333,6 +341,7 @@ PLANTED: dict[str, Plant] = {
     "appended-over": Plant.of("files", (Using, "append", _appended_where_it_ended)),
     "file-forgotten": Plant.of("files", (OwnedFiles, "drop", _file_forgotten)),
     "files-unsaved": Plant.of("files", (save, "_parts", _files_unsaved)),
+    "reverted-in-part": Plant.of("cluster", (reverting, "chunks", _reverted_in_part)),
     "never-required": Plant.of("failover", (Slots, "require", _never_required)),
 }
 

@@ -17,10 +17,11 @@ from everram.actors.chaos.checks.keeps_promises import KeepsPromises
 from everram.actors.chaos.checks.one_incarnation import OneIncarnation
 from everram.actors.chaos.checks.promised_is_held import PromisedIsHeld
 from everram.actors.chaos.checks.reader_wakes import ReaderWakes
+from everram.actors.chaos.checks.revert_exact import RevertExact
 from everram.actors.chaos.checks.snapshots_exact import SnapshotsExact
 from everram.actors.chaos.checks.stays_frozen import StaysFrozen
 from everram.actors.chaos.checks.under_lease import UnderLease
-from everram.actors.chaos.cluster import Cluster, Preemption, announce
+from everram.actors.chaos.cluster import NVM_BYTES, Cluster, Preemption, announce
 from everram.actors.chaos.counter import Counter
 from everram.actors.chaos.fault import Scene
 from everram.actors.chaos.file_user import FileUser
@@ -158,6 +159,8 @@ class ClusterScenario:
         await asyncio.sleep(self.plan.duration_s)
         await faults
         self.world.note("calm", "the faults are over")
+        for user in users:
+            user.calm_down()
         for tenant in self.tenants:
             if not tenant.lost:
                 await converges.check(
@@ -165,6 +168,8 @@ class ClusterScenario:
                 )
         for host in self.cluster.names:
             await converges.check(self.world, f"{host} answers", CONVERGENCE_BOUND_S, partial(self._answers, host))
+        for user in users:
+            await converges.check(self.world, f"{user.name} reverts nothing", CONVERGENCE_BOUND_S, partial(_idle, user))
         await self._memory_is_whole()
         for client in (*clients, *using):
             client.cancel()
@@ -223,7 +228,17 @@ class ClusterScenario:
             (tenant.workload.region, tenant.workload.region_bytes),
             tenant.snapshots,
             self.plan.snapshot_pause_s,
+            self._reverts(tenant),
         )
+
+    def _reverts(self, tenant: Tenant) -> RevertExact | None:
+        """Not where copies may have what was there before, nor where nobody would make the room that a reversion waits
+        for, or bring back what it needs."""
+        plan, workload = self.plan, tenant.workload
+        rots = any(fault.kind == "bit-rot" for fault in plan.faults)
+        if not isinstance(workload, Ledger) or tenant.plan.copies or rots or plan.nvm_bytes < NVM_BYTES:
+            return None
+        return workload.reverts
 
     async def _look_once_more(self, tenant: Tenant) -> None:
         """At its copies, while it stands still; then let a last incarnation find what the others left."""
@@ -448,6 +463,10 @@ class ClusterScenario:
 
 async def _whole(user: VolatileUser) -> bool:
     return user.seen_whole
+
+
+async def _idle(user: SnapshotUser) -> bool:
+    return not user.is_reverting
 
 
 async def attach(seat: Seat) -> AsyncGuest:

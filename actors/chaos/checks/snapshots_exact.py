@@ -53,6 +53,8 @@ class Told:
     """It was asked to be removed, and may be gone."""
     seen: str = field(default="", repr=False)
     """SHA-256 of what it held when it was read first."""
+    state: Found | None = None
+    """What it holds, where somebody understands it and has read it."""
 
     def __str__(self) -> str:
         return f"{self.record.region}@{self.record.name} ({self.record.epoch}:{self.record.lsn})"
@@ -76,7 +78,8 @@ class SnapshotsExact:
             self._world.violate(STAYS, f"{self._guest}: {told} holds something else than before")
         told.seen = digest
         if self._understand is not None:
-            wrong = self.history.wrong(told.record.epoch, told.record.lsn, self._understand(content))
+            told.state = self._understand(content)
+            wrong = self.history.wrong(told.record.epoch, told.record.lsn, told.state)
             if wrong is not None:
                 self._world.violate(PROPERTY, f"{self._guest}: {told}: {wrong}")
 
