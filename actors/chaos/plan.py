@@ -10,6 +10,7 @@ from everram.actors.chaos.cluster import NVM_BYTES
 from everram.actors.chaos.fault import Fault
 from everram.actors.chaos.faults import KINDS
 from everram.actors.chaos.volatile_plan import VolatilePlan
+from everram.runtime.errors import InvalidArgument
 from everram.runtime.simulation.entropy import Stream
 from everram.runtime.sizes import size_text
 
@@ -146,9 +147,14 @@ class ClusterPlan:
         return replace(drawn, guests=guests, memory=memory, snapshot_pause_s=0)
 
     def with_faults(self, kept: frozenset[int] | None) -> ClusterPlan:
-        """With those of these indices only; None: with all."""
+        """With those of these indices only; None: with all. Raises InvalidArgument if there is no such one."""
         if kept is None:
             return self
+        for number in sorted(kept):
+            if not 0 <= number < len(self.faults):
+                raise InvalidArgument(
+                    f"there is no fault {number}: this seed draws {len(self.faults)} of them, from 0 on"
+                )
         return replace(self, faults=tuple(fault for i, fault in enumerate(self.faults) if i in kept))
 
     def __str__(self) -> str:

@@ -16,7 +16,7 @@ from everram.actors.chaos.plan import LEASE_WEIGHTS, MANY_HOSTS, ClusterPlan
 from everram.actors.chaos.planted import planted
 from everram.actors.chaos.ring import RingPlan, RingScenario
 from everram.actors.chaos.scenario import ClusterScenario
-from everram.runtime.simulation.entropy import Stream
+from everram.runtime.simulation.entropy import Seeds, Stream
 from everram.runtime.simulation.world import Violation, World
 
 SCENARIOS = ("cluster", "ring", "failover", "leases", "files", "memory", "everything")
@@ -81,16 +81,18 @@ def simulate(
     faults: frozenset[int] | None = None,
 ) -> Result:
     """Run one seed to its end, to `until_s` of virtual time, or `to_first` violation. `scenario`: one of SCENARIOS
-    instead of a draw. `faults`: the numbers of those to keep, of what the seed draws; None: all."""
-    world = World(seed, echo)
+    instead of a draw. `faults`: the numbers of those to keep, of what the seed draws; None: all. Raises InvalidArgument
+    if it draws no such one."""
     with marking() as reached, planted(plant):
-        plan = _draw(world.stream("plan"), TIERS[tier], scenario)
+        plan, drawn = _draw(Seeds(seed).stream("plan"), TIERS[tier], scenario), 0
         if isinstance(plan, ClusterPlan):
             drawn, plan = len(plan.faults), plan.with_faults(faults)
+        world = World(seed, echo)
+        if isinstance(plan, ClusterPlan):
             reached.update(f"fault {fault.kind}" for fault in plan.faults)
             story = ClusterScenario(world, plan).run()
         else:
-            drawn, story = 0, RingScenario(world, plan).run()
+            story = RingScenario(world, plan).run()
         configuration = str(plan)
         world.note("seed", f"{seed}: {configuration}")
         if to_first:

@@ -19,7 +19,10 @@ from everram.runtime.errors import InvalidArgument
         (("--seed", str(SEED_MAX + 1)), "is no seed: choose 0 to"),
         (("--duration", "1s"), "--duration: choose"),
         (("--hosts", "1"), "--hosts 1: choose"),
+        (("--hosts", "0"), "--hosts 0: choose"),
         (("--faults", "guest-kill,earthquake"), '"earthquake" is no fault of a chaos run'),
+        (("--faults", ""), '"" is no fault of a chaos run'),
+        (("--dir", "/tmp"), "makes a cluster of its own"),
     ],
 )
 def test_a_run_that_cannot_be_is_refused_before_anything_starts(
@@ -47,6 +50,11 @@ def test_a_replay_on_other_code_says_so(capsys: pytest.CaptureFixture[str]) -> N
         told.err == f"this seed was found by code 0123456789ab, and this is {commit()}: it need not do the same here\n"
     )
     assert "digest" in told.out
+
+
+def test_faults_that_a_seed_does_not_draw_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["chaos", "replay", "4", "--scenario", "files", "--faults", "0,999", "--until", "10ms"]) == 2
+    assert "there is no fault 999: this seed draws 4 of them, from 0 on" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", ["", "5..1", "a..b", "-3", f"0..{SEED_MAX + 1}", "1..99999999999"])

@@ -1,4 +1,4 @@
-"""What a chaos run says of itself: its verdicts, its page, and what it refuses before it starts."""
+"""What a chaos run says of itself: its verdicts and its page."""
 
 from __future__ import annotations
 
@@ -20,29 +20,7 @@ from everram.actors.chaos.real.gauges import Gauges
 from everram.actors.chaos.real.run import Options, Outcome, _check_alive
 from everram.actors.chaos.real.teller import Record
 from everram.actors.chaos.watch import UP
-from everram.runtime.cli.main import run
 from everram.runtime.errors import ResourceExhausted
-
-
-@pytest.mark.parametrize(
-    ("words", "sentence"),
-    [
-        ("--seed -1", "choose 0 to"),
-        ("--seed 9223372036854775808", "choose 0 to"),
-        ("--duration 2s", "choose 3s to 24h"),
-        ("--hosts 0", "choose 2 to 9"),
-        ("--faults host-kill,meteor", '"meteor" is no fault of a chaos run'),
-        ("--faults ", '"" is no fault of a chaos run'),
-        ("--report /no/such/folder/r.html", "No such file or directory"),
-        ("--report /", "Is a directory"),
-        ("--dir /tmp", "a cluster of its own"),
-    ],
-)
-def test_what_cannot_be_done_is_refused_before_anything_starts(
-    words: str, sentence: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run(["chaos", "run", *words.split(" ")]) == 2
-    assert sentence in capsys.readouterr().err
 
 
 def test_a_disk_that_is_full_leaves_the_report_that_was_there(tmp_path: Path) -> None:
