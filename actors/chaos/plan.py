@@ -196,6 +196,7 @@ def _plan(
     file_users: tuple[int, ...] = (0,),
 ) -> ClusterPlan:
     faults = [_fault(stream, hosts, len(guests), duration_s, weights) for _ in range(count)]
+    faults = [_filled(fault, guests) for fault in faults]
     guests = _filling(guests, faults)
     return ClusterPlan(
         len(hosts),
@@ -207,7 +208,7 @@ def _plan(
         faults=_bearable(sorted(faults, key=lambda fault: fault.at_s)),
         snapshot_pause_s=stream.choice(SNAPSHOT_PAUSES_S),
         battery_s=stream.choice(BATTERIES_S),
-        nvm_bytes=_nvm_bytes(stream, faults),
+        nvm_bytes=_nvm_bytes(stream, guests, faults),
         clock_drift_ppm=stream.choice(CLOCK_DRIFTS_PPM),
         file_users=stream.choice(file_users),
     )
@@ -225,10 +226,16 @@ def _fault(stream: Stream, hosts: list[str], guests: int, duration_s: float, wei
     )
 
 
+def _filled(fault: Fault, guests: tuple[GuestPlan, ...]) -> Fault:
+    """Room is filled by the snapshots of a guest without copies, where there is one: a copy for which there is no room
+    waits until somebody makes it."""
+    bare = [number for number, guest in enumerate(guests) if not guest.copies]
+    return replace(fault, guest=bare[fault.count % len(bare)]) if bare and fault.kind == FILL else fault
+
+
 def _filling(guests: tuple[GuestPlan, ...], faults: list[Fault]) -> tuple[GuestPlan, ...]:
-    """Whose snapshots are taken until there is no room has a mapped region, if it needs no copies: nobody sees who
-    stores there, so each snapshot is copied whole, finds in the midst of that that there is no room, and is taken
-    back. With copies it has a logged one still, whose own stores find no room."""
+    """Its region is a mapped one: nobody sees who stores there, so each snapshot is copied whole, finds in the midst of
+    that that there is no room, and is taken back."""
     filling = {fault.guest for fault in faults if fault.kind == FILL}
     return tuple(
         replace(guest, program="/mapped") if number in filling and not guest.copies else guest
@@ -236,9 +243,11 @@ def _filling(guests: tuple[GuestPlan, ...], faults: list[Fault]) -> tuple[GuestP
     )
 
 
-def _nvm_bytes(stream: Stream, faults: list[Fault]) -> int:
+def _nvm_bytes(stream: Stream, guests: tuple[GuestPlan, ...], faults: list[Fault]) -> int:
     drawn = stream.choice(NVM_SIZES)
-    return NVM_SCARCE_BYTES if any(fault.kind == FILL for fault in faults) else drawn
+    if not any(fault.kind == FILL for fault in faults):
+        return drawn
+    return NVM_SCARCE_BYTES if any(not guest.copies for guest in guests) else NVM_BYTES
 
 
 def _bearable(faults: list[Fault]) -> tuple[Fault, ...]:

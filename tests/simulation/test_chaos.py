@@ -20,7 +20,7 @@ from everram.runtime.log.writer import LogWriter
 
 WORKERS = len(os.sched_getaffinity(0))
 FIRST_SEED = {
-    "lost-wakeup": 107, "swap-unprotected": 11, "slots-forgotten": 8, "freeze-lost": 10, "page-unsaved": 3,
+    "lost-wakeup": 107, "swap-unprotected": 6, "slots-forgotten": 8, "freeze-lost": 10, "page-unsaved": 3,
     "renamed-in-two": 4, "swap-unchecked": 4, "reverted-in-part": 12,
 }  # fmt: skip
 """Where a search begins if seeds before are known to find nothing: it may take SEEDS_MAX all the same."""

@@ -13,10 +13,12 @@ from everram.runtime.contracts.hypervisor_contract import HypervisorRef
 from everram.runtime.contracts.hypervisor_pb2 import MoveRequest
 from everram.runtime.contracts.nvm_device_contract import NvmDeviceRef
 from everram.runtime.errors import EverramError
+from everram.runtime.node import Node
 
 MOVE_TIMEOUT_S = 5.0
 SNAPSHOTS_MAX = 40
 REFUSED_MAX = 4
+REMOVE_TRIES = 50
 AGAIN_S = 0.1
 """After a refusal: by then a host that had died may be there again, or there may be room."""
 
@@ -42,16 +44,17 @@ async def _move(scene: Scene, fault: Fault) -> None:
 
 async def _snapshots_fill(scene: Scene, fault: Fault) -> None:
     """Snapshots, one after the other, while the disk is full and nothing can be purged, until several were refused. One
-    that finds in the midst of being copied that there is no room is taken back."""
+    that finds in the midst of being copied that there is no room is taken back. In the end they are removed: until
+    somebody makes room, others wait for it."""
     found = scene.guest(fault.guest)
     if found is None:
         return
     host, guest_id = found
     full = asyncio.create_task(disk_full(scene, replace(fault, host=host)))
     region = nvm.RegionName(guest_id=guest_id, region=Workload.region)
-    refused = 0
+    prefix, refused = f"full-{fault.at_s:.6f}-", 0
     for number in range(SNAPSHOTS_MAX):
-        request = nvm.SnapshotRequest(regions=[region], name=f"full-{fault.at_s:.6f}-{number}")
+        request = nvm.SnapshotRequest(regions=[region], name=f"{prefix}{number}")
         try:
             await scene.cluster.ask(
                 "user",
@@ -66,6 +69,34 @@ async def _snapshots_fill(scene: Scene, fault: Fault) -> None:
                 break
             await asyncio.sleep(AGAIN_S)
     await full
+    await _remove(scene, fault, prefix)
+
+
+async def _remove(scene: Scene, fault: Fault, prefix: str) -> None:
+    """Its snapshots of that name, wherever the guest is by now."""
+
+    async def remove(node: Node) -> None:
+        device = node.ref(NvmDeviceRef)
+        there = (await device.snapshots(nvm.SnapshotFilter(guest_id=guest_id), timeout_s=ASK_TIMEOUT_S)).snapshots
+        names = [
+            nvm.SnapshotName(guest_id=guest_id, region=one.region, name=one.name)
+            for one in there
+            if one.name.startswith(prefix)
+        ]
+        if names:
+            await device.remove_snapshots(nvm.SnapshotNames(snapshots=names), timeout_s=ASK_TIMEOUT_S)
+
+    for _ in range(REMOVE_TRIES):
+        found = scene.guest(fault.guest)
+        if found is None:
+            return
+        host, guest_id = found
+        try:
+            await scene.cluster.ask("user", host, remove, ASK_TIMEOUT_S)
+            return
+        except EverramError as error:
+            scene.world.note("user", f"snapshots of {guest_id} are not removed: {error.message}")
+        await asyncio.sleep(AGAIN_S)
 
 
 KINDS = {
