@@ -31,12 +31,12 @@ async def _disk_slow(scene: Scene, fault: Fault) -> None:
 
 
 async def _disk_fails(scene: Scene, fault: Fault) -> None:
-    """A part of its operations, while everything else goes on."""
+    """A part of its operations, while everything else goes on. Then it is well whatever goes on: a machine that comes
+    back meanwhile may not start before."""
     faults = scene.world.media(fault.host).faults
-    faults.error_rate = max(faults.error_rate, DISK_ERROR_RATE)
+    faults.error_rate = DISK_ERROR_RATE
     await asyncio.sleep(fault.length_s)
-    if fault.host not in scene.cycling:
-        faults.error_rate = 0.0
+    faults.error_rate = 0.0
 
 
 async def _bit_rot(scene: Scene, fault: Fault) -> None:
