@@ -95,7 +95,7 @@ def run_host(way: str, seed: int) -> float:
         short = shortage(pressure, available, LIMIT_BYTES) // PAGE_BYTES
         in_use = shortage_in_use(pressure, available, LIMIT_BYTES) // PAGE_BYTES
         if interval and short:
-            reclaim(way, guests, pressure, (short, in_use), chance)
+            reclaim(way, guests, pressure, short, in_use, chance)
         over = sum(guest.resident for guest in guests) - LIMIT_BYTES // PAGE_BYTES
         for guest in guests:
             if over > 0 and guest is max(guests, key=lambda each: each.resident):
@@ -104,22 +104,21 @@ def run_host(way: str, seed: int) -> float:
     return sum(guest.work for guest in guests)
 
 
-def reclaim(way: str, guests: list[Modelled], pressure: Pressure, short: tuple[int, int], dice: random.Random) -> None:
-    """`short`: of all, and of what is in use."""
+def reclaim(way: str, guests: list[Modelled], pressure: Pressure, short: int, in_use: int, dice: random.Random) -> None:
     counted = way in ("everram", "balloon_only")
     demands = [
         Demand(str(number), guest.resident, guest.usage, free=guest.there(PageClass.FREE) if counted else None)
         for number, guest in enumerate(guests)
     ]
     if way in ("swap_only_random", "swap_only_lru"):
-        takes = squeeze([Demand(d.guest_id, d.resident, Usage()) for d in demands], short[1])
+        takes = squeeze([Demand(d.guest_id, d.resident, Usage()) for d in demands], in_use)
         techniques = dict.fromkeys(takes, Technique.SWAP)
     else:
         technique = Technique.BALLOON if way == "balloon_only" else choose(
             pressure, answers=True, balloon_stalls=False, swap_works=True, cache_is_warm=False
         )[0]  # fmt: skip
         techniques = dict.fromkeys((d.guest_id for d in demands), technique)
-        takes = divide(demands, techniques, short[0], pressure, short[1])
+        takes = divide(demands, techniques, short, pressure, in_use)
         available = LIMIT_BYTES - sum(guest.resident for guest in guests) * PAGE_BYTES
         needed = distress(available, LIMIT_BYTES) // PAGE_BYTES
         if pressure is Pressure.LOW and way != "balloon_only" and sum(takes.values()) < needed:

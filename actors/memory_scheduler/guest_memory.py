@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from everram.actors.memory_scheduler.estimates import Usage
 from everram.actors.memory_scheduler.history import History
 from everram.actors.memory_scheduler.targets import Demand, Technique
-from everram.actors.memory_scheduler.warmth import ACTIVE_TICKS, Warmth
+from everram.actors.memory_scheduler.warmth import ACTIVE_TICKS, ANONYMOUS, CACHE, Warmth, number
 from everram.runtime.environment import MemoryObject
 from everram.runtime.formats.page_classes import OPEN, QUESTION_OFFSET, Kind, PageClass, PageClasses, age, classify
 from everram.runtime.formats.swap_table import SwapTable
@@ -28,9 +28,7 @@ STALL_REST_NS = 5_000_000_000
 """Then it is not counted on for so long."""
 
 _WORD = (1 << 64) - 1
-_CACHE = bytes(kind == Kind.BUFFER for kind in range(256))
 _SWAPPABLE = bytes(kind in (Kind.ANONYMOUS, Kind.BUFFER, Kind.DIRTY) for kind in range(256))
-_BUT_CACHE = bytes(kind in (Kind.ANONYMOUS, Kind.DIRTY) for kind in range(256))
 _UNSEEN = bytes(kind & OPEN != 0 and kind & ~OPEN not in (Kind.FREE, Kind.BALLOONED) for kind in range(256))
 _UNUSED = bytes(kind in (Kind.FREE, Kind.BALLOONED) for kind in range(256))
 
@@ -166,6 +164,10 @@ class GuestMemory:
         self.classes.set_target(pages)
         self.ask(now_ns)
 
+    def ask_for(self, pages: int, now_ns: int) -> None:
+        """So many more than its balloon holds."""
+        self.set_target(min(self.pages, self.balloon.held + pages), now_ns)
+
     def demand(self, now_ns: int, *, counted: bool) -> Demand:
         """`counted`: with the pages that are free inside it, which takes a look at all of them."""
         most, free = self.max_pages or self.pages, self.count_unused() if counted else None
@@ -235,7 +237,7 @@ class GuestMemory:
     def coldest(self, count: int, *, however_warm: bool = False, but_cache: bool = False) -> list[int]:
         """Present pages that the guest has not used for longest, as it says, ascending by page."""
         tick, touches = self.classes.tick, self.classes.touches()
-        found = self._present_among(self._idle(_BUT_CACHE if but_cache else _SWAPPABLE, however_warm=however_warm))
+        found = self._present_among(self._idle(ANONYMOUS if but_cache else _SWAPPABLE, however_warm=however_warm))
         if len(found) > count:
             ages = bytes(age(touched, tick) for touched in range(256))
             found.sort(key=lambda page: -ages[touches[page]])
@@ -244,7 +246,7 @@ class GuestMemory:
         return found
 
     def count_idle_cache(self) -> int:
-        return self._present_marks(self._idle(_CACHE)).bit_count()
+        return self._present_marks(self._idle(CACHE)).bit_count()
 
     def _idle(self, kinds: bytes, *, however_warm: bool = False) -> bytes:
         """Marks of pages of some kinds (a table that tells them) that were not used lately."""
@@ -252,7 +254,7 @@ class GuestMemory:
         old = self.classes.touches().translate(
             bytes(however_warm or age(touched, tick) > ACTIVE_TICKS for touched in range(256))
         )
-        both = _number(old) & _number(self.classes.kinds().translate(kinds))
+        both = number(old) & number(self.classes.kinds().translate(kinds))
         return both.to_bytes(self.pages, "little")
 
     def unseen(self) -> list[int]:
@@ -283,7 +285,7 @@ class GuestMemory:
         """As one number, since that is by far the fastest way to join two tables of bytes."""
         if 1 not in marks:
             return 0
-        return _number(marks) & _number(self.memory.present_pages())
+        return number(marks) & number(self.memory.present_pages())
 
     def is_active(self, page: int) -> bool:
         """As the guest says."""
@@ -296,10 +298,6 @@ class GuestMemory:
         self.pending.clear()
         self.classes.close()
         self.swap.close()
-
-
-def _number(marks: bytes) -> int:
-    return int.from_bytes(marks, "little")
 
 
 def runs(pages: Iterable[int] | Sequence[int]) -> list[tuple[int, int]]:

@@ -241,7 +241,7 @@ class Reclaimer:
             if guest is None or guest.closed or not pages:
                 continue
             if guest.technique is Technique.BALLOON:
-                guest.set_target(min(guest.pages, guest.balloon.held + pages), self._clock.now_ns())
+                guest.ask_for(pages, self._clock.now_ns())
             elif guest.technique is Technique.SWAP:
                 try:
                     await self._swap(guest, pages)
@@ -268,14 +268,14 @@ class Reclaimer:
             left -= (idle := min(left, guest.count_idle_cache()))
             asked += idle
         if asked:
-            guest.set_target(min(guest.pages, guest.balloon.held + asked), now_ns)
+            guest.ask_for(asked, now_ns)
         if left > 0 and answers:
             left -= await self._swap_all(guest, guest.coldest(left, but_cache=drops))
         if left > 0 and not guest.closed:
             left -= await self._swap_suspects(guest, left, answers)
         if left > 0 and not guest.closed and drops and guest.cache_is_warm:
             left -= (idle := min(left, guest.count_idle_cache()))
-            guest.set_target(min(guest.pages, guest.balloon.held + asked + idle), now_ns)
+            guest.ask_for(asked + idle, now_ns)
         if left > 0 and not guest.closed and answers and self._squeezes:
             await self._swap_all(guest, guest.coldest(left, however_warm=True))
 

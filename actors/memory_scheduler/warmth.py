@@ -27,8 +27,9 @@ DEARER = 2.0
 LEAST_PAGES = 16
 """That were used again, before anything is concluded."""
 
-_CACHE = bytes(kind == Kind.BUFFER for kind in range(256))
-_ANONYMOUS = bytes(kind in (Kind.ANONYMOUS, Kind.DIRTY) for kind in range(256))
+CACHE = bytes(kind == Kind.BUFFER for kind in range(256))
+ANONYMOUS = bytes(kind in (Kind.ANONYMOUS, Kind.DIRTY) for kind in range(256))
+"""Tables that mark the kinds which can be got again, and those which are nowhere else."""
 
 
 @dataclass(slots=True)
@@ -74,9 +75,9 @@ class Warmth:
         """Before the tick moves on: what was idle when it began, and was used in it."""
         kinds, touches, tick = classes.kinds(), classes.touches(), classes.tick
         ages = [age(touched, tick) for touched in range(256)]
-        used = _number(touches.translate(bytes(each == 0 for each in ages)))
-        old = _number(touches.translate(bytes(each >= ACTIVE_TICKS for each in ages)))
-        cache, anonymous = _number(kinds.translate(_CACHE)), _number(kinds.translate(_ANONYMOUS))
+        used = number(touches.translate(bytes(each == 0 for each in ages)))
+        old = number(touches.translate(bytes(each >= ACTIVE_TICKS for each in ages)))
+        cache, anonymous = number(kinds.translate(CACHE)), number(kinds.translate(ANONYMOUS))
         self.cache.add(self._idle_cache.bit_count(), (self._idle_cache & used & cache).bit_count())
         self.anonymous.add(self._idle_anonymous.bit_count(), (self._idle_anonymous & used & anonymous).bit_count())
         self._idle_cache, self._idle_anonymous = cache & old, anonymous & old
@@ -86,5 +87,6 @@ class Warmth:
         self._idle_cache = self._idle_anonymous = 0
 
 
-def _number(table: bytes) -> int:
-    return int.from_bytes(table, "little")
+def number(marks: bytes) -> int:
+    """Marks of pages, one byte each, as one number."""
+    return int.from_bytes(marks, "little")
