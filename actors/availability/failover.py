@@ -26,7 +26,8 @@ by its time. *Gone*: the machine is recorded dead, or its host is there with ano
 has never seen gets a grace at the beginning of its term: a whole cluster that starts comes up one host after the other.
 
 Each step is found in the record alone, so a new leader goes on where a dead one stopped, and asking twice does no harm:
-a promise of the same epoch is the same promise, and of two choices only one finds the record as it was read.
+a promise of the same epoch is the same promise, and of two choices only one finds the record as it was read. A raised
+epoch is no incarnation's: members may have promised to acknowledge nothing of it, so who registers has a higher one.
 
 *Saved*: whose machine lost its mains is promised that nothing committed is lost if the battery lasts. If its log could
 not be drained to every member, only those that have everything may go on with the guest; the others would lose what the

@@ -16,10 +16,12 @@ from everram.runtime.contracts.common_pb2 import Guest
 from everram.runtime.coordination.api import Compare, Delete, KeyValue, Put, Range, Relation, Target
 from everram.runtime.coordination.directory import decode, encode, guest_key, name_key, serving_key
 from everram.runtime.coordination.records import CHOSEN, FAILING_OVER, MOVING, RUNNING, STOPPED, GuestRecord, Place
-from everram.runtime.errors import AlreadyExists, DataLoss, FailedPrecondition, InvalidArgument
+from everram.runtime.errors import Aborted, AlreadyExists, DataLoss, FailedPrecondition, InvalidArgument
 
 DAMAGED = "damaged-"
 """Before the memory_id of one that has lost part of a guest: no memory has that name."""
+RAISED = frozenset({FAILING_OVER, CHOSEN})
+"""States whose epoch is a leader's: no incarnation has it, and members may have promised it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +76,7 @@ def plan_register(found: Seen, guest: Guest, holder: Holder) -> Plan:
     """Raise the guest's epoch and serve. Asking again for what is there already is no error.
 
     Raises AlreadyExists (the name is another guest's), FailedPrecondition (fenced: the epoch is not higher, or the
-    guest is another memory's now).
+    guest is another memory's now), Aborted (a leader has just raised the epoch to this one: begin the next).
     """
     record = _record(found)
     if record is not None:
@@ -260,6 +262,11 @@ def _check_not_fenced(record: GuestRecord, guest: Guest, holder: Holder) -> None
         raise FailedPrecondition(
             f"{guest.name} is {record.owner.host}'s since epoch {record.epoch}: what this memory has of it is fenced, "
             "and is set aside"
+        )
+    if guest.epoch == record.epoch and record.state in RAISED:
+        raise Aborted(
+            f"the leader has raised {guest.name} to epoch {record.epoch} meanwhile, and its copies may have promised "
+            "to acknowledge nothing of it: begin the next one"
         )
 
 

@@ -30,9 +30,12 @@ HOSTS = (1, 1, 1, 2, 2, 3, 3, 3, 4, 5)
 FAILOVER_HOSTS = (2, 3, 3, 3, 4, 5)
 MEMORY_SHARE = 0.75
 """Of the clusters in which everything happens: with volatile memory no host goes back to the version before."""
+REVERT_SHARE = 0.2
+"""Of them, too: one guest's region goes back to snapshots, and nothing happens that would keep it from that."""
 MANY_HOSTS = (3, 4, 5, 5, 6, 7, 8, 9)
 NVM_SCARCE_BYTES = 1536 << 10
 FILL = "snapshots-fill"
+AGAINST_REVERTS = (FILL, "bit-rot")
 FILE_HOSTS = (2, 3, 3, 4)
 FILE_USERS, EVERYTHING_FILE_USERS = (1, 2, 3), (0, 1, 2)
 FILE_WEIGHTS = {
@@ -121,8 +124,14 @@ class ClusterPlan:
         weights = {name: max(weight, FAILOVER_WEIGHTS.get(name, 0)) for name, weight in WEIGHTS.items()}
         for more in (FAILOVER_WEIGHTS, SWAP_WEIGHTS):
             weights |= {name: weight for name, weight in more.items() if name not in weights}
+        reverts = stream.random() < REVERT_SHARE
+        if reverts:
+            guests = (replace(guests[0], program="/ledger", copies=0), *guests[1:])
+            weights = {name: weight for name, weight in weights.items() if name not in AGAINST_REVERTS}
         count = round(stream.randrange(4, 12) * scale)
         plan = _plan(stream, hosts, guests, duration_s, count, weights, EVERYTHING_FILE_USERS)
+        if reverts:
+            plan = replace(plan, nvm_bytes=NVM_BYTES, snapshot_pause_s=plan.snapshot_pause_s or SNAPSHOT_PAUSES_S[-2])
         together = max(Counter(guest.host for guest in guests).values())
         memory = VolatilePlan.draw(stream, len(guests), together) if stream.random() < MEMORY_SHARE else None
         return replace(plan, memory=memory)

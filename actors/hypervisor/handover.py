@@ -21,6 +21,7 @@ from everram.runtime.contracts import hypervisor_pb2 as hv
 from everram.runtime.contracts.availability_pb2 import AimRequest, HandToRequest
 from everram.runtime.contracts.replicator_pb2 import DrainRequest, FollowRequest, GuestCopy
 from everram.runtime.errors import (
+    Aborted,
     DeadlineExceeded,
     EverramError,
     FailedPrecondition,
@@ -79,7 +80,7 @@ class Handover:
         before = resident.guest.epoch
         try:
             await self._house.begin(resident)
-        except (Unavailable, DeadlineExceeded) as error:
+        except (Aborted, Unavailable, DeadlineExceeded) as error:
             if resident.guest.epoch > before:
                 resident.become(pb.RESTARTING, error.message)
                 guest = resident.guest

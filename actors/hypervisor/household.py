@@ -238,7 +238,7 @@ class Household:
                         await self.adopt_copy(resident, copy_id)  # a take-over was cut off
                     await self.begin(resident)
                     return
-                except (Unavailable, DeadlineExceeded) as error:
+                except (Aborted, Unavailable, DeadlineExceeded) as error:
                     resident.become(pb.RESTARTING, error.message)
                 except EverramError as error:
                     resident.become(pb.FAILED, error.message)

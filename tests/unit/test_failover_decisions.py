@@ -30,7 +30,7 @@ from everram.runtime.contracts.common_pb2 import Guest, GuestSpec
 from everram.runtime.coordination.api import Delete, KeyValue, Put, Target
 from everram.runtime.coordination.directory import LEADER, decode, encode, guest_key, serving_key
 from everram.runtime.coordination.records import GuestNeed, GuestRecord, HostRecord, Place
-from everram.runtime.errors import DataLoss, FailedPrecondition, InvalidArgument
+from everram.runtime.errors import Aborted, DataLoss, FailedPrecondition, InvalidArgument
 
 A, B, C, D = (Place(host, f"m{host}") for host in "abcd")
 NOW, LATER = 1000, 2000
@@ -412,6 +412,18 @@ def test_another_memory_may_not_register(state: str, owner: Place) -> None:
     guest = Guest(guest_id="g", name="bank", epoch=9)
     with pytest.raises(FailedPrecondition, match="fenced"):
         plan_register(pairs(record(state, owner), lease=0), guest, ME)
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_an_epoch_that_a_leader_has_raised_is_no_incarnations(state: str) -> None:
+    """One that began while its host had no lease reaches the directory late. Members may have promised its epoch to the
+    leader meanwhile: they would acknowledge nothing of it, and nobody would ever begin another."""
+    seen, guest = pairs(record(state), lease=0), Guest(guest_id="g", name="bank", epoch=3)
+    if state in ("failing-over", "chosen"):
+        with pytest.raises(Aborted, match="epoch 3 meanwhile"):
+            plan_register(seen, guest, ME)
+        guest.epoch = 4
+    assert written(plan_register(seen, guest, ME)).state == "running", "the same epoch again, or the next"
 
 
 def test_a_record_that_cannot_be_read_is_overwritten_by_nobody() -> None:

@@ -25,7 +25,7 @@ from everram.runtime.contracts.nvm_device_pb2 import CreateRegionsRequest, GrowR
 from everram.runtime.contracts.replicator_contract import ReplicatorActor
 from everram.runtime.contracts.vmemfs_contract import VMEMFS, VMemFSRef
 from everram.runtime.environment import Environment, GuestLaunch, GuestProcess, MachineEvent
-from everram.runtime.errors import NotFound, ResourceExhausted, Unavailable
+from everram.runtime.errors import Aborted, NotFound, ResourceExhausted, Unavailable
 from everram.runtime.log.record import RecordFlags, RecordType, Store, pack_stores
 from everram.runtime.log.ring import MIN_CAPACITY_BYTES, Ring
 from everram.runtime.log.writer import LogWriter
@@ -147,11 +147,17 @@ class Scheduler(MemorySchedulerActor):
 
 
 class Directory(AvailabilityActor):
+    def __init__(self, host: Host) -> None:
+        self._host = host
+
     def reached(self, request: GuestKey) -> ReachedGuest:
         limits = GuestLimits(guest_id=request.guest_id, min_bytes=4096, max_bytes=MIB // 2)
         return ReachedGuest(guest_id=request.guest_id, epoch=10, limits=limits)
 
     def register(self, request: Registration) -> pb.Empty:
+        if self._host.is_raised:
+            self._host.is_raised = False
+            raise Aborted("the leader has raised it to this epoch meanwhile")
         return pb.Empty()
 
     def give_back(self, request: GuestKey) -> pb.Empty:
@@ -168,6 +174,8 @@ class Host:
         self.released: list[str] = []
         self.release_fails = False
         self.memory_is_full = False
+        self.is_raised = False
+        """By a leader, just before the next incarnation is registered."""
         self.prepared: list[GuestMemory] = []
         self.lives = 0
 
@@ -182,7 +190,7 @@ class Host:
         node.add(VMemFS)
         node.add(lambda: NvmDevice(64 * MIB, 64 * MIB), after=(VMEMFS,))
         node.add(lambda: Copies(self))
-        node.add(Directory)
+        node.add(lambda: Directory(self))
         node.add(lambda: Scheduler(self))
         node.add(lambda: Hypervisor("h1"), after=(NVM_DEVICE,))
         await node.start()
@@ -277,6 +285,19 @@ async def test_a_guest_that_is_just_being_started_is_not_taken_for_one_that_has_
     await host.start()
     found = await host.hypervisor.inspect(hv.GuestName(guest=GUEST_ID))
     assert (found.state, found.epoch, found.pid, host.computer.being_started) == (pb.RUNNING, taken.epoch, 100, [])
+
+
+async def test_an_epoch_that_a_leader_raised_meanwhile_is_left_out(host: Host) -> None:
+    await host.keep_copy("c1", 7, 800, b"new")
+    await host.hypervisor.take_over(TAKE)
+    await host.node.stop()
+    host.computer.processes.clear()
+    host.computer.launched.clear()
+    host.is_raised = True
+    await host.start()
+    async with asyncio.timeout(10):
+        await host.computer.launched.wait()
+    assert [launch.epoch for launch in host.computer.launches] == [11, 13]
 
 
 async def test_a_person_who_starts_a_guest_without_room_is_told_so(host: Host) -> None:

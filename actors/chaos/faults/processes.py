@@ -85,7 +85,8 @@ async def _machine_stuck(scene: Scene, fault: Fault) -> None:
 
 
 async def _deposed_leader(scene: Scene, fault: Fault) -> None:
-    """Somebody who thinks that it leads has a member promise the guest's own epoch; later that begins a new one."""
+    """Somebody who thinks that it leads has a member promise the guest's own epoch; later that begins a new one, also
+    where no answer came: the promise may be made all the same."""
     found = scene.guest(fault.guest)
     if found is None:
         return
@@ -99,10 +100,11 @@ async def _deposed_leader(scene: Scene, fault: Fault) -> None:
         reply = await cluster.ask(
             "leader", members[0], lambda node: node.ref(ReplicatorRef).promise(request), ASK_TIMEOUT_S
         )
-    except EverramError:
-        return
-    if reply.complete:
-        scene.promises.made(guest_id, Promise(request.epoch, reply.memory_id, reply.lsn))
+    except EverramError as error:
+        scene.world.note("leader", f"{members[0]} has not promised epoch {request.epoch}: {error.message}")
+    else:
+        if reply.complete:
+            scene.promises.made(guest_id, Promise(request.epoch, reply.memory_id, reply.lsn))
     await asyncio.sleep(fault.length_s / 4)
     place = scene.guest(fault.guest)
     assert place is not None, "it was there before"
