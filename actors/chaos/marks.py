@@ -59,6 +59,7 @@ MARKS: dict[str, tuple[Any, str]] = {
     "a copy promises itself": (CopyKeeper, "promise"),
     "a copy becomes the guest's memory": (CopyKeeper, "hand_over"),
     "a copy carries out a snapshot": (CopyKeeper, "_carry_out"),
+    "a copy without room gives up its snapshots": (CopyKeeper, "_give_up_snapshots"),
     "copies are quiet while memory is saved": (CopyKeeper, "quiesce"),
     "a copy settles after its log has ended": (KeptCopy, "settle"),
     "a required set is changed": (GuestLog, "_commit_members"),

@@ -34,6 +34,9 @@ REVERT_SHARE = 0.2
 """Of them, too: one guest's region goes back to snapshots, and nothing happens that would keep it from that."""
 MANY_HOSTS = (3, 4, 5, 5, 6, 7, 8, 9)
 NVM_SCARCE_BYTES = 1536 << 10
+COPIED_GUESTS_MAX = 2
+"""Where their snapshots fill scarce NVM: the metadata of snapshots is not given back, and of more guests the logs would
+have no room beside it for good."""
 FILL = "snapshots-fill"
 AGAINST_REVERTS = (FILL, "bit-rot")
 FILE_HOSTS = (2, 3, 3, 4)
@@ -236,8 +239,7 @@ def _fault(stream: Stream, hosts: list[str], guests: int, duration_s: float, wei
 
 
 def _filled(fault: Fault, guests: tuple[GuestPlan, ...]) -> Fault:
-    """Room is filled by the snapshots of a guest without copies, where there is one: a copy for which there is no room
-    waits until somebody makes it."""
+    """Room is filled by the snapshots of a guest without copies, where there is one: its region may be a mapped one."""
     bare = [number for number, guest in enumerate(guests) if not guest.copies]
     return replace(fault, guest=bare[fault.count % len(bare)]) if bare and fault.kind == FILL else fault
 
@@ -256,7 +258,8 @@ def _nvm_bytes(stream: Stream, guests: tuple[GuestPlan, ...], faults: list[Fault
     drawn = stream.choice(NVM_SIZES)
     if not any(fault.kind == FILL for fault in faults):
         return drawn
-    return NVM_SCARCE_BYTES if any(not guest.copies for guest in guests) else NVM_BYTES
+    bare = any(not guest.copies for guest in guests)
+    return NVM_SCARCE_BYTES if bare or len(guests) <= COPIED_GUESTS_MAX else NVM_BYTES
 
 
 def _bearable(faults: list[Fault]) -> tuple[Fault, ...]:

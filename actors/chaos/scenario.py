@@ -40,7 +40,7 @@ from everram.runtime.contracts.hypervisor_pb2 import GuestName
 from everram.runtime.contracts.replicator_contract import ReplicatorRef
 from everram.runtime.contracts.replicator_pb2 import FollowRequest
 from everram.runtime.coordination.file_directory import ROOT as FILES_ROOT
-from everram.runtime.errors import AlreadyExists, EverramError, Unavailable
+from everram.runtime.errors import AlreadyExists, EverramError, ResourceExhausted, Unavailable
 from everram.runtime.guest.aio import AsyncGuest
 from everram.runtime.guest.core import GuestCore
 from everram.runtime.guest.errors import GuestError
@@ -296,7 +296,7 @@ class ClusterScenario:
     # -- guests -------------------------------------------------------------------------------------------------------
 
     async def _run_guest(self, tenant: Tenant) -> None:
-        """As a user would: tried again until it runs."""
+        """As a user would: tried again until it runs, on the next host where one has no memory for it."""
         plan, workload = tenant.plan, tenant.workload
         kind = pb.MAPPED if workload.kind == "mapped" else pb.LOGGED
         region = pb.RegionSpec(name=workload.region, size_bytes=workload.region_bytes, kind=kind)
@@ -312,13 +312,17 @@ class ClusterScenario:
         while True:
             try:
                 guest = await self.cluster.ask(
-                    "user", plan.host, lambda node: node.ref(HypervisorRef).run(spec, timeout_s=5.0), 5.0
+                    "user", tenant.host, lambda node: node.ref(HypervisorRef).run(spec, timeout_s=5.0), 5.0
                 )
                 tenant.guest_id = guest.guest_id
                 return
             except AlreadyExists:
                 tenant.guest_id = (await self._inspect(tenant)).guest_id
                 return
+            except ResourceExhausted as error:
+                names = self.cluster.names
+                tenant.host = names[(names.index(tenant.host) + 1) % len(names)]
+                self.world.note("user", f"{plan.name} is to run on {tenant.host}: {error.message}")
             except EverramError:
                 await asyncio.sleep(0.05)
 

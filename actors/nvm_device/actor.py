@@ -341,6 +341,23 @@ class NvmDevice(NvmDeviceActor):
             self._keeper.take_copy(missing, request.what, request.epoch, request.lsn)
         return pb.Empty()
 
+    def give_up_copy_snapshots(self, request: nvm.RegionFilter) -> Awaitable[nvm.SnapshotNames]:
+        return self.context.later(self._give_up_copy_snapshots(request))
+
+    async def _give_up_copy_snapshots(self, request: nvm.RegionFilter) -> nvm.SnapshotNames:
+        given_up = [
+            (region, record)
+            for region in self._device.metadata.regions(request.guest_id, request.copy_id)
+            for record in self._keeper.snapshots.of(origin_of(region))
+        ]
+        await self._keeper.remove([record for _, record in given_up])
+        answer = nvm.SnapshotNames()
+        for region, record in given_up:
+            answer.snapshots.add(
+                guest_id=region.guest_id, region=region.name, name=record.name, sequence=record.sequence
+            )
+        return answer
+
     def _copied(self, request: nvm.CopyOperation) -> list[pb.Region]:
         """The regions of a copy that an operation names. Raises NotFound."""
         named = set(request.what.regions)

@@ -7,6 +7,9 @@ in the middle of one left behind, objects without a record, is removed by the ne
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import TypeVar
 from weakref import WeakValueDictionary
 
 from everram.actors.replicator.kept_copy import KeptCopy, Operation, Run, Session
@@ -26,8 +29,15 @@ from everram.runtime.formats.config import HostConfig
 from everram.runtime.log.ring import DATA_OFFSET, EPOCH_START, RingCorrupt
 from everram.runtime.memory.guard import PageGuard
 
+T = TypeVar("T")
+
 ROOM_RETRY_S = 0.2
 """Between attempts to apply what there is no room for: the primary waits meanwhile, as for a slow copy."""
+ROOM_TRIES = 10
+"""Without any progress. Purging, where it can make room, has made some by then; then the copy's snapshots go. The guest
+has its own of them, and must neither wait for a full disk of another host, nor be kept from going on there."""
+GIVE_UP_TIMEOUT_S = 1.0
+"""Its deletions go on without being waited for."""
 
 
 class CopyKeeper:
@@ -129,8 +139,8 @@ class CopyKeeper:
             kept = next((copy for copy in copies if continues(copy.record, request)), None)
             rebuild = kept is None
             if kept is None:
-                kept = await self._build_somehow(request)
-            await self._new_log(kept, request)
+                kept = await self._with_room(guest.guest_id, partial(self._build_somehow, request))
+            await self._with_room(guest.guest_id, partial(self._new_log, kept, request))
             session = await self._begin_session(kept, request, rebuild=rebuild)
             return rp.OpenReply(
                 copy_id=kept.record.copy_id,
@@ -177,6 +187,16 @@ class CopyKeeper:
                 self._damaged[guest_id].remove(damaged)
         if not self._damaged.get(guest_id, True):
             del self._damaged[guest_id]
+
+    async def _with_room(self, guest_id: str, make: Callable[[], Awaitable[T]]) -> T:
+        """Where there is no room for it, without the snapshots of the guest's copies."""
+        try:
+            return await make()
+        except ResourceExhausted:
+            given_up = [await self._give_up_snapshots(kept) for kept in self._copies.get(guest_id, [])]
+            if not any(given_up):
+                raise
+        return await make()
 
     async def _build_somehow(self, request: rp.OpenRequest) -> KeptCopy:
         """Where there is no room beside a damaged copy, in its place: the primary that asks has all that it held."""
@@ -267,6 +287,8 @@ class CopyKeeper:
         except RingCorrupt as error:
             # Nothing of it was acknowledged, so the copy is good up to there; whoever opens it again begins there.
             self._log_of(kept).error("copy of %s: %s sends %s", kept.record.guest.name, kept.record.source_host, error)
+        except Unavailable as error:  # the session ends now; whoever opens it again begins where it was
+            self._log_of(kept).info("copy of %s: %s", kept.record.guest.name, error.message)
 
     async def _take(self, kept: KeptCopy, session: Session) -> bool:
         """One run: verified, acknowledged, applied. Whether there was one."""
@@ -285,18 +307,40 @@ class CopyKeeper:
             await self._apply(kept, run)
 
     async def _apply(self, kept: KeptCopy, run: Run) -> None:
+        """Raises Unavailable where there is no room while this machine's memory is saved; it is still to be applied."""
         if run.operation is not None:
             await self._carry_out(kept, run.operation)
-        told = False
+        tries, left = 0, len(run.targets)
         while True:
             try:
                 kept.apply(run)
                 return
             except ResourceExhausted as error:
-                if not told:
+                if tries == 0:
                     self._log_of(kept).warning("copy of %s waits: %s", kept.record.guest.name, error.message)
-                told = True
-            await asyncio.sleep(ROOM_RETRY_S)  # until this host has purged something, or a person has
+            self._check_not_quiet()
+            tries = tries + 1 if len(run.targets) == left else 1
+            left = len(run.targets)
+            if tries % ROOM_TRIES == 0 and kept.waits_for_snapshots(run):
+                await self._give_up_snapshots(kept)
+            await asyncio.sleep(ROOM_RETRY_S)  # until this host has purged or flushed something
+
+    async def _give_up_snapshots(self, kept: KeptCopy) -> bool:
+        """What the guest's host has of them is not touched; only who goes on with this copy goes on without them.
+        Whether there were any."""
+        record = kept.record
+        try:
+            given_up = await self._nvm.give_up_copy_snapshots(
+                RegionFilter(guest_id=record.guest.guest_id, copy_id=record.copy_id), timeout_s=GIVE_UP_TIMEOUT_S
+            )
+        except EverramError as error:
+            self._log_of(kept).error("the copy of %s has no room still: %s", record.guest.name, error.message)
+            return False
+        if names := ", ".join(sorted({one.name for one in given_up.snapshots})):
+            self._log_of(kept).warning(
+                "the copy of %s gives up its snapshots (%s): there was no room beside them", record.guest.name, names
+            )
+        return bool(names)
 
     async def _carry_out(self, kept: KeptCopy, operation: Operation) -> None:
         """At its place among the records: what the primary did to its regions is done to the copy's. A copy that is

@@ -20,6 +20,7 @@ NVM_DEVICE_SNAPSHOT = Method("everram.v1.NvmDevice", "Snapshot", nvm_device_pb2.
 NVM_DEVICE_SNAPSHOTS = Method("everram.v1.NvmDevice", "Snapshots", nvm_device_pb2.SnapshotFilter, nvm_device_pb2.SnapshotList)
 NVM_DEVICE_REMOVE_SNAPSHOTS = Method("everram.v1.NvmDevice", "RemoveSnapshots", nvm_device_pb2.SnapshotNames, nvm_device_pb2.Freed)
 NVM_DEVICE_FOLLOW_OPERATION = Method("everram.v1.NvmDevice", "FollowOperation", nvm_device_pb2.CopyOperation, common_pb2.Empty)
+NVM_DEVICE_GIVE_UP_COPY_SNAPSHOTS = Method("everram.v1.NvmDevice", "GiveUpCopySnapshots", nvm_device_pb2.RegionFilter, nvm_device_pb2.SnapshotNames)
 NVM_DEVICE_PREVIEW_REMOVAL = Method("everram.v1.NvmDevice", "PreviewRemoval", nvm_device_pb2.SnapshotNames, nvm_device_pb2.Freed)
 NVM_DEVICE_READ_SNAPSHOT = Method("everram.v1.NvmDevice", "ReadSnapshot", nvm_device_pb2.ReadSnapshotRequest, nvm_device_pb2.SnapshotData)
 NVM_DEVICE_CHECK_SNAPSHOT = Method("everram.v1.NvmDevice", "CheckSnapshot", nvm_device_pb2.SnapshotName, nvm_device_pb2.SnapshotRecord)
@@ -31,7 +32,7 @@ NVM_DEVICE_PURGE = Method("everram.v1.NvmDevice", "Purge", nvm_device_pb2.PurgeR
 NVM_DEVICE_CONTROL_PURGE = Method("everram.v1.NvmDevice", "ControlPurge", nvm_device_pb2.PurgeControl, nvm_device_pb2.PurgeStatus)
 NVM_DEVICE_CHECK = Method("everram.v1.NvmDevice", "Check", common_pb2.Empty, nvm_device_pb2.Findings)
 NVM_DEVICE_QUIESCE = Method("everram.v1.NvmDevice", "Quiesce", nvm_device_pb2.QuiesceMoves, common_pb2.Empty)
-NVM_DEVICE = Contract("everram.v1.NvmDevice", (NVM_DEVICE_CREATE_REGIONS, NVM_DEVICE_LIST_REGIONS, NVM_DEVICE_REMOVE_REGIONS, NVM_DEVICE_ADOPT_COPY, NVM_DEVICE_STATUS, NVM_DEVICE_SNAPSHOT, NVM_DEVICE_SNAPSHOTS, NVM_DEVICE_REMOVE_SNAPSHOTS, NVM_DEVICE_FOLLOW_OPERATION, NVM_DEVICE_PREVIEW_REMOVAL, NVM_DEVICE_READ_SNAPSHOT, NVM_DEVICE_CHECK_SNAPSHOT, NVM_DEVICE_REVERT, NVM_DEVICE_CLONE_SNAPSHOT, NVM_DEVICE_GROW_REGION, NVM_DEVICE_REMOVE_REGION, NVM_DEVICE_PURGE, NVM_DEVICE_CONTROL_PURGE, NVM_DEVICE_CHECK, NVM_DEVICE_QUIESCE,))
+NVM_DEVICE = Contract("everram.v1.NvmDevice", (NVM_DEVICE_CREATE_REGIONS, NVM_DEVICE_LIST_REGIONS, NVM_DEVICE_REMOVE_REGIONS, NVM_DEVICE_ADOPT_COPY, NVM_DEVICE_STATUS, NVM_DEVICE_SNAPSHOT, NVM_DEVICE_SNAPSHOTS, NVM_DEVICE_REMOVE_SNAPSHOTS, NVM_DEVICE_FOLLOW_OPERATION, NVM_DEVICE_GIVE_UP_COPY_SNAPSHOTS, NVM_DEVICE_PREVIEW_REMOVAL, NVM_DEVICE_READ_SNAPSHOT, NVM_DEVICE_CHECK_SNAPSHOT, NVM_DEVICE_REVERT, NVM_DEVICE_CLONE_SNAPSHOT, NVM_DEVICE_GROW_REGION, NVM_DEVICE_REMOVE_REGION, NVM_DEVICE_PURGE, NVM_DEVICE_CONTROL_PURGE, NVM_DEVICE_CHECK, NVM_DEVICE_QUIESCE,))
 
 
 class NvmDeviceRef(Ref):
@@ -83,6 +84,11 @@ class NvmDeviceRef(Ref):
         self, request: nvm_device_pb2.CopyOperation, *, timeout_s: float = DEFAULT_TIMEOUT_S
     ) -> Coroutine[Any, Any, common_pb2.Empty]:
         return self.ask(NVM_DEVICE_FOLLOW_OPERATION, request, timeout_s)
+
+    def give_up_copy_snapshots(
+        self, request: nvm_device_pb2.RegionFilter, *, timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> Coroutine[Any, Any, nvm_device_pb2.SnapshotNames]:
+        return self.ask(NVM_DEVICE_GIVE_UP_COPY_SNAPSHOTS, request, timeout_s)
 
     def preview_removal(
         self, request: nvm_device_pb2.SnapshotNames, *, timeout_s: float = DEFAULT_TIMEOUT_S
@@ -170,6 +176,9 @@ class NvmDeviceActor(Actor):
         raise NotImplementedError
 
     def follow_operation(self, request: nvm_device_pb2.CopyOperation) -> common_pb2.Empty | Awaitable[common_pb2.Empty]:
+        raise NotImplementedError
+
+    def give_up_copy_snapshots(self, request: nvm_device_pb2.RegionFilter) -> nvm_device_pb2.SnapshotNames | Awaitable[nvm_device_pb2.SnapshotNames]:
         raise NotImplementedError
 
     def preview_removal(self, request: nvm_device_pb2.SnapshotNames) -> nvm_device_pb2.Freed | Awaitable[nvm_device_pb2.Freed]:

@@ -11,7 +11,8 @@ from typing import Any, cast
 import pytest
 
 from everram.actors.nvm_device.actor import NvmDevice
-from everram.actors.replicator import shipper
+from everram.actors.nvm_device.guest_log import GuestLog
+from everram.actors.replicator import copy_keeper, shipper
 from everram.actors.replicator.actor import Replicator
 from everram.actors.replicator.copy_keeper import continues
 from everram.actors.vmemfs.actor import VMemFS
@@ -21,7 +22,7 @@ from everram.runtime.contracts import replicator_pb2 as rp
 from everram.runtime.contracts.availability_contract import AvailabilityActor
 from everram.runtime.contracts.availability_pb2 import Members
 from everram.runtime.contracts.nvm_device_contract import NVM_DEVICE, NvmDeviceRef
-from everram.runtime.contracts.nvm_device_pb2 import CreateRegionsRequest, RegionFilter
+from everram.runtime.contracts.nvm_device_pb2 import CreateRegionsRequest, LogOperation, RegionFilter
 from everram.runtime.contracts.replicator_contract import ReplicatorRef
 from everram.runtime.contracts.vmemfs_contract import VMEMFS, VMemFSRef
 from everram.runtime.coordination.api import KeyValue, Range
@@ -40,7 +41,9 @@ from everram.runtime.formats.vmemfs import MEMORY_NAME
 from everram.runtime.guest.core import GuestCore
 from everram.runtime.guest.errors import LogFull
 from everram.runtime.guest.region import Region
+from everram.runtime.log.record import RecordType
 from everram.runtime.log.ring import MIN_CAPACITY_BYTES, Ring
+from everram.runtime.memory.guard import PageGuard
 from everram.runtime.node import Node
 from everram.runtime.simulation.entropy import Seeds, SimulatedEntropy
 from everram.runtime.simulation.objects import Objects, SimulatedMemory
@@ -221,6 +224,16 @@ class NoGuests:
         return []
 
 
+class FullDisk:
+    """Of a host, as far as its snapshots' old blocks would go there."""
+
+    async def remove(self, name: str) -> None:
+        """There is nothing."""
+
+    async def open(self, name: str) -> Any:
+        raise ResourceExhausted("the disk is full")
+
+
 class Host:
     """A machine's memory, and the host that serves it now."""
 
@@ -243,17 +256,17 @@ class Host:
         self.lives += 1
         entropy = SimulatedEntropy(Seeds(self.lives).stream(f"entropy/{self.name}"))
         self.wire = Wire(self.net, self.name, self.memory)
-        nothing = cast("Any", None)
+        nothing, guard = cast("Any", None), PageGuard()
         environment = Environment(
-            Clock(), entropy, nothing, self.memory, cast("Any", NoGuests()), nothing, cast("Any", self.wire),
-            cast("Any", self.directory), nothing, lambda guest_id: Bell(),
+            Clock(), entropy, cast("Any", FullDisk()), self.memory, cast("Any", NoGuests()), nothing,
+            cast("Any", self.wire), cast("Any", self.directory), nothing, lambda guest_id: Bell(),
         )  # fmt: skip
         config = HostConfig("test", CLUSTER_ID, self.name, self.name, "", "", "", 1 << 30, self.nvm_bytes)
         node = self.node = Node(environment, self.name, check_messages=True)
         node.use_links(Links(self.net, self.name))
         node.add(VMemFS)
-        node.add(lambda: NvmDevice(self.nvm_bytes, self.nvm_bytes), after=(VMEMFS,))
-        node.add(lambda: Replicator(config), after=(NVM_DEVICE,))
+        node.add(lambda: NvmDevice(self.nvm_bytes, self.nvm_bytes, guard=guard), after=(VMEMFS,))
+        node.add(lambda: Replicator(config, guard), after=(NVM_DEVICE,))
         node.add(lambda: Committed(self))
         await node.start()
         self.net.nodes[self.name] = node
@@ -788,6 +801,71 @@ async def test_a_full_destination_is_told_of_and_keeps_what_it_has(hosts: list[H
     (copy,) = await target.copies()
     assert (copy.complete, copy.lsn >= lsn) == (True, True)
     assert (await promised(target, 2)).complete
+
+
+PAGE_BYTES, CRAMPED_PAGES = 4096, 1024
+
+
+async def cramped(hosts: list[Host]) -> Guest:
+    """A guest whose copy has a snapshot, on a host that has room for half of what that needs and whose disk is full."""
+    primary, target, _ = hosts
+    await target.stop()
+    target.nvm_bytes = 7 * MIB
+    await target.start()
+    guest = await Guest.run(primary, region_bytes=CRAMPED_PAGES * PAGE_BYTES)
+    await guest.ship(target)
+    await guest.in_sync()
+    await store_everywhere(guest, 1)
+    with GuestLog.open(primary.memory, GUEST_ID) as log:
+        log.append(RecordType.SNAPSHOT, LogOperation(name="before", regions=["r"], created_ns=1))
+        log.publish()
+    await until(lambda: snapshots_of(target) == ["before"], "the copy has it, too")
+    return guest
+
+
+async def store_everywhere(guest: Guest, value: int, pages: int = CRAMPED_PAGES) -> None:
+    """Each page, all of it replicated."""
+    for first in range(0, pages, 64):
+        guest.core.commit([(0, page * PAGE_BYTES, bytes([value]) * 8) for page in range(first, first + 64)])
+        await guest.replicated()
+
+
+def snapshots_of(host: Host) -> list[str]:
+    keeper = host.node._cells["everram.v1.NvmDevice"]._incarnation.actor._keeper  # type: ignore[union-attr]
+    return [record.name for record in keeper.snapshots.records.values()]
+
+
+async def test_a_copy_without_room_for_what_its_snapshots_need_gives_them_up(
+    hosts: list[Host], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its guest waits neither for a full disk of another host, nor for it when it has to go on there."""
+    monkeypatch.setattr(copy_keeper, "ROOM_RETRY_S", 0.01)
+    guest = await cramped(hosts)
+    await store_everywhere(guest, 2)
+    assert (snapshots_of(hosts[1]), await content_of(hosts[1])) == ([], guest.content())
+    assert "gives up its snapshots (before): there was no room beside them" in caplog.text
+
+
+async def test_a_copy_gives_up_its_snapshots_where_its_next_log_has_no_room_beside_them(hosts: list[Host]) -> None:
+    """Their removal would come by that log."""
+    guest, target = await cramped(hosts), hosts[1]
+    await store_everywhere(guest, 2, CRAMPED_PAGES // 4)
+    target.nvm_bytes = 5 * MIB
+    await target.restart()
+    await guest.in_sync()
+    assert snapshots_of(target) == []
+    guest.commit(3)
+    await guest.replicated()
+
+
+async def test_memory_is_saved_though_a_copy_has_no_room(hosts: list[Host], caplog: pytest.LogCaptureFixture) -> None:
+    guest, target = await cramped(hosts), hosts[1]
+    filling = asyncio.create_task(store_everywhere(guest, 2))
+    await until(lambda: "copy of test waits: no block" in caplog.text, "it waits for room")
+    await target.replicator.quiesce(rp.QuiesceRequest(on=True), timeout_s=2.0)
+    assert snapshots_of(target) == ["before"]
+    await target.replicator.quiesce(rp.QuiesceRequest(on=False))
+    await filling
 
 
 async def reason(guest: Guest) -> str:

@@ -18,6 +18,8 @@ from everram.runtime.node import Node
 MOVE_TIMEOUT_S = 5.0
 SNAPSHOTS_MAX = 40
 REFUSED_MAX = 4
+COPIES_FULL_S = 3.0
+"""Longer than a copy waits for room."""
 REMOVE_TRIES = 50
 AGAIN_S = 0.1
 """After a refusal: by then a host that had died may be there again, or there may be room."""
@@ -44,13 +46,18 @@ async def _move(scene: Scene, fault: Fault) -> None:
 
 async def _snapshots_fill(scene: Scene, fault: Fault) -> None:
     """Snapshots, one after the other, while the disk is full and nothing can be purged, until several were refused. One
-    that finds in the midst of being copied that there is no room is taken back. In the end they are removed: until
-    somebody makes room, others wait for it."""
+    that finds in the midst of being copied that there is no room is taken back. Where the guest has copies it is their
+    disks that are full, and they give their snapshots up. In the end all are removed: until somebody makes room, others
+    wait for it."""
     found = scene.guest(fault.guest)
     if found is None:
         return
     host, guest_id = found
-    full = asyncio.create_task(disk_full(scene, replace(fault, host=host)))
+    required = scene.cluster.required(guest_id)
+    copied_to = [name for name, memory_id in scene.cluster.memory_ids.items() if memory_id in required]
+    length_s = COPIES_FULL_S if copied_to else fault.length_s
+    filled = [replace(fault, host=name, length_s=length_s) for name in copied_to or [host]]
+    full = [asyncio.create_task(disk_full(scene, one)) for one in filled]
     region = nvm.RegionName(guest_id=guest_id, region=Workload.region)
     prefix, refused = f"full-{fault.at_s:.6f}-", 0
     for number in range(SNAPSHOTS_MAX):
@@ -68,7 +75,7 @@ async def _snapshots_fill(scene: Scene, fault: Fault) -> None:
             if refused == REFUSED_MAX:
                 break
             await asyncio.sleep(AGAIN_S)
-    await full
+    await asyncio.gather(*full)
     await _remove(scene, fault, prefix)
 
 
