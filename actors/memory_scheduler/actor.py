@@ -205,23 +205,26 @@ class MemoryScheduler(MemorySchedulerActor):
     async def _pause_and_resume(self) -> None:
         """Guests that grow while nothing is left are paused, as those are whose pages the storage does not give."""
         machine = self.context.environment.machine
-        starved = self._reclaimer.to_pause()
+        standing = self._reclaimer.to_pause()
         trouble = self._reclaimer.trouble or self._swapping_off
         for guest in list(self._guests.values()):
             if guest.closed:
                 continue
             why = next(iter(guest.broken.values()), "")
-            if not why and guest.guest_id in starved:
+            stands = bool(why) or guest.guest_id in standing
+            if not why and guest.starved:
                 why = f"{NO_MEMORY}: {trouble}" if trouble else NO_MEMORY
-            before, guest.paused = guest.paused, why
+            if why and not guest.paused:
+                self.context.log.about(guest=guest.guest_id).warning("%s is paused: %s", guest.name, why)
+            guest.paused = why
+            before, guest.stands = guest.stands, stands
             try:
-                if why and not before:
-                    self.context.log.about(guest=guest.guest_id).warning("%s is paused: %s", guest.name, why)
+                if stands and not before:
                     await machine.freeze(guest.guest_id, FREEZE_REASON)
-                elif before and not why:
+                elif before and not stands:
                     await machine.thaw(guest.guest_id, FREEZE_REASON)
             except (NotFound, FailedPrecondition):
-                guest.paused = ""  # it has just ended
+                guest.paused, guest.stands = "", False  # it has just ended
 
     # -- guests come and go
 

@@ -117,9 +117,12 @@ class GuestMemory:
     asked_ns: int = 0
     """When the oldest unanswered question was asked; 0: there is none."""
     paused: str = ""
+    """Why; empty: it is not."""
+    stands: bool = False
+    """Whether its process is stopped for that just now."""
     resident_before: int = 0
     starved: bool = False
-    """Paused because it grew while its host had nothing left."""
+    """It grew while its host had nothing left, and is paused for that."""
     technique: Technique = Technique.NONE
     reason: str = "nothing was decided yet"
     reclaimed: int = 0

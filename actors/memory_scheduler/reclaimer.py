@@ -36,6 +36,9 @@ from everram.runtime.memory.contract import PAGE_BYTES
 
 LOOK_S, HURRY_S = 0.1, 0.03
 """Between looks at rest, and while memory is short."""
+BREATH_LOOKS = 8
+"""A paused guest gives nothing by itself. Where nothing can be swapped out it runs between so many looks and the next,
+to drop what it was asked for; what it takes meanwhile is what it takes between two looks."""
 TICK_NS = 1_000_000_000
 """Accesses are dated by it."""
 SAMPLE_TICKS = 2
@@ -87,6 +90,7 @@ class Reclaimer:
         self._policy = policy
         self._tick = 0
         self._decided_ns = 0
+        self._looks = 0
 
     @property
     def pause_s(self) -> float:
@@ -128,15 +132,18 @@ class Reclaimer:
         guest.classes.set_tick(self._clock.now_ns() // TICK_NS)
 
     def to_pause(self) -> set[str]:
-        """Guests that grow while nothing is left; those that are paused for that stay so until there is room."""
+        """Guests that grow while nothing is left; those that are paused for that stay so until there is room, but for
+        a breath now and then where only they can make it."""
         low = self.pressure is Pressure.LOW and self.available_bytes <= 0
+        self._looks += 1
+        breath = self._looks % BREATH_LOOKS == 0
         paused: set[str] = set()
         for guest in self._guests.values():
             resident = guest.resident
             grows, guest.resident_before = resident > guest.resident_before, resident
-            if (low and grows) or (guest.starved and self.pressure >= Pressure.HARD):
+            guest.starved = (low and grows) or (guest.starved and self.pressure >= Pressure.HARD)
+            if guest.starved and not (breath and not self._can_swap(guest)):
                 paused.add(guest.guest_id)
-            guest.starved = guest.guest_id in paused
         return paused
 
     @property
@@ -189,13 +196,12 @@ class Reclaimer:
         return takes
 
     def _choose(self, guest: GuestMemory, demand: Demand, now_ns: int, any_warm: bool) -> tuple[Technique, str]:
-        swap_works = self._pager.file is not None and guest.paged is not None and not guest.broken
         beyond = self.pressure is Pressure.HIGH and demand.resident > demand.max_pages
         technique, reason = self._policy(
             Pressure.SOFT if beyond else self.pressure,
             answers=demand.answers,
             balloon_stalls=guest.balloon.stalls(now_ns),
-            swap_works=swap_works,
+            swap_works=self._can_swap(guest),
             cache_is_warm=any_warm,
         )
         if beyond:
@@ -203,6 +209,9 @@ class Reclaimer:
         if technique is Technique.BALLOON and now_ns < guest.spared_until_ns and self.pressure < Pressure.LOW:
             return Technique.NONE, "it has just asked for memory back"
         return technique, reason
+
+    def _can_swap(self, guest: GuestMemory) -> bool:
+        return self._pager.file is not None and guest.paged is not None and not guest.broken
 
     def _squeeze(self, demands: list[Demand], takes: dict[str, int], short: float) -> None:
         for guest_id, pages in squeeze(demands, short).items():

@@ -232,6 +232,24 @@ async def test_a_guest_that_has_ended_is_not_said_to_wait(swapped: tuple[Machine
     await node.stop()
 
 
+async def test_a_guest_that_is_let_breathe_is_paused_still_and_said_so_once(
+    swapped: tuple[Machine, Node], caplog: pytest.LogCaptureFixture
+) -> None:
+    machine, node = swapped
+    scheduler, starved = machine.scheduler, machine.scheduler._guests["g"]
+    starved.starved = True
+    for standing in ({"g"}, set(), {"g"}):
+        scheduler._reclaimer.to_pause = lambda standing=standing: standing
+        await scheduler._pause_and_resume()
+        assert (machine.freezer.frozen, "no memory left" in starved.paused) == (standing, True)
+    assert caplog.text.count("is paused: ") == 1
+    starved.starved = False
+    scheduler._reclaimer.to_pause = set
+    await scheduler._pause_and_resume()
+    assert (machine.freezer.frozen, starved.paused) == (set(), "")
+    await node.stop()
+
+
 async def test_a_swap_file_that_is_missing_is_waited_for_and_not_begun_anew(swapped: tuple[Machine, Node]) -> None:
     machine, first = swapped
     await first.stop()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import itertools
 import random
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from everram.actors.memory_scheduler.estimates import estimate
 from everram.actors.memory_scheduler.guest_memory import GuestMemory
 from everram.actors.memory_scheduler.pager import GuestPager
 from everram.actors.memory_scheduler.pressure import Pressure
-from everram.actors.memory_scheduler.reclaimer import Reclaimer
+from everram.actors.memory_scheduler.reclaimer import BREATH_LOOKS, Reclaimer
 from everram.actors.memory_scheduler.swap_file import Slots, SwapFile
 from everram.actors.memory_scheduler.targets import Technique
 from everram.runtime.errors import DataLoss, FailedPrecondition, ResourceExhausted
@@ -701,6 +702,25 @@ async def test_a_guest_that_was_paused_for_memory_goes_on_before_its_pages_are_o
         assert looks < 10, "it would wait until its pages have grown old"
     assert len(computer.present) == 21 - 3, "no more is taken than lets it go on"
     await guest.verify(host.pager)
+
+
+async def test_where_nothing_is_swapped_a_paused_guest_runs_now_and_then_to_drop_what_it_was_asked_for() -> None:
+    computer = Computer()
+    guest, host, clock = Guest(computer), Host(computer, fresh=True), Moments()
+    await host.start()
+    reclaimer = Reclaimer({"g": host.guest}, host.pager, 21 * PAGE_BYTES, cast(Any, clock), random.Random(1))
+    await reclaimer.look()
+    for page in range(22):
+        await guest.store(page, host.pager)
+    host.pager.file = None
+    paused = []
+    for _ in range(4 * BREATH_LOOKS):
+        await reclaimer.look()
+        paused.append(bool(reclaimer.to_pause()))
+        clock.ns += int(reclaimer.pause_s * 1e9)
+    breaths = [look for look, it_is in enumerate(paused) if not it_is]
+    assert len(breaths) == 4
+    assert {after - before for before, after in itertools.pairwise(breaths)} == {BREATH_LOOKS}
 
 
 async def short_of_memory(computer: Computer, *, limit_pages: int) -> tuple[Guest, Host, Reclaimer]:
