@@ -79,6 +79,12 @@ FREE_EVERY_S = 2.0
 FREE_STEPS = 64
 """And only if it changed by this part of the whole."""
 RACES_MAX = 10
+
+
+class Raced(Aborted):
+    """Others changed what was read, each time: nothing is known against it."""
+
+
 """Transactions that lose to another change, one after the other, before the asker is told."""
 
 
@@ -290,7 +296,7 @@ class Availability(AvailabilityActor):
             holder = await self._holder()
             try:
                 served = await self._register_under(holder, guest)
-            except (NotFound, Unavailable, DeadlineExceeded) as error:
+            except (Raced, NotFound, Unavailable, DeadlineExceeded) as error:
                 # The lease went away meanwhile, or coordination did. What was written is found by the next attempt.
                 about = self.context.log.about(guest=guest.guest_id, epoch=guest.epoch)
                 about.info("%s is not registered yet: %s", guest.name, error.message)
@@ -488,7 +494,7 @@ class Availability(AvailabilityActor):
                 return found
             if planned is None or (await self._coordination.txn(planned.compare, planned.success)).succeeded:
                 return None
-        raise Aborted(f"the directory entry of guest {guest_id} changes too often: try again")
+        raise Raced(f"the directory entry of guest {guest_id} changes too often: try again")
 
     # -- lease words
 

@@ -323,6 +323,7 @@ class ClusterScenario:
                 names = self.cluster.names
                 tenant.host = names[(names.index(tenant.host) + 1) % len(names)]
                 self.world.note("user", f"{plan.name} is to run on {tenant.host}: {error.message}")
+                await asyncio.sleep(0.05)
             except EverramError:
                 await asyncio.sleep(0.05)
 

@@ -44,6 +44,8 @@ T = TypeVar("T")
 RequestT = TypeVar("RequestT")
 
 READ_BYTES_MAX = 1 << 20
+NAMES_TOLD = 8
+"""Of snapshots, in one line of the log."""
 
 
 class NvmDevice(NvmDeviceActor):
@@ -316,7 +318,8 @@ class NvmDevice(NvmDeviceActor):
         return answer
 
     def follow_operation(self, request: nvm.CopyOperation) -> Awaitable[pb.Empty]:
-        return self.context.later(self._follow_operation(request))
+        # Not after its asker has gone, who may have applied what follows: the snapshot would hold that, too.
+        return self.context.later(self._follow_operation(request), cancellable=True)
 
     async def _follow_operation(self, request: nvm.CopyOperation) -> pb.Empty:
         """What was done before is no error: the host may have died just after it. A name can be given again, so what a
@@ -331,30 +334,38 @@ class NvmDevice(NvmDeviceActor):
         meant = [(region, one) for region, one in of_that_name if one.created_ns == request.what.created_ns]
         if request.type == RecordType.DELETE:
             if meant:
-                await self._keeper.remove([record for _, record in meant])
+                await self._keeper.begin_removal([record for _, record in meant])
             return pb.Empty()
         known = {region.name for region, _ in meant}
         # Nobody had told of the removal of the others, but another has the name now.
         if outlived := [record for region, record in of_that_name if region.name not in known]:
-            await self._keeper.remove(outlived)
+            await self._keeper.begin_removal(outlived)
         if missing := [region for region in self._copied(request) if region.name not in known]:
             self._keeper.take_copy(missing, request.what, request.epoch, request.lsn)
         return pb.Empty()
 
-    def give_up_copy_snapshots(self, request: nvm.RegionFilter) -> Awaitable[nvm.SnapshotNames]:
-        return self.context.later(self._give_up_copy_snapshots(request))
-
-    async def _give_up_copy_snapshots(self, request: nvm.RegionFilter) -> nvm.SnapshotNames:
-        given_up = [
-            (region, record)
-            for region in self._device.metadata.regions(request.guest_id, request.copy_id)
-            for record in self._keeper.snapshots.of(origin_of(region))
-        ]
-        await self._keeper.remove([record for _, record in given_up])
+    def give_up_copy_snapshots(self, request: nvm.RegionFilter) -> nvm.SnapshotNames:
+        """At once, or not at all: a little later the copy may be its guest's own memory, or have the room. Of many some
+        now, and the others when it is asked again."""
+        if not request.guest_id or request.copy_id in (OWN, ANY):
+            raise InvalidArgument("snapshots of one copy are given up: name its guest_id and its copy_id")
         answer = nvm.SnapshotNames()
-        for region, record in given_up:
-            answer.snapshots.add(
-                guest_id=region.guest_id, region=region.name, name=record.name, sequence=record.sequence
+        for region in self._device.metadata.regions(request.guest_id, request.copy_id):
+            try:
+                given_up = self._keeper.give_up(origin_of(region))
+            except ResourceExhausted:
+                if not answer.snapshots:
+                    raise
+                break  # each takes something before it gives back
+            for record in given_up:
+                answer.snapshots.add(
+                    guest_id=region.guest_id, region=region.name, name=record.name, sequence=record.sequence
+                )
+        if names := ", ".join(sorted({one.name for one in answer.snapshots})):
+            self.context.log.about(guest=request.guest_id).warning(
+                "the copy of guest %s gives up its snapshots (%s): there is no room beside them",
+                request.guest_id,
+                names,
             )
         return answer
 

@@ -157,6 +157,8 @@ class SnapshotKeeper:
         """Why a region's snapshots cannot be kept while it is written to, in a sentence; by its origin."""
         self.trouble = ""
         """Why a reversion does not go on."""
+        self._gives_way = False
+        """Somebody waits for it to be quiet, or it is."""
         self._quieting = asyncio.Lock()
         """Whoever is told to be quiet and to go on does it in that order."""
         self._taking = asyncio.Lock()
@@ -237,7 +239,8 @@ class SnapshotKeeper:
         return self._storage
 
     async def quiesce(self, on: bool) -> None:
-        """Neither take snapshots nor move anything from now on (`on`), or do again."""
+        """Neither take snapshots nor move anything from now on (`on`), or do again. What takes long gives way."""
+        self._gives_way = on
         async with self._quieting:
             if on and not self._quiet:
                 await self._taking.acquire()
@@ -475,7 +478,7 @@ class SnapshotKeeper:
         if unseen:
             try:
                 for region in unseen:
-                    await self._copy_out(region.arena)
+                    await self._copy_out(region.arena, gives_way=True)
                 self.snapshots.took(records)
             except EverramError:
                 await self._take_back(list(zip(regions, records, strict=True)))
@@ -484,10 +487,7 @@ class SnapshotKeeper:
 
     async def _take_back(self, taken: Sequence[tuple[pb.Region, Record]]) -> None:
         """While the guests still stand: what is not copied changes with their next store, and nobody would see it."""
-        async with self._moving:
-            doomed = deletion.begin(self.snapshots, [one for _, one in taken if one.state is not State.DELETING])
-        for record in doomed:
-            self._begin_delete(record)
+        await self.begin_removal([one for _, one in taken])
         with contextlib.suppress(ResourceExhausted):  # copies then hold one more, which is right where it is
             self._log_removal(taken)
 
@@ -573,9 +573,9 @@ class SnapshotKeeper:
             except Unavailable as error:
                 raise Unprotected(error.message) from error
 
-    async def _copy_out(self, arena: str) -> None:
+    async def _copy_out(self, arena: str, *, gives_way: bool = False) -> None:
         """Everything that a region holds goes to the store now: nobody will see the stores that change it. Raises
-        ResourceExhausted."""
+        ResourceExhausted, and Unavailable where it `gives_way` to a save."""
         pages = (
             page
             for offset, length in self._memory.open(arena).extents()
@@ -583,6 +583,8 @@ class SnapshotKeeper:
         )
         for number, page in enumerate(pages):
             while True:
+                if gives_way:
+                    self._check_may_go_on()
                 try:
                     self.before_write(arena, page)
                     break
@@ -638,6 +640,27 @@ class SnapshotKeeper:
             doomed = deletion.begin(self.snapshots, [one for one in records if one.state is not State.DELETING])
         self.room_again()
         await self._deleted([*going, *doomed])
+
+    async def begin_removal(self, records: Sequence[Record]) -> None:
+        """As `remove`, without waiting for the room. Raises FailedPrecondition, ResourceExhausted."""
+        async with self._moving:
+            self._doom(records)
+
+    def give_up(self, origin: str) -> list[Record]:
+        """Begin to remove a region's snapshots, the oldest first where they are many. Awaits nothing. Raises
+        ResourceExhausted, and Unavailable while something is moved, which may make room by itself."""
+        if self._moving.locked():
+            raise Unavailable("old blocks are being moved, or the memory is being saved")
+        going = list(self.snapshots.of(origin))[-deletion.PIECE :]
+        if going:
+            self._doom(going)
+        return going
+
+    def _doom(self, records: Sequence[Record]) -> None:
+        """Nobody sees them any more; the rest follows. `_moving` is held, or free and nothing is awaited."""
+        for record in deletion.begin(self.snapshots, [one for one in records if one.state is not State.DELETING]):
+            self._begin_delete(record)
+        self.room_again()
 
     async def _deleted(self, records: Iterable[Record]) -> None:
         failed: EverramError | None = None
@@ -714,11 +737,18 @@ class SnapshotKeeper:
                 return
             await self.purger.make_room()
 
+    def _check_may_go_on(self) -> None:
+        """Raises Unavailable."""
+        if self._gives_way:
+            raise Unavailable("the memory of this machine is being saved: ask again when that is over")
+
     async def verify(self, slots: Mapping[int, int]) -> list[str]:
-        """What is wrong with slots of the storage file that hold these virtblocks (slot -> virtblock)."""
+        """What is wrong with slots of the storage file that hold these virtblocks (slot -> virtblock). Raises
+        Unavailable while memory is saved."""
         findings = []
         media, numbers = self.snapshots.media, sorted(slots)
         for first in range(0, len(numbers), SLOTS_PER_TURN):
+            self._check_may_go_on()
             some = {slot: slots[slot] for slot in numbers[first : first + SLOTS_PER_TURN]}
             for slot, finding in (await (await self.storage()).verify(some)).items():
                 if media.word(slots[slot] * WORD_BYTES) == pack_location(Place.STORAGE, slot):  # still

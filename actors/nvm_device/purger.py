@@ -160,7 +160,7 @@ class Purger:
                 "there is no room for what snapshots need of pages that are written to, and purging is paused: "
                 "`everram region purge --resume`, or remove snapshots"
             )
-        await self._purge(iter([batch]))
+        await self._purge(iter([batch]), once=True)
 
     async def purge_batch(self) -> None:
         """As `make_room`, by whoever holds the lock."""
@@ -183,9 +183,9 @@ class Purger:
             if batch and self._budget.free_part >= self._policy.high_mark and not self._starved:
                 return
 
-    async def _purge(self, batches: Iterator[Batch]) -> None:
-        """A turn after the other, as the policy has it. Raises ResourceExhausted where storage does not take all of it,
-        after it has taken what it can."""
+    async def _purge(self, batches: Iterator[Batch], *, once: bool = False) -> None:
+        """A turn after the other, or only `once`, as the policy has it. Raises ResourceExhausted where storage does not
+        take all of it, after it has taken what it can."""
         ended = False
         while not ended:
             await self._going.wait()
@@ -196,7 +196,7 @@ class Purger:
                     moved_bytes = await self._move(turn)
             finally:
                 self._running -= 1
-            ended = turn.is_last
+            ended = once or turn.is_last
             if rate := self._policy.rate_bytes_per_s:
                 await asyncio.sleep(max(0.0, moved_bytes / rate - turn.took_s))
 

@@ -182,9 +182,10 @@ class AcLoss:
     # -- the memory
 
     async def _save(self) -> None:
-        await self._replicator.quiesce(QuiesceRequest(on=True))
-        await self._nvm.quiesce(QuiesceMoves(on=True))
-        await self._files.quiesce(QuiesceFiles(on=True))
+        # Each waits for what is under way: as long as there is anything to save with.
+        await self._replicator.quiesce(QuiesceRequest(on=True), timeout_s=self._left_s())
+        await self._nvm.quiesce(QuiesceMoves(on=True), timeout_s=self._left_s())
+        await self._files.quiesce(QuiesceFiles(on=True), timeout_s=self._left_s())
         host = await self._context.ref(VMemFSRef).get_host(pb.Empty())
         self.report.saved.CopyFrom(await self._save_memory(AC_LOSS, host.memory_id))
 

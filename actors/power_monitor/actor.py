@@ -280,9 +280,9 @@ class PowerMonitor(PowerMonitorActor):
         environment = self.context.environment
         try:
             await environment.machine.freeze("", FREEZE_REASON)
-            await self._replicator.quiesce(QuiesceRequest(on=True))
+            await self._replicator.quiesce(QuiesceRequest(on=True), timeout_s=QUIESCE_TIMEOUT_S)
             await self._nvm.quiesce(QuiesceMoves(on=True), timeout_s=QUIESCE_TIMEOUT_S)
-            await self._files.quiesce(QuiesceFiles(on=True))
+            await self._files.quiesce(QuiesceFiles(on=True), timeout_s=QUIESCE_TIMEOUT_S)
             host = await self.context.ref(VMemFSRef).get_host(pb.Empty())
             report = await self._save_memory(cause, host.memory_id)
         except BaseException:
@@ -319,8 +319,8 @@ class PowerMonitor(PowerMonitorActor):
         await self._ends.goes_on()
         if environment.nvm_files is not None:
             environment.nvm_files.stored_to()
-        await self._replicator.quiesce(QuiesceRequest(on=False))
         await self._nvm.quiesce(QuiesceMoves(on=False), timeout_s=QUIESCE_TIMEOUT_S)
+        await self._replicator.quiesce(QuiesceRequest(on=False))  # after what it stores by
         await self._files.quiesce(QuiesceFiles(on=False))
         await self._budget.flusher.go_on()
         await environment.machine.thaw("", reason)

@@ -7,9 +7,7 @@ in the middle of one left behind, objects without a record, is removed by the ne
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from functools import partial
-from typing import TypeVar
+import itertools
 from weakref import WeakValueDictionary
 
 from everram.actors.replicator.kept_copy import KeptCopy, Operation, Run, Session
@@ -29,15 +27,11 @@ from everram.runtime.formats.config import HostConfig
 from everram.runtime.log.ring import DATA_OFFSET, EPOCH_START, RingCorrupt
 from everram.runtime.memory.guard import PageGuard
 
-T = TypeVar("T")
-
 ROOM_RETRY_S = 0.2
 """Between attempts to apply what there is no room for: the primary waits meanwhile, as for a slow copy."""
-ROOM_TRIES = 10
-"""Without any progress. Purging, where it can make room, has made some by then; then the copy's snapshots go. The guest
-has its own of them, and must neither wait for a full disk of another host, nor be kept from going on there."""
-GIVE_UP_TIMEOUT_S = 1.0
-"""Its deletions go on without being waited for."""
+ROOM_TRIES, ROOM_TRIES_MAX = 10, 50
+"""Without any progress, and altogether for one run. Purging, where it can make room, has made some by then; then the
+copy's snapshots go. Its guest must neither wait for a full disk of another host, nor be kept from going on there."""
 
 
 class CopyKeeper:
@@ -73,11 +67,13 @@ class CopyKeeper:
             try:
                 copy = KeptCopy(_own(record), self._environment.memory, self._guard)
                 if copy.ring is not None:
-                    await self._catch_up(copy)
+                    await self._catch_up(copy, waits=False)
             except (NotFound, RingCorrupt) as error:
                 about.error("a copy of %s is lost: %s", record.guest.name, error)
                 await self._vmemfs.remove_copy(rp.GuestCopy(guest_id=record.guest.guest_id, copy_id=record.copy_id))
                 continue
+            except EverramError as error:  # whoever opens it, or has it promise itself, is told, or waits for room
+                about.warning("the copy of %s is caught up with later: %s", record.guest.name, error.message)
             self._copies.setdefault(record.guest.guest_id, []).append(copy)
             known[record.guest.guest_id, record.copy_id] = record.log
         await self._remove_orphans(known)
@@ -139,8 +135,8 @@ class CopyKeeper:
             kept = next((copy for copy in copies if continues(copy.record, request)), None)
             rebuild = kept is None
             if kept is None:
-                kept = await self._with_room(guest.guest_id, partial(self._build_somehow, request))
-            await self._with_room(guest.guest_id, partial(self._new_log, kept, request))
+                kept = await self._build_somehow(request)
+            await self._new_log(kept, request)
             session = await self._begin_session(kept, request, rebuild=rebuild)
             return rp.OpenReply(
                 copy_id=kept.record.copy_id,
@@ -188,16 +184,6 @@ class CopyKeeper:
         if not self._damaged.get(guest_id, True):
             del self._damaged[guest_id]
 
-    async def _with_room(self, guest_id: str, make: Callable[[], Awaitable[T]]) -> T:
-        """Where there is no room for it, without the snapshots of the guest's copies."""
-        try:
-            return await make()
-        except ResourceExhausted:
-            given_up = [await self._give_up_snapshots(kept) for kept in self._copies.get(guest_id, [])]
-            if not any(given_up):
-                raise
-        return await make()
-
     async def _build_somehow(self, request: rp.OpenRequest) -> KeptCopy:
         """Where there is no room beside a damaged copy, in its place: the primary that asks has all that it held."""
         try:
@@ -228,17 +214,19 @@ class CopyKeeper:
     async def _new_log(self, kept: KeptCopy, request: rp.OpenRequest) -> None:
         """The log region of this opening; nobody has the rkey of an earlier one any more."""
         record, guest = kept.record, request.guest
-        log_id = self._environment.entropy.token()
-        created = await self._nvm.create_regions(
-            CreateRegionsRequest(
-                guest_id=guest.guest_id,
-                copy_id=record.copy_id,
-                log_id=log_id,
-                log_bytes=request.capacity_bytes,
-                log_start=record.lsn,
-                log_epoch=guest.epoch,
-            )
+        wanted = CreateRegionsRequest(
+            guest_id=guest.guest_id,
+            copy_id=record.copy_id,
+            log_id=self._environment.entropy.token(),
+            log_bytes=request.capacity_bytes,
+            log_start=record.lsn,
+            log_epoch=guest.epoch,
         )
+        try:
+            created = await self._nvm.create_regions(wanted)
+        except ResourceExhausted:
+            await self._give_up_snapshots(kept)  # for the next attempt: their removal may have to come by this log
+            raise
         record.log, record.log_epoch, record.epoch = created.log, guest.epoch, guest.epoch
         record.source_host = request.source_host
         record.guest.epoch, record.guest.previous_epoch = guest.epoch, guest.previous_epoch
@@ -279,16 +267,18 @@ class CopyKeeper:
             while True:
                 await session.rang.wait()
                 session.rang.clear()
-                async with self._lock(guest_id):
-                    while kept.session is session and await self._take(kept, session):  # noqa: ASYNC110
-                        await asyncio.sleep(0)  # one run a turn: others on this loop come first
+                more = True
+                while more:  # one run a turn: others on this loop, and who waits for the lock, come first
+                    async with self._lock(guest_id):
+                        more = kept.session is session and not self._quiet and await self._take(kept, session)
+                    await asyncio.sleep(0)
         except ChannelError as error:
             self._log_of(kept).info("copy of %s: acknowledgements do not arrive: %s", kept.record.guest.name, error)
         except RingCorrupt as error:
             # Nothing of it was acknowledged, so the copy is good up to there; whoever opens it again begins there.
             self._log_of(kept).error("copy of %s: %s sends %s", kept.record.guest.name, kept.record.source_host, error)
-        except Unavailable as error:  # the session ends now; whoever opens it again begins where it was
-            self._log_of(kept).info("copy of %s: %s", kept.record.guest.name, error.message)
+        except EverramError as error:  # whoever opens it again begins where it was, or is told why that cannot be
+            self._log_of(kept).warning("copy of %s is not followed: %s", kept.record.guest.name, error.message)
 
     async def _take(self, kept: KeptCopy, session: Session) -> bool:
         """One run: verified, acknowledged, applied. Whether there was one."""
@@ -301,46 +291,40 @@ class CopyKeeper:
         await self._apply(kept, run)
         return True
 
-    async def _catch_up(self, kept: KeptCopy) -> None:
+    async def _catch_up(self, kept: KeptCopy, *, waits: bool = True) -> None:
         """Apply what is held."""
         while run := kept.unapplied():
-            await self._apply(kept, run)
+            await self._apply(kept, run, waits=waits)
 
-    async def _apply(self, kept: KeptCopy, run: Run) -> None:
-        """Raises Unavailable where there is no room while this machine's memory is saved; it is still to be applied."""
+    async def _apply(self, kept: KeptCopy, run: Run, *, waits: bool = True) -> None:
+        """Where there is no room it `waits` for it, but not while this machine's memory is saved. Raises Unavailable,
+        ResourceExhausted, DataLoss; then it is still to be applied."""
         if run.operation is not None:
             await self._carry_out(kept, run.operation)
-        tries, left = 0, len(run.targets)
-        while True:
+        stuck, left = 0, len(run.targets)
+        for tries in itertools.count(1):
             try:
                 kept.apply(run)
                 return
             except ResourceExhausted as error:
-                if tries == 0:
+                if not waits:
+                    raise
+                if tries == 1:
                     self._log_of(kept).warning("copy of %s waits: %s", kept.record.guest.name, error.message)
             self._check_not_quiet()
-            tries = tries + 1 if len(run.targets) == left else 1
+            stuck = stuck + 1 if len(run.targets) == left else 1
             left = len(run.targets)
-            if tries % ROOM_TRIES == 0 and kept.waits_for_snapshots(run):
+            if (stuck % ROOM_TRIES == 0 or tries % ROOM_TRIES_MAX == 0) and kept.waits_for_snapshots(run):
                 await self._give_up_snapshots(kept)
             await asyncio.sleep(ROOM_RETRY_S)  # until this host has purged or flushed something
 
-    async def _give_up_snapshots(self, kept: KeptCopy) -> bool:
-        """What the guest's host has of them is not touched; only who goes on with this copy goes on without them.
-        Whether there were any."""
+    async def _give_up_snapshots(self, kept: KeptCopy) -> None:
+        """What the guest's host has of them is not touched; only who goes on with this copy goes on without them."""
         record = kept.record
         try:
-            given_up = await self._nvm.give_up_copy_snapshots(
-                RegionFilter(guest_id=record.guest.guest_id, copy_id=record.copy_id), timeout_s=GIVE_UP_TIMEOUT_S
-            )
+            await self._nvm.give_up_copy_snapshots(RegionFilter(guest_id=record.guest.guest_id, copy_id=record.copy_id))
         except EverramError as error:
-            self._log_of(kept).error("the copy of %s has no room still: %s", record.guest.name, error.message)
-            return False
-        if names := ", ".join(sorted({one.name for one in given_up.snapshots})):
-            self._log_of(kept).warning(
-                "the copy of %s gives up its snapshots (%s): there was no room beside them", record.guest.name, names
-            )
-        return bool(names)
+            self._log_of(kept).warning("the copy of %s keeps its snapshots: %s", record.guest.name, error.message)
 
     async def _carry_out(self, kept: KeptCopy, operation: Operation) -> None:
         """At its place among the records: what the primary did to its regions is done to the copy's. A copy that is

@@ -268,6 +268,8 @@ class KeptCopy:
                 await apply(run)
         except RingCorrupt as error:
             complaint = str(error)
+            if self.ring is not None and self.ring.surely_applied < self.ring.tail:
+                self.record.complete = False  # it is less than it has acknowledged
         self.record.lsn = self.held
         return complaint
 

@@ -192,6 +192,9 @@ def test_a_hole_before_the_tail_is_no_copy() -> None:
     kept.log.store(DATA_OFFSET + START % CAPACITY + 60, b"!")
     with pytest.raises(RingCorrupt, match="damaged"):
         again(kept.recording)
+    assert kept.copy.record.complete
+    assert "damaged" in settle(kept.copy)
+    assert not kept.copy.record.complete, "nobody goes on from what is less than it has acknowledged"
 
 
 # -- what lies in the log region --------------------------------------------------------------------------------------

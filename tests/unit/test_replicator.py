@@ -4,14 +4,17 @@ come between two steps."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, cast
 
 import pytest
 
+from everram.actors.nvm_device import deletion
 from everram.actors.nvm_device.actor import NvmDevice
 from everram.actors.nvm_device.guest_log import GuestLog
+from everram.actors.nvm_device.keeper import SnapshotKeeper
 from everram.actors.replicator import copy_keeper, shipper
 from everram.actors.replicator.actor import Replicator
 from everram.actors.replicator.copy_keeper import continues
@@ -22,7 +25,7 @@ from everram.runtime.contracts import replicator_pb2 as rp
 from everram.runtime.contracts.availability_contract import AvailabilityActor
 from everram.runtime.contracts.availability_pb2 import Members
 from everram.runtime.contracts.nvm_device_contract import NVM_DEVICE, NvmDeviceRef
-from everram.runtime.contracts.nvm_device_pb2 import CreateRegionsRequest, LogOperation, RegionFilter
+from everram.runtime.contracts.nvm_device_pb2 import CopyOperation, CreateRegionsRequest, LogOperation, RegionFilter
 from everram.runtime.contracts.replicator_contract import ReplicatorRef
 from everram.runtime.contracts.vmemfs_contract import VMEMFS, VMemFSRef
 from everram.runtime.coordination.api import KeyValue, Range
@@ -30,8 +33,11 @@ from everram.runtime.coordination.directory import encode
 from everram.runtime.environment import Environment
 from everram.runtime.errors import (
     Aborted,
+    DataLoss,
+    DeadlineExceeded,
     EverramError,
     FailedPrecondition,
+    InvalidArgument,
     NotFound,
     ResourceExhausted,
     Unavailable,
@@ -830,9 +836,13 @@ async def store_everywhere(guest: Guest, value: int, pages: int = CRAMPED_PAGES)
         await guest.replicated()
 
 
+def keeper_of(host: Host) -> SnapshotKeeper:
+    actor = host.node._cells["everram.v1.NvmDevice"]._incarnation.actor  # type: ignore[union-attr]
+    return cast("SnapshotKeeper", actor._keeper)
+
+
 def snapshots_of(host: Host) -> list[str]:
-    keeper = host.node._cells["everram.v1.NvmDevice"]._incarnation.actor._keeper  # type: ignore[union-attr]
-    return [record.name for record in keeper.snapshots.records.values()]
+    return [record.name for record in keeper_of(host).snapshots.records.values() if record.name]
 
 
 async def test_a_copy_without_room_for_what_its_snapshots_need_gives_them_up(
@@ -843,7 +853,7 @@ async def test_a_copy_without_room_for_what_its_snapshots_need_gives_them_up(
     guest = await cramped(hosts)
     await store_everywhere(guest, 2)
     assert (snapshots_of(hosts[1]), await content_of(hosts[1])) == ([], guest.content())
-    assert "gives up its snapshots (before): there was no room beside them" in caplog.text
+    assert "gives up its snapshots (before): there is no room beside them" in caplog.text
 
 
 async def test_a_copy_gives_up_its_snapshots_where_its_next_log_has_no_room_beside_them(hosts: list[Host]) -> None:
@@ -855,6 +865,121 @@ async def test_a_copy_gives_up_its_snapshots_where_its_next_log_has_no_room_besi
     await guest.in_sync()
     assert snapshots_of(target) == []
     guest.commit(3)
+    await guest.replicated()
+
+
+async def test_snapshots_are_not_given_up_while_something_is_moved_which_may_make_room(
+    hosts: list[Host], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nor when that is over: by then the copy may be its guest's own memory."""
+    monkeypatch.setattr(copy_keeper, "ROOM_RETRY_S", 0.01)
+    guest, target = await cramped(hosts), hosts[1]
+    filling = asyncio.create_task(store_everywhere(guest, 2))
+    async with keeper_of(target)._moving:
+        await until(lambda: "keeps its snapshots: old blocks are being moved" in caplog.text, "it is refused")
+        device = target.node._cells["everram.v1.NvmDevice"]._incarnation.actor  # type: ignore[union-attr]
+        device._device.capacity_bytes = device._budget.capacity_bytes = 64 * MIB
+        device._budget._limit()
+        await filling
+    await until(lambda: not keeper_of(target)._moving.locked(), "nothing waits for it")
+    assert snapshots_of(target) == ["before"]
+
+
+async def test_only_snapshots_of_one_copy_are_given_up(hosts: list[Host]) -> None:
+    for everything in (RegionFilter(), RegionFilter(guest_id=GUEST_ID), RegionFilter(guest_id=GUEST_ID, copy_id="*")):
+        with pytest.raises(InvalidArgument, match="name its guest_id and its copy_id"):
+            await hosts[1].nvm.give_up_copy_snapshots(everything)
+
+
+@pytest.mark.parametrize(("regions", "snapshots"), [(9, 1), (3, 40)])
+async def test_many_snapshots_are_given_up_in_parts(
+    hosts: list[Host], monkeypatch: pytest.MonkeyPatch, regions: int, snapshots: int
+) -> None:
+    monkeypatch.setattr(deletion, "PIECE", 16)
+    target, names = hosts[1], [f"r{number}" for number in range(regions)]
+    specs = [pb.RegionSpec(name=name, size_bytes=65536, kind=pb.LOGGED) for name in names]
+    await target.nvm.create_regions(CreateRegionsRequest(guest_id="g", copy_id="c", regions=specs))
+    for number in range(1, snapshots + 1):
+        what = LogOperation(name=f"s{number}", regions=names, created_ns=number)
+        taking = CopyOperation(guest_id="g", copy_id="c", type=RecordType.SNAPSHOT, what=what, epoch=1, lsn=number)
+        await target.nvm.follow_operation(taking)
+    keeper = keeper_of(target)
+    keeper._budget.capacity_bytes = 0
+    keeper._budget._limit()
+    with contextlib.suppress(ResourceExhausted):
+        while True:
+            keeper.snapshots.media.take_page()  # the metadata is full, too
+
+    async def gone() -> bool:
+        given_up = await target.nvm.give_up_copy_snapshots(RegionFilter(guest_id="g", copy_id="c"))
+        return not given_up.snapshots
+
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            try:
+                if await gone():
+                    break
+            except (ResourceExhausted, Unavailable):  # until what was given up before is gone
+                await asyncio.sleep(0.001)
+    await until(lambda: not keeper.snapshots.records, "all are deleted")
+
+
+async def test_who_waits_for_a_copy_is_not_starved_by_its_primary(hosts: list[Host]) -> None:
+    primary, target, _ = hosts
+    guest = await Guest.run(primary)
+    await guest.ship(target)
+    await guest.in_sync()
+    keeper = target.node._cells["everram.v1.Replicator"]._incarnation.actor._keeper  # type: ignore[union-attr]
+    take, taken = keeper._take, 0
+
+    async def always(kept: Any, session: Any) -> bool:
+        nonlocal taken
+        taken += 1
+        await take(kept, session)
+        return True
+
+    keeper._take = always
+    guest.commit(1)
+    await until(lambda: taken > 10, "there is always one more run")
+    await target.replicator.quiesce(rp.QuiesceRequest(on=True), timeout_s=PATIENCE_S / 2)
+
+
+async def test_a_snapshot_that_was_waited_for_too_long_is_not_taken_late(hosts: list[Host]) -> None:
+    """The copy's regions have what followed by then."""
+    target, names = hosts[1], ["r"]
+    spec = pb.RegionSpec(name="r", size_bytes=65536, kind=pb.LOGGED)
+    await target.nvm.create_regions(CreateRegionsRequest(guest_id="g", copy_id="c", regions=[spec]))
+    taking = CopyOperation(guest_id="g", copy_id="c", type=RecordType.SNAPSHOT, epoch=1, lsn=1)
+    taking.what.CopyFrom(LogOperation(name="nightly", regions=names, created_ns=1))
+    await target.nvm.follow_operation(taking)
+    again = CopyOperation()
+    again.CopyFrom(taking)
+    again.what.created_ns = 2  # nobody had told of the removal of the one before
+    async with keeper_of(target)._moving:
+        with pytest.raises(DeadlineExceeded):
+            await target.nvm.follow_operation(again, timeout_s=0.05)
+    await asyncio.sleep(0)
+    assert [record.created_ns for record in keeper_of(target).snapshots.records.values()] == [1]
+
+
+async def test_damage_in_the_snapshots_of_a_copy_ends_its_session_and_not_its_host(
+    hosts: list[Host], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    primary, target, _ = hosts
+    guest = await Guest.run(primary)
+    await guest.ship(target)
+    await guest.in_sync()
+
+    def damaged(*arguments: object) -> bool:
+        raise DataLoss("a page of the metadata is damaged")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(PageGuard, "before_store", damaged)
+        guest.commit(1)
+        await until(lambda: "is not followed: a page of the metadata is damaged" in caplog.text, "it is told")
+        await target.restart()
+        assert len(await target.copies()) == 1
+    assert "is caught up with later: a page of the metadata is damaged" in caplog.text
     await guest.replicated()
 
 

@@ -316,7 +316,9 @@ async def test_a_person_who_starts_a_guest_without_room_is_told_so(host: Host) -
     failed = await host.hypervisor.inspect(hv.GuestName(guest=GUEST_ID))
     assert (failed.state, failed.reason) == (pb.FAILED, "it would only page")
     host.memory_is_full = False
-    assert (await host.hypervisor.start(hv.GuestName(guest=GUEST_ID))).state == pb.RUNNING
+    host.is_raised = True
+    started = await host.hypervisor.start(hv.GuestName(guest=GUEST_ID))
+    assert (started.state, started.epoch) == (pb.RUNNING, 12), "nobody has to know that a leader raised it to 11"
 
 
 async def test_what_was_chosen_is_the_copy_and_not_an_old_primarys_memory(host: Host) -> None:
