@@ -45,7 +45,7 @@ from everram.runtime.guest.aio import AsyncGuest
 from everram.runtime.guest.core import GuestCore
 from everram.runtime.guest.errors import GuestError
 from everram.runtime.guest.region import Region
-from everram.runtime.log.ring import MIN_CAPACITY_BYTES, Ring
+from everram.runtime.log.ring import MIN_CAPACITY_BYTES, Ring, log_name
 from everram.runtime.memory.old_pages import OldPages
 from everram.runtime.node import Node
 from everram.runtime.simulation.domain import State
@@ -58,6 +58,7 @@ CONVERGENCE_BOUND_S = 20.0
 """A lease that was lost costs its TTL, a guest that died often a back-off of seconds."""
 APPLY_BOUND_S = 0.05
 """From a destination's last acknowledgement to its last store."""
+FREEZE_REASON = "suspend"
 ASK_TIMEOUT_S = 0.4
 PROBE_EVERY_S = 0.15
 FILES_PAUSE_S = 0.04
@@ -256,26 +257,24 @@ class ClusterScenario:
         )
 
     async def _freeze(self, tenant: Tenant) -> bool:
+        """One that ends just then, or is in the midst of a commit, does not stand still."""
         try:
-            await self.cluster.ask(
-                "user",
-                tenant.host,
-                lambda node: node.environment.machine.freeze(tenant.guest_id, "suspend"),
-                ASK_TIMEOUT_S,
-            )
+            return await self.cluster.ask("user", tenant.host, partial(_stop, guest_id=tenant.guest_id), ASK_TIMEOUT_S)
         except EverramError:
             return False
-        return True
 
     async def _is_copied(self, tenant: Tenant) -> bool:
         """Whether every destination holds all of its log; then the copies have to be the same, byte for byte."""
         try:
-            guest = await self._inspect(tenant)
+            stands, guest = await self._freeze(tenant), await self._inspect(tenant)
+            if not stands or guest.degraded or any(copy.durable < guest.log.tail for copy in guest.copies):
+                return False
+            await asyncio.sleep(APPLY_BOUND_S)
+            epoch = (await self._inspect(tenant)).epoch
+            if epoch != guest.epoch or not await self._freeze(tenant):
+                return False
         except EverramError:
             return False
-        if guest.degraded or any(copy.durable < guest.log.tail for copy in guest.copies):
-            return False
-        await asyncio.sleep(APPLY_BOUND_S)
         region = guest.regions[0]
         original = bytes(self.cluster.machines[tenant.host].objects.by_name[region.arena].content)
         for copy in guest.copies:
@@ -464,6 +463,18 @@ class ClusterScenario:
             return all(actor.state == "running" for actor in status.actors)
         except EverramError:
             return False
+
+
+async def _stop(node: Node, guest_id: str) -> bool:
+    """Whether it stands still between two commits, with all of them in its regions; else it goes on."""
+    machine = node.environment.machine
+    await machine.freeze(guest_id, FREEZE_REASON)
+    processes = [each for each in await machine.guests() if each.guest_id == guest_id and each.pid]
+    ring = Ring.open(node.environment.memory.open(log_name(guest_id)).map())
+    if any(FREEZE_REASON in each.freeze_reasons for each in processes) and ring.applied == ring.tail:
+        return True
+    await machine.thaw(guest_id, FREEZE_REASON)
+    return False
 
 
 async def _whole(user: VolatileUser) -> bool:

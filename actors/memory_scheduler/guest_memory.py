@@ -78,6 +78,24 @@ class Balloon:
 
 
 @dataclass(slots=True)
+class Breath:
+    """When a paused guest is next let run for a moment, counted in looks: later and later while it comes out of that
+    with more than before."""
+
+    due: int = 0
+    gap: int = 0
+    resident: int = 0
+
+    def hold(self, now: int, gap: int, resident: int) -> None:
+        """It has just been paused."""
+        self.due, self.gap, self.resident = now + gap, gap, resident
+
+    def take(self, now: int, gap: int, resident: int) -> None:
+        self.gap = 2 * self.gap if resident > self.resident else gap
+        self.due, self.resident = now + self.gap, resident
+
+
+@dataclass(slots=True)
 class GuestMemory:
     guest_id: str
     name: str
@@ -121,6 +139,7 @@ class GuestMemory:
     stands: bool = False
     """Whether its process is stopped for that just now."""
     resident_before: int = 0
+    breath: Breath = field(default_factory=Breath)
     starved: bool = False
     """It grew while its host had nothing left, and is paused for that."""
     technique: Technique = Technique.NONE

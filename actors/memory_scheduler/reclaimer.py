@@ -37,8 +37,8 @@ from everram.runtime.memory.contract import PAGE_BYTES
 LOOK_S, HURRY_S = 0.1, 0.03
 """Between looks at rest, and while memory is short."""
 BREATH_LOOKS = 8
-"""A paused guest gives nothing by itself. Where nothing can be swapped out it runs between so many looks and the next,
-to drop what it was asked for; what it takes meanwhile is what it takes between two looks."""
+"""A paused guest gives nothing by itself. Where nothing can be swapped out, and it has idle cache, it runs between so
+many looks and the next, to drop what it was asked for; each time after twice as many if it took more than it gave."""
 TICK_NS = 1_000_000_000
 """Accesses are dated by it."""
 SAMPLE_TICKS = 2
@@ -136,15 +136,26 @@ class Reclaimer:
         a breath now and then where only they can make it."""
         low = self.pressure is Pressure.LOW and self.available_bytes <= 0
         self._looks += 1
-        breath = self._looks % BREATH_LOOKS == 0
         paused: set[str] = set()
         for guest in self._guests.values():
             resident = guest.resident
             grows, guest.resident_before = resident > guest.resident_before, resident
-            guest.starved = (low and grows) or (guest.starved and self.pressure >= Pressure.HARD)
-            if guest.starved and not (breath and not self._can_swap(guest)):
+            before = guest.starved
+            guest.starved = (low and grows) or (before and self.pressure >= Pressure.HARD)
+            if guest.starved and not before:
+                guest.breath.hold(self._looks, BREATH_LOOKS, resident)
+            if guest.starved and not self._breathes(guest):
                 paused.add(guest.guest_id)
         return paused
+
+    def _breathes(self, guest: GuestMemory) -> bool:
+        """Whether only it can make room, and has something to make it of."""
+        if self._looks < guest.breath.due or (self._can_swap(guest) and not self.trouble):
+            return False
+        if not guest.count_unused() + guest.count_idle_cache():
+            return False
+        guest.breath.take(self._looks, BREATH_LOOKS, guest.resident)
+        return True
 
     @property
     def _squeezes(self) -> bool:
@@ -260,6 +271,8 @@ class Reclaimer:
                         about = {"guest": guest.guest_id}
                         log.warning("%s cannot be swapped out: %s", guest.name, error.message, extra=about)
                     self.trouble = error.message
+                    if guest.answers(self._clock.now_ns()):
+                        guest.ask_for(pages, self._clock.now_ns())
 
     async def _swap(self, guest: GuestMemory, pages: int) -> None:
         """What is free inside the guest, then what it says is coldest, then what is seen to be.

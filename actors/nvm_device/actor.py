@@ -29,6 +29,7 @@ from everram.runtime.errors import (
     InvalidArgument,
     NotFound,
     ResourceExhausted,
+    Unavailable,
 )
 from everram.runtime.formats.nvm import ANY, MEMORY_BYTES, MEMORY_NAME, OWN, Metadata
 from everram.runtime.formats.pages import STATES_OFFSET, PageTable, table_name
@@ -318,8 +319,8 @@ class NvmDevice(NvmDeviceActor):
         return answer
 
     def follow_operation(self, request: nvm.CopyOperation) -> Awaitable[pb.Empty]:
-        # Not after its asker has gone, who may have applied what follows: the snapshot would hold that, too.
-        return self.context.later(self._follow_operation(request), cancellable=True)
+        # None is taken after its asker has gone, who may have applied what follows: the snapshot would hold that, too.
+        return self.context.later(self._follow_operation(request), cancellable=request.type != RecordType.DELETE)
 
     async def _follow_operation(self, request: nvm.CopyOperation) -> pb.Empty:
         """What was done before is no error: the host may have died just after it. A name can be given again, so what a
@@ -341,19 +342,27 @@ class NvmDevice(NvmDeviceActor):
         if outlived := [record for region, record in of_that_name if region.name not in known]:
             await self._keeper.begin_removal(outlived)
         if missing := [region for region in self._copied(request) if region.name not in known]:
-            self._keeper.take_copy(missing, request.what, request.epoch, request.lsn)
+            try:
+                self._keeper.take_copy(missing, request.what, request.epoch, request.lsn)
+            except ResourceExhausted:
+                if not await self._keeper.removals_end([origin_of(region) for region in missing]):
+                    raise
+                self._keeper.take_copy(missing, request.what, request.epoch, request.lsn)
         return pb.Empty()
 
-    def give_up_copy_snapshots(self, request: nvm.RegionFilter) -> nvm.SnapshotNames:
-        """At once, or not at all: a little later the copy may be its guest's own memory, or have the room. Of many some
-        now, and the others when it is asked again."""
+    def give_up_copy_snapshots(self, request: nvm.RegionFilter) -> Awaitable[nvm.SnapshotNames]:
+        # Not after its asker has gone: the copy may be its guest's own memory by then, or have the room.
+        return self.context.later(self._give_up_copy_snapshots(request), cancellable=True)
+
+    async def _give_up_copy_snapshots(self, request: nvm.RegionFilter) -> nvm.SnapshotNames:
+        """Of many some now, and the others when it is asked again."""
         if not request.guest_id or request.copy_id in (OWN, ANY):
             raise InvalidArgument("snapshots of one copy are given up: name its guest_id and its copy_id")
         answer = nvm.SnapshotNames()
         for region in self._device.metadata.regions(request.guest_id, request.copy_id):
             try:
-                given_up = self._keeper.give_up(origin_of(region))
-            except ResourceExhausted:
+                given_up = await self._keeper.give_up(origin_of(region))
+            except (ResourceExhausted, Unavailable):
                 if not answer.snapshots:
                     raise
                 break  # each takes something before it gives back

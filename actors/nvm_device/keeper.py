@@ -240,8 +240,9 @@ class SnapshotKeeper:
 
     async def quiesce(self, on: bool) -> None:
         """Neither take snapshots nor move anything from now on (`on`), or do again. What takes long gives way."""
-        self._gives_way = on
+        self._gives_way |= on
         async with self._quieting:
+            self._gives_way = on
             if on and not self._quiet:
                 await self._taking.acquire()
                 await self._moving.acquire()
@@ -646,18 +647,29 @@ class SnapshotKeeper:
         async with self._moving:
             self._doom(records)
 
-    def give_up(self, origin: str) -> list[Record]:
-        """Begin to remove a region's snapshots, the oldest first where they are many. Awaits nothing. Raises
-        ResourceExhausted, and Unavailable while something is moved, which may make room by itself."""
-        if self._moving.locked():
-            raise Unavailable("old blocks are being moved, or the memory is being saved")
-        going = list(self.snapshots.of(origin))[-deletion.PIECE :]
+    async def give_up(self, origin: str) -> list[Record]:
+        """Begin to remove a region's snapshots, the oldest first where they are many. Raises ResourceExhausted, and
+        Unavailable if what was moved until it may has made room."""
+        waits = self._moving.locked()
+        async with self._moving:
+            if waits and self.snapshots.media.store.free > 0:
+                raise Unavailable("room was made meanwhile")
+            going = list(self.snapshots.of(origin))[-deletion.PIECE :]
+            if going:
+                self._doom(going)
+            return going
+
+    async def removals_end(self, origins: Collection[str]) -> bool:
+        """Wait for what is being removed of these regions. Whether there was anything."""
+        known = [self.snapshots.regions[origin] for origin in origins if origin in self.snapshots.regions]
+        numbers, records = {region.record.number for region in known}, self.snapshots.records
+        going = [task for sequence, task in self._deletions.items() if records[sequence].region in numbers]
         if going:
-            self._doom(going)
-        return going
+            await asyncio.wait(going)
+        return bool(going)
 
     def _doom(self, records: Sequence[Record]) -> None:
-        """Nobody sees them any more; the rest follows. `_moving` is held, or free and nothing is awaited."""
+        """Nobody sees them any more; the rest follows. `_moving` is held."""
         for record in deletion.begin(self.snapshots, [one for one in records if one.state is not State.DELETING]):
             self._begin_delete(record)
         self.room_again()
@@ -729,6 +741,7 @@ class SnapshotKeeper:
     async def _check_reversion(self, record: Record) -> None:
         """A reversion cannot be taken back once it has begun."""
         while True:
+            self._check_may_go_on()
             now = standing(self.snapshots)
             demand = await in_turns(reverting.demand(now, now.records[record.sequence]))
             if findings := await self.verify(demand.slots):

@@ -24,6 +24,7 @@ from everram.runtime.coordination.records import GuestRecord
 from everram.runtime.coordination.resolver import HostResolver
 from everram.runtime.errors import DataLoss, EverramError, FailedPrecondition, NotFound, ResourceExhausted, Unavailable
 from everram.runtime.formats.config import HostConfig
+from everram.runtime.log.record import RecordType
 from everram.runtime.log.ring import DATA_OFFSET, EPOCH_START, RingCorrupt
 from everram.runtime.memory.guard import PageGuard
 
@@ -32,6 +33,8 @@ ROOM_RETRY_S = 0.2
 ROOM_TRIES, ROOM_TRIES_MAX = 10, 50
 """Without any progress, and altogether for one run. Purging, where it can make room, has made some by then; then the
 copy's snapshots go. Its guest must neither wait for a full disk of another host, nor be kept from going on there."""
+GIVE_UP_TIMEOUT_S = 1.0
+"""What is moved meanwhile may make room."""
 
 
 class CopyKeeper:
@@ -66,17 +69,23 @@ class CopyKeeper:
                 continue
             try:
                 copy = KeptCopy(_own(record), self._environment.memory, self._guard)
-                if copy.ring is not None:
-                    await self._catch_up(copy, waits=False)
+                await self._catch_up_if_possible(copy)
             except (NotFound, RingCorrupt) as error:
                 about.error("a copy of %s is lost: %s", record.guest.name, error)
                 await self._vmemfs.remove_copy(rp.GuestCopy(guest_id=record.guest.guest_id, copy_id=record.copy_id))
                 continue
-            except EverramError as error:  # whoever opens it, or has it promise itself, is told, or waits for room
-                about.warning("the copy of %s is caught up with later: %s", record.guest.name, error.message)
             self._copies.setdefault(record.guest.guest_id, []).append(copy)
             known[record.guest.guest_id, record.copy_id] = record.log
         await self._remove_orphans(known)
+
+    async def _catch_up_if_possible(self, kept: KeptCopy) -> None:
+        """Else whoever opens it, or has it promise itself, waits for room, or is told. Raises RingCorrupt."""
+        if kept.ring is None:
+            return
+        try:
+            await self._catch_up(kept, waits=False)
+        except EverramError as error:
+            self._log_of(kept).warning("the copy of %s is caught up with later: %s", kept.record.guest.name, error)
 
     async def _remove_orphans(self, known: dict[tuple[str, str], str]) -> None:
         """What a host that died in the middle of a change left: copies without a record, and log regions that no record
@@ -128,7 +137,11 @@ class CopyKeeper:
             for copy in copies:
                 _check_epoch(copy.record, guest)
             for copy in copies:
-                await self._settle(copy)
+                try:
+                    await self._settle(copy)
+                except DataLoss as error:  # the guest, which asks, has everything
+                    self._log_of(copy).error("copy of %s is built anew: %s", guest.name, error.message)
+                    copy.record.complete = False
                 if not copy.record.complete:
                     await self._remove(copy)
             await self._check_forgotten(guest)
@@ -190,6 +203,8 @@ class CopyKeeper:
             return await self._build(request)
         except ResourceExhausted:
             if request.guest.guest_id not in self._damaged:
+                for kept in self._copies.get(request.guest.guest_id, []):
+                    await self._give_up_snapshots(kept)  # for the next attempt: what is built replaces it
                 raise
         await self._forget(request.guest.guest_id)
         return await self._build(request)
@@ -301,7 +316,7 @@ class CopyKeeper:
         ResourceExhausted, DataLoss; then it is still to be applied."""
         if run.operation is not None:
             await self._carry_out(kept, run.operation)
-        stuck, left = 0, len(run.targets)
+        stuck, left, damaged = 0, len(run.targets), False
         for tries in itertools.count(1):
             try:
                 kept.apply(run)
@@ -311,6 +326,13 @@ class CopyKeeper:
                     raise
                 if tries == 1:
                     self._log_of(kept).warning("copy of %s waits: %s", kept.record.guest.name, error.message)
+            except DataLoss as error:  # in what snapshots of it have
+                if damaged:
+                    raise
+                damaged = True
+                self._log_of(kept).error("copy of %s: %s", kept.record.guest.name, error.message)
+                await self._give_up_snapshots(kept)
+                continue
             self._check_not_quiet()
             stuck = stuck + 1 if len(run.targets) == left else 1
             left = len(run.targets)
@@ -322,7 +344,9 @@ class CopyKeeper:
         """What the guest's host has of them is not touched; only who goes on with this copy goes on without them."""
         record = kept.record
         try:
-            await self._nvm.give_up_copy_snapshots(RegionFilter(guest_id=record.guest.guest_id, copy_id=record.copy_id))
+            await self._nvm.give_up_copy_snapshots(
+                RegionFilter(guest_id=record.guest.guest_id, copy_id=record.copy_id), timeout_s=GIVE_UP_TIMEOUT_S
+            )
         except EverramError as error:
             self._log_of(kept).warning("the copy of %s keeps its snapshots: %s", record.guest.name, error.message)
 
@@ -343,8 +367,9 @@ class CopyKeeper:
             await self._nvm.follow_operation(request)
         except EverramError as error:
             self._log_of(kept).warning(
-                "the copy of %s does not hold snapshot %s: %s",
+                "the copy of %s %s snapshot %s: %s",
                 kept.record.guest.name,
+                "may still hold" if operation.type == RecordType.DELETE else "does not hold",
                 operation.what.name,
                 error.message,
             )

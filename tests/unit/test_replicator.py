@@ -876,7 +876,7 @@ async def test_snapshots_are_not_given_up_while_something_is_moved_which_may_mak
     guest, target = await cramped(hosts), hosts[1]
     filling = asyncio.create_task(store_everywhere(guest, 2))
     async with keeper_of(target)._moving:
-        await until(lambda: "keeps its snapshots: old blocks are being moved" in caplog.text, "it is refused")
+        await until(lambda: "keeps its snapshots: " in caplog.text, "nobody waits for it any more")
         device = target.node._cells["everram.v1.NvmDevice"]._incarnation.actor  # type: ignore[union-attr]
         device._device.capacity_bytes = device._budget.capacity_bytes = 64 * MIB
         device._budget._limit()
@@ -960,6 +960,30 @@ async def test_a_snapshot_that_was_waited_for_too_long_is_not_taken_late(hosts: 
             await target.nvm.follow_operation(again, timeout_s=0.05)
     await asyncio.sleep(0)
     assert [record.created_ns for record in keeper_of(target).snapshots.records.values()] == [1]
+
+
+async def test_damaged_snapshots_of_a_copy_are_given_up(hosts: list[Host], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or nobody could ever go on with it."""
+    primary, target, _ = hosts
+    guest = await Guest.run(primary)
+    await guest.ship(target)
+    await guest.in_sync()
+    with GuestLog.open(primary.memory, GUEST_ID) as log:
+        log.append(RecordType.SNAPSHOT, LogOperation(name="s", regions=["r"], created_ns=1))
+        log.publish()
+    await until(lambda: snapshots_of(target) == ["s"], "the copy has it, too")
+    snapshots = keeper_of(target).snapshots
+
+    def damaged(arena: str, *arguments: object) -> bool:
+        if snapshots.of(arena):
+            raise DataLoss("a page of the metadata is damaged")
+        return False
+
+    monkeypatch.setattr(snapshots, "before_write", damaged)
+    guest.commit(1)
+    lsn = await guest.replicated()
+    promise = await promised(target, 2)
+    assert (promise.complete, promise.lsn >= lsn, snapshots_of(target)) == (True, True, [])
 
 
 async def test_damage_in_the_snapshots_of_a_copy_ends_its_session_and_not_its_host(
