@@ -7,6 +7,7 @@ in the middle of one left behind, objects without a record, is removed by the ne
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 from weakref import WeakValueDictionary
 
@@ -25,7 +26,7 @@ from everram.runtime.coordination.resolver import HostResolver
 from everram.runtime.errors import DataLoss, EverramError, FailedPrecondition, NotFound, ResourceExhausted, Unavailable
 from everram.runtime.formats.config import HostConfig
 from everram.runtime.log.record import RecordType
-from everram.runtime.log.ring import DATA_OFFSET, EPOCH_START, RingCorrupt
+from everram.runtime.log.ring import DATA_OFFSET, EPOCH_START, Ring, RingCorrupt, log_name
 from everram.runtime.memory.guard import PageGuard
 
 ROOM_RETRY_S = 0.2
@@ -136,6 +137,7 @@ class CopyKeeper:
             copies = list(self._copies.get(guest.guest_id, []))
             for copy in copies:
                 _check_epoch(copy.record, guest)
+            self._check_own(guest)
             for copy in copies:
                 try:
                     await self._settle(copy)
@@ -169,6 +171,19 @@ class CopyKeeper:
             )
         if request.source_memory_id == self.memory_id:
             raise FailedPrecondition("a copy in the guest's own memory would be none")
+
+    def _check_own(self, guest: pb.Guest) -> None:
+        """A copy that has become the guest's own memory here had promised not to follow who comes late. Raises
+        FailedPrecondition."""
+        memory, name = self._environment.memory, log_name(guest.guest_id)
+        if name not in memory.names():
+            return
+        with contextlib.suppress(RingCorrupt), contextlib.closing(memory.open(name).map()) as log:
+            if guest.epoch <= (epoch := Ring.open(log).epoch):
+                raise FailedPrecondition(
+                    f"epoch {guest.epoch} of guest {guest.name} is fenced: this host has the guest itself, since epoch "
+                    f"{epoch}"
+                )
 
     async def _check_forgotten(self, guest: pb.Guest) -> None:
         """What a damaged copy had promised is not known, but no promise is of a later epoch than the directory's.

@@ -25,7 +25,13 @@ from everram.runtime.contracts import replicator_pb2 as rp
 from everram.runtime.contracts.availability_contract import AvailabilityActor
 from everram.runtime.contracts.availability_pb2 import Members
 from everram.runtime.contracts.nvm_device_contract import NVM_DEVICE, NvmDeviceRef
-from everram.runtime.contracts.nvm_device_pb2 import CopyOperation, CreateRegionsRequest, LogOperation, RegionFilter
+from everram.runtime.contracts.nvm_device_pb2 import (
+    AdoptRequest,
+    CopyOperation,
+    CreateRegionsRequest,
+    LogOperation,
+    RegionFilter,
+)
 from everram.runtime.contracts.replicator_contract import ReplicatorRef
 from everram.runtime.contracts.vmemfs_contract import VMEMFS, VMemFSRef
 from everram.runtime.coordination.api import KeyValue, Range
@@ -784,6 +790,24 @@ async def test_who_may_not_open_a_copy_is_told(hosts: list[Host], changes: dict[
     with pytest.raises(FailedPrecondition, match=sentence):
         await target.replicator.open(request_of(guest, target, **changes))
     assert await target.copies() == []
+
+
+async def test_who_has_the_guest_itself_keeps_no_copy_for_an_earlier_primary(hosts: list[Host]) -> None:
+    """The copy that had promised itself has become the guest's memory, and its promise is not forgotten."""
+    primary, target, _ = hosts
+    guest = await Guest.run(primary)
+    await guest.ship(target)
+    await guest.in_sync()
+    assert (await promised(target, 2)).complete
+    handed = await target.replicator.hand_over(rp.GuestCopy(guest_id=GUEST_ID))
+    adoption = AdoptRequest(guest_id=GUEST_ID, copy_id=handed.copy_id, log_bytes=MIN_CAPACITY_BYTES)
+    adoption.log_start, adoption.log_epoch = handed.lsn, handed.epoch
+    await target.nvm.adopt_copy(adoption)
+    await target.replicator.release(rp.GuestCopy(guest_id=GUEST_ID))
+    with pytest.raises(FailedPrecondition, match="fenced: this host has the guest itself, since epoch 1"):
+        await target.replicator.open(request_of(guest, target))
+    await guest.begin()
+    assert (await target.replicator.open(request_of(guest, target))).rebuild, "its next primary may come back to it"
 
 
 async def test_a_full_destination_is_told_of_and_keeps_what_it_has(hosts: list[Host]) -> None:
