@@ -662,17 +662,23 @@ class SnapshotKeeper:
     async def removals_end(self, origins: Collection[str]) -> bool:
         """Wait for what is being removed of these regions. Whether there was anything."""
         known = [self.snapshots.regions[origin] for origin in origins if origin in self.snapshots.regions]
-        numbers, records = {region.record.number for region in known}, self.snapshots.records
-        going = [task for sequence, task in self._deletions.items() if records[sequence].region in numbers]
-        if going:
-            await asyncio.wait(going)
+        numbers = {region.record.number for region in known}
+        going = [record for record in deletion.unfinished(self.snapshots) if record.region in numbers]
+        await self._delete_in_order(going)
         return bool(going)
 
     def _doom(self, records: Sequence[Record]) -> None:
         """Nobody sees them any more; the rest follows. `_moving` is held."""
-        for record in deletion.begin(self.snapshots, [one for one in records if one.state is not State.DELETING]):
-            self._begin_delete(record)
+        doomed = deletion.begin(self.snapshots, [one for one in records if one.state is not State.DELETING])
+        if doomed:
+            self._context.spawn(
+                self._delete_in_order(doomed), name=f"delete {len(doomed)} from {doomed[0].sequence} on"
+            )
         self.room_again()
+
+    async def _delete_in_order(self, records: Sequence[Record]) -> None:
+        with contextlib.suppress(EverramError):  # it is in the log, and the next host tries again
+            await self._deleted(records)
 
     async def _deleted(self, records: Iterable[Record]) -> None:
         failed: EverramError | None = None
