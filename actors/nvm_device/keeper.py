@@ -638,14 +638,14 @@ class SnapshotKeeper:
         """Returns when everything that only they held is free. Raises FailedPrecondition, DataLoss."""
         async with self._moving:
             going = [one for one in records if one.sequence in self._deletions]
-            doomed = deletion.begin(self.snapshots, [one for one in records if one.state is not State.DELETING])
-        self.room_again()
+            doomed = self._doom(records)
         await self._deleted([*going, *doomed])
 
     async def begin_removal(self, records: Sequence[Record]) -> None:
         """As `remove`, without waiting for the room. Raises FailedPrecondition, ResourceExhausted."""
         async with self._moving:
-            self._doom(records)
+            for record in self._doom(records):
+                self._begin_delete(record)
 
     async def give_up(self, origin: str) -> list[Record]:
         """Begin to remove a region's snapshots, the oldest first where they are many. Raises ResourceExhausted, and
@@ -655,8 +655,8 @@ class SnapshotKeeper:
             if waits and self.snapshots.media.store.free > 0:
                 raise Unavailable("room was made meanwhile")
             going = list(self.snapshots.of(origin))[-deletion.PIECE :]
-            if going:
-                self._doom(going)
+            for record in self._doom(going):
+                self._begin_delete(record)
             return going
 
     async def removals_end(self, origins: Collection[str]) -> bool:
@@ -664,26 +664,21 @@ class SnapshotKeeper:
         known = [self.snapshots.regions[origin] for origin in origins if origin in self.snapshots.regions]
         numbers = {region.record.number for region in known}
         going = [record for record in deletion.unfinished(self.snapshots) if record.region in numbers]
-        await self._delete_in_order(going)
+        with contextlib.suppress(EverramError):  # it is in the log, and the next host tries again
+            await self._deleted(going)
         return bool(going)
 
-    def _doom(self, records: Sequence[Record]) -> None:
-        """Nobody sees them any more; the rest follows. `_moving` is held."""
+    def _doom(self, records: Sequence[Record]) -> list[Record]:
+        """Nobody sees them any more: all that has to be deleted for that. `_moving` is held."""
         doomed = deletion.begin(self.snapshots, [one for one in records if one.state is not State.DELETING])
-        if doomed:
-            self._context.spawn(
-                self._delete_in_order(doomed), name=f"delete {len(doomed)} from {doomed[0].sequence} on"
-            )
         self.room_again()
-
-    async def _delete_in_order(self, records: Sequence[Record]) -> None:
-        with contextlib.suppress(EverramError):  # it is in the log, and the next host tries again
-            await self._deleted(records)
+        return doomed
 
     async def _deleted(self, records: Iterable[Record]) -> None:
         failed: EverramError | None = None
         for record in sorted(records, key=lambda one: one.sequence):
-            failed = await asyncio.shield(self._begin_delete(record)) or failed
+            if record.sequence in self.snapshots.records:  # and has not ended while another was waited for
+                failed = await asyncio.shield(self._begin_delete(record)) or failed
         if failed is not None:
             raise failed
 

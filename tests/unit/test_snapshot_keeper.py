@@ -821,6 +821,21 @@ async def test_a_region_goes_while_it_is_purged_reverted_and_its_snapshots_delet
     assert not [name for name in box.memory.names() if name.startswith("region.")]
 
 
+async def test_who_waits_for_deletions_that_go_on_by_themselves_begins_none_of_them_again(box: Box) -> None:
+    """They go on beside each other, so one may have ended while another was waited for."""
+    core = box.begin()
+    for number in range(8):
+        for page in range(PAGES):
+            store(core, page, number)
+        await box.take(f"s{number}")
+    box.end()
+    keeper = box.node._cells["everram.v1.NvmDevice"]._incarnation.actor._keeper  # type: ignore[union-attr]
+    (origin,) = keeper.snapshots.regions
+    await keeper.begin_removal(keeper.snapshots.of(origin))
+    assert await keeper.removals_end([origin])
+    assert (keeper.snapshots.records, await keeper.removals_end([origin])) == ({}, False)
+
+
 async def test_a_clone_counts_only_if_there_is_still_room_and_somebody_to_have_it(box: Box) -> None:
     store(box.begin(), 1, 1)
     await box.take("s")
