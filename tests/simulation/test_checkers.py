@@ -90,7 +90,9 @@ def test_a_frozen_guest_that_runs(world: World) -> None:
     checker = StaysFrozen(world)
     checker.froze("g", 1)
     checker.thawing("g")
+    checker.froze("g", 1)  # by somebody else, for the same reason: the thaw is still to come
     checker.observe("h1", "continued", "g", 1)
+    checker.thawed("g")
     checker.froze("g", 1)
     checker.observe("h1", "ended", "g", 1)
     checker.committed("g", 2)

@@ -62,6 +62,7 @@ async def _suspend(scene: Scene, fault: Fault) -> None:
     await asyncio.sleep(fault.length_s / 2)
     scene.frozen.thawing(guest_id)
     await scene.insist(host, lambda node: node.environment.machine.thaw(guest_id, "suspend"))
+    scene.frozen.thawed(guest_id)
 
 
 async def _coordination_kill(scene: Scene, fault: Fault) -> None:
