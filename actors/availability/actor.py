@@ -79,13 +79,11 @@ FREE_EVERY_S = 2.0
 FREE_STEPS = 64
 """And only if it changed by this part of the whole."""
 RACES_MAX = 10
+"""Transactions that lose to another change, one after the other, before the asker is told."""
 
 
 class Raced(Aborted):
-    """Others changed what was read, each time: nothing is known against it."""
-
-
-"""Transactions that lose to another change, one after the other, before the asker is told."""
+    """Others changed what was read, each time: nothing is known against what was to be done."""
 
 
 class ServingGuest:
@@ -485,7 +483,7 @@ class Availability(AvailabilityActor):
         without a change, while the guest is served under another lease; otherwise None.
 
         A change whose answer was lost is planned again from what is there then. Raises what `plan` raises, NotFound if
-        the lease is gone, Aborted after RACES_MAX lost races, Unavailable or DeadlineExceeded.
+        the lease is gone, Raced after RACES_MAX lost races, Unavailable or DeadlineExceeded.
         """
         for _ in range(RACES_MAX):
             found = await self._read(guest_id, name)

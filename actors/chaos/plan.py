@@ -32,6 +32,8 @@ MEMORY_SHARE = 0.75
 """Of the clusters in which everything happens: with volatile memory no host goes back to the version before."""
 REVERT_SHARE = 0.2
 """Of them, too: one guest's region goes back to snapshots, and nothing happens that would keep it from that."""
+REVERT_PAUSE_S = 0.1
+"""Between two things that the user of its snapshots does, where no other was drawn."""
 MANY_HOSTS = (3, 4, 5, 5, 6, 7, 8, 9)
 NVM_SCARCE_BYTES = 1536 << 10
 COPIED_GUESTS_MAX = 2
@@ -134,7 +136,7 @@ class ClusterPlan:
         count = round(stream.randrange(4, 12) * scale)
         plan = _plan(stream, hosts, guests, duration_s, count, weights, EVERYTHING_FILE_USERS)
         if reverts:
-            plan = replace(plan, nvm_bytes=NVM_BYTES, snapshot_pause_s=plan.snapshot_pause_s or SNAPSHOT_PAUSES_S[-2])
+            plan = replace(plan, nvm_bytes=NVM_BYTES, snapshot_pause_s=plan.snapshot_pause_s or REVERT_PAUSE_S)
         together = max(Counter(guest.host for guest in guests).values())
         memory = VolatilePlan.draw(stream, len(guests), together) if stream.random() < MEMORY_SHARE else None
         return replace(plan, memory=memory)

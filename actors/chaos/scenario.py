@@ -259,7 +259,9 @@ class ClusterScenario:
     async def _freeze(self, tenant: Tenant) -> bool:
         """One that ends just then, or is in the midst of a commit, does not stand still."""
         try:
-            return await self.cluster.ask("user", tenant.host, partial(_stop, guest_id=tenant.guest_id), ASK_TIMEOUT_S)
+            return await self.cluster.ask(
+                "user", tenant.host, partial(_stand_still, guest_id=tenant.guest_id), ASK_TIMEOUT_S
+            )
         except EverramError:
             return False
 
@@ -465,7 +467,7 @@ class ClusterScenario:
             return False
 
 
-async def _stop(node: Node, guest_id: str) -> bool:
+async def _stand_still(node: Node, guest_id: str) -> bool:
     """Whether it stands still between two commits, with all of them in its regions; else it goes on."""
     machine = node.environment.machine
     await machine.freeze(guest_id, FREEZE_REASON)

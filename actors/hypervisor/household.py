@@ -218,10 +218,10 @@ class Household:
         """As `begin`, by a person's wish: earlier ends do not count, and a guest that cannot start says why."""
         resident.ends.recent_s.clear()
         try:
-            try:
+            with contextlib.suppress(Aborted):  # a leader has raised it to just that epoch: begin the next
                 await self.begin(resident, waits=False)
-            except Aborted:  # a leader has raised it to just that epoch
-                await self.begin(resident, waits=False)
+                return
+            await self.begin(resident, waits=False)
         except EverramError as error:
             resident.become(pb.FAILED, error.message)
             await self.store(resident)

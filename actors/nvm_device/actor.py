@@ -45,8 +45,6 @@ T = TypeVar("T")
 RequestT = TypeVar("RequestT")
 
 READ_BYTES_MAX = 1 << 20
-NAMES_TOLD = 8
-"""Of snapshots, in one line of the log."""
 
 
 class NvmDevice(NvmDeviceActor):

@@ -320,7 +320,7 @@ class PowerMonitor(PowerMonitorActor):
         if environment.nvm_files is not None:
             environment.nvm_files.stored_to()
         await self._nvm.quiesce(QuiesceMoves(on=False), timeout_s=QUIESCE_TIMEOUT_S)
-        await self._replicator.quiesce(QuiesceRequest(on=False))  # after what it stores by
+        await self._replicator.quiesce(QuiesceRequest(on=False))  # its copies may need what the device moves
         await self._files.quiesce(QuiesceFiles(on=False))
         await self._budget.flusher.go_on()
         await environment.machine.thaw("", reason)

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 from weakref import WeakValueDictionary
 
 from everram.actors.replicator.kept_copy import KeptCopy, Operation, Run, Session
+from everram.actors.replicator.room import Patience
 from everram.runtime.actor import ActorContext, ActorLog
 from everram.runtime.channel.contract import Access, ChannelError
 from everram.runtime.contracts import common_pb2 as pb
@@ -31,9 +31,6 @@ from everram.runtime.memory.guard import PageGuard
 
 ROOM_RETRY_S = 0.2
 """Between attempts to apply what there is no room for: the primary waits meanwhile, as for a slow copy."""
-ROOM_TRIES, ROOM_TRIES_MAX = 10, 50
-"""Without any progress, and altogether for one run. Purging, where it can make room, has made some by then; then the
-copy's snapshots go. Its guest must neither wait for a full disk of another host, nor be kept from going on there."""
 GIVE_UP_TIMEOUT_S = 1.0
 """What is moved meanwhile may make room."""
 
@@ -331,15 +328,15 @@ class CopyKeeper:
         ResourceExhausted, DataLoss; then it is still to be applied."""
         if run.operation is not None:
             await self._carry_out(kept, run.operation)
-        stuck, left, damaged = 0, len(run.targets), False
-        for tries in itertools.count(1):
+        patience, damaged = Patience(len(run.targets)), False
+        while True:
             try:
                 kept.apply(run)
                 return
             except ResourceExhausted as error:
                 if not waits:
                     raise
-                if tries == 1:
+                if not patience.tries:
                     self._log_of(kept).warning("copy of %s waits: %s", kept.record.guest.name, error.message)
             except DataLoss as error:  # in what snapshots of it have
                 if damaged:
@@ -349,9 +346,7 @@ class CopyKeeper:
                 await self._give_up_snapshots(kept)
                 continue
             self._check_not_quiet()
-            stuck = stuck + 1 if len(run.targets) == left else 1
-            left = len(run.targets)
-            if (stuck % ROOM_TRIES == 0 or tries % ROOM_TRIES_MAX == 0) and kept.waits_for_snapshots(run):
+            if patience.is_out(len(run.targets)) and kept.waits_for_snapshots(run):
                 await self._give_up_snapshots(kept)
             await asyncio.sleep(ROOM_RETRY_S)  # until this host has purged or flushed something
 

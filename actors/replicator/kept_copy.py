@@ -26,7 +26,7 @@ from everram.runtime.environment import Memory
 from everram.runtime.log.record import OPERATIONS, Record, Store
 from everram.runtime.log.replay import Target, store_all, targets
 from everram.runtime.log.ring import WORD_MASK, Ring, RingCorrupt
-from everram.runtime.memory.contract import PAGE_BYTES, Mapping
+from everram.runtime.memory.contract import Mapping
 from everram.runtime.memory.guard import GuardedMapping, PageGuard
 
 RUN_BYTES = 256 * 1024
@@ -242,15 +242,10 @@ class KeptCopy:
 
     def waits_for_snapshots(self, run: Run) -> bool:
         """Whether what is to be stored next has no room because of what snapshots need of its pages."""
-        keeper = self.guard.keeper
-        if keeper is None or not run.targets:
+        if not run.targets:
             return False
         _, store = run.targets[0]
-        arena = self.record.guest.regions[store.region].arena
-        last = store.offset + len(store.data) - 1
-        return not all(
-            keeper.is_settled(arena, page) for page in range(store.offset // PAGE_BYTES, last // PAGE_BYTES + 1)
-        )
+        return not self.guard.is_settled(self.record.guest.regions[store.region].arena, store.offset, len(store.data))
 
     def persist_regions(self) -> None:
         """What the primary wrote into the regions one-sidedly is persistent when this returns."""

@@ -54,12 +54,16 @@ class PageGuard:
         """Of this host, to a region that no guest maps. Raises ResourceExhausted; then it must not be stored."""
         if not length:
             return
-        pages = range(offset // PAGE_BYTES, (offset + length - 1) // PAGE_BYTES + 1)
+        pages = _pages(offset, length)
         if self.keeper is not None and self.keeper.is_kept_of(arena):
             for page in pages:
                 self.keeper.before_write(arena, page)
         if self.cap is not None:
             self.cap.check_host_store(arena, pages[0], pages[-1])
+
+    def is_settled(self, arena: str, offset: int, length: int) -> bool:
+        """Whether no snapshot needs what is there: whoever is refused has to wait for the cap alone."""
+        return self.keeper is None or all(self.keeper.is_settled(arena, page) for page in _pages(offset, length))
 
     def expose(self, arena: str) -> None:
         """From now on somebody stores to this region without asking: a guest whose stores are not seen, a peer, or this
@@ -79,6 +83,10 @@ class PageGuard:
         """That one stores to it no more."""
         if self.cap is not None:
             self.cap.cover(arena)
+
+
+def _pages(offset: int, length: int) -> range:
+    return range(offset // PAGE_BYTES, (offset + length - 1) // PAGE_BYTES + 1)
 
 
 class ArenaKeeper:
