@@ -402,7 +402,9 @@ def test_a_cut_off_machine_serves_nobody_until_it_is_healed(everram: User, tmp_p
         assert connection.ask("LAST teller") in (teller.acknowledged, teller.acknowledged + 1)
     assert not host_of(everram, host)["cut"]
     everram.run("fault", host, "hang")
-    everram.run("fault", "heal", host)
+    status, _, complaint = everram.try_run("fault", "heal", host)
+    # Its machine needs no help: on a busy computer the next host may be ready before the command has begun.
+    assert status == 0 or f"nothing of {host} is broken" in complaint
     assert host_of(everram, host)["host_state"] == "ready"
     for fault in ("link-slow", "one-way", "disk-fails"):
         everram.run("fault", host, fault)
