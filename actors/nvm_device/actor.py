@@ -64,9 +64,12 @@ class NvmDevice(NvmDeviceActor):
         self._writers = writers
         self._changing = asyncio.Lock()
         """Regions are made and removed one after the other, in the order in which it was asked; beside the mailbox,
-        because a removal has to wait while moves are quiet, and whoever makes them go on must be heard."""
+        which must not wait while one that grows is copied."""
         self._growing: set[str] = set()
         """Arenas that are being copied into longer ones: nobody may change what they hold."""
+        self._forgetting: dict[str, asyncio.Task[EverramError | None]] = {}
+        """By the origins of regions that are gone: what removes their snapshots. Nobody else has to wait for that, but
+        for who needs the room or the name."""
 
     async def on_start(self) -> None:
         self._memory = self.context.environment.memory
@@ -118,25 +121,51 @@ class NvmDevice(NvmDeviceActor):
         """Snapshots of regions that the host before this one was removing."""
         known = {origin_of(region) for region in self._device.metadata.regions(copy_id=ANY)}
         for origin in sorted(self._keeper.snapshots.regions.keys() - known):
-            self.context.spawn(self._forget(origin), name=f"forget {origin}")
+            self._begin_to_forget(origin)
 
-    async def _forget(self, origin: str) -> None:
+    def _begin_to_forget(self, origin: str) -> asyncio.Task[EverramError | None]:
+        task = self.context.spawn(self._forget(origin), name=f"forget {origin}")
+        self._forgetting[origin] = task
+        task.add_done_callback(lambda _: self._forgetting.pop(origin))
+        return task
+
+    async def _forget(self, origin: str) -> EverramError | None:
+        """What kept it from its end: the next host tries again."""
         try:
             await self._keeper.forget_origin(origin)
         except EverramError as error:
             self.context.log.error("the snapshots of %s, which is gone, are not removed: %s", origin, error.message)
+            return error
+        return None
 
     # -- regions
 
     def create_regions(self, request: nvm.CreateRegionsRequest) -> Awaitable[nvm.RegionSet]:
-        return self.context.later(self._in_order(self._create_regions, request))
+        return self.context.later(self._with_room(self._create_regions, request))
 
-    async def _in_order(self, act: Callable[[RequestT], Awaitable[T]], request: RequestT) -> T:
-        async with self._changing:
-            return await act(request)
+    async def _with_room(self, act: Callable[[RequestT], Awaitable[T]], request: RequestT) -> T:
+        """What has no room is tried again when more of the snapshots is gone that are being forgotten."""
+        while True:
+            going = set(self._forgetting.values())
+            try:
+                async with self._changing:
+                    return await act(request)
+            except ResourceExhausted:
+                going |= set(self._forgetting.values())
+                if not going:
+                    raise
+            await asyncio.wait(going, return_when=asyncio.FIRST_COMPLETED)
+
+    def _plan(self, request: nvm.CreateRegionsRequest) -> Plan:
+        """Raises ResourceExhausted, also while snapshots of an earlier region of the same name are being forgotten."""
+        plan = self._device.plan(request)
+        for region in plan.regions:
+            if origin_of(region) in self._forgetting:
+                raise ResourceExhausted(f"an earlier region {region.name} is still being removed: try again")
+        return plan
 
     async def _create_regions(self, request: nvm.CreateRegionsRequest) -> nvm.RegionSet:
-        plan = self._device.plan(request)
+        plan = self._plan(request)
         await self._make(plan, lambda: self._device.metadata.add(plan.regions, plan.log))
         found = self._found(request.guest_id, request.copy_id)
         if plan.log:
@@ -144,7 +173,7 @@ class NvmDevice(NvmDeviceActor):
         return found
 
     def adopt_copy(self, request: nvm.AdoptRequest) -> Awaitable[nvm.RegionSet]:
-        return self.context.later(self._in_order(self._adopt_copy, request))
+        return self.context.later(self._with_room(self._adopt_copy, request))
 
     async def _adopt_copy(self, request: nvm.AdoptRequest) -> nvm.RegionSet:
         """One commit makes the copy's regions the guest's own, beside a log that goes on where the copy ends.
@@ -155,7 +184,7 @@ class NvmDevice(NvmDeviceActor):
         guest_id, copy_id = request.guest_id, request.copy_id
         plan = self._device.plan_adoption(request)
         if plan is not None and plan.log is not None:
-            await self._remove(guest_id, OWN)
+            await self._take_away(guest_id, OWN)
             logs = [log.memory for log in self._device.metadata.logs(guest_id, copy_id)]
             log = plan.log
             await self._make(plan, lambda: self._device.metadata.replace(guest_id, copy_id, plan.regions, log))
@@ -175,15 +204,23 @@ class NvmDevice(NvmDeviceActor):
         if not request.guest_id:
             raise InvalidArgument("whose regions are to be removed? give a guest_id")
         check_filter(request)
-        return self.context.later(self._in_order(self._remove_regions, request))
+        return self.context.later(self._remove_regions(request))
 
     async def _remove_regions(self, request: nvm.RegionFilter) -> pb.Empty:
-        if not request.log_id:
-            await self._remove(request.guest_id, request.copy_id)
-        elif log := self._device.metadata.log(request.guest_id, request.copy_id, request.log_id):
-            self._device.metadata.remove_log(request.guest_id, request.copy_id, request.log_id)
-            await self._memory.remove(log.memory)
-        self._budget.promise(self._device.promised_bytes())
+        going: list[asyncio.Task[EverramError | None]] = []
+        async with self._changing:
+            if not request.log_id:
+                going = await self._take_away(request.guest_id, request.copy_id)
+            elif log := self._device.metadata.log(request.guest_id, request.copy_id, request.log_id):
+                self._device.metadata.remove_log(request.guest_id, request.copy_id, request.log_id)
+                await self._memory.remove(log.memory)
+            self._budget.promise(self._device.promised_bytes())
+        return await self._forgotten(going)
+
+    async def _forgotten(self, going: Iterable[asyncio.Task[EverramError | None]]) -> pb.Empty:
+        for task in going:
+            if (error := await task) is not None:
+                raise error
         return pb.Empty()
 
     def status(self, request: pb.Empty) -> Awaitable[nvm.NvmStatus]:
@@ -254,15 +291,24 @@ class NvmDevice(NvmDeviceActor):
             raise
         self._budget.promise(self._device.promised_bytes())
 
-    async def _remove(self, guest_id: str, copy_id: str) -> None:
+    async def _take_away(self, guest_id: str, copy_id: str) -> list[asyncio.Task[EverramError | None]]:
+        """What forgets the snapshots; everything else is gone when this returns."""
         names = self._device.object_names(guest_id, copy_id)
         regions = self._device.metadata.regions(guest_id, copy_id)
         if names:
             self._device.metadata.remove(guest_id, copy_id)
+        return await self._taken_away(regions, names)
+
+    async def _taken_away(
+        self, regions: Sequence[pb.Region], names: Iterable[str]
+    ) -> list[asyncio.Task[EverramError | None]]:
+        """Regions that are in the metadata no more: `names` are their memory objects."""
         for region in regions:
-            await self._keeper.forget_region(region)
+            await self._keeper.let_go(region)
         for name in names:
             await self._memory.remove(name)
+        known = self._keeper.snapshots.regions
+        return [self._begin_to_forget(origin) for region in regions if (origin := origin_of(region)) in known]
 
     def _found(self, guest_id: str, copy_id: str, log_id: str = "") -> nvm.RegionSet:
         metadata = self._device.metadata
@@ -449,7 +495,7 @@ class NvmDevice(NvmDeviceActor):
         def planned() -> Plan:
             source = self._region(request.snapshot.guest_id, request.snapshot.region)
             spec = pb.RegionSpec(name=request.name, size_bytes=record.size_bytes, kind=source.kind)
-            return self._device.plan(nvm.CreateRegionsRequest(guest_id=source.guest_id, regions=[spec]))
+            return self._plan(nvm.CreateRegionsRequest(guest_id=source.guest_id, regions=[spec]))
 
         plan = planned()
         with self._guard.exposed(plan.regions[0].arena):
@@ -462,7 +508,7 @@ class NvmDevice(NvmDeviceActor):
         return plan.regions[0]
 
     def grow_region(self, request: nvm.GrowRequest) -> Awaitable[pb.Region]:
-        return self.context.later(self._in_order(self._grow_region, request))
+        return self.context.later(self._with_room(self._grow_region, request))
 
     async def _grow_region(self, request: nvm.GrowRequest) -> pb.Region:
         """A longer memory object with the same content takes the place of the old one, for snapshots too."""
@@ -517,7 +563,7 @@ class NvmDevice(NvmDeviceActor):
             mapping.close()
 
     def remove_region(self, request: nvm.RegionName) -> Awaitable[pb.Empty]:
-        return self.context.later(self._in_order(self._remove_region, request))
+        return self.context.later(self._remove_region(request))
 
     async def _make_old_pages(self, region: pb.Region) -> None:
         name, pages = old_pages_name(region.guest_id, region.name), pages_of(region)
@@ -530,15 +576,14 @@ class NvmDevice(NvmDeviceActor):
         mapping.close()
 
     async def _remove_region(self, request: nvm.RegionName) -> pb.Empty:
-        for region in self._device.metadata.regions(request.guest_id):
-            if region.name == request.region:
-                names = [name for name, _ in Plan((region,), None).objects()]
+        async with self._changing:
+            regions = tuple(r for r in self._device.metadata.regions(request.guest_id) if r.name == request.region)
+            names = [name for name, _ in Plan(regions, None).objects()]
+            for region in regions:
                 self._device.metadata.remove_region(region)
-                await self._keeper.forget_region(region)
-                for name in names:
-                    await self._memory.remove(name)
-        self._budget.promise(self._device.promised_bytes())
-        return pb.Empty()
+            going = await self._taken_away(regions, names)
+            self._budget.promise(self._device.promised_bytes())
+        return await self._forgotten(going)
 
     # -- purging and checking
 

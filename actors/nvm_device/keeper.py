@@ -173,7 +173,7 @@ class SnapshotKeeper:
         guard: PageGuard,
         writers: Writers | None,
         storage_bytes: int,
-        regions: Iterable[pb.Region],
+        regions: Collection[pb.Region],
     ) -> SnapshotKeeper:
         """`regions`: all that there are. Goes on with what a predecessor left unfinished.
 
@@ -199,19 +199,20 @@ class SnapshotKeeper:
         for region in regions:
             keeper.add_old_pages(region)
         guard.keeper = keeper
-        keeper._go_on()
+        keeper._go_on({origin_of(region) for region in regions})
         await keeper._thaw_left()
         return keeper
 
-    def _go_on(self) -> None:
-        """What was under way when the host before this one ended. Nothing here waits: whoever is served by this host
-        must not have to."""
+    def _go_on(self, origins: Collection[str]) -> None:
+        """What was under way when the host before this one ended, of the regions that there are. Nothing here waits:
+        whoever is served by this host must not have to."""
         if half := self.snapshots.half_taken():
             self._context.log.info("%d snapshots were not taken to their end; they are removed", len(half))
             deletion.begin(self.snapshots, half)
         for record in reverting.unfinished(self.snapshots):
-            self._context.log.info("a reversion to %s was cut off; it goes on", record.name)
-            self._begin_reversion(record)
+            if self.snapshots.region_of(record).record.name in origins:
+                self._context.log.info("a reversion to %s was cut off; it goes on", record.name)
+                self._begin_reversion(record)
         for record in deletion.unfinished(self.snapshots):
             self._begin_delete(record)
         self._context.spawn(self.purger.run(), name="purge")
@@ -831,24 +832,32 @@ class SnapshotKeeper:
             if number % PAGES_PER_TURN == 0:
                 await asyncio.sleep(0)
 
-    async def forget_region(self, region: pb.Region) -> None:
-        """A region goes, with all its snapshots."""
-        self._savings.forget(origin_of(region))
-        self.damaged.pop(origin_of(region), None)
-        await self.forget_origin(origin_of(region))
+    async def let_go(self, region: pb.Region) -> None:
+        """A region goes: nothing looks at its arena any more when this returns. `forget_origin` is next."""
+        origin = origin_of(region)
+        self._savings.forget(origin)
+        self.damaged.pop(origin, None)
+        await self._end_reversion(origin)
         self._arenas.forget(region)
 
     async def forget_origin(self, origin: str) -> None:
+        """The snapshots of a region that is gone. Returns when everything that they held is free. Raises DataLoss."""
+        await self._end_reversion(origin)
         region = self.snapshots.regions.get(origin)
         if region is None:
             return
-        number = region.record.number
-        if (task := self._reversions.get(number)) is not None:
+        if live := list(self.snapshots.of(origin)):
+            await self.remove(live)
+        await self._deleted(one for one in deletion.unfinished(self.snapshots) if one.region == region.record.number)
+        self.snapshots.forget_region(origin)
+
+    async def _end_reversion(self, origin: str) -> None:
+        """Of a region that goes: before its end."""
+        region = self.snapshots.regions.get(origin)
+        if region is None:
+            return
+        if (task := self._reversions.get(region.record.number)) is not None:
             task.cancel()
             await asyncio.wait([task])
         if region.record.state is State.REVERTING:
             reverting.abandon(self.snapshots, region)
-        if live := list(self.snapshots.of(origin)):
-            await self.remove(live)
-        await self._deleted(one for one in deletion.unfinished(self.snapshots) if one.region == number)
-        self.snapshots.forget_region(origin)

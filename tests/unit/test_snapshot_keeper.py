@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import copy
 import dataclasses
+import itertools
 import random
 import zlib
 from collections.abc import Awaitable, Callable
@@ -14,7 +15,7 @@ from typing import Any, cast
 
 import pytest
 
-from everram.actors.nvm_device import tables
+from everram.actors.nvm_device import reverting, tables
 from everram.actors.nvm_device.actor import NvmDevice
 from everram.actors.nvm_device.storage import content_offset
 from everram.actors.vmemfs.actor import VMemFS
@@ -100,6 +101,7 @@ class Computer:
     on_freeze: list[Callable[[], None]] = field(default_factory=list)
 
     async def guests(self) -> list[GuestProcess]:
+        await asyncio.sleep(0)
         return list(self.processes.values())
 
     async def freeze(self, guest_id: str, reason: str) -> None:
@@ -509,6 +511,39 @@ async def test_a_reversion_that_a_death_cut_off_goes_on_and_is_told_of_meanwhile
     await box.node.stop()
 
 
+async def test_a_reversion_whose_region_went_as_its_host_died_does_not_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    box = Box()
+    await box.host()
+    await box.make("r", pages=256)
+    core = box.begin()
+    for number in range(3):
+        for page in range(256):
+            store(core, page, number + 1)
+        await box.take(f"s{number}")
+    box.end()
+
+    async def is_reverting() -> bool:
+        return not await box.is_usable()
+
+    def die(snapshots: object, region: object) -> None:
+        box.gate.passes = 0
+        raise Died
+
+    with monkeypatch.context() as patched:
+        patched.setattr(reverting, "abandon", die)
+        reversion = asyncio.create_task(box.nvm.revert(named("s0")))
+        await until(is_reverting)
+        with pytest.raises(EverramError, match="Died"):
+            await box.nvm.remove_regions(nvm.RegionFilter(guest_id=GUEST_ID))
+    await box.node.stop()
+    await asyncio.wait([reversion])
+    assert reversion.exception() is not None
+    await box.host()
+    await until(box.is_empty)
+    assert not [name for name in box.memory.names() if name.startswith(("region.", "log.", "pages."))]
+    await box.node.stop()
+
+
 async def test_a_region_that_a_death_left_half_grown_has_tables_that_fit() -> None:
     box = Box()
     await box.host()
@@ -819,6 +854,48 @@ async def test_a_region_goes_while_it_is_purged_reverted_and_its_snapshots_delet
     assert [isinstance(one, BaseException) for one in (purged, removed, gone)] == [False] * 3
     assert await box.is_empty()
     assert not [name for name in box.memory.names() if name.startswith("region.")]
+
+
+@pytest.mark.parametrize("needed", ["name", "room"])
+async def test_only_who_needs_its_name_or_room_waits_for_the_snapshots_of_a_region_that_went(
+    box: Box, needed: str
+) -> None:
+    core = box.begin()
+    for value in (1, 2):
+        for page in range(4):
+            store(core, page, value)
+        if value == 1:
+            await box.take("s")
+    box.end()
+    actor = box.node._cells["everram.v1.NvmDevice"]._incarnation.actor  # type: ignore[union-attr]
+
+    def wanted(guest_id: str, pages: int) -> nvm.CreateRegionsRequest:
+        specs = [pb.RegionSpec(name="r", size_bytes=pages * PAGE_BYTES)]
+        return nvm.CreateRegionsRequest(guest_id=guest_id, regions=specs, log_bytes=MIN_CAPACITY_BYTES)
+
+    def fits(pages: int) -> bool:
+        try:
+            return bool(actor._device.plan(wanted("large", pages)))
+        except ResourceExhausted:
+            return False
+
+    async def is_kept() -> bool:
+        return (await box.nvm.status(pb.Empty())).store_bytes >= 4 * PAGE_BYTES
+
+    await until(is_kept)
+    async with actor._keeper._moving:
+        removing = asyncio.create_task(box.nvm.remove_regions(nvm.RegionFilter(guest_id=GUEST_ID)))
+        assert len((await box.nvm.create_regions(wanted("other", 1))).regions) == 1
+        await box.nvm.remove_regions(nvm.RegionFilter(guest_id="other"))
+        pages = 1 if needed == "name" else next(pages for pages in itertools.count(1) if not fits(pages))
+        waiting = asyncio.create_task(box.nvm.create_regions(wanted(GUEST_ID if needed == "name" else "large", pages)))
+        await box.nvm.list_regions(nvm.RegionFilter())
+        assert not removing.done()
+        assert not waiting.done()
+    await removing
+    assert (await waiting).regions[0].size_bytes == pages * PAGE_BYTES
+    assert not (await box.nvm.snapshots(nvm.SnapshotFilter(guest_id=GUEST_ID))).snapshots
+    assert await box.is_empty()
 
 
 async def test_who_waits_for_deletions_that_go_on_by_themselves_begins_none_of_them_again(box: Box) -> None:
