@@ -45,6 +45,8 @@ T = TypeVar("T")
 RequestT = TypeVar("RequestT")
 
 READ_BYTES_MAX = 1 << 20
+Forgetting = asyncio.Task[EverramError | None]
+"""Of the snapshots of a region that is gone: what kept it from its end."""
 
 
 class NvmDevice(NvmDeviceActor):
@@ -67,7 +69,7 @@ class NvmDevice(NvmDeviceActor):
         which must not wait while one that grows is copied."""
         self._growing: set[str] = set()
         """Arenas that are being copied into longer ones: nobody may change what they hold."""
-        self._forgetting: dict[str, asyncio.Task[EverramError | None]] = {}
+        self._forgetting: dict[str, Forgetting] = {}
         """By the origins of regions that are gone: what removes their snapshots. Nobody else has to wait for that, but
         for who needs the room or the name."""
 
@@ -123,7 +125,7 @@ class NvmDevice(NvmDeviceActor):
         for origin in sorted(self._keeper.snapshots.regions.keys() - known):
             self._begin_to_forget(origin)
 
-    def _begin_to_forget(self, origin: str) -> asyncio.Task[EverramError | None]:
+    def _begin_to_forget(self, origin: str) -> Forgetting:
         task = self.context.spawn(self._forget(origin), name=f"forget {origin}")
         self._forgetting[origin] = task
         task.add_done_callback(lambda _: self._forgetting.pop(origin))
@@ -207,7 +209,7 @@ class NvmDevice(NvmDeviceActor):
         return self.context.later(self._remove_regions(request))
 
     async def _remove_regions(self, request: nvm.RegionFilter) -> pb.Empty:
-        going: list[asyncio.Task[EverramError | None]] = []
+        going: list[Forgetting] = []
         async with self._changing:
             if not request.log_id:
                 going = await self._take_away(request.guest_id, request.copy_id)
@@ -217,7 +219,7 @@ class NvmDevice(NvmDeviceActor):
             self._budget.promise(self._device.promised_bytes())
         return await self._forgotten(going)
 
-    async def _forgotten(self, going: Iterable[asyncio.Task[EverramError | None]]) -> pb.Empty:
+    async def _forgotten(self, going: Iterable[Forgetting]) -> pb.Empty:
         for task in going:
             if (error := await task) is not None:
                 raise error
@@ -291,7 +293,7 @@ class NvmDevice(NvmDeviceActor):
             raise
         self._budget.promise(self._device.promised_bytes())
 
-    async def _take_away(self, guest_id: str, copy_id: str) -> list[asyncio.Task[EverramError | None]]:
+    async def _take_away(self, guest_id: str, copy_id: str) -> list[Forgetting]:
         """What forgets the snapshots; everything else is gone when this returns."""
         names = self._device.object_names(guest_id, copy_id)
         regions = self._device.metadata.regions(guest_id, copy_id)
@@ -299,9 +301,7 @@ class NvmDevice(NvmDeviceActor):
             self._device.metadata.remove(guest_id, copy_id)
         return await self._taken_away(regions, names)
 
-    async def _taken_away(
-        self, regions: Sequence[pb.Region], names: Iterable[str]
-    ) -> list[asyncio.Task[EverramError | None]]:
+    async def _taken_away(self, regions: Sequence[pb.Region], names: Iterable[str]) -> list[Forgetting]:
         """Regions that are in the metadata no more: `names` are their memory objects."""
         for region in regions:
             await self._keeper.let_go(region)
