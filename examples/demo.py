@@ -443,7 +443,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument(
         "--restore-same", action="store_true", help="of --fault power-cut: the bank has no copy, and power comes back"
     )
-    parser.set_defaults(handler=run)
+    parser.set_defaults(handler=run, alone=True)
 
 
 async def demonstrate(args: argparse.Namespace, tell: Callable[[str], None]) -> tuple[Run, Memory]:

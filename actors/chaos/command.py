@@ -48,7 +48,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     sim.add_argument("--remember", metavar="FILE", help="keep outcomes there, and go on with those it has already")
     sim.add_argument("--digest", action="store_true", help="print the digest of everything that happened")
     sim.add_argument("--json", action="store_true", help="one object instead of lines for people")
-    sim.set_defaults(handler=run_sim)
+    sim.set_defaults(handler=run_sim, alone=True)
 
     replay = commands.add_parser("replay", help="one seed again, exactly, with everything it did")
     replay.add_argument("seed", type=_seed, metavar="SEED")
@@ -56,12 +56,12 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     replay.add_argument("--faults", type=_numbers, metavar="N,N", help="keep these of the drawn faults, or none")
     replay.add_argument("--code", default="", metavar="DIGEST", help="of the code that found it: says if this differs")
     _add_kind(replay)
-    replay.set_defaults(handler=run_replay)
+    replay.set_defaults(handler=run_replay, alone=True)
 
     plants = commands.add_parser("planted", help="plant each known bug, and find it by the scenario that has to")
     plants.add_argument("names", nargs="*", metavar="BUG", help="default: all")
     plants.add_argument("--workers", type=_count, default=_cores(), metavar="N", help="processes at once")
-    plants.set_defaults(handler=run_planted)
+    plants.set_defaults(handler=run_planted, alone=True)
 
     real.register(commands)
 

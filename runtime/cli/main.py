@@ -1,7 +1,8 @@
 """`everram`: finds its commands through the entry-point group `everram.commands` and runs one.
 
 A command module has `register(subparsers)`, which adds its parsers and gives each a `handler` (`set_defaults`): a
-function of the parsed arguments that returns the exit status. `--cluster`, `--dir` and `--json` are added here.
+function of the parsed arguments that returns the exit status. `--cluster`, `--dir` and `--json` are added here. What
+makes all that it needs itself says so with `alone=True` beside its handler: then a named cluster is refused.
 
 Exit status: 0 only if what was asked for happened; 1 if not; 2 if the request itself was wrong; 130 after Ctrl-C.
 """
@@ -14,7 +15,7 @@ import sys
 from collections.abc import Iterator
 from importlib import metadata
 
-from everram.runtime.errors import EverramError, Fault
+from everram.runtime.errors import EverramError, Fault, InvalidArgument
 
 GROUP = "everram.commands"
 INTERRUPTED = 130
@@ -89,6 +90,7 @@ def run(argv: list[str]) -> int:
         wanted = argv[0] if argv and not argv[0].startswith("-") else ""
         parser = build_parser(wanted)
         args = parser.parse_args(argv)
+        _check_alone(args)
         status = args.handler(args)
         sys.stdout.flush()
     except EverramError as error:
@@ -102,6 +104,14 @@ def run(argv: list[str]) -> int:
         return OUTPUT_CLOSED
     assert isinstance(status, int), "a handler returns the exit status"
     return status
+
+
+def _check_alone(args: argparse.Namespace) -> None:
+    """Raises InvalidArgument."""
+    if getattr(args, "alone", False) and (args.cluster or args.dir):
+        raise InvalidArgument(
+            "this makes what it needs itself and touches no other cluster: leave --cluster and --dir out"
+        )
 
 
 def main() -> None:

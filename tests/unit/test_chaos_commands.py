@@ -22,7 +22,6 @@ from everram.runtime.errors import InvalidArgument
         (("--hosts", "0"), "--hosts 0: choose"),
         (("--faults", "guest-kill,earthquake"), '"earthquake" is no fault of a chaos run'),
         (("--faults", ""), '"" is no fault of a chaos run'),
-        (("--dir", "/tmp"), "makes a cluster of its own"),
     ],
 )
 def test_a_run_that_cannot_be_is_refused_before_anything_starts(

@@ -159,6 +159,15 @@ def test_every_command_takes_the_common_options() -> None:
         assert {"--cluster", "--dir", "--json"} <= flags, parser.prog
 
 
+@pytest.mark.parametrize("command", ["demo", "chaos sim", "chaos replay 1", "chaos planted", "chaos run"])
+@pytest.mark.parametrize("which", ["--cluster=mine", "--dir=mine"])
+def test_what_makes_a_cluster_of_its_own_takes_no_other(
+    command: str, which: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main.run([*command.split(), which]) == 2
+    assert "leave --cluster and --dir out" in capsys.readouterr().err
+
+
 def test_only_what_a_command_needs_is_loaded() -> None:
     parser = main.build_parser("up")
     (action,) = [a for a in parser._actions if a.dest == "==SUPPRESS=="]

@@ -29,7 +29,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     parser.add_argument("--report", metavar="FILE.html", help="write a page about it: one file, for any browser")
     parser.add_argument("--hosts", type=int, metavar="N", help="instead of a number drawn from the seed")
     parser.add_argument("--faults", metavar="A,B", help=f"only these of {', '.join(schedule.FAULTS)}")
-    parser.set_defaults(handler=run_command)
+    parser.set_defaults(handler=run_command, alone=True)
 
 
 def run_command(args: argparse.Namespace) -> int:
@@ -55,10 +55,6 @@ def run_command(args: argparse.Namespace) -> int:
 
 def _options(args: argparse.Namespace) -> Options:
     """Raises InvalidArgument: before anything is started."""
-    if args.cluster or args.dir:
-        raise InvalidArgument(
-            "a chaos run makes a cluster of its own and leaves nothing of it: leave --cluster and --dir out"
-        )
     check_seed(args.seed)
     if not DURATION_MIN_S <= args.duration <= DURATION_MAX_S:
         raise InvalidArgument(f"--duration: choose {DURATION_MIN_S:g}s to {DURATION_MAX_S / 3600:g}h")
