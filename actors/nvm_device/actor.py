@@ -64,14 +64,11 @@ class NvmDevice(NvmDeviceActor):
         self._capacity_bytes, self._storage_bytes = capacity_bytes, storage_bytes
         self._guard = guard if guard is not None else PageGuard()
         self._writers = writers
-        self._changing = asyncio.Lock()
-        """Regions are made and removed one after the other, in the order in which it was asked; beside the mailbox,
-        which must not wait while one that grows is copied."""
         self._growing: set[str] = set()
         """Arenas that are being copied into longer ones: nobody may change what they hold."""
-        self._forgetting: dict[str, Forgetting] = {}
-        """By the origins of regions that are gone: what removes their snapshots. Nobody else has to wait for that, but
-        for who needs the room or the name."""
+        self._forgets = asyncio.Lock()
+        """The snapshots of regions that are gone are removed for one region after the other: each needs some metadata
+        first, and gives back more."""
 
     async def on_start(self) -> None:
         self._memory = self.context.environment.memory
@@ -126,15 +123,13 @@ class NvmDevice(NvmDeviceActor):
             self._begin_to_forget(origin)
 
     def _begin_to_forget(self, origin: str) -> Forgetting:
-        task = self.context.spawn(self._forget(origin), name=f"forget {origin}")
-        self._forgetting[origin] = task
-        task.add_done_callback(lambda _: self._forgetting.pop(origin))
-        return task
+        return self.context.spawn(self._forget(origin), name=f"forget {origin}")
 
     async def _forget(self, origin: str) -> EverramError | None:
         """What kept it from its end: the next host tries again."""
         try:
-            await self._keeper.forget_origin(origin)
+            async with self._forgets:
+                await self._keeper.forget_origin(origin)
         except EverramError as error:
             self.context.log.error("the snapshots of %s, which is gone, are not removed: %s", origin, error.message)
             return error
@@ -143,27 +138,20 @@ class NvmDevice(NvmDeviceActor):
     # -- regions
 
     def create_regions(self, request: nvm.CreateRegionsRequest) -> Awaitable[nvm.RegionSet]:
-        return self.context.later(self._with_room(self._create_regions, request))
+        return self.context.later(self._in_order(self._create_regions, request))
 
-    async def _with_room(self, act: Callable[[RequestT], Awaitable[T]], request: RequestT) -> T:
-        """What has no room is tried again when more of the snapshots is gone that are being forgotten."""
-        while True:
-            going = set(self._forgetting.values())
-            try:
-                async with self._changing:
-                    return await act(request)
-            except ResourceExhausted:
-                going |= set(self._forgetting.values())
-                if not going:
-                    raise
-            await asyncio.wait(going, return_when=asyncio.FIRST_COMPLETED)
+    async def _in_order(self, act: Callable[[RequestT], Awaitable[T]], request: RequestT) -> T:
+        async with self._keeper.changing:
+            return await act(request)
 
     def _plan(self, request: nvm.CreateRegionsRequest) -> Plan:
-        """Raises ResourceExhausted, also while snapshots of an earlier region of the same name are being forgotten."""
+        """Raises Unavailable while there are snapshots of an earlier region of the same name: it would get them."""
         plan = self._device.plan(request)
         for region in plan.regions:
-            if origin_of(region) in self._forgetting:
-                raise ResourceExhausted(f"an earlier region {region.name} is still being removed: try again")
+            if origin_of(region) in self._keeper.snapshots.regions:
+                raise Unavailable(
+                    f"the snapshots of an earlier region {region.name} are still being removed: try again"
+                )
         return plan
 
     async def _create_regions(self, request: nvm.CreateRegionsRequest) -> nvm.RegionSet:
@@ -175,7 +163,7 @@ class NvmDevice(NvmDeviceActor):
         return found
 
     def adopt_copy(self, request: nvm.AdoptRequest) -> Awaitable[nvm.RegionSet]:
-        return self.context.later(self._with_room(self._adopt_copy, request))
+        return self.context.later(self._in_order(self._adopt_copy, request))
 
     async def _adopt_copy(self, request: nvm.AdoptRequest) -> nvm.RegionSet:
         """One commit makes the copy's regions the guest's own, beside a log that goes on where the copy ends.
@@ -210,7 +198,7 @@ class NvmDevice(NvmDeviceActor):
 
     async def _remove_regions(self, request: nvm.RegionFilter) -> pb.Empty:
         going: list[Forgetting] = []
-        async with self._changing:
+        async with self._keeper.changing:
             if not request.log_id:
                 going = await self._take_away(request.guest_id, request.copy_id)
             elif log := self._device.metadata.log(request.guest_id, request.copy_id, request.log_id):
@@ -302,13 +290,15 @@ class NvmDevice(NvmDeviceActor):
         return await self._taken_away(regions, names)
 
     async def _taken_away(self, regions: Sequence[pb.Region], names: Iterable[str]) -> list[Forgetting]:
-        """Regions that are in the metadata no more: `names` are their memory objects."""
+        """Regions that are in the metadata no more: `names` are their memory objects. Nobody but who asks for it has to
+        wait until their snapshots are removed, too."""
         for region in regions:
             await self._keeper.let_go(region)
+        known = self._keeper.snapshots.regions
+        going = [self._begin_to_forget(origin) for region in regions if (origin := origin_of(region)) in known]
         for name in names:
             await self._memory.remove(name)
-        known = self._keeper.snapshots.regions
-        return [self._begin_to_forget(origin) for region in regions if (origin := origin_of(region)) in known]
+        return going
 
     def _found(self, guest_id: str, copy_id: str, log_id: str = "") -> nvm.RegionSet:
         metadata = self._device.metadata
@@ -501,14 +491,14 @@ class NvmDevice(NvmDeviceActor):
         with self._guard.exposed(plan.regions[0].arena):
             async with self._making(plan):
                 await self._keeper.fill(record, self._memory.open(plan.regions[0].arena))
-                async with self._changing:
+                async with self._keeper.changing:
                     # Once more: that took a while, and others may have the room or the name, or it is gone.
                     plan = planned()
                     self._device.metadata.add(plan.regions, None)
         return plan.regions[0]
 
     def grow_region(self, request: nvm.GrowRequest) -> Awaitable[pb.Region]:
-        return self.context.later(self._with_room(self._grow_region, request))
+        return self.context.later(self._in_order(self._grow_region, request))
 
     async def _grow_region(self, request: nvm.GrowRequest) -> pb.Region:
         """A longer memory object with the same content takes the place of the old one, for snapshots too."""
@@ -523,6 +513,7 @@ class NvmDevice(NvmDeviceActor):
             source = self._memory.open(old.arena)
             for offset, length in source.extents():
                 for at in range(offset, offset + length, READ_BYTES_MAX):
+                    self._keeper.check_may_go_on()
                     target.write(at, source.read(at, min(READ_BYTES_MAX, offset + length - at)))
                     await asyncio.sleep(0)
             if (
@@ -576,7 +567,7 @@ class NvmDevice(NvmDeviceActor):
         mapping.close()
 
     async def _remove_region(self, request: nvm.RegionName) -> pb.Empty:
-        async with self._changing:
+        async with self._keeper.changing:
             regions = tuple(r for r in self._device.metadata.regions(request.guest_id) if r.name == request.region)
             names = [name for name, _ in Plan(regions, None).objects()]
             for region in regions:

@@ -164,6 +164,9 @@ class SnapshotKeeper:
         self._taking = asyncio.Lock()
         """The machine's reason to freeze is one for all."""
         self._quiet = False
+        self.changing = asyncio.Lock()
+        """Held while regions are made or removed, one after the other in the order in which it was asked. What is saved
+        must stay, so this waits while it is quiet, and whoever holds it for long asks `check_may_go_on`."""
         self.purger = Purger(context, snapshots, self.storage, self._moving, budget, self.room_again)
 
     @staticmethod
@@ -240,16 +243,19 @@ class SnapshotKeeper:
         return self._storage
 
     async def quiesce(self, on: bool) -> None:
-        """Neither take snapshots nor move anything from now on (`on`), or do again. What takes long gives way."""
+        """Neither take snapshots nor move, make or remove anything from now on (`on`), or do again. What takes long
+        gives way."""
         self._gives_way |= on
         async with self._quieting:
             self._gives_way = on
             if on and not self._quiet:
                 await self._taking.acquire()
                 await self._moving.acquire()
+                await self.changing.acquire()
                 self._quiet = True
             elif self._quiet and not on:
                 self._quiet = False
+                self.changing.release()
                 self._moving.release()
                 self._taking.release()
                 self.room_again()
@@ -586,7 +592,7 @@ class SnapshotKeeper:
         for number, page in enumerate(pages):
             while True:
                 if gives_way:
-                    self._check_may_go_on()
+                    self.check_may_go_on()
                 try:
                     self.before_write(arena, page)
                     break
@@ -743,7 +749,7 @@ class SnapshotKeeper:
     async def _check_reversion(self, record: Record) -> None:
         """A reversion cannot be taken back once it has begun."""
         while True:
-            self._check_may_go_on()
+            self.check_may_go_on()
             now = standing(self.snapshots)
             demand = await in_turns(reverting.demand(now, now.records[record.sequence]))
             if findings := await self.verify(demand.slots):
@@ -752,7 +758,7 @@ class SnapshotKeeper:
                 return
             await self.purger.make_room()
 
-    def _check_may_go_on(self) -> None:
+    def check_may_go_on(self) -> None:
         """Raises Unavailable."""
         if self._gives_way:
             raise Unavailable("the memory of this machine is being saved: ask again when that is over")
@@ -763,7 +769,7 @@ class SnapshotKeeper:
         findings = []
         media, numbers = self.snapshots.media, sorted(slots)
         for first in range(0, len(numbers), SLOTS_PER_TURN):
-            self._check_may_go_on()
+            self.check_may_go_on()
             some = {slot: slots[slot] for slot in numbers[first : first + SLOTS_PER_TURN]}
             for slot, finding in (await (await self.storage()).verify(some)).items():
                 if media.word(slots[slot] * WORD_BYTES) == pack_location(Place.STORAGE, slot):  # still

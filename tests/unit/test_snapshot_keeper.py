@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import copy
 import dataclasses
-import itertools
 import random
 import zlib
 from collections.abc import Awaitable, Callable
@@ -17,6 +16,7 @@ import pytest
 
 from everram.actors.nvm_device import reverting, tables
 from everram.actors.nvm_device.actor import NvmDevice
+from everram.actors.nvm_device.media import SPARE_PAGES
 from everram.actors.nvm_device.storage import content_offset
 from everram.actors.vmemfs.actor import VMemFS
 from everram.runtime.contracts import common_pb2 as pb
@@ -856,46 +856,78 @@ async def test_a_region_goes_while_it_is_purged_reverted_and_its_snapshots_delet
     assert not [name for name in box.memory.names() if name.startswith("region.")]
 
 
-@pytest.mark.parametrize("needed", ["name", "room"])
-async def test_only_who_needs_its_name_or_room_waits_for_the_snapshots_of_a_region_that_went(
-    box: Box, needed: str
-) -> None:
-    core = box.begin()
-    for value in (1, 2):
-        for page in range(4):
-            store(core, page, value)
-        if value == 1:
-            await box.take("s")
+def actor_of(box: Box) -> NvmDevice:
+    return cast("NvmDevice", box.node._cells["everram.v1.NvmDevice"]._incarnation.actor)  # type: ignore[union-attr]
+
+
+def wanted(guest_id: str, *names: str) -> nvm.CreateRegionsRequest:
+    specs = [pb.RegionSpec(name=name, size_bytes=PAGE_BYTES) for name in names]
+    return nvm.CreateRegionsRequest(guest_id=guest_id, regions=specs, log_bytes=MIN_CAPACITY_BYTES)
+
+
+async def test_nobody_waits_for_the_snapshots_of_a_region_that_went_but_who_removes_it(box: Box) -> None:
+    store(box.begin(), 1, 1)
+    await box.take("s")
     box.end()
-    actor = box.node._cells["everram.v1.NvmDevice"]._incarnation.actor  # type: ignore[union-attr]
-
-    def wanted(guest_id: str, pages: int) -> nvm.CreateRegionsRequest:
-        specs = [pb.RegionSpec(name="r", size_bytes=pages * PAGE_BYTES)]
-        return nvm.CreateRegionsRequest(guest_id=guest_id, regions=specs, log_bytes=MIN_CAPACITY_BYTES)
-
-    def fits(pages: int) -> bool:
-        try:
-            return bool(actor._device.plan(wanted("large", pages)))
-        except ResourceExhausted:
-            return False
-
-    async def is_kept() -> bool:
-        return (await box.nvm.status(pb.Empty())).store_bytes >= 4 * PAGE_BYTES
-
-    await until(is_kept)
-    async with actor._keeper._moving:
+    async with actor_of(box)._keeper._moving:
         removing = asyncio.create_task(box.nvm.remove_regions(nvm.RegionFilter(guest_id=GUEST_ID)))
-        assert len((await box.nvm.create_regions(wanted("other", 1))).regions) == 1
+        assert len((await box.nvm.create_regions(wanted("other", "r"))).regions) == 1
         await box.nvm.remove_regions(nvm.RegionFilter(guest_id="other"))
-        pages = 1 if needed == "name" else next(pages for pages in itertools.count(1) if not fits(pages))
-        waiting = asyncio.create_task(box.nvm.create_regions(wanted(GUEST_ID if needed == "name" else "large", pages)))
-        await box.nvm.list_regions(nvm.RegionFilter())
+        with pytest.raises(Unavailable, match="an earlier region r are still being removed"):
+            await box.nvm.create_regions(wanted(GUEST_ID, "r"))
         assert not removing.done()
-        assert not waiting.done()
     await removing
-    assert (await waiting).regions[0].size_bytes == pages * PAGE_BYTES
-    assert not (await box.nvm.snapshots(nvm.SnapshotFilter(guest_id=GUEST_ID))).snapshots
+    assert len((await box.nvm.create_regions(wanted(GUEST_ID, "r"))).regions) == 1
     assert await box.is_empty()
+
+
+async def test_snapshots_that_could_not_be_removed_are_no_other_regions(
+    box: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store(box.begin(), 1, 1)
+    await box.take("s")
+    box.end()
+
+    async def fail(records: object) -> None:
+        raise DataLoss("gone")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(actor_of(box)._keeper, "remove", fail)
+        with pytest.raises(DataLoss):
+            await box.nvm.remove_regions(nvm.RegionFilter(guest_id=GUEST_ID))
+    with pytest.raises(Unavailable):
+        await box.nvm.create_regions(wanted(GUEST_ID, "r"))
+    await box.node.stop()
+    await box.host()
+
+    async def is_forgotten() -> bool:
+        return not actor_of(box)._keeper.snapshots.regions
+
+    await until(is_forgotten)
+    assert len((await box.nvm.create_regions(wanted(GUEST_ID, "r"))).regions) == 1
+    assert await box.is_empty()
+
+
+async def test_many_regions_go_where_there_are_no_metadata_for_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    box = Box()
+    await box.host()
+    names = [f"r{number}" for number in range(4 * SPARE_PAGES)]
+    await box.make(*names, pages=1)
+    box.ring().say_ended()
+    for name in names:
+        await box.take("s", name)
+    media = actor_of(box)._keeper.snapshots.media
+
+    def no_room(media: object) -> None:
+        raise ResourceExhausted("no room for more metadata")
+
+    monkeypatch.setattr(type(media), "_add_pages", no_room)
+    while media.pages.free > SPARE_PAGES:
+        media.pages.take()
+    await box.nvm.remove_regions(nvm.RegionFilter(guest_id=GUEST_ID))
+    status = await box.nvm.status(pb.Empty())
+    assert (status.regions, status.snapshots, status.store_bytes) == (0, 0, 0)
+    await box.node.stop()
 
 
 async def test_who_waits_for_deletions_that_go_on_by_themselves_begins_none_of_them_again(box: Box) -> None:
@@ -906,7 +938,7 @@ async def test_who_waits_for_deletions_that_go_on_by_themselves_begins_none_of_t
             store(core, page, number)
         await box.take(f"s{number}")
     box.end()
-    keeper = box.node._cells["everram.v1.NvmDevice"]._incarnation.actor._keeper  # type: ignore[union-attr]
+    keeper = actor_of(box)._keeper
     (origin,) = keeper.snapshots.regions
     await keeper.begin_removal(keeper.snapshots.of(origin))
     assert await keeper.removals_end([origin])
@@ -946,15 +978,41 @@ async def test_who_saves_the_memory_is_heard_while_a_removal_waits_for_it(box: B
             box.guard.keeper.before_write(box.regions[0].arena, 1)
     taking = asyncio.create_task(box.take("t"))
     removing = asyncio.create_task(box.nvm.remove_regions(nvm.RegionFilter(guest_id=GUEST_ID)))
+    making = asyncio.create_task(box.nvm.create_regions(wanted("other", "r")))
     for _ in range(20):
         await asyncio.sleep(0)
     assert not removing.done()
+    assert (box.regions[0].arena in box.memory.names(), making.done()) == (True, False), "what is saved stays"
     async with asyncio.timeout(5):
         await box.nvm.quiesce(nvm.QuiesceMoves(on=False))
-        await removing
+        await asyncio.gather(removing, making)
         await asyncio.wait([taking])
     assert taking.exception() is not None
     assert await box.is_empty()
+
+
+async def test_a_region_that_is_made_longer_gives_way_to_who_saves_the_memory() -> None:
+    box = Box(nvm_bytes=32 * MIB)
+    await box.host()
+    await box.make("r", kind=pb.MAPPED, pages=2048)
+    arena = box.memory.open(box.regions[0].arena)
+    arena.write(0, b"x" * arena.size_bytes)
+    asked = nvm.GrowRequest(
+        region=nvm.RegionName(guest_id=GUEST_ID, region="r"), size_bytes=arena.size_bytes + PAGE_BYTES
+    )
+    growing = asyncio.create_task(box.nvm.grow_region(asked))
+
+    async def has_begun() -> bool:
+        return len([name for name in box.memory.names() if name.startswith("region.")]) == 2
+
+    await until(has_begun)
+    await box.nvm.quiesce(nvm.QuiesceMoves(on=True))
+    with pytest.raises(Unavailable, match="being saved"):
+        await growing
+    assert [name for name in box.memory.names() if name.startswith("region.")] == [box.regions[0].arena]
+    await box.nvm.quiesce(nvm.QuiesceMoves(on=False))
+    assert (await box.nvm.grow_region(asked)).size_bytes == asked.size_bytes
+    await box.node.stop()
 
 
 # -- what a later or a damaged everram left ----------------------------------------------------------------------------
