@@ -66,6 +66,8 @@ class NvmDevice(NvmDeviceActor):
         self._writers = writers
         self._growing: set[str] = set()
         """Arenas that are being copied into longer ones: nobody may change what they hold."""
+        self._forgetting: dict[str, Forgetting] = {}
+        """By the origins of regions that are gone."""
         self._forgets = asyncio.Lock()
         """The snapshots of regions that are gone are removed for one region after the other: each needs some metadata
         first, and gives back more."""
@@ -123,10 +125,15 @@ class NvmDevice(NvmDeviceActor):
             self._begin_to_forget(origin)
 
     def _begin_to_forget(self, origin: str) -> Forgetting:
-        return self.context.spawn(self._forget(origin), name=f"forget {origin}")
+        """At most once at a time."""
+        task = self._forgetting.get(origin)
+        if task is None:
+            task = self._forgetting[origin] = self.context.spawn(self._forget(origin), name=f"forget {origin}")
+            task.add_done_callback(lambda _: self._forgetting.pop(origin))
+        return task
 
     async def _forget(self, origin: str) -> EverramError | None:
-        """What kept it from its end: the next host tries again."""
+        """What kept it from its end: it is tried again when its name is wanted, and by the next host."""
         try:
             async with self._forgets:
                 await self._keeper.forget_origin(origin)
@@ -141,17 +148,19 @@ class NvmDevice(NvmDeviceActor):
         return self.context.later(self._in_order(self._create_regions, request))
 
     async def _in_order(self, act: Callable[[RequestT], Awaitable[T]], request: RequestT) -> T:
+        """Raises Unavailable while memory is saved: nothing shall be made when its asker has long gone."""
+        self._keeper.check_may_go_on()
         async with self._keeper.changing:
+            self._keeper.check_may_go_on()
             return await act(request)
 
     def _plan(self, request: nvm.CreateRegionsRequest) -> Plan:
         """Raises Unavailable while there are snapshots of an earlier region of the same name: it would get them."""
         plan = self._device.plan(request)
         for region in plan.regions:
-            if origin_of(region) in self._keeper.snapshots.regions:
-                raise Unavailable(
-                    f"the snapshots of an earlier region {region.name} are still being removed: try again"
-                )
+            if (origin := origin_of(region)) in self._keeper.snapshots.regions:
+                self._begin_to_forget(origin)
+                raise Unavailable(f"snapshots of an earlier region {region.name} are still being removed: try again")
         return plan
 
     async def _create_regions(self, request: nvm.CreateRegionsRequest) -> nvm.RegionSet:
@@ -197,6 +206,8 @@ class NvmDevice(NvmDeviceActor):
         return self.context.later(self._remove_regions(request))
 
     async def _remove_regions(self, request: nvm.RegionFilter) -> pb.Empty:
+        if self._keeper.is_quiet and not self._device.object_names(request.guest_id, request.copy_id):
+            return pb.Empty()  # and nothing is being made that would have to be waited for
         going: list[Forgetting] = []
         async with self._keeper.changing:
             if not request.log_id:
@@ -480,6 +491,7 @@ class NvmDevice(NvmDeviceActor):
 
     async def _clone(self, request: nvm.CloneRequest) -> pb.Region:
         """A region of its own, with the snapshot's content: filled before anything names it."""
+        self._keeper.check_may_go_on()
         record = self._record(request.snapshot)
 
         def planned() -> Plan:

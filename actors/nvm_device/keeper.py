@@ -166,7 +166,7 @@ class SnapshotKeeper:
         self._quiet = False
         self.changing = asyncio.Lock()
         """Held while regions are made or removed, one after the other in the order in which it was asked. What is saved
-        must stay, so this waits while it is quiet, and whoever holds it for long asks `check_may_go_on`."""
+        must stay, so a removal waits while it is quiet, and whoever makes something asks `check_may_go_on`."""
         self.purger = Purger(context, snapshots, self.storage, self._moving, budget, self.room_again)
 
     @staticmethod
@@ -259,6 +259,10 @@ class SnapshotKeeper:
                 self._moving.release()
                 self._taking.release()
                 self.room_again()
+
+    @property
+    def is_quiet(self) -> bool:
+        return self._quiet
 
     # -- PageKeeper
 
@@ -373,7 +377,7 @@ class SnapshotKeeper:
         for _ in range(BUSY_TRIES):
             with contextlib.suppress(Unprotected):
                 async with self._taking, self._standing(find) as (regions, still):
-                    return await self._take(regions, name, still)
+                    return await self._take(find, regions, name, still)
             await asyncio.sleep(BUSY_WAIT_S)
         raise Unavailable("the guest was ending each time it was stopped: try again")
 
@@ -477,11 +481,13 @@ class SnapshotKeeper:
             log = opened.enter_context(GuestLog.open(self._memory, guest_id))
             log.settle([self._mapped(region, opened) for region in regions])
 
-    async def _take(self, regions: Sequence[pb.Region], name: str, still: Still) -> list[Record]:
+    async def _take(self, find: Find, regions: Sequence[pb.Region], name: str, still: Still) -> list[Record]:
         """Raises Unprotected where a guest ends just now."""
         unseen = [region for region in regions if not self._is_seen(region, still)]
         for region in unseen:
             await in_turns(self.snapshots.catch_up(origin_of(region)))
+        if list(find()) != list(regions):
+            raise Unavailable("the guest's regions are being changed: try again")
         records = self._take_now(regions, name, {origin_of(region) for region in unseen})
         if unseen:
             try:

@@ -23,7 +23,15 @@ from everram.runtime.coordination.api import Range
 from everram.runtime.coordination.directory import decode, guest_key
 from everram.runtime.coordination.records import GuestRecord
 from everram.runtime.coordination.resolver import HostResolver
-from everram.runtime.errors import DataLoss, EverramError, FailedPrecondition, NotFound, ResourceExhausted, Unavailable
+from everram.runtime.errors import (
+    DataLoss,
+    DeadlineExceeded,
+    EverramError,
+    FailedPrecondition,
+    NotFound,
+    ResourceExhausted,
+    Unavailable,
+)
 from everram.runtime.formats.config import HostConfig
 from everram.runtime.log.record import RecordType
 from everram.runtime.log.ring import DATA_OFFSET, EPOCH_START, Ring, RingCorrupt, log_name
@@ -93,7 +101,9 @@ class CopyKeeper:
         copies = {(region.guest_id, region.copy_id) for region in found.regions if region.copy_id}
         copies |= {(log.guest_id, log.copy_id) for log in found.logs if log.copy_id}
         for guest_id, copy_id in sorted(copies - known.keys() - damaged):
-            await self._nvm.remove_regions(RegionFilter(guest_id=guest_id, copy_id=copy_id))
+            # Their snapshots may take long, and nobody has to wait for that.
+            with contextlib.suppress(DeadlineExceeded):
+                await self._nvm.remove_regions(RegionFilter(guest_id=guest_id, copy_id=copy_id))
         for log in found.logs:
             key = (log.guest_id, log.copy_id)
             if key in known and log.memory != known[key]:
