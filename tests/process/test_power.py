@@ -5,18 +5,16 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-COMMAND = [sys.executable, "-m", "everram.runtime.cli.main"]
-PATIENCE_S = 30.0
+from tests.user import COMMAND, look, looks_only, until
+
 WRITER = """
 import time
 from everram.runtime import guest
@@ -42,6 +40,8 @@ class Cluster:
         self.environment |= {"XDG_RUNTIME_DIR": runtime, "EVERRAM_DIR": str(self.dir)}
 
     def run(self, *arguments: str) -> tuple[int, str, str]:
+        if looks_only(arguments):
+            return look(self.environment, arguments)
         done = subprocess.run(
             [*COMMAND, *arguments], env=self.environment, capture_output=True, text=True, timeout=60, check=False
         )
@@ -74,13 +74,6 @@ class Cluster:
         """The last number that the guest has printed on a machine that is off: its file outlives it."""
         lines = (self.dir / "machines" / host / "guests" / f"{guest_id}.log").read_text().splitlines()
         return int([line for line in lines if line.startswith("committed") and line.split()[1:]][-1].split()[-1])
-
-
-def until(condition: Callable[[], object], what: str) -> None:
-    deadline_s = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline_s, f"not in time: {what}"
-        time.sleep(0.05)  # what other processes do, and nobody here is told of
 
 
 @contextmanager
