@@ -433,8 +433,15 @@ class MachineKeeper:
                 raise FailedPrecondition(f"it is {self.state}: {self.reason}")
             return await act(host)
 
+        child, dead = self._child, self._dead
         async with self._host() as host:
-            return await patiently(attempt, repeatable=True)
+            try:
+                return await patiently(attempt, repeatable=True)
+            except Unavailable:
+                if child is None or not child.ended.is_set():
+                    raise
+                await dead.wait()  # what was below it is being ended, which may outlast all patience
+                return await attempt()
 
     async def save(self, timeout_s: float) -> SaveReport:
         """Freeze its guests and save its memory. Raises what the host says."""
