@@ -155,7 +155,8 @@ class NvmDevice(NvmDeviceActor):
             return await act(request)
 
     def _plan(self, request: nvm.CreateRegionsRequest) -> Plan:
-        """Raises Unavailable while there are snapshots of an earlier region of the same name: it would get them."""
+        """Raises Unavailable while there are snapshots of an earlier region of the same name, which it would get; if
+        their removal has failed it begins again."""
         plan = self._device.plan(request)
         for region in plan.regions:
             if (origin := origin_of(region)) in self._keeper.snapshots.regions:
@@ -565,9 +566,6 @@ class NvmDevice(NvmDeviceActor):
             PageTable.format(mapping, pages)
             mapping.close()
 
-    def remove_region(self, request: nvm.RegionName) -> Awaitable[pb.Empty]:
-        return self.context.later(self._remove_region(request))
-
     async def _make_old_pages(self, region: pb.Region) -> None:
         name, pages = old_pages_name(region.guest_id, region.name), pages_of(region)
         if not region.keeps_old or _is_old_pages(self._memory, name, pages):
@@ -577,6 +575,9 @@ class NvmDevice(NvmDeviceActor):
         mapping = (await self._memory.create(name, OldPages.total_bytes(pages))).map()
         OldPages.format(mapping, pages, armed=True)
         mapping.close()
+
+    def remove_region(self, request: nvm.RegionName) -> Awaitable[pb.Empty]:
+        return self.context.later(self._remove_region(request))
 
     async def _remove_region(self, request: nvm.RegionName) -> pb.Empty:
         async with self._keeper.changing:
