@@ -111,14 +111,14 @@ def test_a_real_ups_says_when_to_save(tmp_path: Path) -> None:
         ups.driver = ups.start("dummy-ups", "-a", "ups", "-F", "-u", "root")
         until(lambda: told("ups") == "on line", "it is there again")
 
+        epoch = one.epoch("alone")
         ups.say("OB LB")
         until(lambda: told("state") == "off", "the machine saves and goes off")
         before = one.printed("h1", guest_id_of(one.dir))
         ups.say("OL")
         until(lambda: '"OL"' in ups.ask(), "upsd says that the mains are back")
         one.json("power", "on", "h1")
-        until(lambda: one.numbers("alone", "began at"), "the guest is there again")
-        assert one.numbers("alone", "began at")[-1] >= before
+        assert one.began_after("alone", epoch) >= before
 
 
 def guest_id_of(state: Path) -> str:
